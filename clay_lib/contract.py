@@ -1,0 +1,43 @@
+"""The one error that speaks about data: what was found, what was expected, why it probably happened."""
+
+from __future__ import annotations
+
+
+class ContractError(ValueError):
+    """Data handed to the library cannot be what it claims to be.
+
+    field: what is wrong, in the caller's words ("pixels", "waves", "when", a path).
+    found / expected: the evidence and the rule, with shapes and units.
+    cause: the likeliest slip behind it, and its mend.
+    """
+
+    def __init__(self, field: str, *, found: object, expected: object, cause: str):
+        self.field, self.found, self.expected, self.cause = field, found, expected, cause
+        super().__init__(f"{field}: found {found}; expected {expected}. Likely cause: {cause}")
+
+    def __reduce__(self):  # keeps the fields when a worker process hands the error back
+        return _rebuild, (self.field, self.found, self.expected, self.cause)
+
+
+def _rebuild(field, found, expected, cause):
+    return ContractError(field, found=found, expected=expected, cause=cause)
+
+
+def number(field: str, value: object) -> float:
+    """A finite float from an int, a float or a NumPy or torch scalar; text, bools and NaN are refused."""
+    try:
+        if isinstance(value, (str, bytes, bool)):
+            raise TypeError
+        out = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ContractError(
+            field,
+            found=f"{value!r} ({type(value).__name__})",
+            expected="one number",
+            cause="a text, a list or a missing value stands where a number belongs",
+        ) from None
+    if out != out or out in (float("inf"), float("-inf")):
+        raise ContractError(
+            field, found=value, expected="a finite number", cause="a division by zero or a missing value upstream"
+        )
+    return out

@@ -1,0 +1,208 @@
+"""Datacube: the one batch that the model takes, and the codes for time and place in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import date, datetime
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clay_lib.contract import ContractError, number
+from clay_lib.sensors import SENSORS, Sensor, check_wavelength
+
+When = str | date | datetime | None
+
+# The released weights were probably trained on (lon, lat) and 12:00 for every image, while the published tutorials
+# feed (lat, lon) and the real hour. "documented" is the default everywhere; "as_trained" is the other reading.
+READINGS = ("documented", "as_trained")
+
+
+@dataclass(frozen=True)
+class Datacube:
+    """Normalised images of one sensor. Errors: ContractError where the shapes or values cannot belong together."""
+
+    pixels: Tensor  # [B, C, H, W], (native - mean) / std
+    time: Tensor  # [B, 4], sin week, cos week, sin hour, cos hour; zeros: unknown
+    latlon: Tensor  # [B, 4], sin lat, cos lat, sin lon, cos lon; zeros: unknown
+    gsd: float | Tensor  # metres per pixel, one number
+    waves: Tensor  # [C], um
+
+    def __post_init__(self):
+        pixels = self.pixels
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or 0 in pixels.shape:
+            found = f"shape {tuple(pixels.shape)}" if hasattr(pixels, "shape") else type(pixels).__name__
+            raise ContractError(
+                "pixels", found=found, expected="a tensor [B, C, H, W]", cause="a chip without its batch axis"
+            )
+        if not pixels.is_floating_point():
+            raise ContractError(
+                "pixels", found=pixels.dtype, expected="floats", cause="native numbers that were not normalised"
+            )
+        B, C = pixels.shape[:2]
+        waves = torch.as_tensor(self.waves, device=pixels.device)
+        if waves.shape != (C,):
+            raise ContractError(
+                "waves",
+                found=f"{tuple(waves.shape)} for {C} bands",
+                expected=f"[{C}], one wavelength a band",
+                cause="bands dropped from the pixels or from the wavelengths alone",
+            )
+        object.__setattr__(self, "waves", waves)
+        for name in ("time", "latlon"):
+            code = torch.as_tensor(getattr(self, name), device=pixels.device)
+            if code.shape != (B, 4):
+                raise ContractError(
+                    name, found=tuple(code.shape), expected=f"[{B}, 4]", cause="raw dates or degrees, not their codes"
+                )
+            object.__setattr__(self, name, code)
+        if isinstance(self.gsd, Tensor):
+            if self.gsd.numel() != 1:
+                raise ContractError("gsd", found=tuple(self.gsd.shape), expected="one number a batch", cause="a list")
+            object.__setattr__(self, "gsd", self.gsd.to(pixels.device).reshape(()))
+        else:
+            object.__setattr__(self, "gsd", number("gsd", self.gsd))
+        if pixels.device.type == "cpu":  # values are looked at where that costs no transfer
+            for wave in waves.tolist():
+                check_wavelength("waves", wave)
+            if float(self.gsd) <= 0:
+                raise ContractError(
+                    "gsd", found=float(self.gsd), expected="metres, > 0", cause="a negative pixel height"
+                )
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to(self, device=None, dtype: torch.dtype | None = None) -> Datacube:
+        """On another device; dtype applies to the pixels alone, the codes stay float32."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()}
+        return Datacube(**(moved | {"pixels": moved["pixels"].to(dtype)}))
+
+    def with_pixels(self, pixels: Tensor) -> Datacube:
+        """The same place, date and bands with other pixels."""
+        return replace(self, pixels=pixels)
+
+
+def make_datacube(
+    pixels,
+    sensor: str | Sensor,
+    *,
+    when: When | Sequence[When] = None,
+    lat: float | Sequence[float] | None = None,
+    lon: float | Sequence[float] | None = None,
+    bands: Sequence[str] | None = None,
+    gsd: float | Tensor | None = None,
+    in_decibel: bool = False,
+    reading: str = "documented",
+) -> Datacube:
+    """Native numbers [C, H, W] or [B, C, H, W] of a sensor -> Datacube on the CPU.
+
+    when, lat, lon: one for all, one per chip, or None for unknown (coded as zeros). gsd: metres, by default the
+    sensor's own. NaN pixels are set to the band's mean, zero after normalisation.
+    """
+    sensor = SENSORS.resolve(sensor)
+    if isinstance(pixels, Tensor):
+        pixels = (
+            pixels.detach().cpu().numpy() if pixels.dtype != torch.bfloat16 else pixels.detach().cpu().float().numpy()
+        )
+    pixels = np.asarray(pixels)
+    if pixels.dtype.kind not in "iufb":
+        raise ContractError(
+            "pixels", found=f"dtype {pixels.dtype}", expected="numbers", cause="text or objects in the array"
+        )
+    if pixels.ndim == 3:
+        pixels = pixels[None]
+    if pixels.ndim != 4 or 0 in pixels.shape:
+        raise ContractError(
+            "pixels",
+            found=f"shape {pixels.shape}",
+            expected="[C, H, W] or [B, C, H, W]",
+            cause="an empty or flat array",
+        )
+    values = torch.from_numpy(np.nan_to_num(sensor.normalise(pixels, bands, in_decibel=in_decibel)))
+    return Datacube(
+        pixels=values,
+        time=time_code(when, len(values), reading=reading),
+        latlon=latlon_code(lat, lon, len(values), reading=reading),
+        gsd=sensor.gsd if gsd is None else gsd,
+        waves=torch.from_numpy(sensor.waves(bands)),
+    )
+
+
+def time_code(when: When | Sequence[When], batch: int = 1, *, reading: str = "documented") -> Tensor:
+    """[B, 4]: sin w, cos w, sin h, cos h with w = 2 pi ISO week / 52 and h = 2 pi hour / 24; None gives zeros.
+
+    A date without an hour counts as noon.
+    """
+    _check_reading(reading)
+    return torch.tensor([_time_row(_parse_when(w), reading) for w in _per_chip("when", when, batch)])
+
+
+def latlon_code(lat, lon, batch: int = 1, *, reading: str = "documented") -> Tensor:
+    """[B, 4]: sin lat, cos lat, sin lon, cos lon, from degrees; None gives zeros."""
+    _check_reading(reading)
+    rows = []
+    for one_lat, one_lon in zip(_per_chip("lat", lat, batch), _per_chip("lon", lon, batch), strict=True):
+        if one_lat is None and one_lon is None:
+            rows.append([0.0] * 4)
+            continue
+        degrees = {"lat": (one_lat, 90), "lon": (one_lon, 360)}
+        for name, (value, limit) in degrees.items():
+            if value is None:
+                raise ContractError(name, found=None, expected="both lat and lon, or neither", cause="half a place")
+            if abs(number(name, value)) > limit:
+                cause = (
+                    "lat and lon are swapped, or are metres in a projection"
+                    if name == "lat"
+                    else "metres in a projection"
+                )
+                raise ContractError(name, found=value, expected=f"degrees, -{limit} to {limit}", cause=cause)
+        order = (one_lat, one_lon) if reading == "documented" else (one_lon, one_lat)
+        rows.append([f(math.radians(float(v))) for v in order for f in (math.sin, math.cos)])
+    return torch.tensor(rows)
+
+
+def _time_row(when: datetime | None, reading: str) -> list[float]:
+    if when is None:
+        return [0.0] * 4
+    hour = 12 if reading == "as_trained" else when.hour
+    w, h = 2 * math.pi * when.isocalendar().week / 52, 2 * math.pi * hour / 24
+    return [math.sin(w), math.cos(w), math.sin(h), math.cos(h)]
+
+
+def _parse_when(when: When) -> datetime | None:
+    if when is None or isinstance(when, datetime):
+        return when
+    if isinstance(when, date):
+        return datetime(when.year, when.month, when.day, 12)
+    try:
+        text = str(when).strip()
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise ContractError(
+            "when", found=repr(when), expected="ISO 8601, for example 2023-06-10T10:30", cause="another date format"
+        ) from None
+    return parsed if len(text) > 10 else parsed.replace(hour=12)
+
+
+def _per_chip(name: str, value, batch: int) -> list:
+    if isinstance(value, (np.ndarray, Tensor)):
+        value = value.tolist()
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * batch
+    if len(values) != batch:
+        raise ContractError(
+            name,
+            found=f"{len(values)} values",
+            expected=f"one, or {batch}: one a chip",
+            cause="a list of another batch",
+        )
+    return values
+
+
+def _check_reading(reading: str) -> None:
+    if reading not in READINGS:
+        raise ContractError("reading", found=repr(reading), expected=f"one of {READINGS}", cause="a misspelling")

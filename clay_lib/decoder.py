@@ -1,0 +1,50 @@
+"""Decoder: visible tokens and mask tokens, back in place, -> pixels of every patch."""
+
+from __future__ import annotations
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+
+from clay_lib.datacube import Datacube
+from clay_lib.embedding import PixelHead
+from clay_lib.encoder import Encoded
+from clay_lib.position import position_code
+from clay_lib.transformer import Transformer
+
+
+class Decoder(nn.Module):
+    """(Encoded, cube) -> [B, L, C*P*P]. Takes time, place, GSD and wavelengths from the cube, never its pixels."""
+
+    def __init__(
+        self,
+        *,
+        encoder_dim: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        dim_head: int,
+        mlp_ratio: float,
+        patch_size: int,
+        ladder: str = "released",
+    ):
+        super().__init__()
+        self.dim, self.ladder = dim, ladder
+        self.enc_to_dec = nn.Identity() if encoder_dim == dim else nn.Linear(encoder_dim, dim)
+        self.mask_patch = nn.Parameter(torch.randn(dim))
+        self.transformer = Transformer(dim, depth=depth, heads=heads, dim_head=dim_head, mlp_ratio=mlp_ratio)
+        self.embed_to_pixels = PixelHead(dim, patch_size=patch_size)
+
+    def forward(self, encoded: Encoded, cube: Datacube) -> Tensor:
+        tokens = self.enc_to_dec(encoded.tokens)
+        class_token, seen = tokens[:, :1], tokens[:, 1:]
+        hidden = self.mask_patch.to(seen.dtype).expand(*encoded.masked.shape, self.dim)
+        order = torch.cat([encoded.visible, encoded.masked], dim=1)
+        places = repeat(order, "B L -> B L d", d=self.dim)
+        patches = torch.cat([seen, hidden], dim=1)
+        patches = torch.empty_like(patches).scatter(1, places, patches)
+
+        code = position_code(*encoded.grid, self.dim, cube.gsd, cube.time, cube.latlon, ladder=self.ladder)
+        patches = patches + code.to(patches.dtype)
+        out = self.transformer(torch.cat([class_token, patches], dim=1))
+        return self.embed_to_pixels(out[:, 1:], cube.waves)

@@ -1,0 +1,220 @@
+"""Sensors: which bands, at which wavelength and ground sampling distance, in which native numbers.
+
+`SENSORS` holds what Clay v1.5 was published with (sensors.yaml, package data). A new sensor is one
+`Sensor(...)` handed to any function that takes a sensor, or a few lines of YAML read by `read_sensors`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from clay_lib.contract import ContractError, number
+
+POWER_FLOOR = 1e-10  # linear backscatter at or below zero is floored here, so -100 dB
+
+
+@dataclass(frozen=True)
+class Band:
+    """One band. wavelength: centre in micrometres. mean, std: of the native numbers (dB for radar)."""
+
+    name: str
+    wavelength: float  # um
+    mean: float
+    std: float
+
+    def __post_init__(self):
+        for field in ("wavelength", "mean", "std"):
+            object.__setattr__(self, field, number(f"band {self.name!r}: {field}", getattr(self, field)))
+        check_wavelength(f"band {self.name!r}: wavelength", self.wavelength)
+        if self.std <= 0:
+            raise ContractError(
+                f"band {self.name!r}: std",
+                found=self.std,
+                expected="> 0",
+                cause="a constant or empty sample was used for the statistics",
+            )
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """A sensor's bands in their native order. gsd: metres per pixel. rgb: three band names to show.
+
+    decibel: the native numbers are linear power, and the bands' statistics are in dB.
+    """
+
+    name: str
+    bands: tuple[Band, ...]
+    gsd: float  # m
+    rgb: tuple[str, ...] = ()
+    what: str = ""
+    decibel: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "bands", tuple(self.bands))
+        object.__setattr__(self, "rgb", tuple(self.rgb))
+        object.__setattr__(self, "gsd", number(f"sensor {self.name!r}: gsd", self.gsd))
+        names = self.band_names
+        if not names or len(set(names)) != len(names):
+            raise ContractError(
+                f"sensor {self.name!r}: bands",
+                found=names,
+                expected="at least one band, every name once",
+                cause="a band is listed twice or none is listed",
+            )
+        if self.gsd <= 0:
+            raise ContractError(
+                f"sensor {self.name!r}: gsd",
+                found=self.gsd,
+                expected="metres per pixel, > 0",
+                cause="a missing or negative pixel size",
+            )
+        if self.rgb:
+            self.indices(self.rgb)
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        return tuple(band.name for band in self.bands)
+
+    def indices(self, names: Sequence[str] | None = None) -> list[int]:
+        """Positions of the named bands in the sensor's own order; None means all of them."""
+        if names is None:
+            return list(range(len(self.bands)))
+        if isinstance(names, str):
+            names = [names]
+        known = {name: i for i, name in enumerate(self.band_names)}
+        unknown = [name for name in names if name not in known]
+        if unknown or len(names) == 0 or len(set(names)) != len(names):
+            raise ContractError(
+                "bands",
+                found=list(names),
+                expected=f"a subset of {list(known)} of {self.name}, each once",
+                cause=f"unknown name {unknown[0]!r}" if unknown else "an empty list or a band named twice",
+            )
+        return [known[name] for name in names]
+
+    def waves(self, bands: Sequence[str] | None = None) -> np.ndarray:
+        """Central wavelengths [C], um."""
+        return np.array([self.bands[i].wavelength for i in self.indices(bands)], dtype=np.float32)
+
+    def statistics(self, bands: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(mean [C], std [C]) of the native numbers, in dB for radar."""
+        chosen = [self.bands[i] for i in self.indices(bands)]
+        return np.array([b.mean for b in chosen], np.float32), np.array([b.std for b in chosen], np.float32)
+
+    def normalise(
+        self, pixels: np.ndarray, bands: Sequence[str] | None = None, *, in_decibel: bool = False
+    ) -> np.ndarray:
+        """Native numbers [..., C, H, W] -> float32 with about zero mean and unit spread; NaN stays NaN.
+
+        Radar power goes through dB here, once; in_decibel says that the pixels are in dB already.
+        """
+        mean, std = self.statistics(bands)
+        pixels = np.asarray(pixels)
+        if pixels.ndim < 3 or pixels.shape[-3] != len(mean):
+            raise ContractError(
+                "pixels",
+                found=f"shape {pixels.shape}",
+                expected=f"[C, H, W] or [B, C, H, W] with C = {len(mean)} bands {list(bands or self.band_names)} of {self.name}",
+                cause="bands last instead of first, or bands left out without bands=[...]",
+            )
+        values = pixels.astype(np.float32)
+        if self.decibel and not in_decibel:
+            values = to_decibel(values)
+        return (values - mean[:, None, None]) / std[:, None, None]
+
+    def denormalise(
+        self, values: np.ndarray, bands: Sequence[str] | None = None, *, in_decibel: bool = False
+    ) -> np.ndarray:
+        """The inverse of `normalise`, back to native numbers, float32 [..., C, H, W]."""
+        mean, std = self.statistics(bands)
+        native = np.asarray(values, dtype=np.float32) * std[:, None, None] + mean[:, None, None]
+        return 10.0 ** (native / 10.0) if self.decibel and not in_decibel else native
+
+
+def to_decibel(power: np.ndarray) -> np.ndarray:
+    """10 log10 of linear backscatter, floored at POWER_FLOOR; NaN stays NaN."""
+    return 10.0 * np.log10(np.where(power > POWER_FLOOR, power, np.where(np.isnan(power), np.nan, POWER_FLOOR)))
+
+
+def check_wavelength(field: str, wavelength: float) -> None:
+    """Micrometres: 0.1 um (ultraviolet) to 100 um; nanometres and metres fall outside."""
+    if not 0.1 <= wavelength <= 100:
+        raise ContractError(
+            field,
+            found=wavelength,
+            expected="micrometres, 0.1 to 100 (blue is 0.49; Clay codes C-band radar as 3.5 and 4.0)",
+            cause="nanometres: divide by 1000" if wavelength > 100 else "metres, or a missing value",
+        )
+
+
+class _Registry(Mapping):
+    """Sensors by name; an unknown name is a ContractError that suggests the nearest ones."""
+
+    def __init__(self, sensors: Mapping[str, Sensor]):
+        self._sensors = dict(sensors)
+
+    def __getitem__(self, name: str) -> Sensor:
+        try:
+            return self._sensors[name]
+        except (KeyError, TypeError):
+            near = difflib.get_close_matches(str(name), self._sensors, n=2, cutoff=0.3)
+            hint = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else "a sensor that is not in the registry: hand in a Sensor(...) instead"
+            )
+            raise ContractError(
+                "sensor", found=repr(name), expected=f"one of {list(self._sensors)}", cause=hint
+            ) from None
+
+    def __contains__(self, name):
+        return name in self._sensors
+
+    def __iter__(self):
+        return iter(self._sensors)
+
+    def __len__(self):
+        return len(self._sensors)
+
+    def resolve(self, sensor: str | Sensor) -> Sensor:
+        """A Sensor from itself or from its name."""
+        return sensor if isinstance(sensor, Sensor) else self[sensor]
+
+
+def read_sensors(path: str | Path) -> _Registry:
+    """Sensors from a YAML file laid out as clay_lib/sensors.yaml."""
+    path = Path(path)
+    if not path.is_file():
+        raise ContractError(
+            "sensors file", found=str(path), expected="a YAML file", cause="a wrong folder or a misspelt name"
+        )
+    return _parse(path.read_text(), str(path))
+
+
+def _parse(text: str, where: str) -> _Registry:
+    sensors = {}
+    try:
+        for name, entry in yaml.safe_load(text).items():
+            bands = tuple(Band(band, **numbers) for band, numbers in entry["bands"].items())
+            rest = {key: entry[key] for key in ("gsd", "rgb", "what", "decibel") if key in entry}
+            sensors[name] = Sensor(name, bands, **rest)
+    except ContractError:
+        raise
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ContractError(
+            "sensors file",
+            found=f"{where}: {type(error).__name__} {error}",
+            expected="name: {gsd, rgb, bands: {band: {wavelength, mean, std}}}",
+            cause="a missing key or a wrong indent; clay_lib/sensors.yaml is a model",
+        ) from None
+    return _Registry(sensors)
+
+
+SENSORS = _parse(resources.files("clay_lib").joinpath("sensors.yaml").read_text(), "clay_lib/sensors.yaml")
