@@ -210,9 +210,10 @@ def pixel_statistics(pixels: np.ndarray) -> np.ndarray:
 def random_convolutions(pixels: np.ndarray, *, n_filters: int = 256, seed: int = 0) -> np.ndarray:
     """Texture that nobody learned: [N, C, H, W] normalised pixels -> [N, F], F = 2 * n_filters.
 
-    Half of the filters are 3 x 3, half 5 x 5, over all bands; weights N(0, 1), then zero mean and unit norm; ReLU;
-    then mean and maximum over the chip, without padding. The idea is MOSAIKS (Rolf et al. 2021, Nature
-    Communications 12:4392, doi 10.1038/s41467-021-24638-z), whose filters are patches of the images themselves.
+    Half of the filters are 3 x 3, half 5 x 5, over all bands; weights N(0, 1), scaled to unit norm; ReLU; then mean
+    and maximum over the chip, without padding. A filter keeps its mean, so that it sees colour beside texture: with
+    centred filters this floor is much lower. The idea is MOSAIKS (Rolf et al. 2021, Nature Communications 12:4392,
+    doi 10.1038/s41467-021-24638-z), whose filters are patches of the images themselves.
     Normalise with the sensor's statistics or the training set's, never with each chip's own.
     """
     pixels = _pixels(pixels)
@@ -237,7 +238,6 @@ def random_convolutions(pixels: np.ndarray, *, n_filters: int = 256, seed: int =
 
 def _filters(count: int, bands: int, size: int, generator: torch.Generator) -> torch.Tensor:
     weights = torch.randn(count, bands, size, size, generator=generator)
-    weights = weights - weights.mean((1, 2, 3), keepdim=True)
     return functional.normalize(weights.flatten(1)).view_as(weights)
 
 
