@@ -46,7 +46,7 @@ def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nda
     _same_width(train, test)
     mean, std = train.mean(0), train.std(0)
     # a constant column's std is rounding error, not always zero
-    varies = std > 1e-12 * np.maximum(1.0, np.abs(mean))
+    varies = std > 1e-12 * np.abs(mean)
     scale = np.where(varies, 1.0 / np.where(varies, std, 1.0), 0.0)
     return (train - mean) * scale, (test - mean) * scale
 
