@@ -468,7 +468,7 @@ def curves(
             ends.append((float(level), name, "#6b6b6b"))
         if log:
             ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel(xlabel or x)

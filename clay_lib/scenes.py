@@ -200,7 +200,10 @@ def coarser(transform: Sequence[float], patch: int) -> tuple[float, ...]:
 def bounds_wgs84(crs: str, transform: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
     """(west, south, east, north) in degrees of the box around the raster; west > east across the antimeridian."""
     box = array_bounds(height, width, Affine(*tuple(transform)[:6]))
-    return tuple(float(v) for v in transform_bounds(crs, "EPSG:4326", *box, densify_pts=21))
+    try:
+        return tuple(float(v) for v in transform_bounds(crs, "EPSG:4326", *box, densify_pts=21))
+    except (RasterioError, ValueError, AttributeError) as error:
+        raise ContractError("crs", found=repr(crs), expected='an EPSG code ("EPSG:32633"), WKT or PROJ text', cause=_short(error)) from None
 
 
 # ---- files ----

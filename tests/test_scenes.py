@@ -140,6 +140,12 @@ def test_patch_grid_covers_the_same_ground(tmp_path):
     assert (north - south) * 110_600 == pytest.approx(640, rel=0.02) and (east - west) * 111_120 == pytest.approx(1280, rel=0.02)
 
 
+@pytest.mark.parametrize("crs", ["EPSG:no", None, "EPSG:999999"])
+def test_unknown_crs_says_why(crs):
+    with pytest.raises(ContractError, match="crs"):
+        bounds_wgs84(crs, UTM["transform"], 8, 8)
+
+
 def broken(folder):
     write_raster(folder / "two.tif", numbered(2), **UTM)
     (folder / "text.tif").write_text("no raster")
