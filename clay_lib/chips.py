@@ -1,0 +1,115 @@
+"""Chips: many small images of one sensor in one array, with their place, date and land cover."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from clay_lib.contract import ContractError
+
+# Where notebooks keep what they make: CLAY_DATA, or data/ of the checkout, or data/ of the current folder.
+_CHECKOUT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("CLAY_DATA") or (_CHECKOUT if (_CHECKOUT / "notebooks").is_dir() else Path.cwd()) / "data")
+CACHE = DATA / "cache"
+
+
+@dataclass(frozen=True)
+class Chips:
+    """N chips of one sensor, of one size, in native numbers."""
+
+    sensor: str
+    pixels: np.ndarray  # [N, C, H, W]
+    labels: np.ndarray  # [N, H, W] land-cover codes
+    lat: np.ndarray  # [N] degrees
+    lon: np.ndarray  # [N] degrees
+    when: np.ndarray  # [N] ISO 8601 text
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index) -> Chips:
+        """The chips that a slice, an index array or a boolean mask names."""
+        return Chips(self.sensor, *(getattr(self, f.name)[index] for f in fields(self)[1:]))
+
+    @property
+    def land_cover(self) -> np.ndarray:
+        """[N] the commonest land-cover code of each chip."""
+        return np.array([np.bincount(chip.ravel(), minlength=256).argmax() for chip in self.labels], dtype=np.uint8)
+
+    @property
+    def place_and_time(self) -> dict[str, list]:
+        """The keyword arguments by which `Clay.embed` and `make_datacube` take place and time."""
+        return {"when": self.when.tolist(), "lat": self.lat.tolist(), "lon": self.lon.tolist()}
+
+
+def world_chips(
+    sensor: str,
+    count: int,
+    *,
+    split: str = "train",
+    size: int = 64,
+    seed: int = 0,
+    first: int = 0,
+    classes: Sequence[int] | None = None,
+    dates: int = 1,
+    cloud_cover: float = 0.0,
+    jobs: int = -1,
+    cache: Path | None = CACHE,
+) -> Chips:
+    """`count` chips of the mini-world: land-cover classes in turn, every place seen at `dates` random dates.
+
+    Two sensors with the same seed, split and classes see the same places. first: skip that many places of each class.
+    Made once and kept under `cache`.
+    """
+    from clay_lib.miniworld import CLASSES
+
+    if count < 1 or dates < 1:
+        raise ContractError("count, dates", found=(count, dates), expected="at least 1", cause="an empty request")
+    classes = list(CLASSES) if classes is None else list(classes)
+    spec = dict(sensor=sensor, count=count, split=split, size=size, seed=seed, first=first, classes=classes)
+    spec |= dict(dates=dates, cloud_cover=cloud_cover, world=_world_version())
+    path = cache and Path(cache) / f"world-{sensor}-{hashlib.sha256(json.dumps(spec).encode()).hexdigest()[:16]}.npz"
+    if path and path.is_file():
+        with np.load(path) as file:
+            return Chips(**{f.name: file[f.name] if f.name != "sensor" else sensor for f in fields(Chips)})
+
+    from joblib import Parallel, delayed
+
+    parts = np.array_split(np.arange(count), min(count, 4 * (os.cpu_count() or 1)))
+    made = Parallel(n_jobs=jobs)(delayed(_observe)(spec, part) for part in parts)
+    chips = Chips(sensor, *(np.concatenate(column) for column in zip(*made, strict=True)))
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+        np.savez(partial, **{f.name: getattr(chips, f.name) for f in fields(Chips)})
+        os.replace(partial, path)
+    return chips
+
+
+def _observe(spec: dict, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Chip number n: class n mod K, then the place, then its date."""
+    from clay_lib.miniworld import MiniWorld
+
+    world, seen = MiniWorld(spec["seed"]), []
+    K = len(spec["classes"])
+    for n in numbers.tolist():
+        index = spec["first"] + n // (K * spec["dates"])
+        rng = np.random.default_rng([spec["seed"], n, *spec["split"].encode()])
+        when = np.datetime64("2018-01-01T10:30") + np.timedelta64(int(rng.integers(0, 6 * 365)), "D")
+        place = world.place(spec["classes"][n % K], index, split=spec["split"])
+        chip = world.observe(place, spec["sensor"], str(when), size=spec["size"], cloud_cover=spec["cloud_cover"])
+        seen.append((chip.pixels, chip.labels, chip.lat, chip.lon, str(when)))
+    return tuple(np.stack(column) for column in zip(*seen, strict=True))
+
+
+def _world_version() -> str:
+    """A hash of the world's own source, so that a changed world is never served old chips."""
+    here = Path(__file__).parent
+    sources = [here / name for name in ("miniworld.py", "landscape.py", "spectra.py", "chips.py")]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]

@@ -1,0 +1,82 @@
+"""Teacher: a frozen DINOv2 with registers whose class token is the target of Clay's projected class token.
+
+Source: Oquab et al. 2024 and Darcet et al. 2024, by the transformers library. It is kept outside the trained module:
+none of its parameters reaches the optimiser or a checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clay_lib.contract import ContractError
+from clay_lib.sensors import Sensor
+
+RELEASED = "facebook/dinov2-with-registers-large"
+
+
+class Teacher(nn.Module):
+    """Normalised RGB [B, 3, H, W] -> class token [B, teacher_dim], without gradient.
+
+    size: side in pixels to which the RGB is resized (518 in the release). stand_in: random weights, no knowledge.
+    """
+
+    def __init__(self, network: nn.Module, *, size: int = 518, stand_in: bool = False):
+        super().__init__()
+        self.network, self.size, self.stand_in = network.eval().requires_grad_(False), size, stand_in
+
+    @property
+    def dim(self) -> int:
+        return self.network.config.hidden_size
+
+    def train(self, mode: bool = True) -> Teacher:
+        return super().train(False)  # frozen also when a trainer switches everything to training
+
+    @torch.no_grad()
+    def forward(self, rgb: Tensor) -> Tensor:
+        rgb = F.interpolate(rgb, size=(self.size, self.size), mode="bicubic", align_corners=False)
+        return self.network(rgb).pooler_output
+
+
+def load_teacher(name: str = RELEASED, *, size: int = 518) -> Teacher:
+    """DINOv2 with registers from a local folder or, by its hub name, from the cache or the network."""
+    from transformers import Dinov2WithRegistersModel
+
+    try:
+        return Teacher(Dinov2WithRegistersModel.from_pretrained(name), size=size)
+    except (OSError, ValueError) as error:
+        kind = "this folder" if Path(name).is_dir() else "this hub name"
+        raise ContractError(
+            "teacher",
+            found=f"{name!r}: {str(error).splitlines()[0]}",
+            expected="a folder written by save_pretrained, or a hub name such as " + RELEASED,
+            cause=f"no network or no DINOv2 weights under {kind}; use stand_in_teacher() or teacher=None offline",
+        ) from None
+
+
+def stand_in_teacher(*, size: int = 56, seed: int = 0) -> Teacher:
+    """The same architecture, small and with random weights: exercises the whole path offline, teaches next to nothing."""
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    config = Dinov2WithRegistersConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_register_tokens=4,
+        image_size=size,
+        patch_size=14,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Teacher(Dinov2WithRegistersModel(config), size=size, stand_in=True)
+
+
+def teacher_view(pixels: Tensor, sensor: Sensor) -> Tensor:
+    """What the teacher is shown of normalised pixels [B, C, H, W]: red, green, blue, or vv, vh and their mean for radar."""
+    if sensor.rgb:
+        return pixels[:, sensor.indices(sensor.rgb)]
+    first, last = pixels[:, 0], pixels[:, -1]
+    return torch.stack([first, last, (first + last) / 2], dim=1)
