@@ -1,0 +1,212 @@
+"""Training does what the release notes say, twice the same, and never touches the teacher."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from clay_lib import SENSORS, Clay, ClayConfig, ContractError
+from clay_lib.chips import Chips
+from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
+from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view
+from clay_lib.training import ClayModule, TrainSettings, drop_bands, schedule, train
+
+MICRO = ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=64)
+
+
+def fake_chips(sensor, n=12, size=16):
+    """Chips that say their own number: chip k is constant k standard deviations above the mean, so far as it goes."""
+    spec = SENSORS[sensor]
+    mean, std = spec.statistics()
+    level = np.linspace(-1, 1, n)[:, None, None, None] * std[:, None, None] + mean[:, None, None]
+    pixels = np.broadcast_to(10 ** (level / 10) if spec.decibel else level, (n, len(mean), size, size))
+    ones = np.ones(n)
+    return Chips(
+        sensor,
+        pixels.astype(np.float32),
+        np.zeros((n, size, size), np.uint8),
+        10 * ones,
+        20 * ones,
+        np.array(["2021-05-04T10:30"] * n),
+    )
+
+
+@pytest.fixture
+def data():
+    sizes = {"sentinel-2-l2a": 12, "naip": 5, "sentinel-1-rtc": 7}
+    return ClayDataModule(
+        {name: fake_chips(name, n) for name, n in sizes.items()}, {"naip": fake_chips("naip", 4)}, batch_size=4
+    )
+
+
+class TestBatches:
+    def test_one_sensor_each_in_turn_and_the_right_length(self, data):
+        loader = data.train_dataloader()
+        batches = list(loader)
+        assert len(batches) == len(loader) == 9  # three sensors, the longest has three batches
+        assert [b.sensor for b in batches[:6]] == ["sentinel-2-l2a", "naip", "sentinel-1-rtc"] * 2
+        assert all(b.cube.pixels.shape[:2] == (4, len(SENSORS[b.sensor].bands)) for b in batches)
+
+    def test_an_epoch_holds_every_chip_and_short_sensors_repeat(self):
+        plans = list(SensorBatches({"a": 12, "b": 5}, batch_size=4, seed=1))
+        seen = {s: np.concatenate([p.indices for p in plans if p.sensor == s]) for s in "ab"}
+        assert sorted(seen["a"]) == list(range(12))
+        assert len(seen["b"]) == 12 and set(np.bincount(seen["b"])) == {2, 3}
+
+    def test_epochs_differ_and_repeat_by_seed(self):
+        def order(seed, epoch):
+            batches = SensorBatches({"a": 40}, batch_size=8, seed=seed)
+            batches.set_epoch(epoch)
+            return np.concatenate([plan.indices for plan in batches]).tolist()
+
+        assert order(0, 1) == order(0, 1) != order(0, 2) != order(1, 2)
+
+    def test_ranks_share_out_an_epoch(self, monkeypatch):
+        ranks = []
+        for rank in range(2):
+            monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+            monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+            monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+            ranks.append(list(SensorBatches({"a": 24, "b": 24}, batch_size=4)))
+        assert [p.sensor for p in ranks[0]] == [p.sensor for p in ranks[1]]
+        for sensor in "ab":
+            mine, yours = (np.concatenate([p.indices for p in plans if p.sensor == sensor]) for plans in ranks)
+            assert not set(mine) & set(yours) and len(set(mine) | set(yours)) == 24
+
+    def test_augmentation_keeps_pixels_and_hides_a_fifth_of_the_places(self):
+        chips = fake_chips("naip", 400)
+        plan = next(iter(SensorBatches({"naip": 400}, batch_size=400)))
+        plain, turned = (PlannedBatches({"naip": chips}, augment=augment)[plan].cube for augment in (False, True))
+        torch.testing.assert_close(plain.pixels.mean((1, 2, 3)), turned.pixels.mean((1, 2, 3)))
+        unknown = (turned.latlon.abs().sum(1) == 0) & (turned.time.abs().sum(1) == 0)
+        assert 0.13 < unknown.float().mean() < 0.27
+        assert torch.equal(turned.latlon[~unknown], plain.latlon[~unknown])
+
+    def test_nothing_to_train_on(self):
+        with pytest.raises(ContractError, match="train"):
+            ClayDataModule({"naip": fake_chips("naip", 4)[:0]})
+
+
+class TestSettings:
+    def test_the_release_rate_rises_within_a_cycle(self):
+        s = TrainSettings()
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=s.lr)
+        steps, rates = schedule(optimizer, s), []
+        for _ in range(3001):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            steps.step()
+        assert rates[0] == pytest.approx(1e-5) and rates[999] == pytest.approx(1e-3, rel=1e-3)
+        assert rates[1000] == pytest.approx(1e-5) and rates[2999] == pytest.approx(1e-3, rel=1e-3)
+        assert rates[500] == pytest.approx((1e-5 + 1e-3) / 2, rel=1e-2) and rates[3000] == pytest.approx(1e-5)
+
+    def test_optimiser_as_published(self):
+        optimizer = ClayModule(MICRO).configure_optimizers()["optimizer"]
+        group = optimizer.param_groups[0]
+        assert (group["weight_decay"], tuple(group["betas"])) == (0.05, (0.9, 0.95))
+        assert type(optimizer) is torch.optim.AdamW
+
+    def test_unknown_schedule(self):
+        with pytest.raises(ContractError, match="schedule"):
+            ClayModule(MICRO, TrainSettings(schedule="linear")).configure_optimizers()
+
+    def test_dropped_bands(self):
+        batch = PlannedBatches({"naip": fake_chips("naip", 3000)}, augment=True)[
+            next(iter(SensorBatches({"naip": 3000}, batch_size=3000)))
+        ]
+        cube = batch.cube.with_pixels(torch.ones_like(batch.cube.pixels))
+        kept = drop_bands(cube, drop_all=0.1, drop_half=0.2).pixels[:, :, 0, 0].sum(1)
+        known = cube.latlon.abs().sum(1) > 0
+        assert (kept[~known] == 4).all()
+        share = {n: float((kept[known] == n).float().mean()) for n in (0, 2, 4)}
+        assert share == {
+            0: pytest.approx(0.1, abs=0.03),
+            2: pytest.approx(0.2, abs=0.03),
+            4: pytest.approx(0.7, abs=0.04),
+        }
+
+
+class TestTraining:
+    settings = TrainSettings(lr=2e-3, schedule="one_cycle", warmup_steps=2, max_steps=24, clip_gradient=1.0)
+
+    def run(self, data, out, **changes):
+        return train(
+            MICRO,
+            replace(self.settings, **changes),
+            data,
+            out=out,
+            teacher=stand_in_teacher(),
+            progress=False,
+            accelerator="cpu",
+            log_every=1,
+        )
+
+    def test_twice_the_same_and_it_learns(self, data, tmp_path):
+        a, b = (self.run(data, tmp_path / name) for name in "ab")
+        first, second = (run.clay.model.state_dict() for run in (a, b))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        loss = a.history["train/loss"].dropna()
+        assert loss.tail(6).mean() < loss.head(6).mean()
+        assert {"train/naip", "val/naip", "val/reconstruction", "train/representation", "lr"} <= set(a.history.columns)
+
+        loaded = Clay.load(a.checkpoint)
+        assert loaded.model.config == MICRO
+        assert all(torch.equal(loaded.model.state_dict()[name], first[name]) for name in first)
+        assert self.run(data, tmp_path / "c", seed=1).clay.model.state_dict()["proj.bias"].ne(first["proj.bias"]).any()
+
+    def test_weighting_and_the_frozen_teacher(self, data):
+        teacher = stand_in_teacher()
+        before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+        module = ClayModule(MICRO, TrainSettings(), teacher)
+        batch = next(iter(data.train_dataloader()))
+        torch.manual_seed(1)
+        losses = module.losses(batch, training=False)
+        expected = 0.95 * losses["reconstruction"] + 0.05 * losses["representation"]
+        torch.testing.assert_close(losses["loss"], expected)
+        losses["loss"].backward()
+        module.configure_optimizers()["optimizer"].step()
+        assert not any("teacher" in name for name in (*module.state_dict(), *dict(module.named_parameters())))
+        assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+        assert not module.train()._teacher[0].network.training and all(p.grad is None for p in teacher.parameters())
+
+    def test_without_a_teacher_the_loss_is_reconstruction(self, data):
+        losses = ClayModule(MICRO).losses(next(iter(data.train_dataloader())), training=False)
+        assert losses["loss"] == losses["reconstruction"] and "representation" not in losses
+
+    def test_validation_drops_no_band(self, data):
+        batch = PlannedBatches(data.train_chips, augment=False)[next(iter(SensorBatches({"naip": 5}, batch_size=5)))]
+        dropping = ClayModule(MICRO, TrainSettings(drop_all_bands=1.0))
+        keeping = ClayModule(MICRO, TrainSettings())
+        keeping.load_state_dict(dropping.state_dict())
+        losses = {}
+        for module in (dropping, keeping):
+            for training in (True, False):
+                torch.manual_seed(0)
+                losses[module, training] = module.losses(batch, training=training)["reconstruction"].detach()
+        assert losses[dropping, False] == losses[keeping, False]
+        assert losses[dropping, True] != losses[dropping, False]
+
+    def test_teacher_of_another_width(self):
+        with pytest.raises(ContractError, match="teacher_dim"):
+            ClayModule(replace(MICRO, teacher_dim=32), teacher=stand_in_teacher())
+
+
+class TestTeacher:
+    def test_from_a_local_folder(self, tmp_path):
+        stand_in = stand_in_teacher()
+        stand_in.network.save_pretrained(tmp_path)
+        loaded = load_teacher(str(tmp_path), size=56)
+        rgb = torch.randn(2, 3, 32, 32)
+        assert torch.equal(loaded(rgb), stand_in(rgb)) and not loaded.stand_in
+
+    def test_missing_folder_says_what_to_do(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(ContractError, match="stand_in_teacher"):
+            load_teacher(str(tmp_path / "nothing"))
+
+    def test_what_it_is_shown(self):
+        s2 = torch.arange(10.0).reshape(1, 10, 1, 1)
+        assert teacher_view(s2, SENSORS["sentinel-2-l2a"]).flatten().tolist() == [2, 1, 0]
+        radar = torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)
+        assert teacher_view(radar, SENSORS["sentinel-1-rtc"]).flatten().tolist() == [1, 3, 2]
