@@ -70,12 +70,12 @@ def show_on_map(
     layers: Layer | Sequence[Layer],
     *,
     bounds: tuple[float, float, float, float] | None = None,
-    zoom: int | None = None,
+    zoom: float | None = None,
     center: tuple[float, float] | None = None,
     basemap: str | None = None,
     height: str = "480px",
 ):
-    """A leafmap.Map (ipyleaflet) of the layers, first at the bottom, with a layer list and an opacity slider.
+    """A leafmap.Map (ipyleaflet) of the layers, first at the bottom, with a layer list and opacity sliders.
 
     bounds: (west, south, east, north) in degrees; by default what the layers cover. center: (lat, lon), zoom: Leaflet's.
     basemap: a name that leafmap knows ("OpenStreetMap"); it asks the network for tiles, so none is drawn by default.
@@ -94,7 +94,7 @@ def show_on_map(
     center = center or ((south + north) / 2, (west + east) / 2)
     zoom = zoom if zoom is not None else _zoom(west, south, east, north)
     controls = dict(draw_control=False, measure_control=False, toolbar_control=False, attribution_control=False, search_control=False, layers_control=False)
-    shown = leafmap.Map(center=[float(v) for v in center], zoom=zoom, max_zoom=24, height=height, scroll_wheel_zoom=True, **controls)
+    shown = leafmap.Map(center=[float(v) for v in center], zoom=zoom, max_zoom=24, height=height, scroll_wheel_zoom=True, zoom_snap=0.25, **controls)
     shown.layers = ()  # leafmap begins with tiles from the network; remove() would close them and break to_html
     if basemap is not None:
         shown.add_basemap(basemap)
@@ -103,10 +103,12 @@ def show_on_map(
         added.append(ipyleaflet.ImageOverlay(url=url, bounds=box, name=layer.name, opacity=layer.opacity))
         shown.add(added[-1])
     shown.add(ipyleaflet.LayersControl(position="topright"))
-    slider = ipywidgets.FloatSlider(value=layers[-1].opacity, min=0, max=1, step=0.05, description="opacity", readout=False, layout=ipywidgets.Layout(width="210px"))
-    ipywidgets.jslink((slider, "value"), (added[-1], "opacity"))  # linked in the browser: works in saved pages too
-    slider.tooltip = f"opacity of {layers[-1].name}"
-    shown.add(ipyleaflet.WidgetControl(widget=slider, position="bottomright"))
+    sliders = []
+    for layer in added[1:] or added:  # the bottom layer needs none
+        look = dict(readout=False, style={"description_width": "130px"}, layout=ipywidgets.Layout(width="270px"))
+        sliders.append(ipywidgets.FloatSlider(value=layer.opacity, min=0, max=1, step=0.05, description=layer.name, description_tooltip="opacity", **look))
+        ipywidgets.jslink((sliders[-1], "value"), (layer, "opacity"))  # linked in the browser: works in saved pages too
+    shown.add(ipyleaflet.WidgetControl(widget=ipywidgets.VBox(sliders), position="bottomright"))
     return shown
 
 
@@ -202,11 +204,11 @@ def _warp(picture: np.ndarray, crs: str, transform: Sequence[float], target: str
     return out.transpose(1, 2, 0).copy(), (left, bottom, right, top)
 
 
-def _zoom(west: float, south: float, east: float, north: float, pixels: int = 420) -> int:
-    """The closest Leaflet zoom at which the box still fits into a square of screen pixels."""
+def _zoom(west: float, south: float, east: float, north: float, pixels: int = 440) -> float:
+    """The closest Leaflet zoom, in quarter steps, at which the box still fits into a square of screen pixels."""
     stretch = 1 / math.cos(math.radians((south + north) / 2))
     degrees = max(east - west, (north - south) * stretch, 1e-6)
-    return int(np.clip(math.floor(math.log2(360 * pixels / (256 * degrees))), 1, 22))
+    return float(np.clip(math.floor(4 * math.log2(360 * pixels / (256 * degrees))) / 4, 1, 23))
 
 
 def _degree_ticks(ax) -> None:

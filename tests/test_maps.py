@@ -74,7 +74,7 @@ def test_map_holds_the_layers_and_no_tiles(tmp_path):
     west, south, east, north = bounds_wgs84(crs, transform, 64, 64)
     assert tuple(shown.center) == pytest.approx(((south + north) / 2, (west + east) / 2), abs=1e-6)
     pixels = 256 * 2**shown.zoom * (east - west) / 360
-    assert 200 < pixels < 480  # fills the window, does not overflow it
+    assert 360 < pixels < 480  # fills the window, does not overflow it
     shown.to_html(str(tmp_path / "map.html"))
     assert shown.layers[0].url in (tmp_path / "map.html").read_text()
 
