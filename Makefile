@@ -1,0 +1,49 @@
+# make demo    the whole walk: executed notebooks and one page of pictures     make help    all targets
+VENV    := .venv
+PY      := $(VENV)/bin/python
+READY   := $(VENV)/.ready
+PROFILE ?= demo
+SCENE   ?=
+SENSOR  ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-slow lab notebooks bench clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## run all notebooks; PROFILE=smoke|demo|gpu; SCENE=path.tif SENSOR=sentinel-2-l2a for your own image
+	@scene="$(SCENE)"; if [ -n "$$scene" ] && [ ! -e "$$scene" ] && [ -e "$(PWD)/$$scene" ]; then scene="$(PWD)/$$scene"; fi; \
+	$(PY) -m clay_lib run --profile "$(PROFILE)" --scene "$$scene" --sensor "$(SENSOR)"
+
+test: $(READY)  ## everything but the slow tests
+	$(PY) -m pytest -m "not slow" --durations=15
+
+test-slow: $(READY)  ## the slow tests
+	$(PY) -m pytest -m slow --durations=15
+
+lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with its token
+	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 $(firstword $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)) notebooks)
+
+notebooks: $(READY)  ## run the demo and put its outputs into notebooks/*.ipynb
+	$(PY) -m clay_lib run --profile demo
+	$(PY) -m clay_lib pair --run papermill_runs/demo
+
+bench: $(READY)  ## timings on this machine
+	$(PY) -m clay_lib bench
+
+clean:  ## remove .venv, caches and results
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info lightning_logs
+	find clay_lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+	find papermill_runs -mindepth 1 -maxdepth 1 ! -name profiles ! -name sweeps ! -name README.md -exec rm -rf {} +
+
+# torch first and pinned, so that nothing after it pulls another build.
+$(READY): pyproject.toml constraints.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "python3 must be 3.11 or newer; found: $$(python3 --version 2>&1). Install one and put it first on PATH." >&2; exit 1; }
+	@[ -x $(PY) ] || python3 -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "python3 cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PY) -m pip install -q -c constraints.txt torch
+	$(PY) -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@

@@ -1,0 +1,96 @@
+"""environment.yml, pyproject.toml and constraints.txt say the same thing, and the code imports only what they name."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DEV = PROJECT["optional-dependencies"]["dev"]
+DIRECT = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"] + DEV)}
+CONSTRAINTS = [s for line in (ROOT / "constraints.txt").read_text().splitlines() if (s := line.split("#")[0].strip())]
+
+
+def test_every_direct_dependency_is_pinned_within_its_bounds():
+    pins = {}
+    for line in CONSTRAINTS:
+        pin = Requirement(line)
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{line}: one exact version, without a build tag"
+        assert canonicalize_name(pin.name) not in pins, f"{line}: pinned twice"
+        pins[canonicalize_name(pin.name)] = str(pin.specifier)[2:]
+    assert DIRECT.keys() <= pins.keys(), f"not pinned: {DIRECT.keys() - pins.keys()}"
+    for name, requirement in DIRECT.items():
+        assert requirement.specifier, f"{name}: a lower bound is missing"
+        assert requirement.specifier.contains(pins[name]), f"{requirement} does not admit the tested {pins[name]}"
+    assert pins["torch"] == "2.13.0"
+
+
+def test_nothing_chooses_a_torch_build_or_an_index():
+    for name in ("constraints.txt", "pyproject.toml", "environment.yml", "Makefile", ".ci/run"):
+        lines = [s.split("#")[0] for s in (ROOT / name).read_text().splitlines()]
+        found = re.search(
+            r"\+c(pu|u\d)|^(nvidia|cuda|triton)\b|index-url|find-links|https?://", "\n".join(lines), re.M | re.I
+        )
+        assert not found, f"{name}: {found and found[0]}"
+
+
+def test_environment_only_refers_to_the_project():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert [re.match(r"\w+", d)[0] for d in conda] == ["python", "pip"]
+    assert pip == ["-c constraints.txt", "-e .[dev]"]
+    low = PROJECT["requires-python"].removeprefix(">=")
+    assert f">={low}" in conda[0] and Requirement(f"python{PROJECT['requires-python']}")
+
+
+@pytest.mark.parametrize("folder", ["clay_lib", "tests", "notebooks"])
+def test_every_import_is_a_declared_dependency(folder):
+    owners, here = packages_distributions(), {p.stem for p in (ROOT / folder).glob("*.py")}
+    for path in (ROOT / folder).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"clay_lib", *here}:
+                assert top in owners, f"{path.name} imports {top}, which is not installed"
+                declared = {canonicalize_name(owner) for owner in owners[top]} & DIRECT.keys()
+                assert declared, f"{path.name} imports {top} of {set(owners[top])}: name it in pyproject.toml"
+
+
+def test_the_registry_travels_with_the_package(tmp_path):
+    code = "import clay_lib; print(len(clay_lib.SENSORS), clay_lib.__file__)"
+    shutil.copytree(ROOT / "clay_lib", tmp_path / "clay_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["clay_lib"]
+    shipped = {p for pattern in patterns for p in (tmp_path / "clay_lib").glob(pattern)}
+    for path in (tmp_path / "clay_lib").rglob("*"):  # what an installed package would hold, and no more
+        if path.is_file() and path.suffix != ".py" and path not in shipped:
+            path.unlink()
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 0 and str(tmp_path) in said.stdout, said.stderr
+
+
+def test_the_licence_is_apache_2():
+    text = (ROOT / "LICENSE").read_text()
+    assert PROJECT["license"] == "Apache-2.0" and "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
+
+
+def test_make_tells_of_an_old_python(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    said = subprocess.run(["make", "test"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert said.returncode != 0 and "must be 3.11 or newer; found: Python 3.9.2" in said.stderr
+    assert not (tmp_path / ".venv").exists()
