@@ -1,0 +1,247 @@
+"""One notebook, headless: the only way that demo, tests and sweeps run one.
+
+The percent script is the source, so outputs kept beside it can never be stale. A run leaves in its folder
+    NN_name.ipynb        the executed notebook, saved after every cell
+    NN_name/             the notebook's own `out`: metrics.json and pictures
+    NN_name/run.json     what happened, as a RunResult
+    NN_name/log.txt      everything it printed, line by line, so that a dead run can be read
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clay_lib.contract import ContractError
+from clay_lib.parameters import check_parameters, read_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+RUNS = ROOT / "papermill_runs"
+PICTURES = (".png", ".jpg", ".jpeg", ".svg")
+START_UPS = 3  # tries; only a kernel that died before its first cell is started again
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One notebook's run. error: the exception's own words; failed_cell: its place, "cell 4 of 9: x = 1 / 0"."""
+
+    name: str
+    notebook: str  # the executed notebook
+    parameters: dict
+    seconds: float
+    ok: bool
+    failed_cell: str | None
+    error: str | None
+    metrics: dict
+    peak_mb: float  # resident memory of the kernel and its children, at its highest
+
+
+def output_folder(out: str, name: str) -> Path:
+    """Where a notebook writes: the folder a headless run gave it, else papermill_runs/lab/NAME; made if missing."""
+    folder = Path(out) if out else RUNS / "lab" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def list_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
+    """The percent scripts in walk order."""
+    return sorted(folder.glob("[0-9][0-9]_*.py"))
+
+
+def read_script(script: Path):
+    """A percent script as a notebook in memory, with a kernel named even where its header forgot it."""
+    import jupytext
+
+    if not script.is_file():
+        raise ContractError(
+            "notebook",
+            found=str(script),
+            expected="a percent script such as notebooks/01_embed_patches.py",
+            cause="a misspelt name",
+        )
+    notebook = jupytext.read(script, fmt="py:percent")
+    notebook.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "Python 3", "language": "python"})
+    return notebook
+
+
+# ---- one notebook
+
+
+def run_notebook(
+    script: Path,
+    out_dir: Path,
+    parameters: Mapping[str, object],
+    *,
+    timeout: float | None = None,
+    threads: int | None = None,
+) -> RunResult:
+    """Execute a percent script in this interpreter's kernel, standing in the script's own folder as JupyterLab does.
+
+    out_dir: holds the executed notebook NAME.ipynb and the folder NAME/, handed to the notebook as `out`.
+    timeout: seconds for the whole notebook; the kernel is ended after them. threads: cap for torch and BLAS.
+    A notebook that fails is a RunResult with ok=False; ContractError means that it could not be started as asked.
+    """
+    from papermill.exceptions import PapermillExecutionError
+
+    script, out_dir = Path(script).resolve(), Path(out_dir).resolve()
+    notebook = read_script(script)
+    kinds = read_parameters(notebook)
+    out = out_dir / script.stem
+    values = {**parameters, "out": str(out)}
+    check_parameters(kinds, values, script.stem)
+
+    out.mkdir(parents=True, exist_ok=True)
+    executed = out_dir / f"{script.stem}.ipynb"
+    for old in [
+        executed,
+        executed.with_suffix(".html"),
+        *(p for p in out.iterdir() if p.name in ("metrics.json", "run.json") or p.suffix in PICTURES),
+    ]:
+        old.unlink(missing_ok=True)
+
+    started, peak = time.time(), 0.0
+    for attempt in range(START_UPS):
+        failed, error = None, None
+        with tempfile.TemporaryDirectory(prefix="k") as prefix, open(out / "log.txt", "w") as log:
+            watch = _Watch(prefix, timeout)
+            try:
+                _execute(notebook, executed, values, prefix=prefix, log=log, cwd=script.parent, threads=threads)
+            except PapermillExecutionError as exception:
+                failed = _cell(notebook, exception.source)
+                error = f"{exception.ename}: {exception.evalue}".strip()
+            except Exception as exception:  # the kernel died, or never came up: what it was doing is on disk
+                failed = _running_cell(notebook, executed)
+                error = watch.verdict or f"{type(exception).__name__}: {exception}"
+                if failed is None and not watch.verdict and attempt + 1 < START_UPS:
+                    continue
+            finally:
+                watch.stop()
+                peak = max(peak, watch.peak_mb)
+        break
+    if error is None and not is_done(executed):
+        error = "it ran to its end but wrote no readable metrics.json"
+    metrics = read_json(out / "metrics.json")
+    result = RunResult(
+        script.stem,
+        str(executed),
+        values,
+        round(time.time() - started, 2),
+        error is None,
+        failed,
+        error,
+        metrics,
+        round(peak, 1),
+    )
+    (out / "run.json").write_text(
+        json.dumps({**asdict(result), "finished": time.strftime("%Y-%m-%d %H:%M")}, indent=1, default=str)
+    )
+    return result
+
+
+def is_done(executed: Path) -> bool:
+    """Whether a run on disk is whole: a killed one has no end_time, a failed one an exception, a cut one no metrics."""
+    told = read_json(executed).get("metadata", {}).get("papermill", {})
+    whole = told.get("exception") is None and told.get("end_time") is not None
+    return whole and bool(read_json(executed.with_suffix("") / "metrics.json"))
+
+
+def _execute(notebook, executed: Path, values: dict, *, prefix: str, log, cwd: Path, threads: int | None) -> None:
+    import papermill
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets.config import Config
+
+    env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    if threads:
+        env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+
+    class Kernel(AsyncKernelManager):  # this interpreter, whichever kernels the machine has registered
+        kernel_spec = KernelSpec(argv=argv, display_name="Python 3", language="python", env=env)
+
+    settings = {"connection_file": f"{prefix}/kernel.json"}
+    if os.name == "posix":  # among many kernels at once a TCP port is sometimes taken; a socket of our own never is
+        settings |= {"transport": "ipc", "ip": f"{prefix}/s"}
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    papermill.execute_notebook(
+        notebook,
+        str(executed).replace("{", "{{").replace("}", "}}"),  # papermill reads braces in a path as a template
+        values,
+        cwd=cwd,
+        kernel_name="python3",
+        kernel_manager_class=Kernel,
+        config=Config({"KernelManager": settings}),
+        stdout_file=log,
+        stderr_file=log,
+        progress_bar=False,
+        autosave_cell_every=10,
+    )
+
+
+class _Watch(threading.Thread):
+    """Follows the kernel's memory from outside, and ends it when its time is up."""
+
+    def __init__(self, prefix: str, timeout: float | None):
+        super().__init__(daemon=True)
+        self.prefix, self.timeout, self.peak_mb, self.verdict = prefix, timeout, 0.0, None
+        self._over = threading.Event()
+        self.start()
+
+    def stop(self):
+        self._over.set()
+        self.join()
+
+    def run(self):
+        import psutil
+
+        deadline = time.monotonic() + self.timeout if self.timeout else float("inf")
+        kernel = None
+        while not self._over.wait(0.25):
+            try:
+                kernel = kernel or next(
+                    (p for p in psutil.Process().children() if self.prefix in " ".join(p.cmdline())), None
+                )
+                family = [kernel, *kernel.children(recursive=True)] if kernel else []
+                self.peak_mb = max(self.peak_mb, sum(p.memory_info().rss for p in family) / 2**20)
+                if time.monotonic() > deadline and family:
+                    self.verdict = f"ended after its {self.timeout:g} s"
+                    for process in reversed(family):
+                        process.kill()
+                    return
+            except psutil.Error:  # it ended between two looks
+                continue
+
+
+def _cell(notebook, source: str) -> str:
+    """ "cell 4 of 9: x = 1 / 0", counted in the script's own cells."""
+    first = next(
+        (line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")), source[:80]
+    )
+    index = next(
+        (i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source == source), None
+    )
+    return f"cell {'?' if index is None else index + 1} of {len(notebook.cells)}: {first.strip()}"
+
+
+def _running_cell(notebook, executed: Path) -> str | None:
+    """The cell that was running when the kernel died, from the file on disk: the last that had begun."""
+    cells = [c for c in read_json(executed).get("cells", []) if c["cell_type"] == "code"]
+    begun = [c for c in cells if c["metadata"].get("papermill", {}).get("start_time")]
+    return _cell(notebook, "".join(begun[-1]["source"])) if begun else None
+
+
+def read_json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,150 @@
+"""A profile: all notebooks in walk order, headless, with the values that such a run swaps in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from clay_lib import gallery
+from clay_lib.contract import ContractError
+from clay_lib.parameters import check_parameters, read_parameters
+from clay_lib.runner import NOTEBOOKS, RUNS, RunResult, is_done, list_notebooks, read_json, read_script, run_notebook
+
+
+def read_profile(profile: str | Path) -> dict:
+    """A profile by name (papermill_runs/profiles/NAME.yaml) or path: {threads, minutes, common, notebooks}."""
+    path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else RUNS / "profiles" / f"{profile}.yaml"
+    if not path.is_file():
+        names = sorted(p.stem for p in (RUNS / "profiles").glob("*.yaml"))
+        raise ContractError(
+            "profile", found=str(profile), expected=f"one of {names} or a path to a .yaml file", cause="a misspelt name"
+        )
+    try:
+        told = yaml.safe_load(path.read_text()) or {}
+        known = {key: told.pop(key, None) for key in ("threads", "minutes", "common", "notebooks")}
+        if told or not all(
+            isinstance(value, dict) for key, value in known.items() if value is not None and key != "threads"
+        ):
+            raise ValueError(f"keys {sorted(told)}" if told else "a text or a list where a mapping belongs")
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
+        raise ContractError(
+            "profile",
+            found=f"{path.name}: {error}",
+            expected="threads, minutes, common and notebooks",
+            cause="a misspelt key or a wrong indent",
+        ) from None
+    return {key: value if key == "threads" else value or {} for key, value in known.items()} | {"name": path.stem}
+
+
+def run_profile(
+    profile: str | Path,
+    *,
+    notebooks: Sequence[str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+    out: Path | None = None,
+    folder: Path = NOTEBOOKS,
+    timeout: float | None = None,
+    keep_going: bool = False,
+) -> list[RunResult]:
+    """Run notebooks in walk order with a profile's values, print a line for each, and write the gallery.
+
+    notebooks: their names or the beginnings of them ("04"); None: all. overrides: values for every notebook that
+    has such a parameter (at least one must). Everything is checked before the first one starts. Stops at the
+    first failure unless keep_going; what was done is kept either way.
+    """
+    told = read_profile(profile)
+    out = Path(out or RUNS / told["name"])
+    scripts = choose(notebooks, folder)
+    kinds = {script.stem: read_parameters(read_script(script)) for script in list_notebooks(folder)}
+    for field in ("notebooks", "minutes"):
+        for name in set(told[field]) - set(kinds):
+            raise ContractError(
+                f"profile {told['name']!r}: {field}",
+                found=name,
+                expected=f"one of {sorted(kinds)}",
+                cause="a misspelt or renamed notebook",
+            )
+    for name in overrides or {}:
+        if not any(name in kinds[script.stem] for script in scripts):
+            check_parameters(kinds[scripts[0].stem], {name: None}, " or ".join(s.stem for s in scripts))
+    plan = {}
+    for script in scripts:
+        own = kinds[script.stem]
+        shared = {k: v for k, v in {**told["common"]}.items() if k in own}
+        plan[script] = {
+            **shared,
+            **told["notebooks"].get(script.stem, {}),
+            **{k: v for k, v in (overrides or {}).items() if k in own},
+        }
+        check_parameters(own, plan[script], script.stem)
+
+    print(_forecast(told, scripts, out), flush=True)
+    results = []
+    for script, values in plan.items():
+        result = run_notebook(script, out, values, timeout=timeout, threads=told["threads"])
+        results.append(result)
+        print(
+            f"{result.name:<28} {'ok' if result.ok else 'FAILED':<7}{result.seconds:7.1f} s {result.peak_mb:7.0f} MB",
+            flush=True,
+        )
+        if not result.ok:
+            print(f"  in {result.failed_cell or 'no cell'}\n  {result.error}\n  see {result.notebook}", flush=True)
+            if not keep_going:
+                break
+    page = gallery.write_gallery(out, title=told["name"])
+    print(
+        f"{sum(r.ok for r in results)} of {len(plan)} notebooks done in {sum(r.seconds for r in results) / 60:.1f} min, peak {max(r.peak_mb for r in results):.0f} MB. Open {page}"
+    )
+    return results
+
+
+def choose(names: Sequence[str] | None, folder: Path = NOTEBOOKS) -> list[Path]:
+    """The scripts whose name begins with one of the given names, in walk order; None: all."""
+    scripts = list_notebooks(folder)
+    for name in names or []:
+        if not any(s.stem.startswith(name) for s in scripts):
+            raise ContractError(
+                "notebook", found=name, expected=f"one of {[s.stem for s in scripts]}", cause="a misspelt name"
+            )
+    chosen = [s for s in scripts if names is None or s.stem.startswith(tuple(names))]
+    if not chosen:
+        raise ContractError(
+            "notebooks",
+            found=f"none in {folder}",
+            expected="scripts named NN_verb_object.py",
+            cause="the wrong folder, or the package is installed without its repository",
+        )
+    return chosen
+
+
+def scene_walk(profile: str | Path, folder: Path = NOTEBOOKS) -> list[str]:
+    """The notebooks that take a scene of one's own, and before them the training if its weights are not there yet.
+
+    Weights are there when the training notebook's last run under this profile is whole.
+    """
+    out = RUNS / read_profile(profile)["name"]
+    scripts = list_notebooks(folder)
+    takes = [s.stem for s in scripts if {"scene", "sensor"} <= set(read_parameters(read_script(s)))]
+    if not takes:
+        raise ContractError(
+            "scene",
+            found=f"no notebook in {folder} that takes one",
+            expected="parameters scene and sensor",
+            cause="the wrong folder",
+        )
+    return [s.stem for s in scripts if "_train_" in s.stem and not is_done(out / f"{s.stem}.ipynb")] + takes
+
+
+def _forecast(told: dict, scripts: Sequence[Path], out: Path) -> str:
+    """How long it will take: measured by the last run where there is one, else stated in the profile."""
+    minutes = []
+    for script in scripts:
+        last = read_json(out / script.stem / "run.json")
+        minutes.append(last["seconds"] / 60 if last.get("ok") else told["minutes"].get(script.stem))
+    known = [m for m in minutes if m is not None]
+    about = f"about {sum(known):.1f} min" + (
+        f" and {len(minutes) - len(known)} not yet measured" if len(known) < len(minutes) else ""
+    )
+    return f"profile {told['name']}: {len(scripts)} notebooks, {about if known else 'duration not yet measured'}"

@@ -1,0 +1,111 @@
+"""The page is one file that tells the truth about each run; the notebooks in git get outputs without noise."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from clay_lib import ContractError, gallery
+from clay_lib.runner import ROOT, run_notebook
+
+SCRIPT = """# %% [markdown]
+# # 01 · See <the> land
+#
+# **Question.** Is *land* $x$ visible?
+#
+# **You will see** one picture.
+
+# %% tags=["parameters"]
+out: str = ""
+
+# %%
+import base64, json, pathlib
+png = base64.b64decode("{png}")
+pathlib.Path(out, "1_fields_and_towns.png").write_bytes(png)
+from clay_lib.runner import ROOT
+print(f"{{ROOT}}/clay_lib/sensors.yaml")
+from IPython.display import Image, display
+display(Image(png))
+display({{"application/vnd.jupyter.widget-view+json": {{"model_id": "m"}}, "text/plain": "Map(center=[0, 0])"}}, raw=True)
+
+# %%
+pathlib.Path(out, "metrics.json").write_text(json.dumps({{"error": {{"naip": 0.123456, "s2": 2}}, "chips": 12345, "notes": None, "fine": True}}))
+"""
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gallery")
+    (folder / "notebooks").mkdir()
+    script = folder / "notebooks/01_see_land.py"
+    script.write_text(SCRIPT.format(png=PNG))
+    assert run_notebook(script, folder / "runs", {}).ok
+    bad = folder / "notebooks/02_break.py"
+    bad.write_text(SCRIPT.format(png=PNG).replace("01 · See", "02 · Break") + "\n# %%\nraise ValueError('a < b')\n")
+    assert not run_notebook(bad, folder / "runs", {}).ok
+    return folder
+
+
+def test_the_page_holds_everything_in_one_file(run):
+    page = gallery.write_gallery(run / "runs", title="smoke").read_text()
+    assert page.count(f"data:image/png;base64,{PNG}") == 2, "one picture a notebook, embedded"
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page), "nothing from a network"
+    assert "See &lt;the&gt; land" in page and "Is land x visible?" in page and "fields and towns" in page
+    for shown in ("0.1235", "12\u202f345", "yes", "error / naip", "1 of 2"):
+        assert shown in page
+    for linked in re.findall(r'href="([^"#]+)"', page):
+        assert (run / "runs" / linked).is_file()
+
+
+def test_a_failed_notebook_stands_out_with_cell_and_message(run):
+    good, bad = gallery.write_gallery(run / "runs", title="smoke").read_text().split("<article")[1:3]
+    assert 'class="ok"' in good and "alarm" not in good
+    assert 'class="bad"' in bad and "cell 5 of 5: raise ValueError" in bad and "ValueError: a &lt; b" in bad
+    assert "Break &lt;the&gt; land" in bad, "the card opens with the notebook's own title"
+
+
+def test_a_run_that_was_cut_off_is_not_shown_as_done(run, tmp_path):
+    notebook = nbformat.read(run / "runs/01_see_land.ipynb", as_version=4)
+    notebook.metadata.papermill.end_time = None
+    nbformat.write(notebook, tmp_path / "01_see_land.ipynb")
+    assert "ended before its last cell" in gallery.write_gallery(tmp_path, title="cut").read_text()
+
+
+def test_an_empty_folder_gives_a_page(tmp_path):
+    assert "No notebook has run yet" in gallery.write_gallery(tmp_path, title="none").read_text()
+
+
+def test_paired_notebooks_get_outputs_without_paths_widgets_or_timings(run):
+    folder = run / "notebooks"
+    with pytest.raises(ContractError, match="no whole run"):
+        gallery.pair_notebooks(run / "runs", folder)
+    (folder / "02_break.py").rename(folder / "x_break.py")
+    (paired,) = gallery.pair_notebooks(run / "runs", folder)
+    text = paired.read_text()
+    notebook = nbformat.reads(text, as_version=4)
+    nbformat.validate(notebook)
+    shown = json.dumps([c.get("outputs", []) for c in notebook.cells])
+    for noise in (str(ROOT), str(run), "papermill", "widget-view", "Map("):
+        assert noise not in shown
+    assert "papermill" not in text
+    outputs = notebook.cells[2].outputs
+    assert outputs[0].text == "clay_lib/sensors.yaml\n"
+    assert base64.b64decode(outputs[1].data["image/png"]) == base64.b64decode(PNG)
+    assert [c.metadata for c in notebook.cells] == [{}, {"tags": ["parameters"]}, {}, {}]
+    (folder / "01_see_land.py").write_text(
+        (folder / "01_see_land.py").read_text().replace("one picture", "two pictures")
+    )
+    with pytest.raises(ContractError, match="changed after the run"):
+        gallery.pair_notebooks(run / "runs", folder)
+
+
+def test_headline_is_what_a_notebook_chose(run, tmp_path):
+    assert dict(gallery.flatten({"a_b": {"c": 1.0, "deep": {"d": False}}, "list": [1]})) == {
+        "a b / c": "1",
+        "a b / deep / d": "no",
+    }
+    assert json.loads((Path(run) / "runs/01_see_land/metrics.json").read_text())["chips"] == 12345

@@ -1,0 +1,74 @@
+"""The command line: exit codes, one clear line for wrong input, and a quick start."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clay_lib import __main__ as cli
+from clay_lib import sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_importing_it_adds_nothing_heavy():
+    code = "import sys, clay_lib; before = set(sys.modules); import clay_lib.__main__; print([m for m in ('lightning', 'jupytext', 'papermill', 'nbformat', 'jsonargparse', 'rasterio') if m in set(sys.modules) - before])"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+def test_help_lists_every_command_and_each_can_be_loaded(capsys):
+    assert cli.main([]) == 0
+    listed = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert f"  {name} " in listed
+        with pytest.raises(SystemExit) as ended:
+            cli.main([name, "--help"])
+        assert ended.value.code == 0 and f"clay {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["walk"], "command: found walk"),
+        (["run", "--profile", "nowhere"], "profile: found nowhere"),
+        (["run", "--scene", "no.tif", "--sensor", "naip"], "scene: found no.tif"),
+        (["run", "--scene", __file__], "sensor: found none"),
+        (["run", "--scene", __file__, "--sensor", "sentinel-2"], "sentinel-2-l2a"),
+        (["run", "--sensor", "naip"], "scene: found none"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(argv, said, capsys):
+    assert cli.main(argv) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("clay: ") and told.err.count("\n") == 1 and said in told.err and told.out == ""
+
+
+def test_a_scene_reaches_the_notebooks_as_a_whole_path(monkeypatch, tmp_path):
+    seen = {}
+    (tmp_path / "a field.tif").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "scene_walk", lambda profile: ["05"])
+    monkeypatch.setattr(sweep, "run_profile", lambda profile, **rest: seen.update(rest) or [])
+    assert cli.main(["run", "--scene", "a field.tif", "--sensor", "naip", "--overrides.seed", "4"]) == 0
+    assert seen["notebooks"] == ["05"]
+    assert seen["overrides"] == {"scene": str(tmp_path / "a field.tif"), "sensor": "naip", "seed": 4}
+
+
+def test_a_failed_notebook_is_exit_code_1(tmp_path):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (folder / "01_bad.py").write_text('# %% tags=["parameters"]\nout: str = ""\n\n# %%\n1 / 0\n')
+    (tmp_path / "tiny.yaml").write_text("common: {}\n")
+    code = f"""
+import sys
+from functools import partial
+from pathlib import Path
+from clay_lib import __main__ as cli, sweep
+sweep.run_profile = partial(sweep.run_profile, folder=Path({str(folder)!r}), out=Path({str(tmp_path / "runs")!r}))
+sys.exit(cli.main(["run", "--profile", {str(tmp_path / "tiny.yaml")!r}]))
+"""
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 1, said.stderr
+    assert "cell 2 of 2: 1 / 0" in said.stdout and "ZeroDivisionError: division by zero" in said.stdout
