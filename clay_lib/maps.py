@@ -24,11 +24,15 @@ from rasterio.transform import Affine, array_bounds
 from rasterio.warp import Resampling, calculate_default_transform, reproject, transform_bounds
 
 from clay_lib import plots
+from clay_lib.colours import MAGNITUDE
 from clay_lib.contract import ContractError
 
 MERCATOR, DEGREES = "EPSG:3857", "EPSG:4326"
 METRES_PER_DEGREE = 111_320.0
-FINEST, COARSEST = 2048, 512  # pixels along an overlay's longer side: small enough to travel, fine enough for patch edges
+FINEST, COARSEST = (
+    2048,
+    512,
+)  # pixels along an overlay's longer side: small enough to travel, fine enough for patch edges
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +79,9 @@ def show_on_map(
     basemap: str | None = None,
     height: str = "480px",
 ):
-    """A leafmap.Map (ipyleaflet) of the layers, first at the bottom, with a layer list and opacity sliders.
+    """A leafmap.Map (ipyleaflet) of the layers, the first undermost, with a layer list and opacity sliders.
 
-    bounds: (west, south, east, north) in degrees; by default what the layers cover. center: (lat, lon), zoom: Leaflet's.
+    bounds: (west, south, east, north) in degrees; by default all that they cover. center: (lat, lon), zoom: Leaflet's.
     basemap: a name that leafmap knows ("OpenStreetMap"); it asks the network for tiles, so none is drawn by default.
     """
     import ipyleaflet  # with leafmap about five seconds: paid where a map is made
@@ -85,7 +89,10 @@ def show_on_map(
     import leafmap.leafmap as leafmap
 
     layers = _listed(layers)
-    pictures = [overlay(layer.values, layer.crs, layer.transform, layer.cmap, limits=layer.limits, valid=layer.valid) for layer in layers]
+    pictures = [
+        overlay(layer.values, layer.crs, layer.transform, layer.cmap, limits=layer.limits, valid=layer.valid)
+        for layer in layers
+    ]
     if bounds is None:
         corners = np.array([box for _, box in pictures])
         (south, west), (north, east) = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
@@ -93,8 +100,23 @@ def show_on_map(
         west, south, east, north = bounds
     center = center or ((south + north) / 2, (west + east) / 2)
     zoom = zoom if zoom is not None else _zoom(west, south, east, north)
-    controls = dict(draw_control=False, measure_control=False, toolbar_control=False, attribution_control=False, search_control=False, layers_control=False)
-    shown = leafmap.Map(center=[float(v) for v in center], zoom=zoom, max_zoom=24, height=height, scroll_wheel_zoom=True, zoom_snap=0.25, **controls)
+    controls = dict(
+        draw_control=False,
+        measure_control=False,
+        toolbar_control=False,
+        attribution_control=False,
+        search_control=False,
+        layers_control=False,
+    )
+    shown = leafmap.Map(
+        center=[float(v) for v in center],
+        zoom=zoom,
+        max_zoom=24,
+        height=height,
+        scroll_wheel_zoom=True,
+        zoom_snap=0.25,
+        **controls,
+    )
     shown.layers = ()  # leafmap begins with tiles from the network; remove() would close them and break to_html
     if basemap is not None:
         shown.add_basemap(basemap)
@@ -106,16 +128,31 @@ def show_on_map(
     sliders = []
     for layer in added[1:] or added:  # the bottom layer needs none
         look = dict(readout=False, style={"description_width": "130px"}, layout=ipywidgets.Layout(width="270px"))
-        sliders.append(ipywidgets.FloatSlider(value=layer.opacity, min=0, max=1, step=0.05, description=layer.name, description_tooltip="opacity", **look))
+        sliders.append(
+            ipywidgets.FloatSlider(
+                value=layer.opacity,
+                min=0,
+                max=1,
+                step=0.05,
+                description=layer.name,
+                description_tooltip="opacity",
+                **look,
+            )
+        )
         ipywidgets.jslink((sliders[-1], "value"), (layer, "opacity"))  # linked in the browser: works in saved pages too
     shown.add(ipyleaflet.WidgetControl(widget=ipywidgets.VBox(sliders), position="bottomright"))
     return shown
 
 
-def static_map(layers: Layer | Sequence[Layer], *, columns: int = 2, size: float = 4.2, title: str | None = None) -> Figure:
+def static_map(
+    layers: Layer | Sequence[Layer], *, columns: int = 2, size: float = 4.2, title: str | None = None
+) -> Figure:
     """The same layers as a figure: a panel each, opaque, on one common extent; degrees, scale bar, north arrow."""
     layers = _listed(layers)
-    warped = [_warp(_colours(layer.values, layer.cmap, layer.limits, layer.valid), layer.crs, layer.transform, DEGREES) for layer in layers]
+    warped = [
+        _warp(_colours(layer.values, layer.cmap, layer.limits, layer.valid), layer.crs, layer.transform, DEGREES)
+        for layer in layers
+    ]
     boxes = np.array([box for _, box in warped])
     west, south, east, north = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
     squeeze = math.cos(math.radians((south + north) / 2))  # a degree of longitude over one of latitude, on the ground
@@ -123,16 +160,34 @@ def static_map(layers: Layer | Sequence[Layer], *, columns: int = 2, size: float
     rows = math.ceil(len(layers) / columns)
     tall = (north - south) / ((east - west) * squeeze)
     with plots.style():
-        fig, axes = plt.subplots(rows, columns, figsize=((size + 0.7) * columns, (size * min(tall, 1.6) + 0.5) * rows + (0.3 if title else 0)), squeeze=False)
+        fig, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=((size + 0.7) * columns, (size * min(tall, 1.6) + 0.5) * rows + (0.3 if title else 0)),
+            squeeze=False,
+        )
         for ax, layer, (picture, box) in zip(axes.flat, layers, warped, strict=False):
             ax.imshow(picture, extent=(box[0], box[2], box[1], box[3]))
             ax.set(xlim=(west, east), ylim=(south, north), aspect=1 / squeeze, title=layer.name)
             ax.spines[:].set_visible(True)
             _degree_ticks(ax)
             plots.scale_bar(ax, (east - west) * squeeze * METRES_PER_DEGREE)
-            ax.text(0.965, 0.965, "▲\nN", transform=ax.transAxes, ha="right", va="top", color="white", fontsize=9, linespacing=1, bbox=dict(boxstyle="square,pad=0.3", fc="black", ec="none", alpha=0.55))
+            ax.text(
+                0.965,
+                0.965,
+                "▲\nN",
+                transform=ax.transAxes,
+                ha="right",
+                va="top",
+                color="white",
+                fontsize=9,
+                linespacing=1,
+                bbox=dict(boxstyle="square,pad=0.3", fc="black", ec="none", alpha=0.55),
+            )
             if layer.label and np.ndim(layer.values) == 2:
-                scale = plt.cm.ScalarMappable(plt.Normalize(*_range(layer.values, layer.limits)), layer.cmap or plots.MAGNITUDE)
+                scale = plt.cm.ScalarMappable(
+                    plt.Normalize(*_range(layer.values, layer.limits)), layer.cmap or MAGNITUDE
+                )
                 fig.colorbar(scale, ax=ax, label=layer.label, shrink=0.85, pad=0.02)
         for ax in axes.flat[len(layers) :]:
             ax.set_axis_off()
@@ -164,14 +219,21 @@ def _colours(values, cmap, limits, valid) -> np.ndarray:
     if values.ndim == 2:
         low, high = _range(values, limits)
         known = np.isfinite(values.astype(float))
-        picture = plt.get_cmap(cmap or plots.MAGNITUDE)((np.where(known, values, low) - low) / max(high - low, 1e-12), bytes=True)
+        picture = plt.get_cmap(cmap or MAGNITUDE)(
+            (np.where(known, values, low) - low) / max(high - low, 1e-12), bytes=True
+        )
     elif values.ndim == 3 and values.shape[-1] in (3, 4):
         known = np.isfinite(values.astype(float)).all(axis=-1)
         picture = np.full((*values.shape[:2], 4), 255, np.uint8)
         eight = values if values.dtype == np.uint8 else np.round(np.clip(np.nan_to_num(values), 0, 1) * 255)
         picture[..., : values.shape[-1]] = eight
     else:
-        raise ContractError("values", found=f"shape {values.shape}", expected="[H, W] numbers or [H, W, 3 or 4] colours", cause="bands first: make a picture with plots.rgb")
+        raise ContractError(
+            "values",
+            found=f"shape {values.shape}",
+            expected="[H, W] numbers or [H, W, 3 or 4] colours",
+            cause="bands first: make a picture with plots.rgb",
+        )
     if valid is not None:
         known = known & np.asarray(valid, bool)
     picture = np.array(picture)
@@ -179,16 +241,25 @@ def _colours(values, cmap, limits, valid) -> np.ndarray:
     return picture
 
 
-def _warp(picture: np.ndarray, crs: str, transform: Sequence[float], target: str) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """RGBA [H, W, 4] -> (RGBA on the target CRS's grid, (left, bottom, right, top)); nearest, so numbers keep their colour."""
+def _warp(
+    picture: np.ndarray, crs: str, transform: Sequence[float], target: str
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """RGBA [H, W, 4] -> (RGBA on the target's grid, (left, bottom, right, top)); nearest: no mixed colours."""
     height, width = picture.shape[:2]
     if crs is None or transform is None:
-        raise ContractError("crs", found=f"crs {crs}, transform {transform}", expected="both: a map needs a place", cause="a picture without georeference: show it with plots.show_row")
+        raise ContractError(
+            "crs",
+            found=f"crs {crs}, transform {transform}",
+            expected="both: a map needs a place",
+            cause="a picture without georeference: show it with plots.show_row",
+        )
     matrix = Affine(*tuple(transform)[:6])
     try:
         source = CRS.from_user_input(crs)
     except (CRSError, ValueError) as error:
-        raise ContractError("crs", found=repr(crs), expected='an EPSG code ("EPSG:32633"), WKT or PROJ text', cause=str(error)) from None
+        raise ContractError(
+            "crs", found=repr(crs), expected='an EPSG code ("EPSG:32633"), WKT or PROJ text', cause=str(error)
+        ) from None
     box = array_bounds(height, width, matrix)
     _, columns, rows = calculate_default_transform(source, target, width, height, *box)
     # The grid's edges are those of the warped footprint itself, not rounded out to whole pixels.
@@ -200,7 +271,15 @@ def _warp(picture: np.ndarray, crs: str, transform: Sequence[float], target: str
     out = np.zeros((4, rows, columns), np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        reproject(np.ascontiguousarray(picture.transpose(2, 0, 1)), out, src_transform=matrix, src_crs=source, dst_transform=grid, dst_crs=target, resampling=Resampling.nearest)
+        reproject(
+            np.ascontiguousarray(picture.transpose(2, 0, 1)),
+            out,
+            src_transform=matrix,
+            src_crs=source,
+            dst_transform=grid,
+            dst_crs=target,
+            resampling=Resampling.nearest,
+        )
     return out.transpose(1, 2, 0).copy(), (left, bottom, right, top)
 
 

@@ -1,10 +1,9 @@
-"""Scenes: raster files to arrays and back, with the band names, ground distance, place and missing pixels Clay needs."""
+"""Scenes: raster files to arrays and back, with their band names, ground distance, place and missing pixels."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,25 +18,13 @@ from rasterio.transform import Affine, array_bounds
 from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window, from_bounds
 
+from clay_lib.bandnames import choose, words
 from clay_lib.contract import ContractError
 from clay_lib.sensors import SENSORS, Sensor
 
 MODIS_FILL = 32767
 METRES_PER_DEGREE = 111_320.0  # along a meridian, and along the equator
 RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img")
-
-# A file's band number -> Clay's band. Where a sensor is not listed, band n is the n-th of its native order.
-_SENTINEL_2 = {"2": "blue", "3": "green", "4": "red", "5": "rededge1", "6": "rededge2", "7": "rededge3"}
-_SENTINEL_2 |= {"8": "nir", "8a": "nir08", "11": "swir16", "12": "swir22"}
-_LANDSAT_8 = {"2": "blue", "3": "green", "4": "red", "5": "nir08", "6": "swir16", "7": "swir22"}
-_LANDSAT_4_7 = {"1": "blue", "2": "green", "3": "red", "4": "nir08", "5": "swir16", "7": "swir22"}
-# Products whose bands come without names: sensor -> band numbers in file order.
-_LAYOUTS = {
-    "sentinel-2-l2a": ("1 2 3 4 5 6 7 8 8a 9 11 12", "1 2 3 4 5 6 7 8 8a 9 10 11 12"),
-    "landsat-c2l1": ("1 2 3 4 5 6 7", "1 2 3 4 5 6 7 8 9 10 11"),
-    "landsat-c2l2-sr": ("1 2 3 4 5 6 7",),
-    "linz": ("1 2 3 4",),  # the fourth is near infrared
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +52,12 @@ class Scene:
         """Pixels float32 [C, H, W] whose missing ones hold their band's mean: fit for a model that knows no NaN."""
         pixels = self.pixels.astype(np.float32)
         if not self.valid.any():
-            raise ContractError("pixels", found="no valid pixel", expected="at least one", cause=f"{self.path} holds only fill here: take another window")
+            raise ContractError(
+                "pixels",
+                found="no valid pixel",
+                expected="at least one",
+                cause=f"{self.path} holds only fill here: take another window",
+            )
         means = pixels[:, self.valid].mean(axis=1, dtype=np.float64).astype(np.float32)
         return np.where(self.valid, pixels, means[:, None, None])
 
@@ -106,14 +98,26 @@ def read_scene(
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         sources = [_open(stack, p) for p in paths]
-        chosen = _choose(_layers(sources, many, sensor), sensor, bands, paths)
+        layers = _layers(sources, many, sensor)
+        chosen = {
+            name: layers[i] for name, i in choose([layer.label for layer in layers], sensor, bands, paths[0]).items()
+        }
         reference = max({layer.source for layer in chosen.values()}, key=lambda s: s.width * s.height)
         box = _window(window, reference)
         try:
             read = [_read(layer, reference, box) for layer in chosen.values()]
-            alpha = [_read(_Layer(s, a, ""), reference, box) for s in {layer.source for layer in chosen.values()} if (a := _alpha(s, sensor))]
+            alpha = [
+                _read(_Layer(s, a, ""), reference, box)
+                for s in {layer.source for layer in chosen.values()}
+                if (a := _alpha(s, sensor))
+            ]
         except (RasterioError, ValueError) as error:
-            raise ContractError("path", found=f"{paths[0]}: {_short(error)}", expected="a raster that can be read to its end", cause="a truncated download, or a VRT whose sources moved") from None
+            raise ContractError(
+                "path",
+                found=f"{paths[0]}: {_short(error)}",
+                expected="a raster that can be read to its end",
+                cause="a truncated download, or a VRT whose sources moved",
+            ) from None
         nodata = [layer.source.nodatavals[layer.index - 1] for layer in chosen.values()]
         crs = reference.crs
         georeferenced = crs is not None or not reference.transform.is_identity
@@ -144,7 +148,9 @@ def read_scene(
         when=when,
         valid=valid,
         in_decibel=bool(in_decibel) and sensor.decibel,
-        path=str(paths[0]) if len(paths) == 1 else str(path if isinstance(path, (str, Path)) else Path(paths[0]).parent),
+        path=str(paths[0])
+        if len(paths) == 1
+        else str(path if isinstance(path, (str, Path)) else Path(paths[0]).parent),
     )
 
 
@@ -161,13 +167,23 @@ def write_raster(
     path, values = Path(path), np.asarray(values)
     values = values[None] if values.ndim == 2 else values
     if values.ndim != 3 or 0 in values.shape:
-        raise ContractError("values", found=f"shape {values.shape}", expected="[C, H, W] or [H, W]", cause="a batch axis is still there: write one image a file")
+        raise ContractError(
+            "values",
+            found=f"shape {values.shape}",
+            expected="[C, H, W] or [H, W]",
+            cause="a batch axis is still there: write one image a file",
+        )
     if values.dtype == bool:
         values = values.astype(np.uint8)
     elif values.dtype == np.float16:
         values = values.astype(np.float32)
     if descriptions is not None and (isinstance(descriptions, str) or len(descriptions) != len(values)):
-        raise ContractError("descriptions", found=descriptions, expected=f"{len(values)} names, one a band", cause="bands were added or dropped after the names were listed")
+        raise ContractError(
+            "descriptions",
+            found=descriptions,
+            expected=f"{len(values)} names, one a band",
+            cause="bands were added or dropped after the names were listed",
+        )
     count, height, width = values.shape
     profile = dict(driver="GTiff", count=count, height=height, width=width, dtype=values.dtype.name, nodata=nodata)
     profile |= dict(tiled=True, blockxsize=256, blockysize=256, compress="deflate", BIGTIFF="IF_SAFER")
@@ -185,7 +201,12 @@ def write_raster(
                     target.set_band_description(index, text)
         os.replace(unfinished, path)
     except (RasterioError, TypeError, ValueError) as error:
-        raise ContractError("raster", found=f"{path}: {_short(error)}", expected="a dtype and CRS that GeoTIFF knows", cause=f"dtype {values.dtype}, nodata {nodata!r} or CRS {crs!r}") from None
+        raise ContractError(
+            "raster",
+            found=f"{path}: {_short(error)}",
+            expected="a dtype and CRS that GeoTIFF knows",
+            cause=f"dtype {values.dtype}, nodata {nodata!r} or CRS {crs!r}",
+        ) from None
     finally:
         unfinished.unlink(missing_ok=True)
     return path
@@ -203,7 +224,9 @@ def bounds_wgs84(crs: str, transform: Sequence[float], height: int, width: int) 
     try:
         return tuple(float(v) for v in transform_bounds(crs, "EPSG:4326", *box, densify_pts=21))
     except (RasterioError, ValueError, AttributeError) as error:
-        raise ContractError("crs", found=repr(crs), expected='an EPSG code ("EPSG:32633"), WKT or PROJ text', cause=_short(error)) from None
+        raise ContractError(
+            "crs", found=repr(crs), expected='an EPSG code ("EPSG:32633"), WKT or PROJ text', cause=_short(error)
+        ) from None
 
 
 # ---- files ----
@@ -214,29 +237,51 @@ def _files(path) -> tuple[list[str], bool]:
     if not isinstance(path, (str, Path)):
         paths = [str(p) for p in path]
         if not paths:
-            raise ContractError("path", found="an empty list", expected="at least one raster file", cause="a pattern that matched nothing")
+            raise ContractError(
+                "path",
+                found="an empty list",
+                expected="at least one raster file",
+                cause="a pattern that matched nothing",
+            )
         return paths, True
     folder = Path(path)
     if not folder.is_dir():
         return [str(path)], False
-    paths = sorted(str(p) for p in folder.iterdir() if p.suffix.lower() in RASTER_ENDINGS and not p.name.startswith("."))
+    paths = sorted(
+        str(p) for p in folder.iterdir() if p.suffix.lower() in RASTER_ENDINGS and not p.name.startswith(".")
+    )
     if not paths:
-        raise ContractError("path", found=f"{folder}, without rasters", expected=f"files ending in {', '.join(RASTER_ENDINGS)}", cause="the rasters lie in a folder below or above")
+        raise ContractError(
+            "path",
+            found=f"{folder}, without rasters",
+            expected=f"files ending in {', '.join(RASTER_ENDINGS)}",
+            cause="the rasters lie in a folder below or above",
+        )
     return paths, True
 
 
 def _open(stack: ExitStack, path: str) -> rasterio.DatasetReader:
     remote = "://" in path or path.startswith("/vsi")
     if not remote and not Path(path).is_file():
-        raise ContractError("path", found=f"{path}, which does not exist", expected="a raster file, or a folder of them", cause="a misspelt name, or a path relative to another folder")
+        raise ContractError(
+            "path",
+            found=f"{path}, which does not exist",
+            expected="a raster file, or a folder of them",
+            cause="a misspelt name, or a path relative to another folder",
+        )
     try:
         return stack.enter_context(rasterio.open(path))
     except RasterioError as error:
-        raise ContractError("path", found=f"{path}: {_short(error)}", expected="a GeoTIFF, VRT, JPEG 2000, JPEG or PNG", cause="not a raster, a broken download, or an archive that must be unpacked") from None
+        raise ContractError(
+            "path",
+            found=f"{path}: {_short(error)}",
+            expected="a GeoTIFF, VRT, JPEG 2000, JPEG or PNG",
+            cause="not a raster, a broken download, or an archive that must be unpacked",
+        ) from None
 
 
 def _alpha(source, sensor: Sensor) -> int:
-    """The 1-based alpha band, or 0. GDAL calls the fourth of four 8-bit bands alpha unasked: if the sensor has four, it is one."""
+    """The 1-based alpha band, or 0. GDAL calls the last of four 8-bit bands alpha unasked: not for a 4-band sensor."""
     bands = [i for i, meaning in enumerate(source.colorinterp, start=1) if meaning == ColorInterp.alpha]
     return bands[0] if bands and source.count != len(sensor.bands) and not source.descriptions[bands[0] - 1] else 0
 
@@ -244,14 +289,14 @@ def _alpha(source, sensor: Sensor) -> int:
 def _layers(sources, many: bool, sensor: Sensor) -> list[_Layer]:
     """All bands of all files in order, alpha left out."""
     stems = [Path(s.name).stem for s in sources]
-    shared = set.intersection(*({*_words(stem)} for stem in stems)) if len(stems) > 1 else set()
+    shared = set.intersection(*({*words(stem)} for stem in stems)) if len(stems) > 1 else set()
     layers = []
     for source, stem in zip(sources, stems, strict=True):
-        words = " ".join(word for word in _words(stem) if word not in shared)  # what all names share names no band
+        own = " ".join(word for word in words(stem) if word not in shared)  # what all names share names no band
         for index in source.indexes:
             if index != _alpha(source, sensor):
                 text = source.descriptions[index - 1] or ""
-                layers.append(_Layer(source, index, f"{text} {words}".strip() if many and source.count == 1 else text))
+                layers.append(_Layer(source, index, f"{text} {own}".strip() if many and source.count == 1 else text))
     return layers
 
 
@@ -265,8 +310,8 @@ def _read(layer: _Layer, reference, box: Window) -> np.ndarray:
     if not together or reference.crs is None:
         raise ContractError(
             "path",
-            found=f"{Path(source.name).name}: {source.shape} at {tuple(round(v, 1) for v in source.bounds)}",
-            expected=f"the footprint of {Path(reference.name).name}: {reference.shape} at {tuple(round(v, 1) for v in reference.bounds)}",
+            found=_footprint(source),
+            expected=f"the footprint of {_footprint(reference)}",
             cause="files of two scenes in one folder, or a band cut or reprojected differently",
         )
     part = from_bounds(*reference.window_bounds(box), transform=source.transform)
@@ -278,79 +323,21 @@ def _window(window, reference) -> Window:
     if window is None:
         return Window(0, 0, reference.width, reference.height)
     column, row, width, height = (int(v) for v in window)
-    if column < 0 or row < 0 or width < 1 or height < 1 or column + width > reference.width or row + height > reference.height:
-        raise ContractError("window", found=tuple(window), expected=f"(column, row, width, height) within {reference.width} columns x {reference.height} rows", cause="rows and columns swapped, or a window past the edge")
+    if (
+        column < 0
+        or row < 0
+        or width < 1
+        or height < 1
+        or column + width > reference.width
+        or row + height > reference.height
+    ):
+        raise ContractError(
+            "window",
+            found=tuple(window),
+            expected=f"(column, row, width, height) within {reference.width} columns x {reference.height} rows",
+            cause="rows and columns swapped, or a window past the edge",
+        )
     return Window(column, row, width, height)
-
-
-# ---- which file band is which ----
-
-
-def _choose(layers: list[_Layer], sensor: Sensor, bands, paths) -> dict[str, _Layer]:
-    """{sensor band: layer} in the sensor's native order, or in the caller's."""
-    if bands is not None:
-        return _named(layers, sensor, bands)
-    numbers = _numbers(sensor, paths)
-    names = [_recognise(layer.label, sensor, numbers) for layer in layers]
-    if any(names):
-        twice = {name for name in names if name and names.count(name) > 1}
-        if twice:
-            claims = [layer.label or Path(layer.source.name).name for layer, name in zip(layers, names, strict=True) if name in twice]
-            raise ContractError("bands", found=f"{claims}, all read as {sorted(twice)}", expected="one layer a band", cause="two scenes or two resolutions in one folder: hand in a list of files, or bands=")
-    elif len(layers) == len(sensor.bands):
-        names = list(sensor.band_names)
-    else:
-        layouts = [text.split() for text in _LAYOUTS.get(sensor.name, ())]
-        layout = next((numbers_ for numbers_ in layouts if len(numbers_) == len(layers)), None)
-        if layout is None:
-            labels = [layer.label for layer in layers]
-            raise ContractError(
-                "bands",
-                found=f"{len(layers)} bands" + (f" described as {labels}" if any(labels) else " without descriptions") + f" in {paths[0]}",
-                expected=f"the {len(sensor.bands)} of {sensor.name}: {list(sensor.band_names)}",
-                cause="another sensor, or more bands than Clay takes: name them in file order, bands=['blue', None, ...], or by number, bands={'red': 3, ...}",
-            )
-        names = [numbers.get(number) for number in layout]
-    found = {name: layer for name, layer in zip(names, layers, strict=True) if name}
-    return {name: found[name] for name in sensor.band_names if name in found}
-
-
-def _named(layers, sensor, bands) -> dict[str, _Layer]:
-    if isinstance(bands, Mapping):
-        pairs = list(bands.items())
-    else:
-        bands = [bands] if isinstance(bands, str) else list(bands)
-        if len(bands) != len(layers):
-            raise ContractError("bands", found=f"{len(bands)} names", expected=f"{len(layers)}, one a file band, None for those to leave out", cause="a list names every band of the file in order; a dict {name: number} may name a few")
-        pairs = [(name, i) for i, name in enumerate(bands, start=1) if name is not None]
-    sensor.indices([name for name, _ in pairs])  # refuses unknown names, repeats and none at all
-    for name, number in pairs:
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or not 1 <= number <= len(layers):
-            raise ContractError(f"bands[{name!r}]", found=repr(number), expected=f"a file band number from 1 to {len(layers)}", cause="numbers count from 1, as in GDAL")
-    return {name: layers[number - 1] for name, number in pairs}
-
-
-def _numbers(sensor: Sensor, paths) -> dict[str, str]:
-    if sensor.name.startswith("sentinel-2"):
-        return _SENTINEL_2
-    if sensor.name.startswith("landsat"):
-        older = re.search(r"(?:^|[^a-z0-9])l[etm]?0?[457]", Path(paths[0]).name.lower())  # LE07..., LT05..., L7-...
-        return _LANDSAT_4_7 if older else _LANDSAT_8
-    return {str(i): name for i, name in enumerate(sensor.band_names, start=1)}
-
-
-def _recognise(label: str, sensor: Sensor, numbers: Mapping[str, str]) -> str | None:
-    """The one band that a label speaks of ("B8A", "SR_B4", "band 3 reflectance", "vv", "nir08"), or None."""
-    text = re.sub(r"red_edge_?", "rededge", "_".join(_words(label)))
-    by_name = {name for name in sensor.band_names if re.search(rf"(?<![a-z0-9]){re.escape(name.lower())}(?![a-z0-9])", text)}
-    by_name = {name for name in by_name if not any(name != other and name in other for other in by_name)}
-    by_number = {numbers[n] for n in re.findall(r"(?<![a-z0-9])b(?:and)?_?0*([1-9][0-9]?a?)(?![a-z0-9])", text) if n in numbers}
-    found = by_name or by_number
-    return found.pop() if len(found) == 1 else None
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[^a-z0-9]+", text.lower()) if word]
 
 
 # ---- missing pixels, place, distance ----
@@ -385,6 +372,10 @@ def _ground_distance(crs, matrix: Affine, lat: float) -> float:
     across = math.hypot(matrix.a * east, matrix.d * north)
     down = math.hypot(matrix.b * east, matrix.e * north)
     return round(math.sqrt(across * down), 6)
+
+
+def _footprint(source) -> str:
+    return f"{Path(source.name).name}: {source.shape} at {tuple(round(v, 1) for v in source.bounds)}"
 
 
 def _crs_text(crs) -> str:

@@ -41,7 +41,10 @@ def test_pixels_land_on_their_place(crs, transform):
     lon, lat = (np.array(v) for v in reproject_points(crs, "EPSG:4326", xs, ys))
     mercator = np.arctanh(np.sin(np.radians([lat.min(), south, north]))), np.arctanh(np.sin(np.radians(lat)))
     (_, low, high), here = mercator  # Leaflet's vertical stretch
-    shown = image[((high - here) / (high - low) * image.shape[0]).astype(int), ((lon - west) / (east - west) * image.shape[1]).astype(int)]
+    shown = image[
+        ((high - here) / (high - low) * image.shape[0]).astype(int),
+        ((lon - west) / (east - west) * image.shape[1]).astype(int),
+    ]
     assert (shown[:, 3] == 255).all()
     assert (shown[:, :3] == picture[rows, columns]).all(axis=1).mean() > 0.99
 
@@ -67,9 +70,15 @@ def test_nothing_known_is_transparent():
 
 def test_map_holds_the_layers_and_no_tiles(tmp_path):
     crs, transform = GRIDS[0]
-    layers = [maps.Layer("scene", np.zeros((64, 64, 3)), crs, transform), maps.Layer("error", np.eye(8), crs, coarser(transform, 8), cmap="magma", opacity=0.6)]
+    layers = [
+        maps.Layer("scene", np.zeros((64, 64, 3)), crs, transform),
+        maps.Layer("error", np.eye(8), crs, coarser(transform, 8), cmap="magma", opacity=0.6),
+    ]
     shown = maps.show_on_map(layers)
-    assert [(type(layer).__name__, layer.name) for layer in shown.layers] == [("ImageOverlay", "scene"), ("ImageOverlay", "error")]
+    assert [(type(layer).__name__, layer.name) for layer in shown.layers] == [
+        ("ImageOverlay", "scene"),
+        ("ImageOverlay", "error"),
+    ]
     assert shown.layers[1].opacity == 0.6
     west, south, east, north = bounds_wgs84(crs, transform, 64, 64)
     assert tuple(shown.center) == pytest.approx(((south + north) / 2, (west + east) / 2), abs=1e-6)
@@ -81,14 +90,28 @@ def test_map_holds_the_layers_and_no_tiles(tmp_path):
 
 def test_static_map_keeps_the_ground_square():
     crs, transform = GRIDS[3]  # at 60 north a degree of longitude is half one of latitude
-    fig = maps.static_map([maps.Layer("a", np.eye(50), crs, transform, label="error (dB)"), maps.Layer("b", np.zeros((50, 50, 3)), crs, transform)])
+    fig = maps.static_map(
+        [
+            maps.Layer("a", np.eye(50), crs, transform, label="error (dB)"),
+            maps.Layer("b", np.zeros((50, 50, 3)), crs, transform),
+        ]
+    )
     first, second = fig.axes[:2]
-    assert first.get_xlim() == second.get_xlim() == pytest.approx((10.0, 10.05)) and first.get_ylim() == pytest.approx((59.95, 60.0))
+    assert first.get_xlim() == second.get_xlim() == pytest.approx((10.0, 10.05)) and first.get_ylim() == pytest.approx(
+        (59.95, 60.0)
+    )
     assert first.get_aspect() == pytest.approx(2, rel=0.01)
     assert fig.axes[2].get_ylabel() == "error (dB)"
 
 
-@pytest.mark.parametrize("values, crs, field", [(np.zeros((3, 8, 8)), "EPSG:32736", "values"), (np.zeros((8, 8)), None, "crs"), (np.zeros((8, 8)), "EPSG:no", "crs")])
+@pytest.mark.parametrize(
+    "values, crs, field",
+    [
+        (np.zeros((3, 8, 8)), "EPSG:32736", "values"),
+        (np.zeros((8, 8)), None, "crs"),
+        (np.zeros((8, 8)), "EPSG:no", "crs"),
+    ],
+)
 def test_what_cannot_be_placed_says_why(values, crs, field):
     with pytest.raises(ContractError) as error:
         maps.overlay(values, crs, GRIDS[0][1])

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgba
 matplotlib.use("Agg")
 
 from clay_lib import plots  # noqa: E402
+from clay_lib.colours import FLOOR  # noqa: E402
 from clay_lib.contract import ContractError  # noqa: E402
 from clay_lib.sensors import SENSORS, to_decibel  # noqa: E402
 
@@ -50,7 +51,9 @@ def test_like_lends_its_stretch():
     pixels = sentinel_2()
     brighter = plots.rgb(pixels + 500, "sentinel-2-l2a", like=pixels)
     assert brighter.mean() > plots.rgb(pixels, "sentinel-2-l2a").mean() + 0.1
-    np.testing.assert_allclose(plots.rgb(pixels + 500, "sentinel-2-l2a"), plots.rgb(pixels, "sentinel-2-l2a"), atol=1e-5)
+    np.testing.assert_allclose(
+        plots.rgb(pixels + 500, "sentinel-2-l2a"), plots.rgb(pixels, "sentinel-2-l2a"), atol=1e-5
+    )
 
 
 def test_missing_pixels_are_grey_and_do_not_stretch():
@@ -107,7 +110,9 @@ def test_thumbnails_never_overlap_and_keep_their_class():
     fig = plots.scatter_thumbnails(xy, [np.full((4, 4, 3), shades[k]) for k in labels], labels, across=8)
     ax, colours = fig.axes[0], plots.class_colours(["a", "b"])
     assert 10 < len(ax.images) <= 64
-    boxes = np.array([[p.get_x(), p.get_y(), p.get_x() + p.get_width(), p.get_y() + p.get_height()] for p in ax.patches])
+    boxes = np.array(
+        [[p.get_x(), p.get_y(), p.get_x() + p.get_width(), p.get_y() + p.get_height()] for p in ax.patches]
+    )
     for i, one in enumerate(boxes):
         apart = (boxes[:, 2:] <= one[:2]).any(axis=1) | (boxes[:, :2] >= one[2:]).any(axis=1)
         assert apart.sum() == len(boxes) - 1 and not apart[i]
@@ -117,11 +122,21 @@ def test_thumbnails_never_overlap_and_keep_their_class():
 
 
 def test_bars_print_values_and_grey_the_floors():
-    table = pd.DataFrame({"name": ["pixels", "clay"], "value": [0.3, 0.8], "low": [0.25, 0.7], "high": [0.35, 0.9], "kind": ["floor", "ours"]})
+    table = pd.DataFrame(
+        {
+            "name": ["pixels", "clay"],
+            "value": [0.3, 0.8],
+            "low": [0.25, 0.7],
+            "high": [0.35, 0.9],
+            "kind": ["floor", "ours"],
+        }
+    )
     ax = plots.bars_with_intervals(table, label="accuracy").axes[0]
     assert [b.get_width() for b in ax.patches] == [0.3, 0.8]
-    assert ax.patches[0].get_facecolor() == to_rgba(plots.FLOOR) != ax.patches[1].get_facecolor()
-    assert [t.get_text() for t in ax.texts] == ["0.30", "0.80"] and all(t.get_position()[0] > v for t, v in zip(ax.texts, table["high"], strict=True))
+    assert ax.patches[0].get_facecolor() == to_rgba(FLOOR) != ax.patches[1].get_facecolor()
+    assert [t.get_text() for t in ax.texts] == ["0.30", "0.80"] and all(
+        t.get_position()[0] > v for t, v in zip(ax.texts, table["high"], strict=True)
+    )
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -146,7 +161,10 @@ def test_signed_numbers_are_centred():
 
 
 def test_saved_twice_is_the_same_file(tmp_path):
-    files = [plots.save(plots.matrix(np.eye(4), form="{:.1f}"), tmp_path / "deep" / name).read_bytes() for name in ("a.png", "b.png")]
+    files = [
+        plots.save(plots.matrix(np.eye(4), form="{:.1f}"), tmp_path / "deep" / name).read_bytes()
+        for name in ("a.png", "b.png")
+    ]
     assert files[0] == files[1] and b"Software" not in files[0]
 
 

@@ -12,7 +12,9 @@ from clay_lib.scenes import bounds_wgs84, coarser, read_scene, write_raster
 from clay_lib.sensors import SENSORS
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real imagery in ../shared/realdata is not on this machine")
+needs_real = pytest.mark.skipif(
+    not REAL.is_dir(), reason="the real imagery in ../shared/realdata is not on this machine"
+)
 UTM = dict(crs="EPSG:32736", transform=(10.0, 0.0, 617300.0, 0.0, -10.0, 9625100.0))
 
 
@@ -45,7 +47,10 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("count, expected", [(10, list(range(1, 11))), (12, [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]), (13, [2, 3, 4, 5, 6, 7, 8, 9, 12, 13])])
+@pytest.mark.parametrize(
+    "count, expected",
+    [(10, list(range(1, 11))), (12, [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]), (13, [2, 3, 4, 5, 6, 7, 8, 9, 12, 13])],
+)
 def test_sentinel_2_layouts(tmp_path, count, expected):
     scene = read_scene(write_raster(tmp_path / "s2.tif", numbered(count), **UTM), "sentinel-2-l2a")
     assert levels(scene) == expected and scene.bands == SENSORS["sentinel-2-l2a"].band_names
@@ -66,7 +71,9 @@ def test_bands_said_by_the_caller(tmp_path):
 
 def test_folder_of_single_bands(tmp_path):
     for number in (2, 3, 4, 5, 6, 7, 10):
-        write_raster(tmp_path / f"L8-B{number}-Red-River.tif", numbered(1) * number, **UTM)  # "red" is in every name: no band
+        write_raster(
+            tmp_path / f"L8-B{number}-Red-River.tif", numbered(1) * number, **UTM
+        )  # "red" is in every name: no band
     scene = read_scene(tmp_path, "landsat-c2l2-sr")
     assert scene.bands == SENSORS["landsat-c2l2-sr"].band_names and levels(scene) == [4, 3, 2, 5, 6, 7]
     shutil.copy(tmp_path / "L8-B4-Red-River.tif", tmp_path / "L8-B4-Red-River-again.tif")
@@ -137,7 +144,9 @@ def test_patch_grid_covers_the_same_ground(tmp_path):
     fine = bounds_wgs84(UTM["crs"], UTM["transform"], 64, 128)
     assert bounds_wgs84(UTM["crs"], coarser(UTM["transform"], 8), 8, 16) == pytest.approx(fine, abs=1e-9)
     west, south, east, north = fine
-    assert (north - south) * 110_600 == pytest.approx(640, rel=0.02) and (east - west) * 111_120 == pytest.approx(1280, rel=0.02)
+    assert (north - south) * 110_600 == pytest.approx(640, rel=0.02) and (east - west) * 111_120 == pytest.approx(
+        1280, rel=0.02
+    )
 
 
 @pytest.mark.parametrize("crs", ["EPSG:no", None, "EPSG:999999"])
@@ -180,10 +189,42 @@ def test_what_cannot_be_read_says_why(tmp_path, name, sensor, kwargs, field):
 @pytest.mark.parametrize(
     "what, sensor, kwargs, shape, gsd, place, medians",
     [
-        ("sentinel-2-l2a/38D_378R_2_3.tif", "sentinel-2-l2a", {}, (10, 224, 224), 10, (-3.401, 34.066), {"red": 1496, "swir22": 2772}),
-        ("sentinel-1-rtc/38D_378R_2_3.tif", "sentinel-1-rtc", {}, (2, 224, 224), 10, (-3.401, 34.066), {"vv": -12.5, "vh": -17.8}),
-        ("landsat-c2l1", "landsat-c2l1", {}, (6, 169, 186), 29.9, (38.393, -78.632), {"red": 7175, "blue": 8747, "nir08": 20366}),
-        ("landsat-sr/LE70220491999322EDC01_stack.tif", "landsat-c2l2-sr", dict(scale=1e-4 / 0.0000275, offset=0.2 / 0.0000275), (6, 250, 250), 30, (15.721, -93.316), {"red": 9211, "nir08": 19785}),
+        (
+            "sentinel-2-l2a/38D_378R_2_3.tif",
+            "sentinel-2-l2a",
+            {},
+            (10, 224, 224),
+            10,
+            (-3.401, 34.066),
+            {"red": 1496, "swir22": 2772},
+        ),
+        (
+            "sentinel-1-rtc/38D_378R_2_3.tif",
+            "sentinel-1-rtc",
+            {},
+            (2, 224, 224),
+            10,
+            (-3.401, 34.066),
+            {"vv": -12.5, "vh": -17.8},
+        ),
+        (
+            "landsat-c2l1",
+            "landsat-c2l1",
+            {},
+            (6, 169, 186),
+            29.9,
+            (38.393, -78.632),
+            {"red": 7175, "blue": 8747, "nir08": 20366},
+        ),
+        (
+            "landsat-sr/LE70220491999322EDC01_stack.tif",
+            "landsat-c2l2-sr",
+            dict(scale=1e-4 / 0.0000275, offset=0.2 / 0.0000275),
+            (6, 250, 250),
+            30,
+            (15.721, -93.316),
+            {"red": 9211, "nir08": 19785},
+        ),
         ("naip/m_3607717_sw_18_1_20160620_subset.tif", "naip", {}, (4, 300, 300), 1, (36.622, -78.002), {"nir": 183}),
         ("naip", "naip", {}, (4, 510, 597), 1, (37.997, -78.937), {"red": 82, "nir": 225}),
         ("modis", "modis", {}, (7, 256, 256), 463.3, (10.77, -72.84), {"sur_refl_b02": 3567}),
@@ -195,7 +236,9 @@ def test_real_files(what, sensor, kwargs, shape, gsd, place, medians):
     scene = read_scene(path, sensor, **kwargs)
     assert scene.pixels.shape == shape and scene.gsd == pytest.approx(gsd, abs=0.05)
     assert (scene.lat, scene.lon) == pytest.approx(place, abs=0.005)
-    assert scene.in_decibel == (sensor == "sentinel-1-rtc") and scene.valid.mean() == pytest.approx(0.904 if sensor == "modis" else 1, abs=0.003)
+    assert scene.in_decibel == (sensor == "sentinel-1-rtc") and scene.valid.mean() == pytest.approx(
+        0.904 if sensor == "modis" else 1, abs=0.003
+    )
     for name, median in medians.items():
         assert np.median(scene.pixels[scene.bands.index(name)][scene.valid]) == pytest.approx(median, abs=1)
     spread = scene.sensor.normalise(scene.filled(), scene.bands, in_decibel=scene.in_decibel)

@@ -1,0 +1,228 @@
+"""Charts: bars, curves, kernels and matrices; numbers in, matplotlib Figure out. Reached through plots.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from clay_lib.colours import FLOOR, INK, MAGNITUDE, MISSING, PALETTE, SIGNED, array, style
+from clay_lib.contract import ContractError
+
+
+def bars_with_intervals(
+    table: pd.DataFrame,
+    *,
+    label: str = "",
+    title: str | None = None,
+    limits: tuple[float, float] | None = None,
+    form: str = "{:.2f}",
+) -> Figure:
+    """Horizontal bars with intervals; columns name, value, low, high, kind ("floor" is grey, the rest coloured)."""
+    lacking = {"name", "value", "low", "high", "kind"} - set(table.columns)
+    if lacking:
+        raise ContractError(
+            "table",
+            found=list(table.columns),
+            expected="columns name, value, low, high, kind",
+            cause=f"{sorted(lacking)} missing",
+        )
+    kinds = [k for k in dict.fromkeys(table["kind"]) if k != "floor"]
+    colours = {"floor": FLOOR, **{k: PALETTE[i % len(PALETTE)] for i, k in enumerate(kinds)}}
+    with style():
+        fig, ax = plt.subplots(figsize=(7.2, 0.36 * len(table) + 1.1))
+        at = np.arange(len(table))
+        value, low, high = (table[c].to_numpy(float) for c in ("value", "low", "high"))
+        ax.barh(at, value, color=[colours[k] for k in table["kind"]], height=0.7)
+        ax.errorbar(
+            value,
+            at,
+            xerr=np.abs(np.stack([value - low, high - value])),
+            fmt="none",
+            ecolor=INK,
+            elinewidth=1.2,
+            capsize=3,
+        )
+        left, right = limits or (min(0.0, np.nanmin(low)), np.nanmax(high))
+        room = 0.02 * (right - left)
+        for y, v, h in zip(at, value, high, strict=True):
+            ax.text(max(v, h if np.isfinite(h) else v) + room, y, form.format(v), va="center", fontsize=9, color=INK)
+        ax.set_xlim(left, right + 5 * room)
+        ax.set_yticks(at, table["name"])
+        ax.tick_params(axis="y", length=0)
+        ax.invert_yaxis()
+        ax.set_xlabel(label)
+        ax.set_title(title or "")
+        present = [k for k in colours if (table["kind"] == k).any()]
+        if len(present) > 1:
+            keys = [Patch(color=colours[k], label=k) for k in present]
+            fig.legend(handles=keys, loc="outside upper right", ncols=len(keys))
+    return fig
+
+
+def curves(
+    frames: pd.DataFrame | Mapping[str, pd.DataFrame],
+    x: str,
+    y: str | Sequence[str],
+    *,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    title: str | None = None,
+    log: bool = False,
+    floors: Mapping[str, float] | None = None,
+) -> Figure:
+    """Lines of y over x, one a frame (colour) and column (dashes), each named at its end; floors: {name: level}, grey.
+
+    Rows without a value (a Lightning log writes one metric a row) are left out.
+    """
+    frames = {"": frames} if isinstance(frames, pd.DataFrame) else dict(frames)
+    columns = [y] if isinstance(y, str) else list(y)
+    with style():
+        fig, ax = plt.subplots(figsize=(7.2, 3.8))
+        ends = []
+        for i, (name, frame) in enumerate(frames.items()):
+            for j, column in enumerate(columns):
+                if column not in frame or x not in frame:
+                    raise ContractError(
+                        "frames",
+                        found=list(frame.columns),
+                        expected=f"columns {x!r} and {column!r}",
+                        cause="a metric that was never logged",
+                    )
+                line = frame[[x, column]].dropna().sort_values(x, kind="stable")
+                many = len(frames) > 1
+                colour = PALETTE[(i if many else j) % len(PALETTE)]
+                ax.plot(
+                    line[x],
+                    line[column],
+                    color=colour,
+                    ls=("-", "--", ":", "-.")[j % 4] if many else "-",
+                    lw=1.8,
+                    marker="o" if len(line) < 12 else None,
+                    ms=3.5,
+                )
+                if len(line):
+                    ends.append(
+                        (
+                            float(line[column].iloc[-1]),
+                            " ".join(part for part in (name, column if len(columns) > 1 or not name else "") if part),
+                            colour,
+                        )
+                    )
+        for name, level in (floors or {}).items():
+            ax.axhline(level, color=FLOOR, lw=1.2, ls="--", zorder=1)
+            ends.append((float(level), name, "#6b6b6b"))
+        if log:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlabel(xlabel or x)
+        ax.set_ylabel(ylabel or (columns[0] if len(columns) == 1 else ""))
+        ax.set_title(title or "")
+        ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+        ax.set_axisbelow(True)
+        _name_ends(ax, ends)
+    return fig
+
+
+def _name_ends(ax, ends) -> None:
+    """Names right of the lines' ends, pushed apart so that none hides another."""
+    if not ends:
+        return
+    ends = sorted(ends)
+    scale = ax.yaxis.get_transform().transform
+    low, high = scale(np.array(ax.get_ylim()))
+    wanted = (scale(np.array([value for value, _, _ in ends])) - low) / (high - low)
+    steps = 0.055 * np.arange(len(ends))  # a line of text, as a share of the axes' height
+    upward = np.maximum.accumulate(wanted - steps) + steps
+    downward = np.minimum.accumulate((wanted - steps)[::-1])[::-1] + steps
+    for (_, name, colour), share in zip(ends, (upward + downward) / 2, strict=True):
+        ax.annotate(name, (1.01, share), xycoords="axes fraction", color=colour, fontsize=9, va="center", ha="left")
+
+
+def kernels(weights, *, band_names: Sequence[str] | None = None, count: int = 8, title: str | None = None) -> Figure:
+    """Patch-embedding kernels weights [D, C, P, P]: a row a band, a column a kernel (the `count` strongest)."""
+    weights = array(weights, (4,), "weights [D, C, P, P]").astype(float)
+    strongest = np.sort(np.argsort(-(weights**2).sum(axis=(1, 2, 3)), kind="stable")[:count])
+    names = list(band_names) if band_names is not None else [f"band {i}" for i in range(weights.shape[1])]
+    top = np.abs(weights[strongest]).max() or 1.0
+    with style():
+        wide, high = len(strongest), weights.shape[1]
+        fig, axes = plt.subplots(high, wide, figsize=(0.72 * wide + 2.2, 0.72 * high + 0.7), squeeze=False)
+        for row in range(high):
+            for column, kernel in enumerate(strongest):
+                ax = axes[row, column]
+                shown = ax.imshow(weights[kernel, row], cmap=SIGNED, vmin=-top, vmax=top)
+                ax.set_xticks([])
+                ax.set_yticks([])
+                ax.spines[:].set_visible(False)
+                if column == 0:
+                    ax.set_ylabel(names[row], rotation=0, ha="right", va="center", fontsize=9)
+                if row == 0:
+                    ax.set_title(f"#{kernel}", loc="center", fontsize=9)
+        fig.colorbar(shown, ax=axes, label="weight", shrink=0.8, pad=0.02)
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return fig
+
+
+def matrix(
+    values,
+    *,
+    names: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    label: str = "cosine similarity",
+    signed: bool = False,
+    limits: tuple[float, float] | None = None,
+    title: str | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    form: str | None = None,
+) -> Figure:
+    """A heat map of values [N, M]; names (rows) and columns on the axes; form ("{:.2f}") prints small ones in cells."""
+    values = array(values, (2,), "values [N, M]").astype(float)
+    rows, wide = values.shape
+    columns = columns if columns is not None else names if rows == wide else None
+    if signed and limits is None:
+        limits = (-np.nanmax(np.abs(values)), np.nanmax(np.abs(values)))
+    with style():
+        square = 4.2
+        fig, ax = plt.subplots(figsize=(square * min(max(wide / rows, 0.6), 2) + 1.6, square + 0.4))
+        colours = plt.get_cmap(SIGNED if signed else MAGNITUDE).with_extremes(bad=str(MISSING))
+        shown = ax.imshow(
+            np.ma.masked_invalid(values),
+            cmap=colours,
+            vmin=limits and limits[0],
+            vmax=limits and limits[1],
+            aspect="auto",
+        )
+        if names is not None:
+            ax.set_yticks(range(rows), names)
+        else:
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if columns is not None:
+            ax.set_xticks(range(wide), columns, rotation=45, ha="right", rotation_mode="anchor")
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if form:
+            for (i, j), value in np.ndenumerate(values):
+                tone = shown.cmap(shown.norm(value))[:3]
+                ax.text(
+                    j,
+                    i,
+                    form.format(value),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="black" if np.dot(tone, (0.3, 0.59, 0.11)) > 0.5 else "white",
+                )
+        ax.set(xlabel=xlabel, ylabel=ylabel, title=title or "")
+        ax.spines[:].set_visible(False)
+        fig.colorbar(shown, ax=ax, label=label, pad=0.02)
+    return fig
