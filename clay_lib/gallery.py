@@ -17,7 +17,7 @@ from pathlib import Path
 from clay_lib.contract import ContractError
 from clay_lib.runner import NOTEBOOKS, PICTURES, ROOT, is_done, list_notebooks, read_json, read_script
 
-HEADLINES = 8  # metrics shown before the fold
+HEADLINES = 10  # metrics shown before the fold
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
 ERROR_MARKER = "papermill-error-cell-tag"  # papermill puts a cell above the first one when a run fails
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -204,10 +204,10 @@ def _page(title: str, runs: list[dict]) -> str:
 def _card(run: dict) -> str:
     text = {k: html.escape(str(run[k] or "")) for k in ("name", "title", "question", "failed_cell", "error", "export")}
     figures = "".join(_figure(*picture) for picture in run["pictures"])
-    rows = [f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in run["metrics"]]
-    table = f"<table>{''.join(rows[:HEADLINES])}</table>" if rows else ""
-    if len(rows) > HEADLINES:
-        table += f"<details><summary>{len(rows) - HEADLINES} more</summary><table>{''.join(rows[HEADLINES:])}</table></details>"
+    shown, folded = run["metrics"][:HEADLINES], run["metrics"][HEADLINES:]
+    table = _table(shown)
+    if folded:
+        table += f"<details><summary>{len(folded)} more</summary>{_table(folded)}</details>"
     cost = [
         f"{run['seconds']:.0f} s" if run["seconds"] is not None else "",
         f"{run['peak_mb']:.0f} MB" if run["peak_mb"] else "",
@@ -225,6 +225,20 @@ def _card(run: dict) -> str:
   <div class="body{"" if figures else " bare"}"><div class=pictures>{figures}</div><aside>{table}</aside></div>
   <footer><span>{" · ".join(filter(None, cost))}</span><nav><a href="{text["export"]}">Read</a><a href="{text["name"]}.ipynb">Notebook</a></nav></footer>
 </article>"""
+
+
+def _table(metrics: list[tuple[str, str]]) -> str:
+    """Name and value; numbers that share a beginning ("masked error / naip") stand under it."""
+    rows, group = [], ""
+    for name, value in metrics:
+        over, _, leaf = name.rpartition(" / ")
+        if over and over != group:
+            rows.append(f"<tr class=group><th colspan=2>{html.escape(over)}</th></tr>")
+        group = over
+        rows.append(
+            f"<tr{' class=member' if over else ''}><th>{html.escape(leaf)}</th><td>{html.escape(value)}</td></tr>"
+        )
+    return f"<table>{''.join(rows)}</table>" if rows else ""
 
 
 def _figure(name: str, mime: str, data: bytes) -> str:
@@ -253,7 +267,8 @@ article header{display:flex;gap:18px;padding:26px 28px 18px}.number{flex:none;fo
 figure{margin:0;cursor:zoom-in}figure:first-child{grid-column:1/-1}figure img{display:block;width:100%;height:130px;object-fit:contain;background:#fff;border:1px solid var(--line);border-radius:10px}
 figure:first-child img{height:auto;max-height:460px}figcaption{margin-top:.35em;color:var(--soft);font-size:.85rem;text-align:center}
 table{width:100%;border-collapse:collapse;font-size:.93rem}th{font-weight:400;text-align:left;color:var(--soft);padding:.42em .8em .42em 0;overflow-wrap:anywhere}td{text-align:right;font-weight:600;font-variant-numeric:tabular-nums;padding:.42em 0;overflow-wrap:anywhere}
-tr+tr>*{border-top:1px solid var(--line)}details{margin-top:.5em;font-size:.9rem;color:var(--soft)}summary{cursor:pointer}
+tr+tr>*{border-top:1px solid var(--line)}tr.group th{color:var(--ink);font-weight:600;padding-top:.8em}tr.member th{padding-left:.9em}
+details{margin-top:.5em;font-size:.9rem;color:var(--soft)}summary{cursor:pointer}
 footer{display:flex;justify-content:space-between;flex-wrap:wrap;gap:10px;padding:13px 28px;border-top:1px solid var(--line);color:var(--soft);font-size:.92rem}
 a{color:var(--leaf);font-weight:600;text-decoration:none;margin-left:22px}a:hover{text-decoration:underline}.end{padding-top:6px;padding-bottom:48px;color:var(--soft);font-size:.9rem}
 dialog{border:0;padding:0;background:none;max-width:96vw;max-height:96vh}dialog img{display:block;max-width:96vw;max-height:94vh;background:#fff;border-radius:10px;cursor:zoom-out}dialog::backdrop{background:rgb(10 14 12/.82)}

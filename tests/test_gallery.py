@@ -55,7 +55,7 @@ def test_the_page_holds_everything_in_one_file(run):
     assert page.count(f"data:image/png;base64,{PNG}") == 2, "one picture a notebook, embedded"
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page), "nothing from a network"
     assert "See &lt;the&gt; land" in page and "Is land x visible?" in page and "fields and towns" in page
-    for shown in ("0.1235", "12\u202f345", "yes", "error / naip", "1 of 2"):
+    for shown in ("0.1235", "12\u202f345", "yes", "<th colspan=2>error</th>", "<th>naip</th>", "1 of 2"):
         assert shown in page
     for linked in re.findall(r'href="([^"#]+)"', page):
         assert (run / "runs" / linked).is_file()
