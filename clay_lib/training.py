@@ -168,6 +168,7 @@ def train(
     Writes checkpoints and metrics.csv under `out`. precision: bf16 on a GPU, float32 elsewhere, unless named.
     """
     L.seed_everything(settings.seed, verbose=False)
+    log_every = min(log_every, settings.max_steps)
     module = ClayModule(config, settings, teacher)
     if precision is None:
         precision = "bf16-mixed" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "32-true"
