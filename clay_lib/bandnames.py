@@ -84,7 +84,7 @@ def _as_told(count: int, sensor: Sensor, bands) -> dict[str, int]:
     if isinstance(bands, Mapping):
         numbers = dict(bands)
     else:
-        bands = [bands] if isinstance(bands, str) else list(bands)
+        bands = list(bands) if isinstance(bands, Sequence) and not isinstance(bands, str) else [bands]
         if len(bands) != count:
             raise ContractError(
                 "bands",

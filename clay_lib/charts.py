@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -65,6 +66,9 @@ def bars_with_intervals(
     return fig
 
 
+_DASHES = ("-", "--", ":", "-.")
+
+
 def curves(
     frames: pd.DataFrame | Mapping[str, pd.DataFrame],
     x: str,
@@ -76,7 +80,7 @@ def curves(
     log: bool = False,
     floors: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Lines of y over x, one a frame (colour) and column (dashes), each named at its end; floors: {name: level}, grey.
+    """Lines of y over x, one a frame (colour) and column (dashes), named at their ends; floors: {name: level}, grey.
 
     Rows without a value (a Lightning log writes one metric a row) are left out.
     """
@@ -84,7 +88,7 @@ def curves(
     columns = [y] if isinstance(y, str) else list(y)
     with style():
         fig, ax = plt.subplots(figsize=(7.2, 3.8))
-        ends = []
+        ends, many = [], len(frames) > 1
         for i, (name, frame) in enumerate(frames.items()):
             for j, column in enumerate(columns):
                 if column not in frame or x not in frame:
@@ -95,25 +99,21 @@ def curves(
                         cause="a metric that was never logged",
                     )
                 line = frame[[x, column]].dropna().sort_values(x, kind="stable")
-                many = len(frames) > 1
                 colour = PALETTE[(i if many else j) % len(PALETTE)]
                 ax.plot(
                     line[x],
                     line[column],
                     color=colour,
-                    ls=("-", "--", ":", "-.")[j % 4] if many else "-",
+                    ls=_DASHES[j % 4] if many else "-",
                     lw=1.8,
                     marker="o" if len(line) < 12 else None,
                     ms=3.5,
                 )
-                if len(line):
-                    ends.append(
-                        (
-                            float(line[column].iloc[-1]),
-                            " ".join(part for part in (name, column if len(columns) > 1 or not name else "") if part),
-                            colour,
-                        )
-                    )
+                if len(line) and (not many or j == 0):
+                    ends.append((float(line[column].iloc[-1]), str(name if many else column), colour))
+        if many and len(columns) > 1:
+            dashes = [Line2D([], [], color=INK, ls=_DASHES[j % 4], label=column) for j, column in enumerate(columns)]
+            ax.legend(handles=dashes, loc="best")
         for name, level in (floors or {}).items():
             ax.axhline(level, color=FLOOR, lw=1.2, ls="--", zorder=1)
             ends.append((float(level), name, "#6b6b6b"))

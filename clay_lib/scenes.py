@@ -19,7 +19,7 @@ from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window, from_bounds
 
 from clay_lib.bandnames import choose, words
-from clay_lib.contract import ContractError
+from clay_lib.contract import ContractError, number
 from clay_lib.sensors import SENSORS, Sensor
 
 MODIS_FILL = 32767
@@ -94,6 +94,7 @@ def read_scene(
     Raises ContractError for anything that cannot be read or named.
     """
     sensor = SENSORS.resolve(sensor)
+    scale, offset = number("scale", scale), number("offset", offset)
     paths, many = _files(path)
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -204,7 +205,7 @@ def write_raster(
         raise ContractError(
             "raster",
             found=f"{path}: {_short(error)}",
-            expected="a dtype and CRS that GeoTIFF knows",
+            expected="a folder that can be written to, and a dtype, nodata and CRS that GeoTIFF knows",
             cause=f"dtype {values.dtype}, nodata {nodata!r} or CRS {crs!r}",
         ) from None
     finally:
@@ -235,11 +236,11 @@ def bounds_wgs84(crs: str, transform: Sequence[float], height: int, width: int) 
 def _files(path) -> tuple[list[str], bool]:
     """(files, whether they came as a folder or list)."""
     if not isinstance(path, (str, Path)):
-        paths = [str(p) for p in path]
+        paths = [str(p) for p in path] if isinstance(path, Sequence) else []
         if not paths:
             raise ContractError(
                 "path",
-                found="an empty list",
+                found=repr(path),
                 expected="at least one raster file",
                 cause="a pattern that matched nothing",
             )
@@ -322,7 +323,10 @@ def _read(layer: _Layer, reference, box: Window) -> np.ndarray:
 def _window(window, reference) -> Window:
     if window is None:
         return Window(0, 0, reference.width, reference.height)
-    column, row, width, height = (int(v) for v in window)
+    try:
+        column, row, width, height = (int(v) for v in window)
+    except (TypeError, ValueError):
+        column = row = width = height = -1
     if (
         column < 0
         or row < 0
@@ -333,7 +337,7 @@ def _window(window, reference) -> Window:
     ):
         raise ContractError(
             "window",
-            found=tuple(window),
+            found=repr(window),
             expected=f"(column, row, width, height) within {reference.width} columns x {reference.height} rows",
             cause="rows and columns swapped, or a window past the edge",
         )

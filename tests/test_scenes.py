@@ -172,6 +172,8 @@ def broken(folder):
         ("two.tif", "linz", {"bands": {"red": 3}}, "bands['red']"),
         ("two.tif", "linz", {"bands": {"rot": 1}}, "bands"),
         ("two.tif", "sentinel-1-rtc", {"window": (0, 0, 12, 20)}, "window"),
+        ("two.tif", "sentinel-1-rtc", {"window": (0, 0)}, "window"),
+        ("two.tif", "sentinel-1-rtc", {"scale": "0.1"}, "scale"),
         ("none.tif", "linz", {}, "path"),
         ("text.tif", "linz", {}, "path"),
         ("cut.tif", "linz", {}, "path"),
