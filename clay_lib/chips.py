@@ -19,6 +19,12 @@ DATA = Path(os.environ.get("CLAY_DATA") or (_CHECKOUT if (_CHECKOUT / "notebooks
 CACHE = DATA / "cache"
 
 
+def in_cache(name: str) -> Path:
+    """Where a file of this name is kept: as it stands if it is there or absolute, else in the cache."""
+    path = Path(name).expanduser()
+    return path if path.is_absolute() or path.exists() else CACHE / path
+
+
 @dataclass(frozen=True)
 class Chips:
     """N chips of one sensor, of one size, in native numbers."""
