@@ -64,7 +64,8 @@ class Land:
 
     x: np.ndarray
     y: np.ndarray
-    pixel: float  # m between points; detail below it is left out
+    pixel: float  # m: detail below it is left out
+    step: float  # m between points
     seed: int
     lat: np.ndarray  # degrees
     temperature: np.ndarray  # annual mean at the ground, degrees C
@@ -102,61 +103,61 @@ def _climate_on(x, y, seed):
     if not (np.ndim(x) == 2 and x.shape[0] == 1 and y.shape[1] == 1):
         lat, lon = from_world(x, y)
         return (lat, *climate(lat, lon, seed))
-    xs, ys = (np.linspace(t.min(), t.max(), 3) if t.size > 1 else t.ravel() + np.arange(3) for t in (x, y))
+    xs, ys = (t.min() + (np.ptp(t) + 1.0) * np.linspace(0, 1, 3) for t in (x, y))
     lat, lon = from_world(xs[None, :], ys[:, None])
     wx, wy = (np.maximum(0, 1 - np.abs((t.reshape(-1, 1) - n) / (n[1] - n[0]))).astype(np.float32) for t, n in ((x, xs), (y, ys)))
     return tuple(wy @ np.asarray(field, np.float32) @ wx.T for field in (lat, *climate(lat, lon, seed)))
 
 
-def survey(x, y, *, seed: int, pixel: float = 0.0) -> Land:
+def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0) -> Land:
     """The land at world points x, y (x [1,W] and y [H,1] for a grid, or two arrays of one shape)."""
     lat, base, rugged, warm, swing, moisture = _climate_on(x, y, seed)
 
     def noise(wavelength, salt, octaves, gain=0.5):
         return fbm(x, y, wavelength, seed=seed * 97 + salt, octaves=octaves, gain=gain, pixel=pixel)
 
-    hills = noise(22000, 1, 9, 0.47)
-    river = noise(14000, 2, 7, 0.45)
-    near = np.exp(-((river / 0.3) ** 2))
-    height = 14 + 130 * smoothstep(-0.6, 1.2, noise(60000, 3, 2)) * (0.15 + rugged) + 750 * rugged**2
+    hills = noise(22000, 1, 5, 0.47)
+    river = noise(14000, 2, 6, 0.45)
+    near = np.exp(-((river * (1 / 0.3)) ** 2))
+    height = (14 + 130 * smoothstep(-0.6, 1.2, noise(60000, 3, 2)) * (0.15 + rugged) + 750 * rugged * rugged) * (1 - 0.85 * near)
     ridged = 1.0 - 1.6 * np.abs(hills)
-    shape = hills * (1 - 0.7 * rugged) + ridged * 0.9 * rugged
-    elevation = base + height * shape * (1 - 0.85 * near) + 900 * rugged**2
-    relief = height * (1 - 0.85 * near)
+    folds = noise(3000, 12, 6, 0.46)  # spurs and gullies on the hills
+    shape = hills * (1 - 0.7 * rugged) + ridged * 0.9 * rugged + 0.16 * (1 - 1.5 * np.abs(folds))
+    elevation = base + height * shape + 900 * rugged * rugged
     temperature = warm - 0.0062 * np.maximum(elevation, 0)
     warmest = temperature + swing
 
     patch = noise(2600, 4, 6, 0.6)
-    vigour = moisture + 0.42 * patch + 0.45 * near - 0.1
+    vigour = moisture + 0.42 * patch + 0.45 * near - 0.1 - 0.2 * folds * (height > 60)
     kind = noise(9000, 5, 5)
     wet = noise(6500, 6, 5) + 1.1 * near + 0.4 * np.clip(moisture, -1, 1)
-    farm = noise(26000, 7, 4) + 0.25 * patch + 0.35
+    farm = noise(26000, 7, 3) + 0.25 * patch + 0.35
     town = noise(8500, 8, 4, 0.45) + 0.25 * near
-    mud = noise(18000, 9, 3)
+    tundra = warmest + 1.2 * patch
+    flat, cool, arable = height < 150, tundra < 9.5, vigour > -1.1
 
     labels = np.full(np.shape(elevation), 30, np.uint8)
-    flat = relief < 150
     labels[kind > 0.25] = 20
-    labels[vigour > 0.42] = 10
-    labels[(warmest < 11.5) & (labels != 10)] = 30
-    labels[(farm > 0.3) & flat & (warmest > 14.5) & (vigour > -1.1) & ((patch < 1.1) | (vigour < 0.42))] = 40
+    labels[(vigour > 0.42) & (warmest > 10.5)] = 10
+    labels[(vigour < 0.42) & (warmest < 11.5)] = 30
     labels[vigour < -0.85] = 60
-    labels[(warmest < 10.5) & (labels == 10)] = 30
-    tundra = warmest + 1.2 * patch
-    labels[tundra < 9.5] = 100
-    labels[(tundra < 9.5) & (vigour < -0.9)] = 60
+    labels[(farm > 0.3) & flat & (warmest > 14.5) & arable & ((patch < 1.1) | (vigour < 0.42)) & (vigour > -0.85)] = 40
+    labels[cool] = 100
+    labels[cool & (vigour < -0.9)] = 60
     labels[(wet > 1.55) & flat & (moisture > -0.5) & (warmest > 8)] = 90
-    labels[(town > 1.75) & flat & (warmest > 12)] = 50
-    labels[warmest + 0.5 * patch < 3.5] = 70
-    tidal = (temperature > 20.5) & (mud > -0.3)
-    labels[tidal & (elevation < 9)] = 95
-    creek = np.abs(noise(900, 10, 4)) < 0.10 - 0.004 * np.clip(elevation, 0, 15)
-    labels[tidal & (elevation < 9) & creek] = 80
+    labels[(town > 1.7) & flat & (warmest > 12)] = 50
+    labels[warmest + 0.5 * patch < 5.5] = 70
+    tidal = (temperature > 19) & (elevation < 12)
+    if tidal.any():
+        tidal &= noise(18000, 9, 3) > -0.6
+        labels[tidal] = 95
+        labels[tidal & (np.abs(noise(900, 10, 4)) < 0.10 - 0.004 * np.clip(elevation, 0, 15))] = 80
+    humid = moisture > -0.6
     width = 0.012 + 0.05 * smoothstep(-0.2, 1.2, moisture)
-    labels[(np.abs(river) < width) & (moisture > -0.6) & (warmest > 5) & (relief < 400)] = 80
-    labels[(noise(7000, 11, 5) > 2.05 - 0.3 * np.clip(moisture, -1, 1)) & (moisture > -0.6) & (warmest > 4)] = 80
+    labels[(np.abs(river) < width) & humid & (warmest > 5) & (height < 120)] = 80
+    labels[(noise(7000, 11, 5) > 2.05 - 0.3 * np.clip(moisture, -1, 1)) & humid & (warmest > 4)] = 80
     labels[elevation < 0] = 80
-    return Land(x, y, pixel, seed, lat, temperature, swing, moisture, elevation, river, patch, vigour, labels)
+    return Land(x, y, pixel, step, seed, lat, temperature, swing, moisture, elevation, river, patch, vigour, labels)
 
 
 def _turn(x, y, angle):
@@ -218,7 +219,8 @@ def parcels(land: Land) -> Parcels:
 class Streets:
     street: np.ndarray  # bool
     house: np.ndarray  # bool
-    roof: np.ndarray  # uniform 0..1, one number a house
+    park: np.ndarray  # bool
+    roof: np.ndarray  # 0..1, one number a house, alike within a quarter
     lot: np.ndarray  # uint32 hash, one a lot
     side: np.ndarray  # which face of the roof looks along +u, -1..1
     angle: np.ndarray  # of the street grid, radians
@@ -231,15 +233,18 @@ def streets(land: Land, sun: tuple[float, float], shadow: float) -> Streets:
     i, j, dx, dy = _regions(land, 1500, 40)
     seed = land.seed * 97 + 50
     angle = np.pi * uniform(i, j, 0, seed=seed)
-    dense = np.clip(0.45 + 0.28 * land.noise(900, 44, 3), 0.1, 1)
+    dense = np.clip(0.45 + 0.30 * land.noise(1100, 44, 3), 0.1, 1)
 
     def plan(dx, dy):
         u, v = _turn(dx, dy, angle)
         long, wide = 130.0, 76.0
         a, b = np.floor(u / long), np.floor(v / wide)
         pu, pv = u - a * long, v - b * wide
-        big = uniform(i, j, a, b, 9, seed=seed) < 0.35 * dense
+        big = uniform(i, j, a, b, 9, seed=seed) < smoothstep(0.45, 0.95, dense) - 0.05
+        park = uniform(i, j, a, b, 10, seed=seed) < 0.07
         street = np.minimum(np.minimum(pu, long - pu), np.minimum(pv, wide - pv)) < 4.5
+        avenue = np.minimum(np.where(a % 4 == 0, pu, 99), np.where(b % 5 == 0, pv, 99)) < 16
+        street = street | avenue
         lot_u = np.where(big, long / 2, 26.0)
         lot_v = np.where(big, wide, wide / 2)
         m, n = np.floor(pu / lot_u), np.floor(pv / lot_v)
@@ -248,15 +253,17 @@ def streets(land: Land, sun: tuple[float, float], shadow: float) -> Streets:
         cu, cv = pu - (m + 0.5) * lot_u, pv - (n + 0.5) * lot_v
         half_u = np.where(big, 18 + 10 * r1, 5 + 4.5 * r1 + 3 * dense)
         half_v = np.where(big, 17 + 10 * r2, 5 + 4 * r2 + 3 * dense)
-        house = (np.abs(cu - 1.5 * (r2 - 0.5)) < half_u) & (np.abs(cv - 6 * (r3 - 0.5) * ~big) < half_v) & (r3 < 0.55 + 0.6 * dense)
-        return street, house & ~street, uniform(lot, 4, seed=seed), lot, np.clip(cv / half_v * 2, -1, 1)
+        house = (np.abs(cu - 1.5 * (r2 - 0.5)) < half_u) & (np.abs(cv - 6 * (r3 - 0.5) * ~big) < half_v) & (r3 < 0.55 + 0.6 * dense) & ~park
+        return street, house & ~street, park, lot, np.clip(cv / half_v * 2, -1, 1)
 
-    street, house, roof, lot, side = plan(dx, dy)
+    street, house, park, lot, side = plan(dx, dy)
+    own, quarter = uniform(lot, 4, seed=seed), uniform(i, j, 11, seed=seed)
+    roof = np.where(uniform(lot, 5, seed=seed) < 0.65, 0.8 * quarter + 0.1 * own, own)
     shade = np.zeros(land.shape, bool)
     if land.pixel <= 5:
         for height in (3.0, 6.0):
             shade |= plan(dx + sun[0] * shadow * height, dy + sun[1] * shadow * height)[1]
-    return Streets(street, house, roof, lot, side, angle, shade & ~house, dense)
+    return Streets(street, house, park, roof, lot, side, angle, shade & ~house, dense)
 
 
 def crowns(land: Land, size: float, cover, salt: int, sun: tuple[float, float], shadow: float):

@@ -34,11 +34,11 @@ LOOKS = 6  # of the radar's speckle
 # How the optical sensors' numbers come about: reflectance -> gain * reflectance + haze at the top -> code(...)
 _OPTICAL = {
     "sentinel-2-l2a": dict(scale=10000, dtype=np.uint16, haze=0.012),
-    "planetscope-sr": dict(scale=10000, dtype=np.uint16, haze=0.060, gain=1.30),
+    "planetscope-sr": dict(scale=10000, dtype=np.uint16, haze=0.030, gain=1.15),
     "landsat-c2l1": dict(scale=50000, offset=0.1, dtype=np.uint16, haze=0.02, top=True),
     "landsat-c2l2-sr": dict(scale=1 / 0.0000275, offset=0.2, dtype=np.uint16, haze=0.012),
-    "naip": dict(dtype=np.uint8, haze=0.02, camera=330.0),
-    "linz": dict(dtype=np.uint8, haze=0.015, camera=300.0),
+    "naip": dict(dtype=np.uint8, haze=0.02, camera=470.0),
+    "linz": dict(dtype=np.uint8, haze=0.015, camera=420.0),
     "satellogic-MSI-L1D": dict(scale=10000, dtype=np.uint16, haze=0.025, top=True),
     "modis": dict(scale=10000, dtype=np.int16, haze=0.008),
 }
@@ -151,23 +151,23 @@ class MiniWorld:
         middle = to_world(lat, lon)
         rng = np.random.default_rng([self.seed, abs(hash_text(f"{sensor} {when.isoformat()} {lat:.6f} {lon:.6f}"))])
 
-        land = survey(grid.x, grid.y, seed=self.seed, pixel=spec.gsd / grid.fold)
+        land = survey(grid.x, grid.y, seed=self.seed, pixel=min(spec.gsd, 300.0), step=grid.step)
         sun, weather = sun_at(lat, when), weather_at(*middle, when, self.seed)
         surface = paint(land, when, sun, weather)
-        labels, leaf_area = _mode(land.labels, grid.fold), _mean(surface.leaf_area, grid.fold)
+        labels, leaf_area = _mode(grid.gathered(land.labels), grid.fold), grid.mean(surface.leaf_area)
         cloud = np.zeros((height, width), bool)
         if spec.decibel:
-            pixels = self._radar(land, surface, weather, when, grid.fold, rng if noise else None)
+            pixels = self._radar(land, surface, weather, when, grid, rng if noise else None)
         else:
             seen = _reflect(surface, weather, tuple(b.wavelength for b in spec.bands))
-            seen = _mean(seen, grid.fold)
+            seen = grid.mean(seen)
             if cover > 0:
-                seen, cloud = self._clouds(seen, land, grid, when, sun, cover)
+                seen, cloud = self._clouds(seen, grid, when, sun, cover)
             scene = uniform(int(middle[0] // 40_000), int(middle[1] // 40_000), when.toordinal(), np.arange(4), hash_text(sensor), seed=self.seed + 7)
             pixels = _record(seen, spec, sun, scene, rng if noise else None)
         return Chip(pixels, labels, cloud, leaf_area, sensor, when, lat, lon, float(spec.gsd), grid.crs, grid.transform)
 
-    def _radar(self, land, surface, weather, when, fold, rng):
+    def _radar(self, land, surface, weather, when, grid, rng):
         """Linear gamma0 power [2,H,W]: class backscatter, slopes towards and away from the radar, speckle."""
         rough = 0.7 * land.noise(260, 300, 5, 0.6) + 0.5 * land.noise(30, 301, 3)
         db = backscatter(land.labels, surface.leaf_area, weather.rain, rough, surface.built, surface.frozen)
@@ -175,20 +175,20 @@ class MiniWorld:
         toward = -look * surface.slope[0] * np.where(land.labels == 80, 0, 1)
         wind = 1.5 * land.noise(3000, 302, 3) + 5.0 * (uniform(when.toordinal() // 2, seed=self.seed + 11)[0] - 0.5)
         db = db + np.clip(9.0 * toward, -6, 6) + np.where(land.labels == 80, wind, 0)
-        power = _mean(np.moveaxis(10 ** (db / 10), 0, -1), fold)
+        power = grid.mean(np.moveaxis(10 ** (db / 10), 0, -1))
         if rng is not None:
             power = power * (rng.standard_gamma(LOOKS, power.shape, dtype=np.float32) / LOOKS)
         return np.ascontiguousarray(np.moveaxis(power, -1, 0), dtype=np.float32)
 
-    def _clouds(self, seen, land, grid, when, sun, cover):
+    def _clouds(self, seen, grid, when, sun, cover):
         """Clouds over the target share of pixels, with their shadows. seen [H,W,C] -> (seen, mask)."""
-        x, y = grid.pixel_centres()
+        x, y = grid.centres
         extent = max(np.ptp(x), np.ptp(y), 1.0)
         size = min(4000.0, extent / 1.5)
         seed, drift = self.seed * 97 + 500 + when.toordinal() % 9973, when.toordinal() % 811 * 977.0
 
         def puffs(dx, dy):
-            return fbm(x + drift + dx, y + dy, size, seed=seed, octaves=6, gain=0.55, pixel=grid.gsd)
+            return fbm(x + drift + dx, y + dy, size, seed=seed, octaves=6, gain=0.55, pixel=grid.step)
 
         field = puffs(0, 0)
         level = np.quantile(field, 1 - cover) if cover < 1 else field.min() - 1
@@ -202,43 +202,58 @@ class MiniWorld:
 
 @dataclass(frozen=True)
 class _Grid:
-    """Sample points of a chip: fold x fold in every pixel."""
+    """Sample points of a chip on world axes, and how pixels [H,W] gather them."""
 
-    x: np.ndarray
-    y: np.ndarray
-    fold: int
-    gsd: float
+    x: np.ndarray  # [1,w] world metres, of the samples
+    y: np.ndarray  # [h,1]
+    step: float  # m between samples
+    fold: int  # samples in a pixel along each side
+    source: np.ndarray | None  # [H fold, W fold] flat positions of the samples; None: the samples are in place
+    centres: tuple[np.ndarray, np.ndarray]  # world x, y of the pixels
     crs: str
     transform: tuple
 
-    def pixel_centres(self):
-        f = self.fold
-        if self.x.shape[0] == 1:
-            return self.x.reshape(1, -1, f).mean(-1), self.y.reshape(-1, f, 1).mean(1)
-        return tuple(_mean(t, f) for t in (self.x, self.y))
+    def gathered(self, values):
+        """[h,w,...] -> [H fold, W fold, ...]."""
+        return values if self.source is None else values.reshape(-1, *values.shape[2:])[self.source]
+
+    def mean(self, values):
+        return _mean(self.gathered(values), self.fold)
 
 
 def _grid(sensor, lat, lon, gsd, height, width) -> _Grid:
     """Pixels aligned to multiples of the gsd; the place lies within a pixel of the chip's middle."""
-    fold = 1 if gsd <= 5 else 4 if gsd >= 250 else 2
+    fold = 1 if gsd <= 5 else 3 if gsd >= 250 else 2
     zone = int(utm_zone(lon))
     if sensor == "modis":
-        east = MODIS_RADIUS * np.radians(lon) * np.cos(np.radians(lat))
-        north, false = MODIS_RADIUS * np.radians(lat), 0.0
+        east, north, false = MODIS_RADIUS * np.radians(lon) * np.cos(np.radians(lat)), MODIS_RADIUS * np.radians(lat), 0.0
         crs = f"+proj=sinu +lon_0=0 +x_0=0 +y_0=0 +R={MODIS_RADIUS} +units=m +no_defs"
     else:
         x, north = to_world(lat, lon)
         east, false = x - ZONE_STRIDE * zone, 0.0 if lat >= 0 else 10_000_000.0
         crs = f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
     left, top = round((east - width * gsd / 2) / gsd) * gsd, round((north + height * gsd / 2) / gsd) * gsd
-    xs = left + (np.arange(width * fold) + 0.5)[None, :] * (gsd / fold)
-    ys = top - (np.arange(height * fold) + 0.5)[:, None] * (gsd / fold)
-    if sensor == "modis":
+    transform = (float(gsd), 0.0, float(left), 0.0, -float(gsd), float(top + false))
+
+    def axes(parts):
+        return left + (np.arange(width * parts) + 0.5)[None, :] * (gsd / parts), top - (np.arange(height * parts) + 0.5)[:, None] * (gsd / parts)
+
+    step, source = gsd / fold, None
+    xs, ys = axes(fold)
+    if sensor != "modis":
+        centres = tuple(t + shift for t, shift in zip(axes(1), (ZONE_STRIDE * zone, 0.0), strict=True))
+        return _Grid(xs + ZONE_STRIDE * zone, ys, step, fold, source, centres, crs, transform)
+
+    def world(xs, ys):
         phi = ys / MODIS_RADIUS
-        x, y = to_world(np.degrees(phi) + 0 * xs, np.degrees(xs / (MODIS_RADIUS * np.cos(phi))), zone)
-    else:
-        x, y = xs + ZONE_STRIDE * zone, ys
-    return _Grid(x, y, fold, gsd, crs, (float(gsd), 0.0, float(left), 0.0, -float(gsd), float(top + false)))
+        return to_world(np.degrees(phi) + 0 * xs, np.degrees(xs / (MODIS_RADIUS * np.cos(phi))), zone)
+
+    x, y = world(xs, ys)  # slanted in the world's plane: sample upright rows there, and fetch the nearest
+    w, n = np.floor(x.min() / step) * step, np.ceil(y.max() / step) * step
+    columns, rows = ((x - w) / step).astype(np.int64), ((n - y) / step).astype(np.int64)
+    wide = int(columns.max()) + 1
+    xs, ys = w + (np.arange(wide) + 0.5)[None, :] * step, n - (np.arange(int(rows.max()) + 1) + 0.5)[:, None] * step
+    return _Grid(xs, ys, step, fold, rows * wide + columns, world(*axes(1)), crs, transform)
 
 
 def _reflect(surface, weather, waves) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_SPREAD_2D, _SPREAD_3D = 0.216, 0.187  # standard deviation of one octave before scaling, measured
+_SPREAD_2D, _SPREAD_3D = 0.235, 0.19  # standard deviation of one octave before scaling, measured
 
 
 def hashed(*keys, seed: int) -> np.ndarray:
@@ -42,47 +42,53 @@ def _fade(t):
 def fbm(x, y, wavelength: float, *, seed: int, octaves: int = 4, gain: float = 0.5, pixel: float = 0.0) -> np.ndarray:
     """Octaves of gradient noise at metres x, y, the first with features about `wavelength` long.
 
-    pixel: ground sampling distance, m; octaves shorter than twice that are left out. -> float32.
+    pixel: ground sampling distance, m; octaves shorter than twice that fade out. -> float32.
     """
-    total, power = 0.0, sum(gain ** (2 * k) for k in range(octaves))
-    shape = np.broadcast_shapes(np.shape(x), np.shape(y))
     separable = np.ndim(x) == 2 and np.shape(x)[0] == 1 and np.shape(y)[1] == 1
+    power = sum(gain ** (2 * k) for k in range(octaves))
+    left, right, total = [], [], np.float32(0)
     for k in range(octaves):
-        length = wavelength / 2**k
+        length = wavelength / 1.93**k
         seen = min(1.0, length / (2 * pixel) - 1) if pixel else 1.0
         if seen <= 0:
             break
-        offset = uniform(np.arange(2), seed=seed * 31 + k)
-        u, v = x / length + float(offset[0]) * 64, y / length + float(offset[1]) * 64
-        total = total + seen * gain**k * (_octave_grid if separable else _octave_points)(u, v, seed * 31 + k)
-    if np.isscalar(total):
-        return np.zeros(shape, np.float32)
-    return total * np.float32(1 / (_SPREAD_2D * power**0.5))
+        amplitude = np.float32(seen * gain**k / (_SPREAD_2D * power**0.5))
+        key = (seed * 31 + k) & 0xFFFFFFFF
+        u, v = x / length + (key * 40503 & 1023) / 16, y / length + (key * 60493 & 1023) / 16
+        if separable:
+            i, wx, lx = _axis(u.ravel())
+            j, wy, ly = _axis(v.ravel())
+            gx, gy = _gradient(i[None, :], j[:, None], key)
+            left += [wy, ly]
+            right += [(amplitude * gx) @ lx.T, (amplitude * gy) @ wx.T]
+        else:
+            total = total + amplitude * _octave_points(u, v, key)
+    if left:
+        return np.concatenate(left, 1) @ np.concatenate(right, 0)
+    return np.zeros(np.broadcast_shapes(np.shape(x), np.shape(y)), np.float32) + total
 
 
 def _gradient(i, j, seed):
-    angle = uniform(i, j, seed=seed) * np.float32(2 * np.pi)
-    return np.cos(angle), np.sin(angle)
+    """A random direction and length for every node: equal lengths would show the lattice."""
+    h = hashed(i, j, seed=seed)
+    angle = (h >> np.uint32(12)).astype(np.float32) * np.float32(2 * np.pi * 2**-20)
+    length = (h & np.uint32(4095)).astype(np.float32) * np.float32(1.5 / 4096) + np.float32(0.25)
+    return np.cos(angle) * length, np.sin(angle) * length
 
 
-def _octave_grid(u, v, seed):
-    def axis(t):  # weights of the nodes, and weights times distance: both [n, nodes]
-        t = np.ravel(t)
-        low = np.floor(t).astype(np.int64)
-        first, n = low.min(), np.arange(len(t))
-        weight = np.zeros((len(t), low.max() - first + 2), np.float32)
-        lever = np.zeros_like(weight)
-        f = (t - low).astype(np.float32)
-        w = _fade(f)
-        for step, part in ((0, 1 - w), (1, w)):
-            weight[n, low - first + step] = part
-            lever[n, low - first + step] = part * (f - step)
-        return first + np.arange(weight.shape[1]), weight, lever
-
-    i, wx, lx = axis(u)
-    j, wy, ly = axis(v)
-    gx, gy = _gradient(i[None, :], j[:, None], seed)
-    return wy @ (gx @ lx.T) + ly @ (gy @ wx.T)
+def _axis(t):
+    """Along one axis: the lattice nodes, each point's weight of its two nodes, and weight times distance."""
+    low = np.floor(t)
+    f = (t - low).astype(np.float32)
+    first = low.min()
+    k = (low - first).astype(np.intp)
+    nodes = int(k.max()) + 2
+    at = k + np.arange(0, len(t) * nodes, nodes)
+    w = _fade(f)
+    weight, lever = np.zeros((2, len(t), nodes), np.float32)
+    weight.flat[at], weight.flat[at + 1] = 1 - w, w
+    lever.flat[at], lever.flat[at + 1] = (1 - w) * f, w * (f - 1)
+    return np.arange(nodes) + int(first), weight, lever
 
 
 def _octave_points(u, v, seed):
@@ -99,22 +105,19 @@ def _octave_points(u, v, seed):
 
 def sphere_noise(lat, lon, wavelength: float, *, seed: int, octaves: int = 3) -> np.ndarray:
     """Noise over the whole globe at degrees lat, lon; wavelength in km. No seam, no pole."""
-    lat, lon = np.radians(np.asarray(lat, float)), np.radians(np.asarray(lon, float))
+    lat, lon = np.broadcast_arrays(np.radians(lat), np.radians(lon))
     point = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)]) * 6371.0
+    corner = np.array(list(np.ndindex(2, 2, 2))).reshape(8, 3, *[1] * lat.ndim)
     total = 0.0
     for k in range(octaves):
         p = point / (wavelength / 2**k) + 100.0
         low = np.floor(p)
-        f, low = p - low, low.astype(np.int64)
-        w = _fade(f)
-        for corner in np.ndindex(2, 2, 2):
-            node = [low[n] + corner[n] for n in range(3)]
-            z = 2 * uniform(*node, 1, seed=seed + k) - 1
-            angle = 2 * np.pi * uniform(*node, 2, seed=seed + k)
-            flat = np.sqrt(np.maximum(0, 1 - z * z))
-            dot = flat * np.cos(angle) * (f[0] - corner[0]) + flat * np.sin(angle) * (f[1] - corner[1]) + z * (f[2] - corner[2])
-            weight = 1.0
-            for n in range(3):
-                weight = weight * (w[n] if corner[n] else 1 - w[n])
-            total = total + 0.5**k * weight * dot
+        f = p - low
+        node = low.astype(np.int64) + corner
+        z = 2 * uniform(*np.moveaxis(node, 1, 0), 1, seed=seed + k) - 1
+        angle = 2 * np.pi * uniform(*np.moveaxis(node, 1, 0), 2, seed=seed + k)
+        flat = np.sqrt(1 - z * z)
+        away, w = f - corner, _fade(f)
+        dot = flat * np.cos(angle) * away[:, 0] + flat * np.sin(angle) * away[:, 1] + z * away[:, 2]
+        total = total + 0.5**k * (np.where(corner == 1, w, 1 - w).prod(1) * dot).sum(0)
     return (total / (_SPREAD_3D * sum(0.25**k for k in range(octaves)) ** 0.5)).astype(np.float32)

@@ -16,7 +16,7 @@ SOILS = ("humic", "loam", "laterite", "sand", "grey")
 _LAI_NODES = (0.0, 0.15, 0.35, 0.7, 1.2, 2.0, 3.0, 4.5, 7.0)
 LAI_LEVELS = 33
 LAI_MAX = 7.0
-WATER_LEVELS = SNOW_LEVELS = 9
+WATER_LEVELS = SNOW_LEVELS = 65  # fine enough that the steps do not show
 
 # PROSAIL leaf states: structure n, chlorophyll, carotenoids (ug/cm2), brown pigment, water, dry matter (g/cm2),
 # mean leaf inclination (degrees)

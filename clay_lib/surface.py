@@ -16,7 +16,7 @@ from clay_lib.spectra import LEAVES, OTHER, SOILS, canopy_row, snow_row, water_r
 
 LEAF = {name: n for n, name in enumerate(LEAVES)}
 SOIL = {name: n for n, name in enumerate(SOILS)}
-ROOFS = np.array([OTHER[name] for name in ("tile", "tile", "slate", "shingle", "brick", "concrete", "metal", "slate", "shingle", "blueroof")])
+ROOFS = np.array([OTHER[name] for name in ("tile", "tile", "brick", "brick", "shingle", "shingle", "slate", "slate", "concrete", "concrete", "metal", "blueroof")])
 FINE = 2.6  # m: a pixel this small resolves crowns, clumps, crop rows and waves
 
 
@@ -118,7 +118,7 @@ def paint(land: Land, when: dt.datetime, sun: Sun, weather: Weather) -> Surface:
             height = height if bump is None else height + bump
     _highways(out, land, present)
     _snow(out, land, s)
-    out.slope = _slope(height, land.pixel)
+    out.slope = _slope(height, land.step)
     lit = np.sin(np.radians(sun.elevation))
     tilt = np.cos(np.radians(sun.elevation)) * (-out.slope[0] * sun.east - out.slope[1] * sun.north)
     facing = (lit + tilt) / np.sqrt(1 + out.slope[0] ** 2 + out.slope[1] ** 2) / lit
@@ -126,75 +126,85 @@ def paint(land: Land, when: dt.datetime, sun: Sun, weather: Weather) -> Surface:
     return out
 
 
-def _slope(height, pixel):
+def _slope(height, step):
     """dz/dx, dz/dy; rows run south."""
-    dy, dx = np.gradient(np.asarray(height, np.float32), pixel)
+    dy, dx = np.gradient(np.asarray(height, np.float32), step)
     return np.stack([dx, -dy])
 
 
 class _Season:
-    """Temperature (also three weeks ago), water supply, and the phase of the year of a grid."""
+    """Temperature [H,W] (also some weeks ago) and water supply [H,W]; the phase of the year."""
 
     def __init__(self, land: Land, when: dt.datetime, weather: Weather):
         day = when.timetuple().tm_yday
-        side = np.tanh(land.lat / 4)  # hemisphere, smooth over the equator
+        lat = float(np.mean(land.lat))
+        side = np.tanh(lat / 4)  # hemisphere, smooth over the equator
         wave = lambda late: np.cos(2 * np.pi * (day - late) / 365.25) * side  # noqa: E731
         self.now = land.temperature + land.swing * wave(205) + weather.year_warm
         self.lagged = land.temperature + land.swing * wave(222) + weather.year_warm
         self.falling = smoothstep(0.0, 0.5, -np.sin(2 * np.pi * (205 - day) / 365.25) * side)
-        tropic = np.exp(-((land.lat / 24) ** 4))
+        tropic = float(np.exp(-((lat / 24) ** 4)))
         self.water = land.moisture + weather.year_wet + 0.75 * tropic * wave(220) - 0.35 * (1 - tropic) * wave(205)
-        self.phase = (day / 365.25 + 0.5 * (land.lat < 0)) % 1.0  # of the local year, 0 in midwinter
+        self.phase = (day / 365.25 + 0.5 * (lat < 0)) % 1.0  # of the local year, 0 in midwinter
         self.tropic, self.weather = tropic, weather
 
 
 def _soil(land: Land):
     """Soil kind [H,W] (a position in SOILS) and its brightness."""
-    drift = land.noise(38000, 100, 3) + 0.35 * land.noise(3000, 101, 4)
+    drift = land.noise(38000, 100, 3) + 0.35 * land.noise(3000, 101, 7, 0.65)
     humid = np.where(drift > 0.2, SOIL["humic"], SOIL["loam"])
     hot = np.where(drift > -0.3, SOIL["laterite"], SOIL["loam"])
     dry = np.where(drift > 0.3, SOIL["grey"], np.where(drift > -0.9, SOIL["sand"], SOIL["laterite"]))
     kind = np.where(land.moisture < -0.55, dry, np.where(land.temperature > 18, hot, humid))
-    return kind.astype(np.int32), 1 + 0.10 * land.noise(420, 102, 3) + 0.05 * land.noise(40, 103, 3)
+    return kind.astype(np.int32), np.clip(1 + 0.12 * land.noise(600, 102, 7, 0.62), 0.5, 1.6)
 
 
 def _trees(out, at, land, s, sun, soil, shine):
-    stand = land.noise(1300, 110, 3)
-    thick = np.clip(0.78 + 0.16 * land.noise(420, 111, 4, 0.6) + 0.12 * (land.vigour - 0.8), 0.15, 1.15)
-    conifer = (land.temperature + 3.5 * stand < 5.5).astype(np.int32)
-    tropical = (land.temperature + stand > 20) & (land.moisture > 0.3)
-    leaf_on = smoothstep(5.5, 11.5, s.lagged + 1.2 * stand) * np.where(s.tropic > 0.5, smoothstep(-0.7, 0.2, s.water + 0.3 * stand), 1)
-    evergreen = (conifer > 0) | tropical
+    stand = land.noise(1300, 110, 4, 0.6)
+    opening = land.noise(520, 111, 5, 0.6)
+    thick = np.clip(0.80 + 0.20 * opening + 0.12 * (land.vigour - 0.8), 0.12, 1.2)
+    hot = (land.temperature > 19) & (land.moisture > 0.2)
+    if not hot.all():  # managed forest: compartments of one age, some just cut
+        p = parcels(land)
+        age = uniform(p.ident, 5, seed=land.seed)
+        young = np.where(age < 0.10, 0.12, np.where(age < 0.22, 0.5, np.where(age < 0.5, 0.85, 1.0)))
+        thick = np.where(hot | (stand > 0.9), thick, thick * young * np.where(p.road < 3, 0.3, 1.0))
+        stand = stand + np.where(hot, 0, 1.2 * (uniform(p.ident, 6, seed=land.seed) - 0.5))
+    conifer = land.temperature + 4.5 * stand < 5.0
+    tropical = hot & (land.temperature + stand > 19.5)
+    evergreen = conifer | tropical
+    leaf_on = smoothstep(5.5, 11.5, s.lagged + 1.2 * stand) * (smoothstep(-0.7, 0.2, s.water + 0.3 * stand) if s.tropic > 0.5 else 1)
     leaf_on = np.where(evergreen, 1.0, leaf_on)
-    lai = thick * np.where(conifer > 0, 3.4, np.where(tropical, 5.6, 4.6)) * (0.12 + 0.88 * leaf_on)
-    leaf = np.where(conifer > 0, LEAF["conifer"], np.where(tropical, LEAF["tropical"], LEAF["broadleaf"]))
-    turning = np.where(evergreen, 0.0, smoothstep(13.0, 7.0, s.lagged + 1.5 * stand) * s.falling * (0.55 + 0.45 * leaf_on))
-    turning = np.maximum(turning, np.where(evergreen, 0.0, (1 - leaf_on) * 0.9))
+    lai = thick * np.where(conifer, 3.4, np.where(tropical, 5.6, 4.6)) * (0.12 + 0.88 * leaf_on)
+    leaf = np.where(conifer, LEAF["conifer"], np.where(tropical, LEAF["tropical"], LEAF["broadleaf"]))
+    turning = smoothstep(13.0, 7.0, s.lagged + 1.5 * stand) * s.falling * (0.55 + 0.45 * leaf_on)
+    turning = np.where(evergreen, 0.12 * np.clip(stand, 0, 1), np.maximum(turning, (1 - leaf_on) * 0.9))
     fall = np.where(leaf_on > 0.25, LEAF["autumn"], LEAF["straw"])
-    shade = 0.80 + 0.05 * stand - 0.10 * (thick - 0.8)
+    shade = np.clip(0.92 - 0.16 * thick + 0.06 * stand, 0.55, 1.1)
     if land.pixel <= FINE:
-        for_crowns = crowns(land, 8.0, np.clip(0.35 + 0.6 * thick, 0, 1), 112, (sun.east, sun.north), sun.shadow)
-        inside, light, shaded, ident = for_crowns
-        lai = np.where(inside, lai * 1.15, 0.25 * lai)
+        inside, light, shaded, ident = crowns(land, 8.0, np.clip(0.25 + 0.65 * thick, 0, 1), 112, (sun.east, sun.north), sun.shadow)
+        lai = np.where(inside, lai * 1.15, 0.35 * lai + 0.3)
         shade = np.where(inside, light * (0.72 + 0.35 * ident), np.where(shaded, 0.42, 0.85))
         turning = np.clip(turning * (0.6 + 0.8 * ident), 0, 1)
     else:
-        shade = shade + 0.05 * land.noise(45, 113, 3)
+        shade = shade * (1 + 0.05 * land.noise(60, 113, 3))
     out.put(at, a=canopy_row(leaf, soil, lai), b=canopy_row(fall, soil, np.minimum(lai, 3)), mix=turning, shade=shade, leaf_area=lai)
 
 
 def _shrubs(out, at, land, s, sun, soil, shine):
-    cover = np.clip(0.36 + 0.17 * land.noise(380, 120, 4, 0.6) + 0.15 * land.vigour, 0.06, 0.85)
+    gully = np.exp(-((land.noise(700, 121, 3) * 7) ** 2))
+    cover = np.clip(0.34 + 0.20 * land.noise(300, 120, 6, 0.72) + 0.12 * land.vigour + 0.4 * gully, 0.04, 0.92)
     green = smoothstep(2, 10, s.lagged) * smoothstep(-1.4, 0.2, s.water) * 0.7 + 0.3
     herbs = np.clip(0.9 * smoothstep(-0.6, 0.5, s.water) * smoothstep(4, 10, s.now), 0.02, None)
-    bush, shade = 2.6 * green, 0.86 * shine
-    a = canopy_row(LEAF["broadleaf"], soil, bush)
-    b = canopy_row(np.where(s.water > 0, LEAF["grass"], LEAF["straw"]), soil, herbs)
+    bush = 2.8 * green
+    shade = shine * (1 - 0.30 * cover)
     mix = 1 - cover
     if land.pixel <= FINE:
         inside, light, shaded, ident = crowns(land, 4.6, np.clip(1.35 * cover, 0, 1), 122, (sun.east, sun.north), sun.shadow)
         mix = np.where(inside, 0.12 * ident, 1.0)
         shade = np.where(inside, 0.85 * light * (0.75 + 0.3 * ident), np.where(shaded, 0.5, shine))
+    a = canopy_row(LEAF["broadleaf"], soil, bush)
+    b = canopy_row(np.where(s.water > 0, LEAF["grass"], LEAF["straw"]), soil, herbs)
     out.put(at, a=a, b=b, mix=mix, shade=shade, leaf_area=cover * bush + (1 - cover) * herbs)
 
 
@@ -204,7 +214,7 @@ def _grass(out, at, land, s, sun, soil, shine):
     green = smoothstep(1.0, 9.0, s.lagged) * smoothstep(-0.95, 0.25, s.water + 0.22 * tuft + 0.5 * wash)
     lai = np.clip((0.7 + 2.4 * green) * (1 + 0.22 * tuft) + 0.5 * wash + 0.3 * land.vigour, 0.15, 5)
     a, b = canopy_row(LEAF["grass"], soil, lai), canopy_row(LEAF["straw"], soil, lai * 0.8)
-    mix, shade = 1 - 0.92 * green, shine * (1 + 0.05 * land.noise(25, 132, 3))
+    mix, shade = 1 - 0.92 * green, shine * (1 + 0.04 * land.noise(60, 132, 4))
     path = (np.abs(land.noise(330, 133, 2)) < 0.012) & (land.pixel <= 6)
     mix, lai = np.where(path, 1.0, mix), np.where(path, 0.1, lai)
     b = np.where(path, canopy_row(0, soil, lai), b)
@@ -255,13 +265,16 @@ def _town(out, at, land, s, sun, soil, shine):
     a, b = canopy_row(LEAF["grass"], soil, lawn), canopy_row(LEAF["straw"], soil, lawn)
     mix, shade = 0.75 * (1 - green), shine.copy()
     lai = lawn
-    paved = uniform(t.lot, 7, seed=land.seed) < 0.25 + 0.5 * t.built
+    paved = (uniform(t.lot, 7, seed=land.seed) < 0.15 + 0.6 * t.built) & ~t.park
     a, mix = np.where(paved, OTHER["concrete"], a), np.where(paved, 0.45, mix)
     if land.pixel <= FINE:
-        inside, light, shaded, ident = crowns(land, 9.0, 0.5 - 0.35 * t.built, 146, (sun.east, sun.north), sun.shadow)
+        inside, light, shaded, ident = crowns(land, 9.0, np.where(t.park, 0.7, 0.5 - 0.35 * t.built), 146, (sun.east, sun.north), sun.shadow)
         a = np.where(inside, canopy_row(LEAF["broadleaf"], soil, 0.6 + 3 * green), a)
         shade = np.where(inside, 0.8 * light, np.where(shaded | t.shade, 0.45, shade))
         lai = np.where(inside, 0.6 + 3 * green, lai)
+    if land.pixel > FINE:
+        a = np.where(t.park, canopy_row(LEAF["broadleaf"], soil, 1 + 2.5 * green), a)
+        shade = np.where(t.park, 0.8, 0.9 * shade)
     roof = ROOFS[(t.roof * len(ROOFS)).astype(np.int32)]
     ridge = 1 + 0.28 * t.side * (-np.sin(t.angle) * sun.east + np.cos(t.angle) * sun.north) * (land.pixel <= 6)
     for where, row, light in ((t.street, OTHER["asphalt"], np.where(t.shade, 0.5, 1.0)), (t.house, roof, ridge * (0.85 + 0.3 * uniform(t.lot, 8, seed=land.seed)))):
@@ -270,23 +283,25 @@ def _town(out, at, land, s, sun, soil, shine):
 
 
 def _bare(out, at, land, s, sun, soil, shine):
-    sandy = smoothstep(-0.15, 0.15, land.noise(14000, 150, 3) - 0.2)
+    sandy = smoothstep(-0.15, 0.15, land.noise(14000, 150, 5))
     bend = land.noise(2500, 151, 3)
     angle = 1.1
     u = (land.x % 1e6 * np.cos(angle) + land.y % 1e6 * np.sin(angle)).astype(np.float64)
     height = 0.0
-    for length, tall, salt in ((420.0, 22.0, 152), (95.0, 3.0, 153), (14.0, 0.35, 154)):
+    for length, tall, salt in ((380.0, 34.0, 152), (95.0, 5.0, 153), (14.0, 0.5, 154)):
         seen = np.clip(length / (3 * land.pixel) - 0.5, 0, 1)
         if seen > 0:
             t = (u + 0.55 * length * land.noise(3.5 * length, salt, 2) + 300 * bend) / length % 1.0
             crest = np.where(t < 0.68, t / 0.68, (1 - t) / 0.32)
             height = height + seen * tall * crest**1.3 * np.clip(0.6 + 0.5 * land.noise(6 * length, salt + 5, 2), 0.05, 1.5)
-    stone = land.noise(1500, 160, 6, 0.6)
-    wadi = np.exp(-((land.noise(2600, 161, 5) / 0.07) ** 2))
-    a = np.where(sandy > 0.5, canopy_row(0, np.full_like(soil, SOIL["sand"]), np.zeros(land.shape, np.float32)), np.where(stone > 0.5, OTHER["basalt"], OTHER["rock"]))
-    mix = np.where(sandy > 0.5, 0.25 * smoothstep(-0.5, 1.5, stone), np.clip(0.35 - 0.3 * stone + wadi, 0, 1))
-    shade = np.where(sandy > 0.5, 1.0, 1 + 0.10 * stone) * shine
-    lai = np.where(sandy > 0.5, 0.0, 0.15 * wadi)
+    stone = land.noise(1500, 160, 7, 0.62)
+    wadi = np.exp(-((land.noise(2200, 161, 6) * 9) ** 2)) + 0.6 * np.exp(-((land.noise(600, 162, 5) * 9) ** 2))
+    bed = np.sin(land.elevation / 3.5 + 2.5 * land.noise(1200, 163, 3))  # strata come out along the contours
+    dune = sandy > 0.5
+    a = np.where(dune, canopy_row(0, SOIL["sand"], np.zeros(land.shape, np.float32)), np.where(stone + 0.3 * bed > 0.5, OTHER["basalt"], OTHER["rock"]))
+    mix = np.where(dune, 0.25 * smoothstep(-0.5, 1.5, stone), np.clip(0.35 - 0.3 * stone + wadi, 0, 1))
+    shade = np.where(dune, 1.0, 1 + 0.10 * stone + 0.08 * bed) * shine
+    lai = np.where(dune, 0.0, 0.2 * wadi)
     out.put(at, a=a, b=canopy_row(LEAF["straw"], soil, lai), mix=mix, shade=shade, leaf_area=lai)
     return np.where(at, height * sandy, 0)
 
@@ -304,7 +319,8 @@ def _ice(out, at, land, s, sun, soil, shine):
 
 def _water(out, at, land, s, sun, soil, shine):
     depth = np.maximum(-land.elevation, 0)
-    silt = 0.22 + 0.55 * np.exp(-depth / 6) * (0.6 + 0.4 * land.noise(20000, 171, 2)) + 0.10 * land.noise(2400, 172, 4) + 0.25 * s.weather.rain
+    plume = 0.6 + 0.35 * land.noise(20000, 171, 2) + 0.22 * land.noise(1800, 172, 6, 0.6) + 0.3 * s.weather.rain
+    silt = 0.06 + 0.75 * np.exp(-depth / 5) * np.clip(plume, 0.1, 1.2) + 0.04 * land.noise(5000, 176, 4)
     wind = 1 + 0.10 * land.noise(700, 173, 5, 0.6)
     if land.pixel <= FINE:
         swell = 2 * np.pi * ((land.x % 1e5 * 0.8 + land.y % 1e5 * 0.6) / 22 + land.noise(160, 174, 2))
@@ -315,18 +331,18 @@ def _water(out, at, land, s, sun, soil, shine):
 def _wetland(out, at, land, s, sun, soil, shine):
     sedge = land.noise(330, 180, 5, 0.6)
     channel = np.abs(land.noise(1000, 181, 4))
-    pool = smoothstep(0.75, 1.05, land.noise(260, 182, 4))
+    pool = smoothstep(0.65, 0.9, land.noise(300, 182, 5))
     flood = np.clip(smoothstep(0.10, 0.05, channel) + pool + 0.25 * smoothstep(0.0, 1.2, s.water + 0.4 * sedge), 0, 1)
     green = smoothstep(2, 10, s.lagged)
     lai = np.clip((0.5 + 2.8 * green) * (1 + 0.3 * sedge), 0.2, 5.5)
     leaf = np.where(green * (1 + 0.15 * sedge) > 0.5, LEAF["grass"], LEAF["straw"])
     clump = 1 + 0.10 * land.noise(14, 183, 3)
-    out.put(at, a=canopy_row(leaf, SOIL["humic"], lai), b=water_row(0.35 + 0.1 * sedge), mix=flood, shade=0.85 * clump + 0.04 * sedge, leaf_area=lai * (1 - flood))
+    out.put(at, a=canopy_row(leaf, SOIL["humic"], lai), b=water_row(0.35 + 0.1 * sedge), mix=flood, shade=np.clip(0.9 * clump + 0.12 * sedge, 0.4, 1.4), leaf_area=lai * (1 - flood))
 
 
 def _mangroves(out, at, land, s, sun, soil, shine):
     creek = np.abs(land.noise(900, 10, 4))  # the same creeks as in the land cover
-    mud = smoothstep(0.22, 0.13, creek) + smoothstep(0.9, 1.5, land.noise(700, 185, 3))
+    mud = smoothstep(0.20, 0.13, creek) + smoothstep(1.3, 1.7, land.noise(600, 185, 5))
     thick = np.clip(1 + 0.22 * land.noise(300, 186, 4, 0.6), 0.3, 1.5)
     lai, shade = 4.2 * thick, 0.74 + 0.06 * land.noise(60, 187, 3)
     if land.pixel <= FINE:
@@ -354,9 +370,9 @@ def _highways(out, land, present):
     if land.pixel > 30 or min(land.shape) < 3:
         return
     line = land.noise(8000, 195, 4, 0.4)
-    dy, dx = np.gradient(line, land.pixel)
+    dy, dx = np.gradient(line, land.step)
     away = np.abs(line) / np.maximum(np.hypot(dx, dy), 1e-5)
-    at = (away < np.maximum(6.0, 0.4 * land.pixel)) & np.isin(land.labels, (10, 20, 30, 40, 50)) & (land.vigour < 1.6)
+    at = (away < np.maximum(6.0, 0.4 * land.pixel)) & np.isin(land.labels, (10, 20, 30, 40, 50, 60)) & (land.vigour < 1.6)
     stripe = (away < 0.4) * 1.2 * (land.pixel <= 1)
     out.put(at, a=np.int32(OTHER["asphalt"]), mix=0.0, shade=1 + stripe, leaf_area=0.0)
 
