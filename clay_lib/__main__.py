@@ -95,6 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     except ContractError as error:
         print(f"clay: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("clay: interrupted; what was done is kept", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

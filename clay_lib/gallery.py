@@ -147,7 +147,8 @@ def pair_notebooks(run: Path, folder: Path = NOTEBOOKS) -> list[Path]:
                 expected=f"the cells of {script.name}",
                 cause="the script changed after the run: make demo again",
             )
-        for cell, seen in zip(notebook.cells, ran, strict=True):
+        for number, (cell, seen) in enumerate(zip(notebook.cells, ran, strict=True), start=1):
+            cell.id = f"cell-{number}"  # jupytext draws a random one, a diff each time
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = seen.outputs, seen.execution_count
         paired = script.with_suffix(".ipynb")

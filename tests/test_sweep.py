@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clay_lib import ContractError, sweep
+from clay_lib import ContractError, runner, sweep
 from clay_lib.runner import is_done, run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,15 +137,31 @@ def test_a_kernel_that_dies_is_a_failure_with_its_cell(write, tmp_path):
     assert not result.ok and result.failed_cell == "cell 3 of 4: import os" and "died" in result.error.lower()
 
 
+@pytest.mark.parametrize(("deaths", "ok"), [(2, True), (3, False)])
+def test_only_a_kernel_that_never_came_up_is_tried_again(write, tmp_path, monkeypatch, deaths, ok):
+    script, execute, tries = write("01_good"), runner._execute, []
+
+    def sometimes(*args, **rest):
+        tries.append(1)
+        if len(tries) <= deaths:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        execute(*args, **rest)
+
+    monkeypatch.setattr(runner, "_execute", sometimes)
+    result = run_notebook(script, tmp_path / "out", {})
+    assert (result.ok, len(tries)) == (ok, 3)
+    assert ok or "Kernel died before replying" in result.error
+
+
 def test_a_killed_run_is_not_done_even_over_an_older_good_one(write, tmp_path):
     script = write("01_long", "\n# %%\nimport time\nprint('begun', flush=True)\ntime.sleep(steps)\n")
     assert run_notebook(script, tmp_path / "out", {"steps": 0}).ok
     executed = tmp_path / "out/01_long.ipynb"
-    runner = _spawn(script, tmp_path / "out", 60)
+    killed = _spawn(script, tmp_path / "out", 60)
     log = tmp_path / "out/01_long/log.txt"
     _wait(lambda: executed.exists() and "begun" in log.read_text() and not (log.parent / "run.json").exists())
-    os.killpg(runner.pid, signal.SIGKILL)
-    runner.wait()
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
     assert json.loads(executed.read_text())["metadata"]["papermill"]["exception"] is None  # as after a good run
     assert not is_done(executed)
 
@@ -153,7 +169,7 @@ def test_a_killed_run_is_not_done_even_over_an_older_good_one(write, tmp_path):
 def test_two_runners_at_once_keep_to_themselves(write, tmp_path):
     script = write("01_good")
     both = [_spawn(script, tmp_path / f"out{i}", i) for i in (1, 2)]
-    assert [runner.wait(timeout=90) for runner in both] == [0, 0]
+    assert [one.wait(timeout=90) for one in both] == [0, 0]
     for i in (1, 2):
         assert is_done(tmp_path / f"out{i}/01_good.ipynb")
         assert json.loads((tmp_path / f"out{i}/01_good/metrics.json").read_text())["steps"] == i
