@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import offset_copy
 
 from clay_lib.charts import bars_with_intervals, curves, kernels, matrix
 from clay_lib.colours import ERROR, INK, MAGNITUDE, MARKERS, MISSING, PALETTE, array, class_colours, rgb, save, style
@@ -94,22 +96,15 @@ def show_row(
 def scale_bar(ax, width_m: float, *, metres: float | None = None) -> None:
     """A labelled bar at the lower left of an axes whose data are width_m metres wide."""
     metres = metres or nice_length(width_m)
-    x, y, long = 0.05, 0.05, metres / width_m
     text = f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
-    ax.add_patch(
-        Rectangle(
-            (x - 0.02, y - 0.025),
-            max(long, 0.16) + 0.04,
-            0.13,
-            transform=ax.transAxes,
-            color="black",
-            alpha=0.55,
-            lw=0,
-            zorder=5,
-        )
-    )
-    ax.add_patch(Rectangle((x, y - 0.005), long, 0.016, transform=ax.transAxes, color="white", lw=0, zorder=6))
-    ax.text(x, y + 0.025, text, transform=ax.transAxes, color="white", fontsize=8, va="bottom", ha="left", zorder=6)
+    outline = [withStroke(linewidth=3, foreground="black", alpha=0.6)]  # white on sand and on snow needs it
+
+    def above(points):  # x in shares of the axes, y in points from its lower edge: the same bar on any shape of picture
+        return offset_copy(ax.transAxes, fig=ax.figure, y=points, units="points")
+
+    bar = [0.05, 0.05 + metres / width_m], [0, 0]
+    ax.plot(*bar, transform=above(8), color="white", lw=3, solid_capstyle="butt", path_effects=outline, zorder=6)
+    ax.text(0.05, 0, text, transform=above(11), color="white", fontsize=9, va="bottom", path_effects=outline, zorder=6)
 
 
 def nice_length(width_m: float) -> float:
@@ -175,13 +170,13 @@ def reconstruction(
         ("input", picture(original, everything)),
         (f"seen by the encoder ({1 - hidden.mean():.0%})", picture(original, everything & ~hidden)),
         ("reconstruction", picture(np.where(hidden, predicted, original), everything)),
-        ("absolute error, masked patches", error),
+        ("absolute error, mean of bands", error),
     ]
     with style():
         aspect = original.shape[1] / original.shape[2]
-        fig, axes = plt.subplots(
-            1, 4, figsize=(11.5, 2.55 * aspect + (0.95 if title or scores else 0.4)), width_ratios=(1, 1, 1, 1.0)
-        )
+        wide = min(2.6, max(2.0, 4.5 / aspect))  # inches a panel: tall scenes become narrow ones, not posters
+        tall = wide * aspect + (0.95 if title or scores else 0.4)
+        fig, axes = plt.subplots(1, 4, figsize=(4 * wide + 1.0, tall))
         for ax, (name, image) in zip(axes, panels, strict=True):
             ax.set_axis_off()
             top = float(np.nanpercentile(error, 99)) if np.isfinite(error).any() else 1.0
@@ -189,7 +184,7 @@ def reconstruction(
             ax.set_title(name, loc="center", fontsize=10)
         if gsd:
             scale_bar(axes[0], original.shape[2] * gsd)
-        fig.colorbar(shown, ax=axes[3], label=f"mean over bands, {units}", shrink=0.9, extend="max", pad=0.02)
+        fig.colorbar(shown, ax=axes[3], label=units, shrink=0.9, extend="max", pad=0.02)
         heading = [title] if title else []
         heading += ["   ".join(f"{name} {value:.3g}" for name, value in scores.items())] if scores else []
         if heading:

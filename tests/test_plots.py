@@ -91,8 +91,8 @@ def test_scale_bar_is_as_long_as_it_says():
     for width, metres in ((2240, 500), (40, 10), (118_600, 20_000), (300, 50)):
         assert plots.nice_length(width) == metres
     fig = plots.show_row([np.zeros((10, 224, 3))], ["a"], gsd=10)
-    bar = fig.axes[0].patches[1]
-    assert bar.get_width() * 2240 == pytest.approx(500) and fig.axes[0].texts[0].get_text() == "500 m"
+    bar = fig.axes[0].lines[0]
+    assert np.diff(bar.get_xdata())[0] * 2240 == pytest.approx(500) and fig.axes[0].texts[0].get_text() == "500 m"
 
 
 def test_land_cover_legend_names_only_what_is_there():
