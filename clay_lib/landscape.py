@@ -282,8 +282,8 @@ def crowns(land: Land, size: float, cover, salt: int, sun: tuple[float, float], 
                 p, q = i + di, j + dj
                 h = hashed(p, q, seed=seed)
                 r = [((h >> np.uint32(8 * k)) & np.uint32(255)).astype(np.float32) / 255 for k in range(4)]
-                ox = (x - (p + 0.2 + 0.6 * r[0]) * size).astype(np.float32)
-                oy = (y - (q + 0.2 + 0.6 * r[1]) * size).astype(np.float32)
+                ox = (x - (p + r[0]) * size).astype(np.float32)
+                oy = (y - (q + r[1]) * size).astype(np.float32)
                 radius = size * (0.42 + 0.26 * r[2])
                 d = np.where(r[3] < cover, np.sqrt(ox * ox + oy * oy) / radius, 9)
                 better = d < best

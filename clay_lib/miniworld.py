@@ -37,8 +37,8 @@ _OPTICAL = {
     "planetscope-sr": dict(scale=10000, dtype=np.uint16, haze=0.030, gain=1.15),
     "landsat-c2l1": dict(scale=50000, offset=0.1, dtype=np.uint16, haze=0.02, top=True),
     "landsat-c2l2-sr": dict(scale=1 / 0.0000275, offset=0.2, dtype=np.uint16, haze=0.012),
-    "naip": dict(dtype=np.uint8, haze=0.02, camera=470.0),
-    "linz": dict(dtype=np.uint8, haze=0.015, camera=420.0),
+    "naip": dict(dtype=np.uint8, haze=0.02, camera=640.0),
+    "linz": dict(dtype=np.uint8, haze=0.015, camera=540.0),
     "satellogic-MSI-L1D": dict(scale=10000, dtype=np.uint16, haze=0.025, top=True),
     "modis": dict(scale=10000, dtype=np.int16, haze=0.008),
 }
@@ -118,6 +118,7 @@ class MiniWorld:
         around = survey(x[:, None] + dx, y[:, None] + dy, seed=self.seed, pixel=60.0).labels
         near = survey(x[:, None] + dx / 12, y[:, None] + dy / 12, seed=self.seed).labels
         rules = ((around == centre[:, None]).mean(1) >= 0.6) & ((near == centre[:, None]).mean(1) >= 0.8)
+        rules &= (centre != 80) | (around != 80).any(1)  # water with a shore in sight: open sea shows nothing
         for n in np.flatnonzero(rules):
             known[int(centre[n])].append(Place(float(lat[n]), float(lon[n])))
 
@@ -286,7 +287,8 @@ def _record(seen, spec, sun, scene, rng) -> np.ndarray:
         sigma = 0.0010 + 0.010 * np.maximum(value, 0)
         value = value + sigma * rng.standard_normal(value.shape, dtype=np.float32)
     if "camera" in how:
-        exposure = how["camera"] * (0.8 + 0.4 * scene[2]) * (0.45 + 0.75 * lit)
+        metered = 0.7 * (0.10 / max(float(value.mean()), 0.02)) ** 0.6 + 0.3  # a flight is exposed for its land
+        exposure = how["camera"] * (0.8 + 0.4 * scene[2]) * (0.55 + 0.6 * lit) * metered
         tint = 1 + 0.10 * (np.array([scene[3], scene[2], scene[1], scene[0]])[: len(waves)] - 0.5)
         code = 255 * (np.clip(value, 0, None) * exposure * tint / 255) ** 0.72
     else:

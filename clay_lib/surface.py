@@ -192,7 +192,7 @@ def _trees(out, at, land, s, sun, soil, shine):
 
 
 def _shrubs(out, at, land, s, sun, soil, shine):
-    gully = np.exp(-((land.noise(700, 121, 3) * 7) ** 2))
+    gully = np.exp(-((land.noise(900, 121, 5) * 6) ** 2)) * np.clip(0.5 + land.noise(500, 123, 2), 0, 1)
     cover = np.clip(0.34 + 0.20 * land.noise(300, 120, 6, 0.72) + 0.12 * land.vigour + 0.4 * gully, 0.04, 0.92)
     green = smoothstep(2, 10, s.lagged) * smoothstep(-1.4, 0.2, s.water) * 0.7 + 0.3
     herbs = np.clip(0.9 * smoothstep(-0.6, 0.5, s.water) * smoothstep(4, 10, s.now), 0.02, None)
@@ -209,12 +209,12 @@ def _shrubs(out, at, land, s, sun, soil, shine):
 
 
 def _grass(out, at, land, s, sun, soil, shine):
-    tuft = land.noise(520, 130, 4, 0.55)
+    tuft = land.noise(520, 130, 7, 0.68)
     wash = np.exp(-((land.noise(1100, 131, 3) / 0.12) ** 2))  # swales stay green
     green = smoothstep(1.0, 9.0, s.lagged) * smoothstep(-0.95, 0.25, s.water + 0.22 * tuft + 0.5 * wash)
     lai = np.clip((0.7 + 2.4 * green) * (1 + 0.22 * tuft) + 0.5 * wash + 0.3 * land.vigour, 0.15, 5)
     a, b = canopy_row(LEAF["grass"], soil, lai), canopy_row(LEAF["straw"], soil, lai * 0.8)
-    mix, shade = 1 - 0.92 * green, shine * (1 + 0.04 * land.noise(60, 132, 4))
+    mix, shade = 1 - 0.92 * green, shine * (1 + 0.06 * land.noise(60, 132, 6, 0.75))
     path = (np.abs(land.noise(330, 133, 2)) < 0.012) & (land.pixel <= 6)
     mix, lai = np.where(path, 1.0, mix), np.where(path, 0.1, lai)
     b = np.where(path, canopy_row(0, soil, lai), b)
@@ -301,6 +301,9 @@ def _bare(out, at, land, s, sun, soil, shine):
     a = np.where(dune, canopy_row(0, SOIL["sand"], np.zeros(land.shape, np.float32)), np.where(stone + 0.3 * bed > 0.5, OTHER["basalt"], OTHER["rock"]))
     mix = np.where(dune, 0.25 * smoothstep(-0.5, 1.5, stone), np.clip(0.35 - 0.3 * stone + wadi, 0, 1))
     shade = np.where(dune, 1.0, 1 + 0.10 * stone + 0.08 * bed) * shine
+    if land.pixel <= FINE:
+        inside, light, shaded, _ = crowns(land, 5.0, np.clip(0.10 + 0.12 * stone + 0.15 * bed, 0, 0.5), 164, (sun.east, sun.north), sun.shadow)
+        shade = shade * np.where(dune, 1, np.where(inside, 1.1 * light, np.where(shaded, 0.6, 1 + 0.05 * land.noise(9, 169, 3))))
     lai = np.where(dune, 0.0, 0.2 * wadi)
     out.put(at, a=a, b=canopy_row(LEAF["straw"], soil, lai), mix=mix, shade=shade, leaf_area=lai)
     return np.where(at, height * sandy, 0)
@@ -310,7 +313,7 @@ def _ice(out, at, land, s, sun, soil, shine):
     drift = land.noise(900, 165, 5, 0.6)
     melt = smoothstep(-3, 8, s.now + 1.5 * drift)
     steep = np.abs(land.noise(1700, 166, 5, 0.6))
-    rocky = smoothstep(1.15, 1.6, steep + 0.12 * (s.now + 4))
+    rocky = smoothstep(1.7, 2.0, steep + 0.06 * np.clip(s.now, -5, 8))
     crack = np.abs(np.sin(2 * np.pi * (land.noise(1400, 167, 4) * 5))) < 0.07
     a = snow_row(0.1 + 0.55 * melt + 0.25 * melt * drift + 0.25 * crack * (land.pixel <= 12))
     out.put(at, a=a, b=np.int32(OTHER["rock"]), mix=rocky, shade=1 + 0.02 * drift, frozen=1 - rocky)
@@ -336,7 +339,7 @@ def _wetland(out, at, land, s, sun, soil, shine):
     green = smoothstep(2, 10, s.lagged)
     lai = np.clip((0.5 + 2.8 * green) * (1 + 0.3 * sedge), 0.2, 5.5)
     leaf = np.where(green * (1 + 0.15 * sedge) > 0.5, LEAF["grass"], LEAF["straw"])
-    clump = 1 + 0.10 * land.noise(14, 183, 3)
+    clump = 1 + 0.12 * land.noise(40, 183, 6, 0.8)
     out.put(at, a=canopy_row(leaf, SOIL["humic"], lai), b=water_row(0.35 + 0.1 * sedge), mix=flood, shade=np.clip(0.9 * clump + 0.12 * sedge, 0.4, 1.4), leaf_area=lai * (1 - flood))
 
 
@@ -362,7 +365,7 @@ def _tundra(out, at, land, s, sun, soil, shine):
     net = smoothstep(0.10, 0.04, np.abs(land.noise(60, 193, 2))) * (land.pixel <= 6)  # frost polygons
     a = np.where(stone > 0.5, OTHER["rock"], OTHER["moss"])
     green = smoothstep(0, 8, s.lagged)
-    shade = (0.85 + 0.25 * green) * (1 - 0.25 * net) * shine
+    shade = (0.85 + 0.25 * green) * (1 - 0.25 * net) * shine * (1 + 0.06 * land.noise(12, 194, 4, 0.7))
     out.put(at, a=a, b=np.int32(OTHER["lichen"]), mix=np.clip(0.75 * pale * (1 - 0.6 * stone), 0, 1), shade=shade, leaf_area=0.6 * (1 - stone) * green)
 
 
