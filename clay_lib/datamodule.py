@@ -75,19 +75,36 @@ class PlannedBatches(Dataset):
     """Plan -> Batch: chips read, augmented and normalised together, without a loop over them.
 
     augment: each batch turned by a random quarter, each chip flipped at random; place and time of a fifth of the
-    samples zeroed, as in the release.
+    samples zeroed, as in the release. crop: side in pixels of a window cut out of every chip, at random places while
+    augmenting and from the middle otherwise; None: whole chips.
     """
 
-    def __init__(self, chips: Mapping[str, Chips], *, augment: bool, unknown_share: float = 0.2):
-        self.chips, self.augment, self.unknown_share = chips, augment, unknown_share
+    def __init__(
+        self, chips: Mapping[str, Chips], *, augment: bool, crop: int | None = None, unknown_share: float = 0.2
+    ):
+        self.chips, self.augment, self.crop, self.unknown_share = chips, augment, crop, unknown_share
 
     def __getitem__(self, plan: Plan) -> Batch:
+        rng = np.random.default_rng(plan.seed)
         chips = self.chips[plan.sensor][plan.indices]
-        cube = make_datacube(chips.pixels, plan.sensor, **chips.place_and_time)
-        return Batch(plan.sensor, self._augmented(cube, plan.seed) if self.augment else cube, plan.indices)
+        cube = make_datacube(self._cropped(chips.pixels, rng), plan.sensor, **chips.place_and_time)
+        return Batch(plan.sensor, self._augmented(cube, rng) if self.augment else cube, plan.indices)
 
-    def _augmented(self, cube: Datacube, seed: tuple[int, ...]) -> Datacube:
-        rng = np.random.default_rng(seed)
+    def _cropped(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """[B, C, H, W] -> [B, C, crop, crop], another window for each chip."""
+        if self.crop is None:
+            return pixels
+        B, _, H, W = pixels.shape
+        room = np.array([[H - self.crop], [W - self.crop]])
+        if room.min() < 0:
+            raise ContractError(
+                "crop", found=self.crop, expected=f"at most {min(H, W)}", cause="chips smaller than the window"
+            )
+        top, left = rng.integers(0, room + 1, (2, B)) if self.augment else np.broadcast_to(room // 2, (2, B))
+        windows = np.lib.stride_tricks.sliding_window_view(pixels, (self.crop, self.crop), axis=(2, 3))
+        return windows[np.arange(B), :, top, left]
+
+    def _augmented(self, cube: Datacube, rng: np.random.Generator) -> Datacube:
         pixels = torch.rot90(cube.pixels, int(rng.integers(4)), dims=(2, 3))
         for axis in (2, 3):
             flipped = torch.from_numpy(rng.random(len(cube)) < 0.5)
@@ -108,6 +125,7 @@ class ClayDataModule(L.LightningDataModule):
         seed: int = 0,
         workers: int = 0,
         augment: bool = True,
+        crop: int | None = None,
         unknown_share: float = 0.2,
     ):
         super().__init__()
@@ -121,12 +139,13 @@ class ClayDataModule(L.LightningDataModule):
             )
         self.train_chips, self.val_chips = dict(train), dict(val or {})
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        self.augment, self.unknown_share = augment, unknown_share
+        self.augment, self.crop, self.unknown_share = augment, crop, unknown_share
 
     def _loader(self, chips: Mapping[str, Chips], *, training: bool) -> DataLoader:
         sizes = {name: len(part) for name, part in chips.items()}
         sampler = SensorBatches(sizes, batch_size=self.batch_size, seed=self.seed, shuffle=training)
-        data = PlannedBatches(chips, augment=training and self.augment, unknown_share=self.unknown_share)
+        augment = training and self.augment
+        data = PlannedBatches(chips, augment=augment, crop=self.crop, unknown_share=self.unknown_share)
         return DataLoader(
             data, sampler=sampler, batch_size=None, num_workers=self.workers, persistent_workers=self.workers > 0
         )

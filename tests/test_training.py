@@ -83,6 +83,22 @@ class TestBatches:
         assert 0.13 < unknown.float().mean() < 0.27
         assert torch.equal(turned.latlon[~unknown], plain.latlon[~unknown])
 
+    def test_crops_are_windows_of_the_chips(self):
+        rows = np.arange(24, dtype=np.float32)
+        chips = fake_chips("naip", 50, size=24)
+        chips.pixels[:] = rows[:, None] * 100 + rows  # every pixel says where it was
+        data = PlannedBatches({"naip": chips}, augment=True, crop=16)
+        cut = data._cropped(chips.pixels, np.random.default_rng(0))
+        top, left = np.divmod(cut[:, 0, 0, 0], 100)
+        assert cut.shape == (50, 4, 16, 16) and len({*zip(top, left, strict=True)}) > 20 and max(*top, *left) == 8
+        assert (cut[:, 2, 15, 3] == cut[:, 0, 0, 0] + 1503).all()
+        middle = PlannedBatches({"naip": chips}, augment=False, crop=16)._cropped(
+            chips.pixels, np.random.default_rng(0)
+        )
+        assert (middle[:, 0, 0, 0] == 404).all()
+        with pytest.raises(ContractError, match="crop"):
+            PlannedBatches({"naip": chips}, augment=False, crop=32)._cropped(chips.pixels, np.random.default_rng(0))
+
     def test_nothing_to_train_on(self):
         with pytest.raises(ContractError, match="train"):
             ClayDataModule({"naip": fake_chips("naip", 4)[:0]})
