@@ -28,6 +28,7 @@ MAGNITUDE, ERROR, SIGNED = "viridis", "magma", "RdBu_r"
 
 def style():
     """The project's look, as a context: `with style(): ...`. Every function here uses it by itself."""
+    plt.draw_if_interactive()  # loads the backend: loaded within the context, Jupyter's would lose its "show figures"
     return plt.rc_context(
         {
             "figure.dpi": 110,
