@@ -15,6 +15,7 @@ from clay_lib.contract import ContractError
 
 COMMANDS = {  # name: (module:function, what it does)
     "run": ("clay_lib.__main__:run", "run the notebooks with a profile's values and write the gallery"),
+    "world": ("clay_lib.__main__:world", "write one chip of the mini-world as a GeoTIFF"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 
@@ -60,6 +61,44 @@ def _own_scene(scene: str, sensor: str) -> dict[str, str]:
     return {"scene": str(path), "sensor": SENSORS[sensor].name}
 
 
+def world(
+    out: str,
+    *,
+    land_cover: int = 40,
+    index: int = 0,
+    split: str = "test",
+    sensor: str = "sentinel-2-l2a",
+    when: str = "2023-06-10T10:30",
+    size: int = 256,
+    cloud_cover: float = 0.0,
+    seed: int = 0,
+) -> int:
+    """Write what a sensor sees of a place in the mini-world: a GeoTIFF in the sensor's native numbers.
+
+    Args:
+        out: the file to write, such as data/cache/field.tif
+        land_cover: WorldCover code of the place's middle, such as 10 (trees), 40 (crops), 50 (town)
+        index: which of the places of this class
+        split: train, val or test
+        sensor: one of the registered sensors
+        when: local solar time
+        size: pixels a side
+        cloud_cover: share under clouds, 0 to 1
+        seed: the Earth's
+    """
+    from clay_lib.miniworld import MiniWorld
+    from clay_lib.scenes import write_raster
+    from clay_lib.sensors import SENSORS
+
+    earth = MiniWorld(seed)
+    chip = earth.observe(earth.place(land_cover, index, split), sensor, when, size, cloud_cover)
+    names = SENSORS[sensor].band_names
+    path = write_raster(out, chip.pixels, crs=chip.crs, transform=chip.transform, descriptions=names)
+    shape = " x ".join(map(str, chip.pixels.shape))
+    print(f"{path}: {shape} at {chip.lat:.4f}, {chip.lon:.4f}, {chip.crs}, {chip.when:%Y-%m-%d %H:%M}")
+    return 0
+
+
 def pair(run: str = "papermill_runs/demo") -> int:
     """Write the .ipynb beside each script, with the outputs of a finished run.
 
@@ -73,6 +112,25 @@ def pair(run: str = "papermill_runs/demo") -> int:
     return 0
 
 
+def _call(name: str, options: list[str]) -> int | None:
+    from argparse import ArgumentError
+
+    from jsonargparse import auto_cli
+
+    module, function = COMMANDS[name][0].split(":")
+    own = module == "clay_lib.__main__"  # which is not to be imported twice under `python -m`
+    command = globals()[function] if own else getattr(importlib.import_module(module), function)
+    try:
+        return auto_cli(command, args=options, prog=f"clay {name}", exit_on_error=False, allow_abbrev=False)
+    except ArgumentError as error:
+        raise ContractError(
+            f"clay {name}",
+            found=" ".join(options) or "no options",
+            expected=f"what `clay {name} --help` tells",
+            cause=" ".join(str(error).split()),
+        ) from None
+
+
 def main(argv: list[str] | None = None) -> int:
     """0: done. 1: a notebook failed. 2: wrong input, told in one line on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -83,15 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise ContractError("command", found=argv[0], expected=f"one of {list(COMMANDS)}", cause="a misspelt name")
-        from jsonargparse import auto_cli
-
-        module, function = COMMANDS[argv[0]][0].split(":")
-        command = (
-            globals().get(function)
-            if module == "clay_lib.__main__"
-            else getattr(importlib.import_module(module), function)
-        )
-        return auto_cli(command, args=argv[1:], prog=f"clay {argv[0]}", as_positional=False) or 0
+        return _call(argv[0], argv[1:]) or 0
     except ContractError as error:
         print(f"clay: {error}", file=sys.stderr)
         return 2

@@ -37,6 +37,9 @@ def test_help_lists_every_command_and_each_can_be_loaded(capsys):
         (["run", "--scene", __file__], "sensor: found none"),
         (["run", "--scene", __file__, "--sensor", "sentinel-2"], "sentinel-2-l2a"),
         (["run", "--sensor", "naip"], "scene: found none"),
+        (["run", "--pace", "9"], "--pace"),
+        (["world", "x.tif", "--size", "many"], "Got value: many"),
+        (["world"], "required: out"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(argv, said, capsys):
@@ -72,3 +75,17 @@ sys.exit(cli.main(["run", "--profile", {str(tmp_path / "tiny.yaml")!r}]))
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 1, said.stderr
     assert "cell 2 of 2: 1 / 0" in said.stdout and "ZeroDivisionError: division by zero" in said.stdout
+
+
+def test_a_place_of_the_mini_world_lands_in_a_file_that_reads_as_a_scene(tmp_path, capsys):
+    from clay_lib.scenes import read_scene
+
+    path = tmp_path / "deep" / "town.tif"
+    argv = ["world", str(path), "--land_cover", "50", "--sensor", "modis", "--size", "64", "--when", "2023-02-03T11:00"]
+    assert cli.main(argv) == 0
+    scene = read_scene(path, "modis")
+    assert scene.pixels.shape == (7, 64, 64) and scene.valid.all() and abs(scene.gsd - 500) < 50
+    lat, lon = (float(v) for v in capsys.readouterr().out.split(" at ")[1].split(", ")[:2])
+    assert abs(scene.lat - lat) < 0.02 and abs(scene.lon - lon) < 0.02
+    assert cli.main([*argv[:2], "--land_cover", "45"]) == 2
+    assert capsys.readouterr().err.startswith("clay: land_cover: found 45")
