@@ -70,8 +70,10 @@ def _opening(notebook) -> tuple[str, str]:
     )
     heading = re.search(r"^#+\s+(?:\d+[\s.:·–-]*)?(.+)$", text, re.M)
     paragraphs = [p.strip() for p in re.split(r"\n\s*\n|\n(?=[-*] )", text) if not p.lstrip().startswith("#")]
-    asked = next((p for p in paragraphs if re.match(r"[-*\s_]*question", p, re.I)), paragraphs[0] if paragraphs else "")
-    asked = re.sub(r"^[-*\s_]*question[\s.:*_]*", "", asked, flags=re.I)
+    asked = next(
+        (p for p in paragraphs if re.match(r"[-*>\s_]*question", p, re.I)), paragraphs[0] if paragraphs else ""
+    )
+    asked = re.sub(r"^[-*>\s_]*(question[\s.:*_]*)?", "", asked, flags=re.I)
     return heading.group(1).strip() if heading else "", re.sub(r"[*_`]|\$", "", " ".join(asked.split()))
 
 

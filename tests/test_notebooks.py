@@ -54,7 +54,7 @@ def test_opens_with_its_title_and_plain_parameters(script):
     notebook = read_script(script)
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and re.match(r"# \S", first.source)
-    assert "question" in first.source.lower() and "you will see" in first.source.lower()
+    assert "?" in first.source and "you will see" in first.source.lower(), "the question, and what will be seen"
     tagged = [i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])]
     assert tagged and len(tagged) == 1 and tagged[0] <= 4, "one cell tagged `parameters`, near the top"
     assert "out" in read_parameters(notebook)
