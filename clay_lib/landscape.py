@@ -66,6 +66,7 @@ class Land:
     y: np.ndarray
     pixel: float  # m: detail below it is left out
     step: float  # m between points
+    fold: int  # points in a sensor's pixel along each side
     seed: int
     lat: np.ndarray  # degrees
     temperature: np.ndarray  # annual mean at the ground, degrees C
@@ -77,8 +78,12 @@ class Land:
     vigour: np.ndarray  # moisture plus patch plus valley
     labels: np.ndarray  # uint8 WorldCover codes
 
-    def noise(self, wavelength, salt, octaves=3, gain=0.5):
-        return fbm(self.x, self.y, wavelength, seed=self.seed * 97 + salt, octaves=octaves, gain=gain, pixel=self.pixel)
+    def noise(self, wavelength, salt, octaves=3, gain=0.5, sharp=False):
+        """Noise [H,W], once a sensor's pixel and repeated within it; sharp: at every point."""
+        fold = 1 if sharp else self.fold
+        x, y = self.x.reshape(1, -1, fold).mean(-1), self.y.reshape(-1, fold, 1).mean(1)
+        out = fbm(x, y, wavelength, seed=self.seed * 97 + salt, octaves=octaves, gain=gain, pixel=self.pixel)
+        return out if fold == 1 else out.repeat(fold, 0).repeat(fold, 1)
 
     @property
     def shape(self):
@@ -109,7 +114,7 @@ def _climate_on(x, y, seed):
     return tuple(wy @ np.asarray(field, np.float32) @ wx.T for field in (lat, *climate(lat, lon, seed)))
 
 
-def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0) -> Land:
+def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0, fold: int = 1) -> Land:
     """The land at world points x, y (x [1,W] and y [H,1] for a grid, or two arrays of one shape)."""
     lat, base, rugged, warm, swing, moisture = _climate_on(x, y, seed)
 
@@ -157,7 +162,7 @@ def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0) -> Land:
     labels[(np.abs(river) < width) & humid & (warmest > 5) & (height < 120)] = 80
     labels[(noise(7000, 11, 5) > 2.05 - 0.3 * np.clip(moisture, -1, 1)) & humid & (warmest > 4)] = 80
     labels[elevation < 0] = 80
-    return Land(x, y, pixel, step, seed, lat, temperature, swing, moisture, elevation, river, patch, vigour, labels)
+    return Land(x, y, pixel, step, fold, seed, lat, temperature, swing, moisture, elevation, river, patch, vigour, labels)
 
 
 def _turn(x, y, angle):

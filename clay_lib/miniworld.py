@@ -37,9 +37,9 @@ _OPTICAL = {
     "planetscope-sr": dict(scale=10000, dtype=np.uint16, haze=0.030, gain=1.15),
     "landsat-c2l1": dict(scale=50000, offset=0.1, dtype=np.uint16, haze=0.02, top=True),
     "landsat-c2l2-sr": dict(scale=1 / 0.0000275, offset=0.2, dtype=np.uint16, haze=0.012),
-    "naip": dict(dtype=np.uint8, haze=0.02, camera=640.0),
-    "linz": dict(dtype=np.uint8, haze=0.015, camera=540.0),
-    "satellogic-MSI-L1D": dict(scale=10000, dtype=np.uint16, haze=0.025, top=True),
+    "naip": dict(dtype=np.uint8, haze=0.02, camera=800.0),
+    "linz": dict(dtype=np.uint8, haze=0.015, camera=580.0),
+    "satellogic-MSI-L1D": dict(scale=10000, dtype=np.uint16, haze=0.02, top=True),
     "modis": dict(scale=10000, dtype=np.int16, haze=0.008),
 }
 
@@ -113,10 +113,9 @@ class MiniWorld:
         lat, lon = lat[keep].round(5), lon[keep].round(5)
         x, y = to_world(lat, lon)
         centre = survey(x, y, seed=self.seed).labels
-        step = np.linspace(-500, 500, 7)
-        dx, dy = (d.ravel() for d in np.meshgrid(step, step))
+        dx, dy = (d.ravel() for d in np.meshgrid(*2 * [np.linspace(-500, 500, 5)]))
         around = survey(x[:, None] + dx, y[:, None] + dy, seed=self.seed, pixel=60.0).labels
-        near = survey(x[:, None] + dx / 12, y[:, None] + dy / 12, seed=self.seed).labels
+        near = survey(x[:, None] + dx[::4] / 12, y[:, None] + dy[::4] / 12, seed=self.seed).labels
         rules = ((around == centre[:, None]).mean(1) >= 0.6) & ((near == centre[:, None]).mean(1) >= 0.8)
         rules &= (centre != 80) | (around != 80).any(1)  # water with a shore in sight: open sea shows nothing
         for n in np.flatnonzero(rules):
@@ -152,7 +151,7 @@ class MiniWorld:
         middle = to_world(lat, lon)
         rng = np.random.default_rng([self.seed, abs(hash_text(f"{sensor} {when.isoformat()} {lat:.6f} {lon:.6f}"))])
 
-        land = survey(grid.x, grid.y, seed=self.seed, pixel=min(spec.gsd, 300.0), step=grid.step)
+        land = survey(grid.x, grid.y, seed=self.seed, pixel=min(spec.gsd, 300.0), step=grid.step, fold=grid.fold if grid.source is None else 1)
         sun, weather = sun_at(lat, when), weather_at(*middle, when, self.seed)
         surface = paint(land, when, sun, weather)
         labels, leaf_area = _mode(grid.gathered(land.labels), grid.fold), grid.mean(surface.leaf_area)
@@ -274,8 +273,8 @@ def _record(seen, spec, sun, scene, rng) -> np.ndarray:
     """Reflectance [H,W,C] -> native numbers [C,H,W]. scene: four uniform numbers of this flight or overpass."""
     how = _OPTICAL[spec.name]
     waves = np.array([band.wavelength for band in spec.bands], np.float32)
-    scene = scene.astype(np.float64)
-    lit = np.sin(np.radians(sun.elevation))
+    scene = scene.tolist()
+    lit = float(np.sin(np.radians(sun.elevation)))
     aerosol = how["haze"] * (0.3 + 2.2 * scene[0] ** 2) * (waves / 0.55) ** -1.4
     value = seen * (how.get("gain", 1.0) * (1 - 1.2 * aerosol) * (1 + 0.06 * (scene[1] - 0.5)))
     value += aerosol - 0.3 * how["haze"] * (waves / 0.55) ** -1.4
@@ -289,7 +288,8 @@ def _record(seen, spec, sun, scene, rng) -> np.ndarray:
     if "camera" in how:
         metered = 0.7 * (0.10 / max(float(value.mean()), 0.02)) ** 0.6 + 0.3  # a flight is exposed for its land
         exposure = how["camera"] * (0.8 + 0.4 * scene[2]) * (0.55 + 0.6 * lit) * metered
-        tint = 1 + 0.10 * (np.array([scene[3], scene[2], scene[1], scene[0]])[: len(waves)] - 0.5)
+        tint = 1 + 0.10 * (np.array(scene[::-1], np.float32)[: len(waves)] - 0.5)
+        tint[waves > 0.75] *= 0.7  # the infrared channel is exposed for leaves
         code = 255 * (np.clip(value, 0, None) * exposure * tint / 255) ** 0.72
     else:
         code = (value + how.get("offset", 0.0)) * how["scale"]

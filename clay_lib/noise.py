@@ -10,18 +10,20 @@ from __future__ import annotations
 import numpy as np
 
 _SPREAD_2D, _SPREAD_3D = 0.235, 0.19  # standard deviation of one octave before scaling, measured
+_ODD = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0xD3A2646D, 0xFD7046C5, 0xB55A4F09)
+_STEP = 1.93  # from one octave's wavelength to the next; not 2, so that lattices do not line up
 
 
 def hashed(*keys, seed: int) -> np.ndarray:
     """uint32 that looks random and depends only on the integer keys (broadcast) and the seed."""
     h = np.asarray([(seed * 0x9E3779B1 + 0x7F4A7C15) & 0xFFFFFFFF], np.uint32)
-    for key in keys:
-        h = (h ^ np.asarray(key).astype(np.int64).astype(np.uint32)) * np.uint32(0x9E3779B1)
-        h ^= h >> np.uint32(15)
-        h *= np.uint32(0x85EBCA6B)
-        h ^= h >> np.uint32(13)
-    h *= np.uint32(0xC2B2AE35)
-    return h ^ (h >> np.uint32(16))
+    for key, odd in zip(keys, _ODD, strict=False):
+        h = h + np.asarray(key).astype(np.int64).astype(np.uint32) * np.uint32(odd)
+    for shift, odd in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the finaliser of MurmurHash3
+        h ^= h >> np.uint32(shift)
+        h *= np.uint32(odd)
+    h ^= h >> np.uint32(16)
+    return h
 
 
 def uniform(*keys, seed: int) -> np.ndarray:
@@ -31,7 +33,7 @@ def uniform(*keys, seed: int) -> np.ndarray:
 
 def smoothstep(low, high, x):
     """0 below low, 1 above high, smooth between."""
-    t = np.clip((x - low) / (high - low), 0, 1)
+    t = np.clip((x - low) * (1 / (high - low)), 0, 1)
     return t * t * (3 - 2 * t)
 
 
@@ -42,63 +44,79 @@ def _fade(t):
 def fbm(x, y, wavelength: float, *, seed: int, octaves: int = 4, gain: float = 0.5, pixel: float = 0.0) -> np.ndarray:
     """Octaves of gradient noise at metres x, y, the first with features about `wavelength` long.
 
-    pixel: ground sampling distance, m; octaves shorter than twice that fade out. -> float32.
+    pixel: ground sampling distance, m; octaves shorter than five of them fade, than two and a half are left out. -> float32.
     """
-    separable = np.ndim(x) == 2 and np.shape(x)[0] == 1 and np.shape(y)[1] == 1
-    power = sum(gain ** (2 * k) for k in range(octaves))
-    left, right, total = [], [], np.float32(0)
-    for k in range(octaves):
-        length = wavelength / 1.93**k
-        seen = min(1.0, length / (2 * pixel) - 1) if pixel else 1.0
-        if seen <= 0:
-            break
-        amplitude = np.float32(seen * gain**k / (_SPREAD_2D * power**0.5))
-        key = (seed * 31 + k) & 0xFFFFFFFF
-        u, v = x / length + (key * 40503 & 1023) / 16, y / length + (key * 60493 & 1023) / 16
-        if separable:
-            i, wx, lx = _axis(u.ravel())
-            j, wy, ly = _axis(v.ravel())
-            gx, gy = _gradient(i[None, :], j[:, None], key)
-            left += [wy, ly]
-            right += [(amplitude * gx) @ lx.T, (amplitude * gy) @ wx.T]
-        else:
-            total = total + amplitude * _octave_points(u, v, key)
-    if left:
-        return np.concatenate(left, 1) @ np.concatenate(right, 0)
-    return np.zeros(np.broadcast_shapes(np.shape(x), np.shape(y)), np.float32) + total
+    shape = np.broadcast_shapes(np.shape(x), np.shape(y))
+    k = np.arange(octaves)
+    length = wavelength / _STEP**k
+    amplitude = gain**k / (_SPREAD_2D * np.sqrt((gain ** (2 * k)).sum()))
+    if pixel:
+        amplitude = amplitude * np.clip(length / pixel / 2.5 - 1, 0, 1)
+    k = k[amplitude > 0]
+    if not len(k):
+        return np.zeros(shape, np.float32)
+    offset = uniform(k, np.array([[1], [2]]), seed=seed).astype(np.float64) * 64
+    length, amplitude = length[k], amplitude[k].astype(np.float32)
+    if np.ndim(x) == 2 and shape[0] == np.size(y) and shape[1] == np.size(x):
+        return _on_grid(np.ravel(x), np.ravel(y), length, offset, amplitude, seed)
+    total = np.zeros(shape, np.float32)
+    for n in k:
+        total += amplitude[n] * _at_points(x / length[n] + offset[0, n], y / length[n] + offset[1, n], n, seed)
+    return total
 
 
-def _gradient(i, j, seed):
+def _gradient(i, j, octave, seed):
     """A random direction and length for every node: equal lengths would show the lattice."""
-    h = hashed(i, j, seed=seed)
+    h = hashed(i, j, octave, seed=seed)
     angle = (h >> np.uint32(12)).astype(np.float32) * np.float32(2 * np.pi * 2**-20)
     length = (h & np.uint32(4095)).astype(np.float32) * np.float32(1.5 / 4096) + np.float32(0.25)
     return np.cos(angle) * length, np.sin(angle) * length
 
 
-def _axis(t):
-    """Along one axis: the lattice nodes, each point's weight of its two nodes, and weight times distance."""
-    low = np.floor(t)
-    f = (t - low).astype(np.float32)
-    first = low.min()
-    k = (low - first).astype(np.intp)
-    nodes = int(k.max()) + 2
-    at = k + np.arange(0, len(t) * nodes, nodes)
-    w = _fade(f)
-    weight, lever = np.zeros((2, len(t), nodes), np.float32)
-    weight.flat[at], weight.flat[at + 1] = 1 - w, w
-    lever.flat[at], lever.flat[at + 1] = (1 - w) * f, w * (f - 1)
-    return np.arange(nodes) + int(first), weight, lever
+def _on_grid(x, y, length, offset, amplitude, seed):
+    """All octaves on the grid y x x as one matrix product: weights along y, times gradients, times weights along x."""
+    i, many_i, wx, lx = _axes(x, length, offset[0])
+    j, many_j, wy, ly = _axes(y, length, offset[1])
+    rows, columns = np.cumsum(many_j), np.cumsum(many_i)
+    blocks = [(slice(r - m, r), slice(c - n, c)) for r, m, c, n in zip(rows, many_j, columns, many_i, strict=True)]
+    octave = np.repeat(np.arange(len(length)), many_j * many_i)
+    gx, gy = _gradient(np.concatenate([np.tile(i[c], m) for (_, c), m in zip(blocks, many_j, strict=True)]),
+                       np.concatenate([np.repeat(j[r], n) for (r, _), n in zip(blocks, many_i, strict=True)]), octave, seed)  # fmt: skip
+    gx, gy, at = gx * amplitude[octave], gy * amplitude[octave], 0
+    right = np.empty((2, len(j), len(x)), np.float32)
+    for (r, c), m, n in zip(blocks, many_j, many_i, strict=True):
+        right[0, r] = gx[at : at + m * n].reshape(m, n) @ lx[c]
+        right[1, r] = gy[at : at + m * n].reshape(m, n) @ wx[c]
+        at += m * n
+    return np.concatenate([wy, ly]).T @ right.reshape(-1, len(x))
 
 
-def _octave_points(u, v, seed):
+def _axes(t, length, offset):
+    """Lattices of all octaves along one axis t [n]: node numbers [M], how many an octave [K], and [M,n] each point's
+    weight of its two nodes, and weight times distance."""
+    u = t / length[:, None] + offset[:, None]
+    low = np.floor(u)
+    f = (u - low).astype(np.float32)
+    start = low.min(1)
+    k = (low - start[:, None]).astype(np.intp)
+    many = k.max(1) + 2
+    first = np.cumsum(many) - many
+    nodes = np.arange(many.sum()) + np.repeat(start.astype(np.int64) - first, many)
+    at, w = (k + first[:, None]) * len(t) + np.arange(len(t)), _fade(f)
+    weight, lever = np.zeros((2, len(nodes) * len(t)), np.float32)
+    weight[at], weight[at + len(t)] = 1 - w, w
+    lever[at], lever[at + len(t)] = (1 - w) * f, w * (f - 1)
+    return nodes, many, weight.reshape(-1, len(t)), lever.reshape(-1, len(t))
+
+
+def _at_points(u, v, octave, seed):
     i, j = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
     f, g = (u - i).astype(np.float32), (v - j).astype(np.float32)
     a, b = _fade(f), _fade(g)
     total = 0.0
     for di, wi in ((0, 1 - a), (1, a)):
         for dj, wj in ((0, 1 - b), (1, b)):
-            gx, gy = _gradient(i + di, j + dj, seed)
+            gx, gy = _gradient(i + di, j + dj, octave, seed)
             total = total + wi * wj * (gx * (f - di) + gy * (g - dj))
     return total
 

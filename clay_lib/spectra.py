@@ -60,7 +60,7 @@ _SNOW = {
     "ice": (0.56, 0.60, 0.60, 0.57, 0.50, 0.42, 0.34, 0.28, 0.18, 0.08, 0.03, 0.01, 0.01, 0.01, 0.01),
 }
 _FIRST_OTHER = len(LEAVES) * len(SOILS) * LAI_LEVELS
-OTHER = {name: _FIRST_OTHER + n for n, name in enumerate(_OTHER)}
+OTHER = {name: np.int32(_FIRST_OTHER + n) for n, name in enumerate(_OTHER)}
 _FIRST_WATER = _FIRST_OTHER + len(OTHER)
 _FIRST_SNOW = _FIRST_WATER + WATER_LEVELS
 ROWS = _FIRST_SNOW + SNOW_LEVELS
@@ -69,7 +69,7 @@ ROWS = _FIRST_SNOW + SNOW_LEVELS
 def canopy_row(leaf, soil, lai):
     """Row of a canopy: leaf and soil are positions in LEAVES and SOILS, lai the leaf area in m2/m2."""
     level = np.sqrt(np.clip(lai, 0, LAI_MAX) * np.float32(1 / LAI_MAX)) * np.float32(LAI_LEVELS - 1) + np.float32(0.5)
-    return (np.asarray(leaf) * len(SOILS) + soil) * LAI_LEVELS + level.astype(np.int32)
+    return (np.asarray(leaf, np.int32) * len(SOILS) + soil) * LAI_LEVELS + level.astype(np.int32)
 
 
 def water_row(turbidity):

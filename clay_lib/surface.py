@@ -29,7 +29,7 @@ class Sun:
     @property
     def shadow(self) -> float:
         """Metres of shadow a metre of height."""
-        return 1 / np.tan(np.radians(self.elevation))
+        return float(1 / np.tan(np.radians(self.elevation)))
 
 
 def sun_at(lat: float, when: dt.datetime) -> Sun:
@@ -138,11 +138,11 @@ class _Season:
     def __init__(self, land: Land, when: dt.datetime, weather: Weather):
         day = when.timetuple().tm_yday
         lat = float(np.mean(land.lat))
-        side = np.tanh(lat / 4)  # hemisphere, smooth over the equator
-        wave = lambda late: np.cos(2 * np.pi * (day - late) / 365.25) * side  # noqa: E731
+        side = float(np.tanh(lat / 4))  # hemisphere, smooth over the equator
+        wave = lambda late: float(np.cos(2 * np.pi * (day - late) / 365.25)) * side  # noqa: E731
         self.now = land.temperature + land.swing * wave(205) + weather.year_warm
         self.lagged = land.temperature + land.swing * wave(222) + weather.year_warm
-        self.falling = smoothstep(0.0, 0.5, -np.sin(2 * np.pi * (205 - day) / 365.25) * side)
+        self.falling = float(smoothstep(0.0, 0.5, np.sin(2 * np.pi * (day - 205) / 365.25) * side))
         tropic = float(np.exp(-((lat / 24) ** 4)))
         self.water = land.moisture + weather.year_wet + 0.75 * tropic * wave(220) - 0.35 * (1 - tropic) * wave(205)
         self.phase = (day / 365.25 + 0.5 * (lat < 0)) % 1.0  # of the local year, 0 in midwinter
@@ -180,7 +180,7 @@ def _trees(out, at, land, s, sun, soil, shine):
     turning = smoothstep(13.0, 7.0, s.lagged + 1.5 * stand) * s.falling * (0.55 + 0.45 * leaf_on)
     turning = np.where(evergreen, 0.12 * np.clip(stand, 0, 1), np.maximum(turning, (1 - leaf_on) * 0.9))
     fall = np.where(leaf_on > 0.25, LEAF["autumn"], LEAF["straw"])
-    shade = np.clip(0.92 - 0.16 * thick + 0.06 * stand, 0.55, 1.1)
+    shade = np.clip(0.94 - 0.20 * thick + 0.09 * stand, 0.5, 1.15)
     if land.pixel <= FINE:
         inside, light, shaded, ident = crowns(land, 8.0, np.clip(0.25 + 0.65 * thick, 0, 1), 112, (sun.east, sun.north), sun.shadow)
         lai = np.where(inside, lai * 1.15, 0.35 * lai + 0.3)
@@ -372,7 +372,7 @@ def _tundra(out, at, land, s, sun, soil, shine):
 def _highways(out, land, present):
     if land.pixel > 30 or min(land.shape) < 3:
         return
-    line = land.noise(8000, 195, 4, 0.4)
+    line = land.noise(8000, 195, 4, 0.4, sharp=True)
     dy, dx = np.gradient(line, land.step)
     away = np.abs(line) / np.maximum(np.hypot(dx, dy), 1e-5)
     at = (away < np.maximum(6.0, 0.4 * land.pixel)) & np.isin(land.labels, (10, 20, 30, 40, 50, 60)) & (land.vigour < 1.6)
