@@ -98,7 +98,11 @@ def climate(lat, lon, seed: int):
     wander = sphere_noise(lat, lon, 2500, seed=seed * 7 + 3, octaves=3)
     rain = sphere_noise(lat, lon, 2600, seed=seed * 7 + 4, octaves=4)
     slant = np.abs(np.sin(np.radians(lat)))
-    bands = 0.9 * np.exp(-((lat / 13) ** 2)) - 0.7 * np.exp(-(((np.abs(lat) - 25) / 8) ** 2)) + 0.35 * np.exp(-(((np.abs(lat) - 55) / 12) ** 2))
+    bands = (
+        0.9 * np.exp(-((lat / 13) ** 2))
+        - 0.7 * np.exp(-(((np.abs(lat) - 25) / 8) ** 2))
+        + 0.35 * np.exp(-(((np.abs(lat) - 55) / 12) ** 2))
+    )
     base = 220 * (continent + 0.35)
     return base, rugged, 28 - 38 * slant**2 + 1.5 * wander, 2.5 + 15 * slant, 0.75 * rain + bands - 0.1
 
@@ -110,7 +114,10 @@ def _climate_on(x, y, seed):
         return (lat, *climate(lat, lon, seed))
     xs, ys = (t.min() + (np.ptp(t) + 1.0) * np.linspace(0, 1, 3) for t in (x, y))
     lat, lon = from_world(xs[None, :], ys[:, None])
-    wx, wy = (np.maximum(0, 1 - np.abs((t.reshape(-1, 1) - n) / (n[1] - n[0]))).astype(np.float32) for t, n in ((x, xs), (y, ys)))
+    wx, wy = (
+        np.maximum(0, 1 - np.abs((t.reshape(-1, 1) - n) / (n[1] - n[0]))).astype(np.float32)
+        for t, n in ((x, xs), (y, ys))
+    )
     return tuple(wy @ np.asarray(field, np.float32) @ wx.T for field in (lat, *climate(lat, lon, seed)))
 
 
@@ -124,7 +131,9 @@ def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0, fold: int 
     hills = noise(22000, 1, 5, 0.47)
     river = noise(14000, 2, 6, 0.45)
     near = np.exp(-((river * (1 / 0.3)) ** 2))
-    height = (14 + 130 * smoothstep(-0.6, 1.2, noise(60000, 3, 2)) * (0.15 + rugged) + 750 * rugged * rugged) * (1 - 0.85 * near)
+    height = (14 + 130 * smoothstep(-0.6, 1.2, noise(60000, 3, 2)) * (0.15 + rugged) + 750 * rugged * rugged) * (
+        1 - 0.85 * near
+    )
     ridged = 1.0 - 1.6 * np.abs(hills)
     folds = noise(3000, 12, 6, 0.46)  # spurs and gullies on the hills
     shape = hills * (1 - 0.7 * rugged) + ridged * 0.9 * rugged + 0.16 * (1 - 1.5 * np.abs(folds))
@@ -162,7 +171,9 @@ def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0, fold: int 
     labels[(np.abs(river) < width) & humid & (warmest > 5) & (height < 120)] = 80
     labels[(noise(7000, 11, 5) > 2.05 - 0.3 * np.clip(moisture, -1, 1)) & humid & (warmest > 4)] = 80
     labels[elevation < 0] = 80
-    return Land(x, y, pixel, step, fold, seed, lat, temperature, swing, moisture, elevation, river, patch, vigour, labels)
+    return Land(
+        x, y, pixel, step, fold, seed, lat, temperature, swing, moisture, elevation, river, patch, vigour, labels
+    )
 
 
 def _turn(x, y, angle):
@@ -258,7 +269,12 @@ def streets(land: Land, sun: tuple[float, float], shadow: float) -> Streets:
         cu, cv = pu - (m + 0.5) * lot_u, pv - (n + 0.5) * lot_v
         half_u = np.where(big, 18 + 10 * r1, 5 + 4.5 * r1 + 3 * dense)
         half_v = np.where(big, 17 + 10 * r2, 5 + 4 * r2 + 3 * dense)
-        house = (np.abs(cu - 1.5 * (r2 - 0.5)) < half_u) & (np.abs(cv - 6 * (r3 - 0.5) * ~big) < half_v) & (r3 < 0.55 + 0.6 * dense) & ~park
+        house = (
+            (np.abs(cu - 1.5 * (r2 - 0.5)) < half_u)
+            & (np.abs(cv - 6 * (r3 - 0.5) * ~big) < half_v)
+            & (r3 < 0.55 + 0.6 * dense)
+            & ~park
+        )
         return street, house & ~street, park, lot, np.clip(cv / half_v * 2, -1, 1)
 
     street, house, park, lot, side = plan(dx, dy)

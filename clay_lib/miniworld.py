@@ -81,7 +81,12 @@ class MiniWorld:
         """WorldCover codes uint8 at degrees lat, lon (scalars or arrays of one shape)."""
         lat, lon = np.broadcast_arrays(np.asarray(lat, float), np.asarray(lon, float))
         if not (np.isfinite(lat).all() and np.isfinite(lon).all() and (np.abs(lat) <= 84).all()):
-            raise ContractError("lat, lon", found=f"lat {lat.min()}..{lat.max()}", expected="finite degrees, |lat| <= 84", cause="longitude handed in before latitude, or metres instead of degrees")
+            raise ContractError(
+                "lat, lon",
+                found=f"lat {lat.min()}..{lat.max()}",
+                expected="finite degrees, |lat| <= 84",
+                cause="longitude handed in before latitude, or metres instead of degrees",
+            )
         x, y = to_world(lat.ravel(), lon.ravel())
         return survey(x, y, seed=self.seed).labels.reshape(lat.shape)
 
@@ -92,7 +97,12 @@ class MiniWorld:
         up to 64 km a side reaches a block of another split.
         """
         if land_cover not in CLASSES:
-            raise ContractError("land_cover", found=land_cover, expected=f"one of {CLASSES}", cause="a class position instead of its WorldCover code")
+            raise ContractError(
+                "land_cover",
+                found=land_cover,
+                expected=f"one of {CLASSES}",
+                cause="a class position instead of its WorldCover code",
+            )
         if split not in SPLITS:
             raise ContractError("split", found=repr(split), expected=f"one of {list(SPLITS)}", cause="a misspelt split")
         if index != int(index) or index < 0:
@@ -140,18 +150,34 @@ class MiniWorld:
         """
         spec = SENSORS[sensor]
         if sensor not in _OPTICAL and not spec.decibel:
-            raise ContractError("sensor", found=sensor, expected=f"one of {[*_OPTICAL, 'sentinel-1-rtc']}", cause="a sensor that the mini-world has no camera for")
+            raise ContractError(
+                "sensor",
+                found=sensor,
+                expected=f"one of {[*_OPTICAL, 'sentinel-1-rtc']}",
+                cause="a sensor that the mini-world has no camera for",
+            )
         when, (height, width), cover = _date(when), _size(size), number("cloud_cover", cloud_cover)
         if not 0 <= cover <= 1:
-            raise ContractError("cloud_cover", found=cover, expected="a share, 0 to 1", cause="per cent instead of a share")
+            raise ContractError(
+                "cloud_cover", found=cover, expected="a share, 0 to 1", cause="per cent instead of a share"
+            )
         lat, lon = number("place.lat", place.lat), number("place.lon", place.lon)
         if not (abs(lat) <= 80 and abs(lon) <= 180):
-            raise ContractError("place", found=place, expected="|lat| <= 80, |lon| <= 180", cause="longitude handed in before latitude")
+            raise ContractError(
+                "place", found=place, expected="|lat| <= 80, |lon| <= 180", cause="longitude handed in before latitude"
+            )
         grid = _grid(sensor, lat, lon, spec.gsd, height, width)
         middle = to_world(lat, lon)
         rng = np.random.default_rng([self.seed, abs(hash_text(f"{sensor} {when.isoformat()} {lat:.6f} {lon:.6f}"))])
 
-        land = survey(grid.x, grid.y, seed=self.seed, pixel=min(spec.gsd, 300.0), step=grid.step, fold=grid.fold if grid.source is None else 1)
+        land = survey(
+            grid.x,
+            grid.y,
+            seed=self.seed,
+            pixel=min(spec.gsd, 300.0),
+            step=grid.step,
+            fold=grid.fold if grid.source is None else 1,
+        )
         sun, weather = sun_at(lat, when), weather_at(*middle, when, self.seed)
         surface = paint(land, when, sun, weather)
         labels, leaf_area = _mode(grid.gathered(land.labels), grid.fold), grid.mean(surface.leaf_area)
@@ -163,7 +189,14 @@ class MiniWorld:
             seen = grid.mean(seen)
             if cover > 0:
                 seen, cloud = self._clouds(seen, grid, when, sun, cover)
-            scene = uniform(int(middle[0] // 40_000), int(middle[1] // 40_000), when.toordinal(), np.arange(4), hash_text(sensor), seed=self.seed + 7)
+            scene = uniform(
+                int(middle[0] // 40_000),
+                int(middle[1] // 40_000),
+                when.toordinal(),
+                np.arange(4),
+                hash_text(sensor),
+                seed=self.seed + 7,
+            )
             pixels = _record(seen, spec, sun, scene, rng if noise else None)
         return Chip(pixels, labels, cloud, leaf_area, sensor, when, lat, lon, float(spec.gsd), grid.crs, grid.transform)
 
@@ -226,7 +259,11 @@ def _grid(sensor, lat, lon, gsd, height, width) -> _Grid:
     fold = 1 if gsd <= 5 else 3 if gsd >= 250 else 2
     zone = int(utm_zone(lon))
     if sensor == "modis":
-        east, north, false = MODIS_RADIUS * np.radians(lon) * np.cos(np.radians(lat)), MODIS_RADIUS * np.radians(lat), 0.0
+        east, north, false = (
+            MODIS_RADIUS * np.radians(lon) * np.cos(np.radians(lat)),
+            MODIS_RADIUS * np.radians(lat),
+            0.0,
+        )
         crs = f"+proj=sinu +lon_0=0 +x_0=0 +y_0=0 +R={MODIS_RADIUS} +units=m +no_defs"
     else:
         x, north = to_world(lat, lon)
@@ -236,7 +273,9 @@ def _grid(sensor, lat, lon, gsd, height, width) -> _Grid:
     transform = (float(gsd), 0.0, float(left), 0.0, -float(gsd), float(top + false))
 
     def axes(parts):
-        return left + (np.arange(width * parts) + 0.5)[None, :] * (gsd / parts), top - (np.arange(height * parts) + 0.5)[:, None] * (gsd / parts)
+        return left + (np.arange(width * parts) + 0.5)[None, :] * (gsd / parts), top - (
+            np.arange(height * parts) + 0.5
+        )[:, None] * (gsd / parts)
 
     step, source = gsd / fold, None
     xs, ys = axes(fold)
@@ -335,7 +374,12 @@ def _date(when) -> dt.datetime:
     try:
         return dt.datetime.fromisoformat(when)
     except (TypeError, ValueError):
-        raise ContractError("when", found=repr(when), expected="a datetime or ISO text such as '2023-06-10T10:30'", cause="another order of day and month, or a missing date") from None
+        raise ContractError(
+            "when",
+            found=repr(when),
+            expected="a datetime or ISO text such as '2023-06-10T10:30'",
+            cause="another order of day and month, or a missing date",
+        ) from None
 
 
 def _size(size) -> tuple[int, int]:
@@ -345,5 +389,7 @@ def _size(size) -> tuple[int, int]:
         if (height, width) != tuple(pair) or min(height, width) < 2 or max(height, width) > 4096:
             raise ValueError
     except (TypeError, ValueError):
-        raise ContractError("size", found=size, expected="pixels, a whole number or (H, W), 2 to 4096", cause="metres instead of pixels") from None
+        raise ContractError(
+            "size", found=size, expected="pixels, a whole number or (H, W), 2 to 4096", cause="metres instead of pixels"
+        ) from None
     return height, width

@@ -52,6 +52,13 @@ def output_folder(out: str, name: str) -> Path:
     return folder
 
 
+def write_metrics(folder: Path, metrics: Mapping[str, object]) -> Path:
+    """metrics.json, the last thing a notebook does: numbers, texts and mappings of them; the gallery shows them."""
+    path = Path(folder) / "metrics.json"
+    path.write_text(json.dumps(metrics, indent=1) + "\n")
+    return path
+
+
 def list_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
     """The percent scripts in walk order."""
     return sorted(folder.glob("[0-9][0-9]_*.py"))

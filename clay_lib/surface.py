@@ -16,7 +16,25 @@ from clay_lib.spectra import LEAVES, OTHER, SOILS, canopy_row, snow_row, water_r
 
 LEAF = {name: n for n, name in enumerate(LEAVES)}
 SOIL = {name: n for n, name in enumerate(SOILS)}
-ROOFS = np.array([OTHER[name] for name in ("tile", "tile", "brick", "brick", "shingle", "shingle", "slate", "slate", "concrete", "concrete", "metal", "blueroof")])
+ROOFS = np.array(
+    [
+        OTHER[name]
+        for name in (
+            "tile",
+            "tile",
+            "brick",
+            "brick",
+            "shingle",
+            "shingle",
+            "slate",
+            "slate",
+            "concrete",
+            "concrete",
+            "metal",
+            "blueroof",
+        )
+    ]
+)
 FINE = 2.6  # m: a pixel this small resolves crowns, clumps, crop rows and waves
 
 
@@ -72,7 +90,9 @@ class Weather:
 def weather_at(x: float, y: float, when: dt.datetime, seed: int) -> Weather:
     i, j = int(x // 150_000), int(y // 150_000)
     day = when.toordinal() // 4
-    r = [float(uniform(i, j, k, *key, seed=seed + 900)[0]) for k, key in enumerate(((when.year,), (when.year,), (day,)))]
+    r = [
+        float(uniform(i, j, k, *key, seed=seed + 900)[0]) for k, key in enumerate(((when.year,), (when.year,), (day,)))
+    ]
     return Weather(2.4 * (r[0] - 0.5), 0.6 * (r[1] - 0.5), r[2] ** 2)
 
 
@@ -108,7 +128,16 @@ def paint(land: Land, when: dt.datetime, sun: Sun, weather: Weather) -> Surface:
     shape = land.shape
     zero = np.zeros(shape, np.float32)
     soil, shine = _soil(land)
-    out = Surface(canopy_row(0, soil, zero), canopy_row(0, soil, zero), zero.copy(), np.ones(shape, np.float32), zero.copy(), zero.copy(), zero.copy(), None)
+    out = Surface(
+        canopy_row(0, soil, zero),
+        canopy_row(0, soil, zero),
+        zero.copy(),
+        np.ones(shape, np.float32),
+        zero.copy(),
+        zero.copy(),
+        zero.copy(),
+        None,
+    )
     s = _Season(land, when, weather)
     present = set(np.unique(land.labels).tolist())
     height = land.elevation
@@ -173,7 +202,9 @@ def _trees(out, at, land, s, sun, soil, shine):
     conifer = land.temperature + 4.5 * stand < 5.0
     tropical = hot & (land.temperature + stand > 19.5)
     evergreen = conifer | tropical
-    leaf_on = smoothstep(5.5, 11.5, s.lagged + 1.2 * stand) * (smoothstep(-0.7, 0.2, s.water + 0.3 * stand) if s.tropic > 0.5 else 1)
+    leaf_on = smoothstep(5.5, 11.5, s.lagged + 1.2 * stand) * (
+        smoothstep(-0.7, 0.2, s.water + 0.3 * stand) if s.tropic > 0.5 else 1
+    )
     leaf_on = np.where(evergreen, 1.0, leaf_on)
     lai = thick * np.where(conifer, 3.4, np.where(tropical, 5.6, 4.6)) * (0.12 + 0.88 * leaf_on)
     leaf = np.where(conifer, LEAF["conifer"], np.where(tropical, LEAF["tropical"], LEAF["broadleaf"]))
@@ -182,13 +213,22 @@ def _trees(out, at, land, s, sun, soil, shine):
     fall = np.where(leaf_on > 0.25, LEAF["autumn"], LEAF["straw"])
     shade = np.clip(0.94 - 0.20 * thick + 0.09 * stand, 0.5, 1.15)
     if land.pixel <= FINE:
-        inside, light, shaded, ident = crowns(land, 8.0, np.clip(0.25 + 0.65 * thick, 0, 1), 112, (sun.east, sun.north), sun.shadow)
+        inside, light, shaded, ident = crowns(
+            land, 8.0, np.clip(0.25 + 0.65 * thick, 0, 1), 112, (sun.east, sun.north), sun.shadow
+        )
         lai = np.where(inside, lai * 1.15, 0.35 * lai + 0.3)
         shade = np.where(inside, light * (0.72 + 0.35 * ident), np.where(shaded, 0.42, 0.85))
         turning = np.clip(turning * (0.6 + 0.8 * ident), 0, 1)
     else:
         shade = shade * (1 + 0.05 * land.noise(60, 113, 3))
-    out.put(at, a=canopy_row(leaf, soil, lai), b=canopy_row(fall, soil, np.minimum(lai, 3)), mix=turning, shade=shade, leaf_area=lai)
+    out.put(
+        at,
+        a=canopy_row(leaf, soil, lai),
+        b=canopy_row(fall, soil, np.minimum(lai, 3)),
+        mix=turning,
+        shade=shade,
+        leaf_area=lai,
+    )
 
 
 def _shrubs(out, at, land, s, sun, soil, shine):
@@ -200,7 +240,9 @@ def _shrubs(out, at, land, s, sun, soil, shine):
     shade = shine * (1 - 0.30 * cover)
     mix = 1 - cover
     if land.pixel <= FINE:
-        inside, light, shaded, ident = crowns(land, 4.6, np.clip(1.35 * cover, 0, 1), 122, (sun.east, sun.north), sun.shadow)
+        inside, light, shaded, ident = crowns(
+            land, 4.6, np.clip(1.35 * cover, 0, 1), 122, (sun.east, sun.north), sun.shadow
+        )
         mix = np.where(inside, 0.12 * ident, 1.0)
         shade = np.where(inside, 0.85 * light * (0.75 + 0.3 * ident), np.where(shaded, 0.5, shine))
     a = canopy_row(LEAF["broadleaf"], soil, bush)
@@ -219,7 +261,9 @@ def _grass(out, at, land, s, sun, soil, shine):
     mix, lai = np.where(path, 1.0, mix), np.where(path, 0.1, lai)
     b = np.where(path, canopy_row(0, soil, lai), b)
     if land.pixel <= FINE:
-        inside, light, shaded, ident = crowns(land, 17.0, np.clip(0.05 + 0.08 * land.vigour, 0.01, 0.2), 134, (sun.east, sun.north), sun.shadow)
+        inside, light, shaded, ident = crowns(
+            land, 17.0, np.clip(0.05 + 0.08 * land.vigour, 0.01, 0.2), 134, (sun.east, sun.north), sun.shadow
+        )
         a = np.where(inside, canopy_row(LEAF["broadleaf"], soil, 3.0), a)
         mix, lai = np.where(inside, 0.3 * mix, mix), np.where(inside, 3.0, lai)
         shade = np.where(inside, 0.8 * light, np.where(shaded, 0.5, shade))
@@ -268,7 +312,9 @@ def _town(out, at, land, s, sun, soil, shine):
     paved = (uniform(t.lot, 7, seed=land.seed) < 0.15 + 0.6 * t.built) & ~t.park
     a, mix = np.where(paved, OTHER["concrete"], a), np.where(paved, 0.45, mix)
     if land.pixel <= FINE:
-        inside, light, shaded, ident = crowns(land, 9.0, np.where(t.park, 0.7, 0.5 - 0.35 * t.built), 146, (sun.east, sun.north), sun.shadow)
+        inside, light, shaded, ident = crowns(
+            land, 9.0, np.where(t.park, 0.7, 0.5 - 0.35 * t.built), 146, (sun.east, sun.north), sun.shadow
+        )
         a = np.where(inside, canopy_row(LEAF["broadleaf"], soil, 0.6 + 3 * green), a)
         shade = np.where(inside, 0.8 * light, np.where(shaded | t.shade, 0.45, shade))
         lai = np.where(inside, 0.6 + 3 * green, lai)
@@ -277,8 +323,16 @@ def _town(out, at, land, s, sun, soil, shine):
         shade = np.where(t.park, 0.8, 0.9 * shade)
     roof = ROOFS[(t.roof * len(ROOFS)).astype(np.int32)]
     ridge = 1 + 0.28 * t.side * (-np.sin(t.angle) * sun.east + np.cos(t.angle) * sun.north) * (land.pixel <= 6)
-    for where, row, light in ((t.street, OTHER["asphalt"], np.where(t.shade, 0.5, 1.0)), (t.house, roof, ridge * (0.85 + 0.3 * uniform(t.lot, 8, seed=land.seed)))):
-        a, mix, shade, lai = np.where(where, row, a), np.where(where, 0, mix), np.where(where, light, shade), np.where(where, 0, lai)
+    for where, row, light in (
+        (t.street, OTHER["asphalt"], np.where(t.shade, 0.5, 1.0)),
+        (t.house, roof, ridge * (0.85 + 0.3 * uniform(t.lot, 8, seed=land.seed))),
+    ):
+        a, mix, shade, lai = (
+            np.where(where, row, a),
+            np.where(where, 0, mix),
+            np.where(where, light, shade),
+            np.where(where, 0, lai),
+        )
     out.put(at, a=a, b=b, mix=mix, shade=shade, leaf_area=lai, built=0.25 * t.built + 0.75 * t.house * t.built)
 
 
@@ -293,17 +347,27 @@ def _bare(out, at, land, s, sun, soil, shine):
         if seen > 0:
             t = (u + 0.55 * length * land.noise(3.5 * length, salt, 2) + 300 * bend) / length % 1.0
             crest = np.where(t < 0.68, t / 0.68, (1 - t) / 0.32)
-            height = height + seen * tall * crest**1.3 * np.clip(0.6 + 0.5 * land.noise(6 * length, salt + 5, 2), 0.05, 1.5)
+            height = height + seen * tall * crest**1.3 * np.clip(
+                0.6 + 0.5 * land.noise(6 * length, salt + 5, 2), 0.05, 1.5
+            )
     stone = land.noise(1500, 160, 7, 0.62)
     wadi = np.exp(-((land.noise(2200, 161, 6) * 9) ** 2)) + 0.6 * np.exp(-((land.noise(600, 162, 5) * 9) ** 2))
     bed = np.sin(land.elevation / 3.5 + 2.5 * land.noise(1200, 163, 3))  # strata come out along the contours
     dune = sandy > 0.5
-    a = np.where(dune, canopy_row(0, SOIL["sand"], np.zeros(land.shape, np.float32)), np.where(stone + 0.3 * bed > 0.5, OTHER["basalt"], OTHER["rock"]))
+    a = np.where(
+        dune,
+        canopy_row(0, SOIL["sand"], np.zeros(land.shape, np.float32)),
+        np.where(stone + 0.3 * bed > 0.5, OTHER["basalt"], OTHER["rock"]),
+    )
     mix = np.where(dune, 0.25 * smoothstep(-0.5, 1.5, stone), np.clip(0.35 - 0.3 * stone + wadi, 0, 1))
     shade = np.where(dune, 1.0, 1 + 0.10 * stone + 0.08 * bed) * shine
     if land.pixel <= FINE:
-        inside, light, shaded, _ = crowns(land, 5.0, np.clip(0.10 + 0.12 * stone + 0.15 * bed, 0, 0.5), 164, (sun.east, sun.north), sun.shadow)
-        shade = shade * np.where(dune, 1, np.where(inside, 1.1 * light, np.where(shaded, 0.6, 1 + 0.05 * land.noise(9, 169, 3))))
+        inside, light, shaded, _ = crowns(
+            land, 5.0, np.clip(0.10 + 0.12 * stone + 0.15 * bed, 0, 0.5), 164, (sun.east, sun.north), sun.shadow
+        )
+        shade = shade * np.where(
+            dune, 1, np.where(inside, 1.1 * light, np.where(shaded, 0.6, 1 + 0.05 * land.noise(9, 169, 3)))
+        )
     lai = np.where(dune, 0.0, 0.2 * wadi)
     out.put(at, a=a, b=canopy_row(LEAF["straw"], soil, lai), mix=mix, shade=shade, leaf_area=lai)
     return np.where(at, height * sandy, 0)
@@ -340,7 +404,14 @@ def _wetland(out, at, land, s, sun, soil, shine):
     lai = np.clip((0.5 + 2.8 * green) * (1 + 0.3 * sedge), 0.2, 5.5)
     leaf = np.where(green * (1 + 0.15 * sedge) > 0.5, LEAF["grass"], LEAF["straw"])
     clump = 1 + 0.12 * land.noise(40, 183, 6, 0.8)
-    out.put(at, a=canopy_row(leaf, SOIL["humic"], lai), b=water_row(0.35 + 0.1 * sedge), mix=flood, shade=np.clip(0.9 * clump + 0.12 * sedge, 0.4, 1.4), leaf_area=lai * (1 - flood))
+    out.put(
+        at,
+        a=canopy_row(leaf, SOIL["humic"], lai),
+        b=water_row(0.35 + 0.1 * sedge),
+        mix=flood,
+        shade=np.clip(0.9 * clump + 0.12 * sedge, 0.4, 1.4),
+        leaf_area=lai * (1 - flood),
+    )
 
 
 def _mangroves(out, at, land, s, sun, soil, shine):
@@ -349,7 +420,9 @@ def _mangroves(out, at, land, s, sun, soil, shine):
     thick = np.clip(1 + 0.22 * land.noise(300, 186, 4, 0.6), 0.3, 1.5)
     lai, shade = 4.2 * thick, 0.74 + 0.06 * land.noise(60, 187, 3)
     if land.pixel <= FINE:
-        inside, light, shaded, ident = crowns(land, 5.0, np.clip(0.9 * thick, 0, 1), 188, (sun.east, sun.north), sun.shadow)
+        inside, light, shaded, ident = crowns(
+            land, 5.0, np.clip(0.9 * thick, 0, 1), 188, (sun.east, sun.north), sun.shadow
+        )
         lai = np.where(inside, lai, 0.6)
         shade = np.where(inside, light * (0.66 + 0.25 * ident), np.where(shaded, 0.4, 0.8))
     a = canopy_row(LEAF["tropical"], SOIL["grey"], lai)
@@ -366,7 +439,14 @@ def _tundra(out, at, land, s, sun, soil, shine):
     a = np.where(stone > 0.5, OTHER["rock"], OTHER["moss"])
     green = smoothstep(0, 8, s.lagged)
     shade = (0.85 + 0.25 * green) * (1 - 0.25 * net) * shine * (1 + 0.06 * land.noise(12, 194, 4, 0.7))
-    out.put(at, a=a, b=np.int32(OTHER["lichen"]), mix=np.clip(0.75 * pale * (1 - 0.6 * stone), 0, 1), shade=shade, leaf_area=0.6 * (1 - stone) * green)
+    out.put(
+        at,
+        a=a,
+        b=np.int32(OTHER["lichen"]),
+        mix=np.clip(0.75 * pale * (1 - 0.6 * stone), 0, 1),
+        shade=shade,
+        leaf_area=0.6 * (1 - stone) * green,
+    )
 
 
 def _highways(out, land, present):
@@ -375,7 +455,11 @@ def _highways(out, land, present):
     line = land.noise(8000, 195, 4, 0.4, sharp=True)
     dy, dx = np.gradient(line, land.step)
     away = np.abs(line) / np.maximum(np.hypot(dx, dy), 1e-5)
-    at = (away < np.maximum(6.0, 0.4 * land.pixel)) & np.isin(land.labels, (10, 20, 30, 40, 50, 60)) & (land.vigour < 1.6)
+    at = (
+        (away < np.maximum(6.0, 0.4 * land.pixel))
+        & np.isin(land.labels, (10, 20, 30, 40, 50, 60))
+        & (land.vigour < 1.6)
+    )
     stripe = (away < 0.4) * 1.2 * (land.pixel <= 1)
     out.put(at, a=np.int32(OTHER["asphalt"]), mix=0.0, shade=1 + stripe, leaf_area=0.0)
 
@@ -385,8 +469,14 @@ def _snow(out, land, s):
     cold = smoothstep(1.0, -4.0, s.now + 1.3 * land.noise(1500, 197, 5, 0.6)) * smoothstep(-1.6, -0.2, s.water)
     if cold.max() <= 0.02:
         return
-    open_ground = 1 - 0.8 * (1 - np.exp(-0.9 * out.leaf_area)) * np.isin(land.labels, (10, 95)) - 0.35 * (land.labels == 20)
-    open_ground = np.where(land.labels == 80, np.where(land.elevation < 0, smoothstep(-4, -12, s.now), smoothstep(0, -6, s.now)), open_ground)
+    open_ground = (
+        1 - 0.8 * (1 - np.exp(-0.9 * out.leaf_area)) * np.isin(land.labels, (10, 95)) - 0.35 * (land.labels == 20)
+    )
+    open_ground = np.where(
+        land.labels == 80,
+        np.where(land.elevation < 0, smoothstep(-4, -12, s.now), smoothstep(0, -6, s.now)),
+        open_ground,
+    )
     open_ground = open_ground * np.where(out.a == OTHER["asphalt"], 0.35, 1)
     share = np.where(land.labels == 70, 0, cold * open_ground).astype(np.float32)
     at = share > 0.02
@@ -394,4 +484,16 @@ def _snow(out, land, s):
     out.put(at, b=snow_row(0.15), mix=share, frozen=np.maximum(out.frozen, share))
 
 
-_PAINTERS = {10: _trees, 20: _shrubs, 30: _grass, 40: _crops, 50: _town, 60: _bare, 70: _ice, 80: _water, 90: _wetland, 95: _mangroves, 100: _tundra}
+_PAINTERS = {
+    10: _trees,
+    20: _shrubs,
+    30: _grass,
+    40: _crops,
+    50: _town,
+    60: _bare,
+    70: _ice,
+    80: _water,
+    90: _wetland,
+    95: _mangroves,
+    100: _tundra,
+}

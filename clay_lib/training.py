@@ -141,6 +141,29 @@ class ClayModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule(optimizer, s), "interval": "step"}}
 
 
+class Snapshots(L.Callback):
+    """Keeps what the model makes of one batch, the same patches hidden each time: {step: reconstruction [B, L, C*P*P]}."""
+
+    def __init__(self, batch: Batch, steps: tuple[int, ...], *, seed: int = 0):
+        self.batch, self.steps, self.seed = batch, steps, seed
+        self.taken: dict[int, Tensor] = {}
+        self.mask: Tensor | None = None  # [B, L], 1 = masked
+
+    def on_train_start(self, trainer: L.Trainer, module: ClayModule) -> None:
+        self._take(trainer, module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: ClayModule, *_) -> None:
+        self._take(trainer, module)
+
+    @torch.no_grad()
+    def _take(self, trainer: L.Trainer, module: ClayModule) -> None:
+        if trainer.global_step in self.steps and trainer.global_step not in self.taken:
+            generator = torch.Generator(module.device).manual_seed(self.seed)
+            out = module.model(self.batch.cube.to(module.device), generator=generator)
+            self.taken[trainer.global_step] = out.reconstruction.float().cpu()
+            self.mask = out.encoded.mask.cpu()
+
+
 @dataclass(frozen=True)
 class Trained:
     clay: Clay

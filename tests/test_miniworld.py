@@ -59,7 +59,9 @@ def test_a_mixed_sample_has_about_the_published_means(world, sensor):
         for index in range(places):
             place = world.place(code, index)
             month = (int(rng.integers(4, 10)) + (6 if place.lat < 0 else 0) - 1) % 12 + 1
-            pixels = world.observe(place, sensor, dt.datetime(2022, month, 15, 10, 30), size=24).pixels.astype(np.float32)
+            pixels = world.observe(place, sensor, dt.datetime(2022, month, 15, 10, 30), size=24).pixels.astype(
+                np.float32
+            )
             sample.append((to_decibel(pixels) if SENSORS[sensor].decibel else pixels).reshape(len(pixels), -1))
     mean, std = SENSORS[sensor].statistics()
     away = (np.concatenate(sample, 1).mean(1) - mean) / std
@@ -109,7 +111,11 @@ def test_places_are_of_their_class_and_splits_keep_apart(world):
             assert min(south, 333_000 - south) >= MARGIN * 0.99
             assert min(west, 666_000 * np.cos(np.radians(abs(p.lat) + 0.5)) - west) >= MARGIN * 0.99
     assert MARGIN > 64 * 500 * 2**0.5
-    assert not blocks["train"] & blocks["test"] and not blocks["train"] & blocks["val"] and not blocks["val"] & blocks["test"]
+    assert (
+        not blocks["train"] & blocks["test"]
+        and not blocks["train"] & blocks["val"]
+        and not blocks["val"] & blocks["test"]
+    )
 
 
 def test_clouds_cover_the_share_asked_for_and_the_mask_marks_them(world):
@@ -129,7 +135,12 @@ def test_leaves_follow_the_hemisphere(world):
         place = world.place(10, index)
         side = "north" if 38 < place.lat < 52 else "south" if -52 < place.lat < -38 else None
         if side and len(seen[side]) < 6:
-            seen[side].append([np.median(world.observe(place, when=f"2023-{month:02d}-20T10:30", size=24).leaf_area) for month in (1, 7)])
+            seen[side].append(
+                [
+                    np.median(world.observe(place, when=f"2023-{month:02d}-20T10:30", size=24).leaf_area)
+                    for month in (1, 7)
+                ]
+            )
     (north_january, north_july), (south_january, south_july) = (np.mean(seen[side], 0) for side in ("north", "south"))
     assert north_july > 1.5 * north_january and south_january > 1.5 * south_july
 
@@ -139,7 +150,9 @@ def test_fields_have_their_own_calendars(world):
     moves, spread = [], []
     for index in range(4):
         place = world.place(40, index)
-        year = np.stack([_ndvi(world.observe(place, when=f"2023-{m:02d}-10T10:30", size=64)) for m in (1, 3, 5, 7, 9, 11)])
+        year = np.stack(
+            [_ndvi(world.observe(place, when=f"2023-{m:02d}-10T10:30", size=64)) for m in (1, 3, 5, 7, 9, 11)]
+        )
         moves.append(np.ptp(year, axis=0).mean())
         spread.append(year.std(axis=(1, 2)).mean())
     assert np.mean(moves) > 0.2 and np.mean(spread) > 0.08
@@ -147,7 +160,9 @@ def test_fields_have_their_own_calendars(world):
 
 def test_radar_speckle_is_gamma_with_the_stated_looks(world):
     place = world.place(60, 1)
-    still, speckled = (world.observe(place, "sentinel-1-rtc", size=128, noise=n).pixels.astype(float) for n in (False, True))
+    still, speckled = (
+        world.observe(place, "sentinel-1-rtc", size=128, noise=n).pixels.astype(float) for n in (False, True)
+    )
     ratio = speckled / still
     assert (still > 0).all()
     assert abs(ratio.mean() - 1) < 0.01 and abs(ratio.var() * LOOKS - 1) < 0.05
@@ -156,16 +171,23 @@ def test_radar_speckle_is_gamma_with_the_stated_looks(world):
 
 def test_optical_noise_is_a_percent_or_so_and_structure_rules(world):
     for code in (10, 30, 40, 50):
-        still, noisy = (world.observe(world.place(code, 1), size=64, noise=n).pixels.astype(float) for n in (False, True))
+        still, noisy = (
+            world.observe(world.place(code, 1), size=64, noise=n).pixels.astype(float) for n in (False, True)
+        )
         assert 0.003 < ((noisy - still) / still).std() < 0.05
         assert (noisy - still)[6].var() < 0.2 * still[6].var()
 
 
 def test_sun_and_time_of_year_change_the_light(world):
     place = next(p for p in (world.place(100, n) for n in range(20)) if p.lat > 55)
-    june, september = (world.observe(place, "landsat-c2l1", f"2023-{m}-15T10:30", size=32, noise=False).pixels.mean() for m in ("06", "09"))
+    june, september = (
+        world.observe(place, "landsat-c2l1", f"2023-{m}-15T10:30", size=32, noise=False).pixels.mean()
+        for m in ("06", "09")
+    )
     assert june != september
-    morning, evening = (world.observe(place, "naip", f"2023-07-15T{h}:00", size=64, noise=False).pixels for h in ("09", "16"))
+    morning, evening = (
+        world.observe(place, "naip", f"2023-07-15T{h}:00", size=64, noise=False).pixels for h in ("09", "16")
+    )
     assert not np.array_equal(morning, evening)
 
 
