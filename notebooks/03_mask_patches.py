@@ -1,0 +1,367 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 03 Masking
+#
+# > **What does the encoder still see?**
+#
+# You will see
+# - one place, seen by an optical and a radar sensor, with 0, 50, 75 and 95 % of its patches hidden,
+# - how much work hidden patches save, and how hard they make the task: why Clay hides 75 %,
+# - how the hidden places are filled again, also in images whose sides are no multiple of the patch.
+#
+# | needs | minutes | data |
+# | --- | --- | --- |
+# | [02 Positional encoding](02_encode_positions.ipynb) | under 1 on two cores; no GPU needed (not measured there) | two chips of the mini-world, made here |
+#
+# The weights are **untrained** (drawn at random from a seed). Which patches are hidden, and what that costs, does not
+# depend on them.
+
+# %%
+import json
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from einops import repeat
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from clay_lib import SENSORS, Clay, ClayConfig, plots
+from clay_lib.chips import world_chips
+from clay_lib.encoder import image_of, pad_to_patches, patches_of, random_mask, take
+from clay_lib.position import position_code
+from clay_lib.runner import output_folder
+
+_ = torch.set_grad_enabled(False)
+
+# %% tags=["parameters"]
+seed: int = 0  # of the mini-world, of the untrained weights and of what is hidden
+out: str = ""  # folder for results; empty: papermill_runs/lab/03_mask_patches
+size: str = "tiny"  # model size: tiny, small, base or large
+chip_size: int = 128  # pixels a side, a multiple of 8
+repeats: int = 5  # timed passes for each mask ratio; the fastest counts
+
+# %%
+out_dir = output_folder(out, "03_mask_patches")
+ratios = (0.0, 0.5, 0.75, 0.95)
+clay = Clay.random(ClayConfig.named(size), seed=seed)
+encoder, config = clay.model.encoder, clay.model.config
+P, L = config.patch_size, (chip_size // config.patch_size) ** 2
+side = chip_size // P
+scene = dict(count=1, classes=[40], first=1, split="test", size=chip_size, seed=seed, jobs=1)
+chips = {sensor: world_chips(sensor, **scene) for sensor in ("sentinel-2-l2a", "sentinel-1-rtc")}
+cubes = {sensor: clay.cube(seen.pixels, sensor, **seen.place_and_time) for sensor, seen in chips.items()}
+print(f"{chip_size} x {chip_size} pixels in patches of {P} x {P}: L = {L} patches")
+
+# %% [markdown]
+# ## The idea
+#
+# Clay learns without labels. Most patches of an image are taken away, the **encoder** turns the few that are left into
+# features, and a small **decoder** has to paint the missing ones from these. It can only do so if the features tell what
+# kind of land this is. The plan is that of the masked autoencoder (He et al. 2021).
+#
+# Hidden patches are not blackened: they are **removed**. The encoder never computes anything for them.
+#
+# ## Masking by hand
+#
+# Every patch draws a random number. The patches are sorted by it; the first share of that order is hidden, the rest is
+# visible.
+
+# %%
+ratio = config.mask_ratio
+draw = torch.rand(1, L, generator=torch.Generator().manual_seed(seed))
+order = draw.argsort(dim=1)
+masked, visible = order[:, : int(ratio * L)], order[:, int(ratio * L) :]
+mask = torch.zeros(1, L)
+mask[0, masked[0]] = 1
+
+theirs = random_mask(1, L, mask_ratio=ratio, shuffle=True, generator=torch.Generator().manual_seed(seed))
+for mine, library in zip((visible, masked, mask), theirs, strict=True):
+    torch.testing.assert_close(mine, library)
+print(f"ratio {ratio}: {masked.shape[1]} of {L} patches hidden, {visible.shape[1]} visible")
+
+# %% [markdown]
+# The visible tokens are picked from the sequence by their numbers. This is `take`; the encoder does it right after the
+# position code has been added, so that a token that has lost its neighbours still knows its place.
+
+# %%
+tokens = encoder.patch_embedding(cubes["sentinel-2-l2a"].pixels, cubes["sentinel-2-l2a"].waves)
+kept = torch.stack([tokens[0, i] for i in visible[0]])[None]
+
+torch.testing.assert_close(kept, take(tokens, visible))
+print("tokens", tuple(tokens.shape), "-> visible tokens", tuple(kept.shape))
+
+# %% [markdown]
+# ## Four ratios, two sensors
+#
+# One place seen by Sentinel-2 and by Sentinel-1 radar. Light grey is what the encoder does not get to see.
+
+
+# %%
+def hidden_pixels(ratio, *, shuffle=True):
+    """[H, W] bool, True where hidden."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = random_mask(1, L, mask_ratio=ratio, shuffle=shuffle, generator=generator)[2]
+    return repeat(mask[0], "(h w) -> (h p) (w q)", h=side, p=P, q=P).bool().numpy()
+
+
+pictures, titles = [], []
+for sensor, seen in chips.items():
+    for ratio in ratios:
+        pictures.append(plots.rgb(seen.pixels[0], sensor, valid=~hidden_pixels(ratio), like=seen.pixels[0]))
+        titles.append(f"{SENSORS[sensor].name}: {ratio:.0%} hidden")
+fig = plots.show_row(pictures, titles, columns=4, gsd=SENSORS["sentinel-2-l2a"].gsd, size=2.3)
+_ = plots.save(fig, out_dir / "ratios.png")
+
+# %% [markdown]
+# The same seed hides the same places for both sensors. Sentinel-1 is shown as VV, VH and their ratio.
+#
+# What remains for the encoder, counted: the visible tokens and one **class token**, which has no place and gathers what
+# is true of the whole chip.
+
+# %%
+for sensor, cube in cubes.items():
+    for ratio in ratios:
+        encoded = encoder(cube, mask_ratio=ratio, generator=torch.Generator().manual_seed(seed))
+        V = encoded.visible.shape[1]
+        print(f"{sensor:<15} {ratio:4.0%} hidden: {V:4} visible of {L}, encoder gives {tuple(encoded.tokens.shape)}")
+        assert V == L - int(ratio * L) and encoded.tokens.shape[1] == 1 + V and encoded.mask.sum() == L - V
+
+# %% [markdown]
+# ## What it saves
+#
+# The encoder's work is counted in floating-point operations (FLOP; a multiplication and an addition are two). Per token
+# and block there are the matrix products of attention and feed-forward; per *pair* of tokens there are the two products
+# of attention. So a quarter of the tokens is at most a quarter of the work, and less than that where the pairs count.
+
+
+# %%
+def block_flops(tokens, c=config):
+    """FLOP of the transformer blocks for one image with that many visible patches and the class token."""
+    n, inner = 1 + tokens, c.heads * c.dim_head
+    per_token = 4 * inner * c.dim + 2 * c.dim * int(c.dim * c.mlp_ratio)  # multiplications: qkv and out, feed-forward
+    per_pair = 2 * inner  # queries times keys, weights times values
+    return 2 * c.depth * (n * per_token + n * n * per_pair)
+
+
+def counted_flops(ratio):
+    """The same, counted by torch while the blocks run."""
+    x = torch.zeros(1, 1 + L - int(ratio * L), config.dim)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        encoder.transformer(x)
+    return counter.get_total_flops()
+
+
+for ratio in ratios:
+    assert block_flops(L - int(ratio * L)) == counted_flops(ratio)
+print("by hand and counted by torch: the same number at all four ratios")
+
+
+# %%
+def fastest(ratio):
+    """Seconds of one pass of the encoder."""
+    taken = []
+    for _ in range(repeats + 1):  # the first one warms up
+        start = time.perf_counter()
+        encoder(cubes["sentinel-2-l2a"], mask_ratio=ratio, generator=torch.Generator().manual_seed(seed))
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:])
+
+
+seconds = {ratio: fastest(ratio) for ratio in ratios}
+large, tokens_256 = ClayConfig.named("large"), 1024
+print("hidden   encoder blocks here        time here   released size, 256 x 256 pixels")
+for ratio in ratios:
+    here, there = (block_flops(n - int(ratio * n), c) for n, c in ((L, config), (tokens_256, large)))
+    share, milliseconds = here / block_flops(L), seconds[ratio] * 1e3
+    print(f"{ratio:5.0%} {here / 1e9:9.2f} GFLOP {share:6.0%} {milliseconds:12.1f} ms {there / 1e9:12.0f} GFLOP")
+
+# %% [markdown]
+# The time falls less than the operations: the patch embedding is paid for all patches, because it comes before the
+# masking, and a small pass has its fixed costs. (Times differ from run to run; operations do not.)
+#
+# ## Why 75 %
+#
+# If only cost counted, one would hide nearly everything. If too little is hidden, the task is too easy: a hidden patch
+# can be painted by copying a neighbour, and nothing about land has to be learned. Here is that lazy painter: it copies the
+# nearest visible patch. Its error is the mean absolute difference on hidden patches, in standard deviations of each band.
+
+# %%
+places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(L, 2).float()
+
+
+def lazy(cube, ratio, draws=8):
+    """(error of copying the nearest visible patch, share of hidden patches that touch a visible one)."""
+    generator = torch.Generator().manual_seed(seed)
+    patches = patches_of(cube.pixels, P).expand(draws, -1, -1)
+    visible, masked, _ = random_mask(draws, L, mask_ratio=ratio, shuffle=True, generator=generator)
+    distance = torch.cdist(places[masked], places[visible])
+    nearest = visible.gather(1, distance.argmin(dim=2))
+    error = (take(patches, nearest) - take(patches, masked)).abs().mean()
+    return error.item(), (distance.amin(dim=2) < 1.5).float().mean().item()  # diagonal neighbours touch: 1.41
+
+
+grid = (0.1, 0.25, 0.5, 0.625, 0.75, 0.85, 0.9, 0.95)
+errors = {sensor: [lazy(cube, r)[0] for r in grid] for sensor, cube in cubes.items()}
+touching = [lazy(cubes["sentinel-2-l2a"], r)[1] for r in grid]
+work = [block_flops(L - int(r * L)) / block_flops(L) for r in grid]
+
+# %%
+with plots.style():
+    fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.4))
+    axes[0].plot(grid, work, "o-", color=plots.PALETTE[0], label="work of the encoder's blocks")
+    axes[0].plot(grid, touching, "s-", color=plots.PALETTE[1], label="hidden patches with a visible neighbour")
+    axes[0].set(
+        title="Cost, and how much can be copied", ylabel="share", ylim=(0, 1.25), yticks=(0, 0.25, 0.5, 0.75, 1)
+    )
+    for colour, (sensor, error) in zip(plots.PALETTE[2:], errors.items(), strict=False):
+        axes[1].plot(grid, error, "o-", color=colour, label=sensor)
+    axes[1].set(title="Error of copying the nearest visible patch", ylabel="standard deviations")
+    axes[1].set_ylim(0, 1.3 * max(map(max, errors.values())))
+    for ax in axes:
+        ax.axvline(config.mask_ratio, color="#9a9a9a", ls="--", lw=1.2)
+        ax.legend(loc="upper left", fontsize=8.5)
+        ax.set(xlabel="share of patches hidden (dashed: Clay's 75 %)", xlim=(0, 1))
+_ = plots.save(fig, out_dir / "why_75.png")
+
+# %% [markdown]
+# Both ends are poor. At 75 % the work of the encoder has fallen below a quarter, while most hidden patches still touch a
+# visible one: there is something to go by. Beyond 90 % little more is saved, and more and more patches hang in the air.
+# These curves do not prove that 75 % is best; they show why the choice lies in that region. That it trains well is an
+# experience of the masked-autoencoder papers.
+
+# %%
+at75, at95 = (touching[grid.index(r)] for r in (0.75, 0.95))
+work75 = block_flops(L - int(0.75 * L)) / block_flops(L)
+assert work75 < 0.26 and at75 > at95
+print(f"at 75 %: {work75:.0%} of the work, {at75:.0%} of hidden patches touch a visible one (at 95 %: {at95:.0%})")
+
+# %% [markdown]
+# ## Without shuffling
+#
+# `shuffle=False` keeps the patches in row order, so that the first share hidden is the top rows. That is of little use
+# for training, and of much use for testing: the outcome is known beforehand. With a ratio of 0 it gives embeddings
+# whose patches stay in their order.
+
+# %%
+top = hidden_pixels(0.5, shuffle=False)
+assert top[: chip_size // 2].all() and not top[chip_size // 2 :].any()
+shown = [
+    plots.rgb(seen.pixels[0], sensor, valid=~hide, like=seen.pixels[0])
+    for sensor, seen in chips.items()
+    for hide in (hidden_pixels(0.5), top)
+]
+fig = plots.show_row(shown, ["50 %, shuffled", "50 %, not shuffled"] * 2, gsd=SENSORS["sentinel-2-l2a"].gsd, size=2.3)
+
+# %% [markdown]
+# ## Putting tokens back
+#
+# The decoder gets the visible tokens in their random order. It fills each hidden place with one and the same learned
+# **mask token** and puts everything back in row order. By hand that is one assignment for each place.
+
+# %%
+cube, decoder = cubes["sentinel-2-l2a"], clay.model.decoder
+encoded = encoder(cube, mask_ratio=0.75, generator=torch.Generator().manual_seed(seed))
+seen_tokens = decoder.enc_to_dec(encoded.tokens)[:, 1:]
+
+back = torch.empty(1, L, decoder.dim)
+for i, place in enumerate(encoded.visible[0]):
+    back[0, place] = seen_tokens[0, i]
+for place in encoded.masked[0]:
+    back[0, place] = decoder.mask_patch
+print("visible", tuple(seen_tokens.shape), "-> back in place", tuple(back.shape))
+
+# %% [markdown]
+# To see that this is what the library does, look at what its decoder hands to its transformer: the class token, then
+# the filled sequence with the position code added.
+
+# %%
+handed = []
+hook = decoder.transformer.register_forward_pre_hook(lambda module, inputs: handed.append(inputs[0]))
+rebuilt = decoder(encoded, cube)
+hook.remove()
+code = position_code(*encoded.grid, decoder.dim, cube.gsd, cube.time, cube.latlon)
+torch.testing.assert_close(back + code, handed[0][:, 1:])
+print("the decoder's transformer gets", tuple(handed[0].shape), "and pixels come out as", tuple(rebuilt.shape))
+
+# %% [markdown]
+# The same order carries pixels there and back. Patches that are taken apart and put together again are the image.
+
+# %%
+patches = patches_of(cube.pixels, P)
+order = torch.cat([encoded.visible, encoded.masked], dim=1)
+restored = torch.empty_like(patches).scatter(
+    1, repeat(order, "B L -> B L n", n=patches.shape[-1]), take(patches, order)
+)
+again = image_of(restored, grid=encoded.grid, patch_size=P, size=cube.pixels.shape[-2:])
+torch.testing.assert_close(again, cube.pixels, rtol=0, atol=0)
+print(
+    "pixels", tuple(cube.pixels.shape), "-> patches", tuple(patches.shape), "-> shuffled, restored:", tuple(again.shape)
+)
+
+# %% [markdown]
+# ## Odd sizes
+#
+# Real images are rarely multiples of 8. The library repeats the last row and column until they are, masks and rebuilds
+# on that larger grid, and crops the outcome back. Nothing is lost, and the added pixels do not count in the loss.
+
+# %%
+high, wide = chip_size - 18, chip_size - 5
+odd = cube.with_pixels(cube.pixels[..., :high, :wide])
+padded = pad_to_patches(odd.pixels, P)
+output = clay.model(odd, mask_ratio=0.75, generator=torch.Generator().manual_seed(seed))
+image = image_of(output.reconstruction, grid=output.encoded.grid, patch_size=P, size=(high, wide))
+by_hand = torch.cat([odd.pixels, odd.pixels[..., -1:].expand(-1, -1, -1, -wide % P)], dim=3)
+by_hand = torch.cat([by_hand, by_hand[..., -1:, :].expand(-1, -1, -high % P, -1)], dim=2)
+
+torch.testing.assert_close(padded, by_hand, rtol=0, atol=0)
+assert image.shape == odd.pixels.shape
+for name, shape in {
+    "image": odd.pixels.shape, "padded": padded.shape, "grid of patches": output.encoded.grid,
+    "visible": output.encoded.visible.shape, "hidden": output.encoded.masked.shape,
+    "rebuilt patches": output.reconstruction.shape, "rebuilt image": image.shape,
+}.items():  # fmt: skip
+    print(f"{name:<16}", *shape)
+
+# %%
+hide = repeat(output.encoded.mask[0], "(h w) -> (h p) (w q)", h=output.encoded.grid[0], p=P, q=P).bool().numpy()
+like = odd.pixels[0]
+show = dict(sensor="sentinel-2-l2a", normalised=True, like=like)
+views = [plots.rgb(like, **show), plots.rgb(padded[0], **show), plots.rgb(padded[0], valid=~hide, **show)]
+views.append(plots.rgb(like, valid=~hide[:high, :wide], **show))
+titles = [f"image {high} x {wide}", f"padded {padded.shape[2]} x {padded.shape[3]}", "75 % hidden", "cropped back"]
+fig = plots.show_row(views, titles, gsd=cube.gsd, size=2.3)
+
+# %% [markdown]
+# ## What was seen
+
+# %%
+metrics = {
+    "patches of the chip": L,
+    "visible at 75 %": L - int(0.75 * L),
+    "encoder's work at 75 %, share": round(work75, 3),
+    "hidden patches with a visible neighbour at 75 %": round(at75, 3),
+    "error of copying the nearest patch, Sentinel-2, at 75 %": round(errors["sentinel-2-l2a"][grid.index(0.75)], 3),
+    "encoder milliseconds, nothing hidden": round(seconds[0.0] * 1e3, 1),
+    "encoder milliseconds, 75 % hidden": round(seconds[0.75] * 1e3, 1),
+}
+(out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
+print(f"""- At 75 % the encoder sees {L - int(0.75 * L)} of {L} patches, and removing the others leaves {work75:.0%} of its work.
+- {at75:.0%} of the hidden patches then touch a visible one, at 95 % {at95:.0%}: hard, but there is something to go by.
+- Tokens go back in place by their numbers; a chip of {high} x {wide} pixels comes back as {image.shape[2]} x {image.shape[3]}.""")
+
+# %% [markdown]
+# Next: all parts are there. [04 Training](04_train_clay.ipynb) teaches the model to paint what it cannot see.
