@@ -19,9 +19,13 @@ def batches(chips: Chips, size: int):
         yield chips[start : start + size]
 
 
-def embed_chips(clay: Clay, chips: Chips, *, batch_size: int = 64) -> dict[str, np.ndarray]:
-    """{"class token": [N, D], "patch mean": [N, D]} with nothing masked, float32."""
-    made = [clay.embed(part.pixels, chips.sensor, **part.place_and_time) for part in batches(chips, batch_size)]
+def embed_chips(clay: Clay, chips: Chips, *, batch_size: int = 64, **reading) -> dict[str, np.ndarray]:
+    """{"class token": [N, D], "patch mean": [N, D]} with nothing masked, float32.
+
+    reading: what `Clay.embed` takes besides place and date, for chips cut from a file: bands, gsd, in_decibel.
+    """
+    parts = batches(chips, batch_size)
+    made = [clay.embed(part.pixels, chips.sensor, **part.place_and_time, **reading) for part in parts]
     return {
         "class token": np.concatenate([out.chip.cpu().numpy() for out in made]),
         "patch mean": np.concatenate([out.patches.mean((1, 2)).cpu().numpy() for out in made]),

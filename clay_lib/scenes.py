@@ -155,6 +155,18 @@ def read_scene(
     )
 
 
+def middle_window(path: str | Path, most: int) -> tuple[int, int, int, int] | None:
+    """(column, row, width, height) of at most `most` pixels a side in a file's middle; None: it is no larger."""
+    if not Path(path).is_file() and not str(path).startswith("/vsi") and "://" not in str(path):
+        return None  # a folder of single bands is read whole, and `read_scene` tells what is missing
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        source = _open(stack, str(path))
+        wide, high = min(most, source.width), min(most, source.height)
+        whole = (wide, high) == (source.width, source.height)
+        return None if whole else ((source.width - wide) // 2, (source.height - high) // 2, wide, high)
+
+
 def write_raster(
     path: str | Path,
     values: np.ndarray,
