@@ -15,7 +15,7 @@ Arrays in, scores out: N chips, D features, C bands, H x W pixels, F filters.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -83,23 +83,17 @@ def choose_c(train_x, train_y, *, groups=None, seed: int = 0) -> float:
     counts = np.unique(train_y, return_counts=True)[1]
     folds = min(VALIDATION_FOLDS, len(np.unique(groups)), counts.max())
     if folds < 2:
-        raise ContractError(
-            "train_groups",
-            found=f"{len(np.unique(groups))} group(s), {counts.max()} chip(s) in the commonest class",
-            expected="at least 2 of each, to set a validation part aside",
-            cause="all training chips share one block: use smaller blocks, or groups=None",
-        )
+        found = f"{len(np.unique(groups))} group(s), {counts.max()} chip(s) in the commonest class"
+        cause = "all training chips share one block: use smaller blocks, or groups=None"
+        raise ContractError("train_groups", found=found, expected="at least 2 of each, to validate on", cause=cause)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class rarer than the folds: it is then absent from some
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         fit, check = next(splitter.split(train_x, train_y, groups))
     if len(np.unique(train_y[fit])) < 2:
-        raise ContractError(
-            "train_groups",
-            found="one class outside the validation part",
-            expected="at least two",
-            cause="groups and classes coincide: each group holds one class only",
-        )
+        cause = "groups and classes coincide: each group holds one class only"
+        found = "one class outside the validation part"
+        raise ContractError("train_groups", found=found, expected="at least two", cause=cause)
     scores = [_logistic(train_x[fit], train_y[fit], c).score(train_x[check], train_y[check]) for c in C_GRID]
     return C_GRID[int(np.argmax(scores))]
 
@@ -110,6 +104,7 @@ def probe(
     test_y,
     *,
     train_groups=None,
+    test_groups=None,
     floors: Collection[str] | None = None,
     seed: int = 0,
     bootstraps: int = 1000,
@@ -117,24 +112,30 @@ def probe(
     """Every feature set through every probe: one row each.
 
     features: name -> (train [N, D], test [M, D]); D may differ from set to set. train_y, test_y: [N], [M] labels.
-    train_groups: [N] spatial blocks, for the choice of the linear probe's C. floors: the names of the sets that are
-    floors; None takes those whose names start with "pixel" or "random".
+    train_groups: [N] spatial blocks, for the choice of the linear probe's C. test_groups: [M] chips that are no
+    independent witnesses (dates of one place), drawn together for the intervals. floors: the names of the sets that
+    are floors; None takes those whose names start with "pixel" or "random".
 
     Columns: features, kind ("floor" | "model"), probe ("kNN-5" | "kNN-20 cosine" | "linear"), score, low, high,
-    n_train, n_test, dim, seed. low, high: percentile bootstrap, 95 %, over test chips. It knows the luck of the test
-    chips, not that of training or of the split, and it is too narrow where test chips are each other's neighbours.
+    n_train, n_test, dim, seed. low, high: percentile bootstrap, 95 %, over test groups or chips. It knows the luck of
+    the test set, not that of training or of the split; without test_groups it is too narrow where chips are neighbours.
     Raises ContractError for lengths that differ, NaN, a test class without training chips, fewer chips than k.
     """
-    answers = predict(features, train_y, test_y, train_groups=train_groups, floors=floors, seed=seed)
+    groups = dict(train_groups=train_groups, test_groups=test_groups)
+    answers = predict(features, train_y, test_y, **groups, floors=floors, seed=seed)
     return score(answers, bootstraps=bootstraps)
 
 
-def predict(features, train_y, test_y, *, train_groups=None, floors=None, seed: int = 0) -> pd.DataFrame:
+def predict(
+    features, train_y, test_y, *, train_groups=None, test_groups=None, floors=None, seed: int = 0
+) -> pd.DataFrame:
     """`probe` before it is summed up: one row per feature set, probe and test chip, for confusion tables and pairs.
 
-    Columns: features, kind, probe, chip (0..M-1), label, answer, C (linear only), n_train, dim, seed.
+    Columns: features, kind, probe, chip (0..M-1), group, label, answer, C (linear only), n_train, dim, seed.
     """
     kinds = _kinds(features, floors)
+    test_groups = np.arange(len(test_y)) if test_groups is None else np.asarray(test_groups)
+    _same_length("test_groups", test_groups, len(test_y))
     frames = []
     for name, (train_x, test_x) in features.items():
         train_x, train, test_x, test = _labelled(train_x, train_y, test_x, test_y, name=name)
@@ -144,10 +145,9 @@ def predict(features, train_y, test_y, *, train_groups=None, floors=None, seed: 
         c = choose_c(train_x, train, groups=train_groups, seed=seed)
         said["linear"] = _logistic(train_x, train, c).predict(test_x), c
         for p, (answer, c) in said.items():
-            told = pd.DataFrame({"chip": np.arange(len(test)), "label": test, "answer": answer})
-            frames.append(
-                told.assign(features=name, kind=kinds[name], probe=p, C=c, n_train=len(train), dim=dim, seed=seed)
-            )
+            told = pd.DataFrame({"chip": np.arange(len(test)), "group": test_groups, "label": test, "answer": answer})
+            known = dict(features=name, kind=kinds[name], probe=p, C=c, n_train=len(train), dim=dim, seed=seed)
+            frames.append(told.assign(**known))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -156,11 +156,10 @@ def score(answers: pd.DataFrame, *, bootstraps: int = 1000) -> pd.DataFrame:
     rows = []
     for (name, kind, p), part in answers.groupby(["features", "kind", "probe"], sort=False):
         hit, seed = _hits(part), int(part["seed"].iloc[0])
-        low, high = _interval(hit, bootstraps, seed)
+        low, high = _interval(hit, bootstraps, seed, part["group"])
         row = {"features": name, "kind": kind, "probe": p, "score": hit.mean(), "low": low, "high": high}
-        rows.append(
-            {**row, "n_train": part["n_train"].iloc[0], "n_test": len(hit), "dim": part["dim"].iloc[0], "seed": seed}
-        )
+        n_train, dim = part[["n_train", "dim"]].iloc[0].tolist()
+        rows.append({**row, "n_train": n_train, "n_test": len(hit), "dim": dim, "seed": seed})
     return pd.DataFrame(rows)
 
 
@@ -172,12 +171,9 @@ def difference(answers: pd.DataFrame, *, bootstraps: int = 1000) -> pd.DataFrame
     """
     for kind in ("floor", "model"):
         if not (answers["kind"] == kind).any():
-            raise ContractError(
-                "answers",
-                found=f"no {kind} among {sorted(set(answers['features']))}",
-                expected="at least one floor and one model",
-                cause=f"floors=[...] was not given: then names that start with {' or '.join(FLOORS)} are floors",
-            )
+            cause = f"floors=[...] was not given: then names that start with {' or '.join(FLOORS)} are floors"
+            found = f"no {kind} among {sorted(set(answers['features']))}"
+            raise ContractError("answers", found=found, expected="at least one floor and one model", cause=cause)
     rows = []
     for p, part in answers.groupby("probe", sort=False):
         hits = {key: _hits(rows_) for key, rows_ in part.groupby(["kind", "features"], sort=False)}
@@ -185,16 +181,9 @@ def difference(answers: pd.DataFrame, *, bootstraps: int = 1000) -> pd.DataFrame
         seed = int(part["seed"].iloc[0])
         for key in (key for key in hits if key[0] == "model"):
             gain = hits[key] - hits[floor]
-            low, high = _interval(gain, bootstraps, seed)
-            row = {
-                "features": key[1],
-                "floor": floor[1],
-                "probe": p,
-                "difference": gain.mean(),
-                "low": low,
-                "high": high,
-            }
-            rows.append({**row, "n_test": len(gain), "seed": seed})
+            low, high = _interval(gain, bootstraps, seed, part["group"].iloc[: len(gain)])
+            row = {"features": key[1], "floor": floor[1], "probe": p, "difference": gain.mean()}
+            rows.append({**row, "low": low, "high": high, "n_test": len(gain), "seed": seed})
     return pd.DataFrame(rows)
 
 
@@ -219,12 +208,9 @@ def random_convolutions(pixels: np.ndarray, *, n_filters: int = 256, seed: int =
     pixels = _pixels(pixels)
     n, bands, height, width = pixels.shape
     if n_filters < 2 or min(height, width) < 5:
-        raise ContractError(
-            "random_convolutions",
-            found=f"n_filters={n_filters}, chips of {height} x {width}",
-            expected="n_filters >= 2 and chips of at least 5 x 5 pixels",
-            cause="chips too small for a 5 x 5 filter, or bands and pixels in another order than [N, C, H, W]",
-        )
+        found, expected = f"n_filters={n_filters}, chips of {height} x {width}", "n_filters >= 2, 5 x 5 pixels or more"
+        cause = "chips too small for a 5 x 5 filter, or another order than [N, C, H, W]"
+        raise ContractError("random_convolutions", found=found, expected=expected, cause=cause)
     generator = torch.Generator().manual_seed(seed)
     banks = [_filters(n_filters - n_filters // 2, bands, 3, generator), _filters(n_filters // 2, bands, 5, generator)]
     step = max(1, 2**24 // (n_filters * height * width))  # 64 MiB of responses at a time
@@ -241,62 +227,6 @@ def _filters(count: int, bands: int, size: int, generator: torch.Generator) -> t
     return functional.normalize(weights.flatten(1)).view_as(weights)
 
 
-# -- splits ----------------------------------------------------------------------------------------------------------
-
-
-def spatial_blocks(lat, lon, degrees: float) -> np.ndarray:
-    """The number of the degrees x degrees cell that each place lies in: [N], [N] in degrees -> [N] int64.
-
-    Cells are counted from (-90, -180), so a place keeps its number whatever other places stand beside it.
-    They narrow towards the poles; -180 and 180 are the same meridian.
-    """
-    lat, lon = np.atleast_1d(np.asarray(lat, np.float64)), np.atleast_1d(np.asarray(lon, np.float64))
-    _same_length("lon", lon, len(lat))
-    if not degrees > 0:
-        raise ContractError("degrees", found=degrees, expected="> 0", cause="the block's edge in degrees is missing")
-    if not (np.all(np.abs(lat) <= 90) and np.all(np.abs(lon) <= 360)):
-        raise ContractError(
-            "lat, lon",
-            found=f"lat {lat.min()} to {lat.max()}, lon {lon.min()} to {lon.max()}",
-            expected="degrees: -90 to 90 and -180 to 180 (or 0 to 360)",
-            cause="lat and lon are swapped, NaN, or in the metres of a projection",
-        )
-    columns = int(np.ceil(360 / degrees))
-    row = np.floor((lat + 90) / degrees).astype(np.int64)
-    return row * columns + np.floor(((lon + 180) % 360) / degrees).astype(np.int64)
-
-
-def split_by_blocks(blocks, fractions: Sequence[float] = (0.7, 0.3), seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Sorted index arrays, one per fraction, such that no block is in two of them: the score of a place never seen.
-
-    Blocks are drawn in random order, each to the split that is furthest behind its share of the chips, so the
-    fractions hold to within a block and no split is empty.
-    """
-    blocks, fractions = np.asarray(blocks), _fractions(fractions)
-    names, member, sizes = np.unique(blocks, return_inverse=True, return_counts=True)
-    if len(names) < len(fractions):
-        raise ContractError(
-            "blocks",
-            found=f"{len(names)} block(s)",
-            expected=f"at least {len(fractions)}, one per split",
-            cause="the blocks are larger than the area: use fewer degrees",
-        )
-    owner, filled = np.empty(len(names), int), np.zeros(len(fractions))
-    for block in np.random.default_rng(seed).permutation(len(names)):
-        owner[block] = np.argmin(filled / fractions)
-        filled[owner[block]] += sizes[block]
-    return tuple(np.flatnonzero(owner[member] == split) for split in range(len(fractions)))
-
-
-def random_split(n: int, fractions: Sequence[float] = (0.7, 0.3), seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Sorted index arrays, one per fraction, chip by chip: neighbours fall on both sides, which flatters a score.
-
-    Here only so that the gap to `split_by_blocks` can be shown.
-    """
-    edges = np.round(np.cumsum(_fractions(fractions))[:-1] * n).astype(int)
-    return tuple(np.sort(part) for part in np.split(np.random.default_rng(seed).permutation(n), edges))
-
-
 # -- inside ----------------------------------------------------------------------------------------------------------
 
 
@@ -304,12 +234,8 @@ def _knn(train_x, train_y, test_x, *, k: int, metric: str) -> np.ndarray:
     if metric not in ("euclidean", "cosine"):
         raise ContractError("metric", found=metric, expected="'euclidean' or 'cosine'", cause="another name for it")
     if not 1 <= k <= len(train_y):
-        raise ContractError(
-            "k",
-            found=f"k = {k} with {len(train_y)} training chips",
-            expected="1 <= k <= training chips",
-            cause="the training set is too small for this probe",
-        )
+        found, cause = f"k = {k} with {len(train_y)} training chips", "the training set is too small for this probe"
+        raise ContractError("k", found=found, expected="1 <= k <= training chips", cause=cause)
     return KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(train_x, train_y).predict(test_x)
 
 
@@ -324,10 +250,15 @@ def _hits(part: pd.DataFrame) -> np.ndarray:
     return (part["label"] == part["answer"]).to_numpy(np.float64)
 
 
-def _interval(values: np.ndarray, bootstraps: int, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean of values [M]. The same seed and M draw the same chips: pairs stay pairs."""
-    rng, n = np.random.default_rng(seed), len(values)
-    means = [values[rng.integers(0, n, n)].mean() for _ in range(bootstraps)]
+def _interval(values: np.ndarray, bootstraps: int, seed: int, groups=None) -> tuple[float, float]:
+    """95 % percentile interval of the mean of values [M], whole groups [M] drawn at a time.
+
+    The same seed and groups draw the same chips: pairs stay pairs.
+    """
+    member = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    total, size = np.bincount(member, values), np.bincount(member)
+    drawn = np.random.default_rng(seed).integers(0, len(size), (bootstraps, len(size)))
+    means = total[drawn].sum(1) / size[drawn].sum(1)
     return tuple(float(q) for q in np.quantile(means, (0.025, 0.975)))
 
 
@@ -335,9 +266,8 @@ def _kinds(features: Mapping, floors: Collection[str] | None) -> dict[str, str]:
     if floors is None:
         return {name: "floor" if name.lower().startswith(FLOORS) else "model" for name in features}
     if unknown := sorted(set(floors) - set(features)):
-        raise ContractError(
-            "floors", found=unknown, expected=f"names among {sorted(features)}", cause="a name is misspelt"
-        )
+        expected = f"names among {sorted(features)}"
+        raise ContractError("floors", found=unknown, expected=expected, cause="a name is misspelt")
     return {name: "floor" if name in floors else "model" for name in features}
 
 
@@ -348,78 +278,44 @@ def _labelled(train_x, train_y, test_x, test_y, *, name: str = "features"):
     _same_length("train labels", train_y, len(train_x))
     _same_length("test labels", test_y, len(test_x))
     if missing := sorted(set(test_y.tolist()) - set(train_y.tolist())):
-        raise ContractError(
-            "train labels",
-            found=f"no chip of {missing}",
-            expected="every class of the test set",
-            cause="a spatial split put all chips of a class on one side: use smaller blocks, another seed, or drop it",
-        )
+        cause = "a spatial split put all chips of a class on one side: use smaller blocks, another seed, or drop it"
+        found = f"no chip of {missing}"
+        raise ContractError("train labels", found=found, expected="every class of the test set", cause=cause)
     if len(set(train_y.tolist())) < 2:
-        raise ContractError(
-            "train labels", found="one class", expected="at least two", cause="the labels of one class were selected"
-        )
+        cause = "the labels of one class were selected"
+        raise ContractError("train labels", found="one class", expected="at least two", cause=cause)
     return train_x, train_y, test_x, test_y
 
 
 def _matrix(field: str, x) -> np.ndarray:
-    return _finite(
-        field,
-        np.asarray(x),
-        2,
-        "[N, D], one row a chip",
-        "embeddings still have a patch axis: take the class token or the mean",
-    ).astype(np.float64)
+    cause = "embeddings still have a patch axis: take the class token or the mean"
+    return _finite(field, np.asarray(x), 2, "[N, D], one row a chip", cause).astype(np.float64)
 
 
 def _pixels(pixels) -> np.ndarray:
-    return np.ascontiguousarray(
-        _finite("pixels", np.asarray(pixels), 4, "[N, C, H, W]", "one chip without its batch axis"), np.float32
-    )
+    pixels = _finite("pixels", np.asarray(pixels), 4, "[N, C, H, W]", "one chip without its batch axis")
+    return np.ascontiguousarray(pixels, np.float32)
 
 
 def _finite(field: str, x: np.ndarray, axes: int, shape: str, cause: str) -> np.ndarray:
     if x.ndim != axes or 0 in x.shape or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
-        raise ContractError(
-            field, found=f"shape {x.shape}, {x.dtype}", expected=f"numbers {shape}, none of them 0 long", cause=cause
-        )
+        expected = f"numbers {shape}, none of them 0 long"
+        raise ContractError(field, found=f"shape {x.shape}, {x.dtype}", expected=expected, cause=cause)
     if not np.isfinite(x).all():
         bad = np.unique(np.nonzero(~np.isfinite(x))[0])
-        raise ContractError(
-            field,
-            found=f"NaN or infinity in {len(bad)} of {len(x)} chips, first {bad[0]}",
-            expected="finite numbers",
-            cause="nodata pixels were left in: fill or drop them",
-        )
+        found = f"NaN or infinity in {len(bad)} of {len(x)} chips, first {bad[0]}"
+        cause = "nodata pixels were left in: fill or drop them"
+        raise ContractError(field, found=found, expected="finite numbers", cause=cause)
     return x
 
 
 def _same_width(train: np.ndarray, test: np.ndarray) -> None:
     if train.shape[1] != test.shape[1]:
-        raise ContractError(
-            "test features",
-            found=f"{test.shape[1]} columns",
-            expected=f"{train.shape[1]}, as in training",
-            cause="two models or settings were mixed",
-        )
+        found, expected = f"{test.shape[1]} columns", f"{train.shape[1]}, as in training"
+        raise ContractError("test features", found=found, expected=expected, cause="two models or settings were mixed")
 
 
 def _same_length(field: str, values: np.ndarray, n: int) -> None:
     if values.shape != (n,):
-        raise ContractError(
-            field,
-            found=f"shape {values.shape}",
-            expected=f"({n},)",
-            cause="labels and chips were selected or sorted apart",
-        )
-
-
-def _fractions(fractions: Sequence[float]) -> np.ndarray:
-    parts = np.asarray(fractions, np.float64)
-    if parts.ndim != 1 or len(parts) < 2 or not (parts > 0).all() or not np.isclose(parts.sum(), 1):
-        raise ContractError(
-            "fractions",
-            found=fractions,
-            expected="two or more, > 0, that sum to 1",
-            cause="the last share was left out, or given in percent",
-        )
-    return parts
+        cause = "labels and chips were selected or sorted apart"
+        raise ContractError(field, found=f"shape {values.shape}", expected=f"({n},)", cause=cause)

@@ -92,6 +92,15 @@ def test_bootstrap_interval_covers_the_truth():
     assert 0.89 <= covered / 200 <= 0.99
 
 
+def test_interval_knows_that_copies_are_no_new_witnesses():
+    """Every place seen four times with one outcome: the interval is that of the places, and wider than the chips'."""
+    places = (np.random.default_rng(0).random(100) < 0.7).astype(float)
+    copies, groups = np.repeat(places, 4), np.repeat(np.arange(100), 4)
+    assert probes._interval(copies, 500, 1, groups) == probes._interval(places, 500, 1)
+    wide, narrow = (np.ptp(probes._interval(copies, 500, 1, g)) for g in (groups, None))
+    assert wide == pytest.approx(2 * narrow, rel=0.2)
+
+
 def test_difference_is_paired_with_the_best_floor():
     (train_x, train_y), (test_x, test_y) = planted(gap=1.2), planted(gap=1.2, n=300, seed=1)
     noise = np.random.default_rng(5).normal(size=(500, 8))
@@ -109,38 +118,6 @@ def test_difference_is_paired_with_the_best_floor():
     assert 0 < linear["low"] < linear["difference"] < linear["high"]
     with pytest.raises(ContractError, match="no floor"):
         probes.difference(probes.predict(features, train_y, test_y))
-
-
-def test_blocks_are_never_in_two_splits_and_chips_are_never_lost():
-    rng = np.random.default_rng(0)
-    lat, lon = rng.uniform(-60, -55, 500), rng.uniform(176, 184, 500)
-    blocks = probes.spatial_blocks(lat, lon, 0.5)
-    assert np.array_equal(blocks, probes.spatial_blocks(lat, (lon + 180) % 360 - 180, 0.5))  # across the date line
-    assert np.array_equal(blocks[:7], probes.spatial_blocks(lat[:7], lon[:7], 0.5))  # whatever stands beside
-    for seed in range(5):
-        parts = probes.split_by_blocks(blocks, (0.6, 0.2, 0.2), seed)
-        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(500))
-        held = [set(blocks[part]) for part in parts]
-        assert not (held[0] & held[1] or held[0] & held[2] or held[1] & held[2])
-        np.testing.assert_allclose([len(part) / 500 for part in parts], (0.6, 0.2, 0.2), atol=0.03)
-    assert all(map(len, probes.split_by_blocks(np.repeat([0, 1], 50), (0.9, 0.1), 0)))
-    together = probes.random_split(500, (0.6, 0.2, 0.2), 0)
-    assert np.array_equal(np.sort(np.concatenate(together)), np.arange(500)) and len(together[0]) == 300
-    assert set(blocks[together[0]]) & set(blocks[together[1]])
-
-
-def test_a_random_split_flatters_what_only_knows_the_place():
-    """Features that only say where a chip is, labels that change from block to block: fair score is chance."""
-    rng = np.random.default_rng(0)
-    block = np.repeat(np.arange(100), 6)
-    labels, place = (
-        rng.integers(0, 2, 100)[block],
-        rng.normal(size=(100, 16))[block] + 0.01 * rng.normal(size=(600, 16)),
-    )
-    score = {}
-    for name, (train, test) in {"random": probes.random_split(600), "blocks": probes.split_by_blocks(block)}.items():
-        score[name] = probes.knn_score(place[train], labels[train], place[test], labels[test], k=1)
-    assert score["random"] > 0.95 and score["blocks"] < 0.65
 
 
 def test_pixel_floors():
@@ -170,9 +147,6 @@ def test_wrong_input_is_told():
         "metric": lambda: probes.knn_score(x, y, x, y, metric="manhattan"),
         "pixels": lambda: probes.pixel_statistics(np.full((2, 3, 8, 8), np.nan)),
         "\\[N, C, H, W\\]": lambda: probes.random_convolutions(np.zeros((3, 8, 8))),
-        "swapped": lambda: probes.spatial_blocks([0.0], [4e5], 1),
-        "blocks": lambda: probes.split_by_blocks(np.zeros(9), (0.5, 0.5)),
-        "fractions": lambda: probes.random_split(9, (70, 30)),
     }
     for words, call in wrong.items():
         with pytest.raises(ContractError, match=words):
