@@ -16,6 +16,7 @@ from clay_lib.contract import ContractError
 COMMANDS = {  # name: (module:function, what it does)
     "run": ("clay_lib.__main__:run", "run the notebooks with a profile's values and write the gallery"),
     "world": ("clay_lib.__main__:world", "write one chip of the mini-world as a GeoTIFF"),
+    "bench": ("clay_lib.bench:bench", "time the mini-world, the encoder and a training step on this machine"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 
@@ -28,7 +29,8 @@ def run(
     Args:
         profile: a name in papermill_runs/profiles, or a path to a YAML file
         only: notebooks by number or name, separated by commas, such as 01,04
-        scene: a GeoTIFF of your own: only the notebooks that take one are run on it
+        scene: a GeoTIFF of your own, or a folder of single-band files: only the notebooks that take one run on it;
+            results then land in papermill_runs/PROFILE-scene
         sensor: the sensor that took the scene, such as sentinel-2-l2a
         overrides: further parameters for every notebook that has them
     """
@@ -39,7 +41,8 @@ def run(
     if scene or sensor:
         overrides |= _own_scene(scene, sensor)
         names = names or sweep.scene_walk(profile)
-    results = sweep.run_profile(profile, notebooks=names, overrides=overrides)
+    out = sweep.RUNS / f"{sweep.read_profile(profile)['name']}-scene" if scene else None  # the walk's results stay
+    results = sweep.run_profile(profile, notebooks=names, overrides=overrides, out=out)
     return 0 if all(result.ok for result in results) else 1
 
 
@@ -47,11 +50,11 @@ def _own_scene(scene: str, sensor: str) -> dict[str, str]:
     from clay_lib.sensors import SENSORS
 
     path = Path(scene).expanduser().resolve()
-    if not scene or not path.is_file():
+    if not scene or not path.exists():
         raise ContractError(
             "scene",
             found=scene or "none",
-            expected="a GeoTIFF file",
+            expected="a GeoTIFF file, or a folder of single-band files",
             cause="a misspelt path" if scene else "a sensor was named without a scene",
         )
     if not sensor:

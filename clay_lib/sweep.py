@@ -8,9 +8,10 @@ from pathlib import Path
 import yaml
 
 from clay_lib import gallery
+from clay_lib.chips import in_cache
 from clay_lib.contract import ContractError
 from clay_lib.parameters import check_parameters, read_parameters
-from clay_lib.runner import NOTEBOOKS, RUNS, RunResult, is_done, list_notebooks, read_json, read_script, run_notebook
+from clay_lib.runner import NOTEBOOKS, RUNS, RunResult, list_notebooks, read_json, read_script, run_notebook
 
 
 def read_profile(profile: str | Path) -> dict:
@@ -120,11 +121,8 @@ def choose(names: Sequence[str] | None, folder: Path = NOTEBOOKS) -> list[Path]:
 
 
 def scene_walk(profile: str | Path, folder: Path = NOTEBOOKS) -> list[str]:
-    """The notebooks that take a scene of one's own, and before them the training if its weights are not there yet.
-
-    Weights are there when the training notebook's last run under this profile is whole.
-    """
-    out = RUNS / read_profile(profile)["name"]
+    """The notebooks that take a scene of one's own, and before them the training if the profile's weights are missing."""
+    weights = in_cache(read_profile(profile)["common"].get("weights", "mini.safetensors"))
     scripts = list_notebooks(folder)
     takes = [s.stem for s in scripts if {"scene", "sensor"} <= set(read_parameters(read_script(s)))]
     if not takes:
@@ -134,7 +132,7 @@ def scene_walk(profile: str | Path, folder: Path = NOTEBOOKS) -> list[str]:
             expected="parameters scene and sensor",
             cause="the wrong folder",
         )
-    return [s.stem for s in scripts if "_train_" in s.stem and not is_done(out / f"{s.stem}.ipynb")] + takes
+    return [s.stem for s in scripts if "_train_" in s.stem and not weights.is_file()] + takes
 
 
 def _forecast(told: dict, scripts: Sequence[Path], out: Path) -> str:

@@ -55,7 +55,7 @@ def test_a_scene_reaches_the_notebooks_as_a_whole_path(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep, "scene_walk", lambda profile: ["05"])
     monkeypatch.setattr(sweep, "run_profile", lambda profile, **rest: seen.update(rest) or [])
     assert cli.main(["run", "--scene", "a field.tif", "--sensor", "naip", "--overrides.seed", "4"]) == 0
-    assert seen["notebooks"] == ["05"]
+    assert seen["notebooks"] == ["05"] and seen["out"].name == "demo-scene"
     assert seen["overrides"] == {"scene": str(tmp_path / "a field.tif"), "sensor": "naip", "seed": 4}
 
 
