@@ -193,6 +193,7 @@ def static_map(
             ax.set_axis_off()
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontsize=12)
+    fig.draw_without_rendering()  # the layout needs a first pass to know how wide the colour bars' numbers are
     return fig
 
 

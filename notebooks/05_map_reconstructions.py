@@ -186,8 +186,8 @@ fig = plots.reconstruction(
 _ = plots.save(fig, out_dir / "reconstruction.png")
 
 # %% [markdown]
-# The third picture shows measured patches where the encoder saw them, and the model's idea elsewhere. What it gets is the
-# large lines and the colours. What is smaller than a patch and not hinted at by a neighbour cannot be known, and the
+# The third picture shows measured patches where the encoder saw them, and the model's idea elsewhere. What it can get is
+# the large lines and the colours. What is smaller than a patch and not hinted at by a neighbour cannot be known, and the
 # absolute error rewards the middle of all possibilities: hence the softness.
 #
 # ## Band by band, beside a plain guess
@@ -215,7 +215,8 @@ with plots.style():
     fig, ax = plt.subplots(figsize=(min(9, 2.6 + 0.7 * C), 3.2))
     ax.bar(at - 0.2, ours, 0.38, color=plots.PALETTE[0], label="Clay")
     ax.bar(at + 0.2, plain, 0.38, color="#9a9a9a", label="visible mean of the tile")
-    ax.set_xticks(at, [f"{b}\n{v:.3g} µm" for b, v in zip(view.bands, view.sensor.waves(view.bands), strict=True)])
+    waves = ["" if view.sensor.decibel else f"\n{wave:.3g} µm" for wave in view.sensor.waves(view.bands)]
+    ax.set_xticks(at, [band + wave for band, wave in zip(view.bands, waves, strict=True)])
     ax.tick_params(axis="x", labelsize=8)
     ax.set(ylabel="standard deviations", title="Mean absolute error of hidden pixels")
     fig.legend(loc="outside upper right", ncols=2)
