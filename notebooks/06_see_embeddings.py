@@ -178,7 +178,9 @@ else:
     labels, legend = np.array([CLASSES[k] for k in chips.land_cover]), "land cover"
     colours = {CLASSES[k]: colour for k, colour in CLASS_COLOURS.items()}
 title = f"Chips by their {kind}: neighbours have alike embeddings"
-fig = plots.scatter_thumbnails(xy, thumbnails, labels, colours=colours, across=24, size=7.2, title=title, legend=legend)
+fig = plots.scatter_thumbnails(
+    xy, thumbnails, labels, colours=colours, across=int(1.65 * len(chips) ** 0.5), size=7.2, title=title, legend=legend
+)
 _ = plots.save(fig, out_dir / "tsne_thumbnails.png")
 
 # %% [markdown]
@@ -254,16 +256,17 @@ for name, (share, chance) in shares.items():
 # And with the eye: a few chips on the left, and the five that the model finds most like each of them.
 
 # %%
-queries = np.unique(np.linspace(0, len(chips) - 1, 5).astype(int)) if scene else np.arange(0, 11, 2)[:5]
+spread = np.linspace(0, len(chips) - 1, 4).astype(int)
+queries = np.unique(spread) if scene else np.array([0, 4, 7, 8])  # trees, town, water, wetland
 alike = nearest(vectors[kind], place, 5)[queries]
 order = np.concatenate([queries[:, None], alike], axis=1)
 titles = [f"{'like this: ' if n == 0 else ''}{labels[i]}" for row in order for n, i in enumerate(row)]
 titles = [
     t.replace("permanent ", "").replace("bare / sparse vegetation", "bare").replace("herbaceous ", "") for t in titles
 ]
-fig = plots.show_row([thumbnails[i] for i in order.ravel()], titles, columns=order.shape[1], size=1.2)
+fig = plots.show_row([thumbnails[i] for i in order.ravel()], titles, columns=order.shape[1], size=0.95)
 for ax in fig.axes:
-    ax.title.set_fontsize(7)
+    ax.title.set_fontsize(6.5)
 _ = plots.save(fig, out_dir / "neighbours.png")
 
 # %% [markdown]
@@ -284,7 +287,7 @@ inside = np.pad(inside, [(0, n - m) for n, m in zip(parts.shape[:2], inside.shap
 picture = plots.rgb(pixels, view.sensor, view.bands, valid=view.valid, in_decibel=view.in_decibel)
 pair = [picture, np.where(inside[..., None], colour_map, 0.85)]
 titles = [view.sensor.name, f"patch embeddings, {parts.shape[0]} x {parts.shape[1]}"]
-fig = plots.show_row(pair, titles, gsd=[view.gsd, view.gsd * P], size=3)
+fig = plots.show_row(pair, titles, gsd=[view.gsd, view.gsd * P], size=2.4)
 _ = plots.save(fig, out_dir / "components.png")
 
 # %% [markdown]
