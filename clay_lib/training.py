@@ -30,6 +30,8 @@ class TrainSettings:
     lr: float = 1e-5
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
+    embedding_lr_factor: float = 1.0  # on the rate of the encoder's patch embedding
+    head_lr_factor: float = 1.0  # on the rate of the decoder's pixel head
     schedule: str = "warm_restarts"  # or "one_cycle": linear warm-up, then a cosine down to zero over max_steps
     t_0: int = 1000  # steps of the first cycle
     t_mult: int = 2
@@ -135,9 +137,12 @@ class ClayModule(L.LightningModule):
 
     def configure_optimizers(self):
         s = self.settings
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay, betas=s.betas, fused=True
-        )
+        factors = {"encoder.patch_embedding.": s.embedding_lr_factor, "decoder.embed_to_pixels.": s.head_lr_factor}
+        groups = {factor: [] for factor in (1.0, *factors.values())}
+        for name, parameter in self.model.named_parameters():
+            groups[next((f for part, f in factors.items() if name.startswith(part)), 1.0)].append(parameter)
+        groups = [{"params": params, "lr": factor * s.lr} for factor, params in groups.items()]
+        optimizer = torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay, betas=s.betas, fused=True)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule(optimizer, s), "interval": "step"}}
 
 

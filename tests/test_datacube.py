@@ -1,0 +1,79 @@
+"""Codes for time and place, and what a datacube refuses. (The front door's refusals are in test_model.)"""
+
+import datetime as dt
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clay_lib import ContractError, Datacube
+from clay_lib.datacube import latlon_code, make_datacube, time_code
+
+
+def test_time_by_hand():
+    w, h = 2 * math.pi * 23 / 52, 2 * math.pi * 10 / 24  # 10 June 2023 lies in ISO week 23
+    expected = torch.tensor([math.sin(w), math.cos(w), math.sin(h), math.cos(h)])
+    for when in ("2023-06-10T10:30", dt.datetime(2023, 6, 10, 10, 59), np.datetime64("2023-06-10T10:30").item()):
+        torch.testing.assert_close(time_code(when)[0], expected)
+    noon = time_code("2023-06-10")[0]
+    torch.testing.assert_close(noon[2:], torch.tensor([math.sin(math.pi), math.cos(math.pi)]))
+    assert torch.equal(time_code(dt.date(2023, 6, 10))[0], noon)
+
+
+def test_place_by_hand_and_unknown_is_zero():
+    code = latlon_code(-30.0, 60.0)[0]
+    torch.testing.assert_close(code, torch.tensor([-0.5, math.sqrt(0.75), math.sqrt(0.75), 0.5]))
+    assert torch.equal(latlon_code(None, None, 2), torch.zeros(2, 4)) and torch.equal(
+        time_code(None), torch.zeros(1, 4)
+    )
+    mixed = latlon_code([1.0, None], [2.0, None], 2)
+    assert mixed[0].abs().sum() > 0 and mixed[1].abs().sum() == 0
+
+
+def test_the_other_reading_swaps_the_place_and_fixes_noon():
+    ours, theirs = (latlon_code(10.0, 20.0, reading=r)[0] for r in ("documented", "as_trained"))
+    assert torch.equal(ours[[2, 3, 0, 1]], theirs)
+    a, b = (time_code("2023-06-10T06:00", reading=r)[0] for r in ("documented", "as_trained"))
+    assert torch.equal(a[:2], b[:2]) and b[3] == pytest.approx(-1)
+
+
+def test_holes_become_the_bands_mean_and_integers_are_welcome():
+    pixels = np.full((4, 8, 8), 100.0)
+    pixels[0, 0, 0] = np.nan
+    cube = make_datacube(pixels, "naip")
+    assert cube.pixels[0, 0, 0, 0] == 0 and cube.pixels.isfinite().all() and len(cube) == 1
+    as_bytes = make_datacube(np.full((4, 8, 8), 100, np.uint8), "naip").pixels
+    torch.testing.assert_close(as_bytes[0, 1], cube.pixels[0, 1])
+    torch.testing.assert_close(make_datacube(torch.full((4, 8, 8), 100, dtype=torch.bfloat16), "naip").pixels, as_bytes)
+
+
+GOOD = {"pixels": torch.zeros(2, 3, 8, 8), "time": torch.zeros(2, 4), "latlon": torch.zeros(2, 4), "gsd": 10.0}
+GOOD["waves"] = torch.tensor([0.49, 0.56, 0.66])
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"pixels": torch.zeros(3, 8, 8)}, "pixels"),
+        ({"pixels": torch.zeros(2, 3, 8, 8, dtype=torch.int16)}, "pixels"),
+        ({"pixels": np.zeros((2, 3, 8, 8))}, "pixels"),
+        ({"waves": torch.tensor([0.49, 0.56])}, "waves"),
+        ({"waves": torch.tensor([490.0, 560.0, 660.0])}, "waves"),
+        ({"time": torch.zeros(2, 2)}, "time"),
+        ({"latlon": torch.zeros(1, 4)}, "latlon"),
+        ({"gsd": torch.tensor([10.0, 10.0])}, "gsd"),
+        ({"gsd": 0}, "gsd"),
+        ({"gsd": "10 m"}, "gsd"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, field):
+    Datacube(**GOOD)
+    with pytest.raises(ContractError) as caught:
+        Datacube(**(GOOD | change))
+    assert caught.value.field == field
+
+
+def test_moving_changes_the_pixels_dtype_alone():
+    moved = Datacube(**GOOD).to("cpu", torch.float64)
+    assert moved.pixels.dtype == torch.float64 and moved.time.dtype == torch.float32 and moved.gsd == 10

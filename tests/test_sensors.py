@@ -1,0 +1,103 @@
+"""The registry as published, normalisation there and back, radar through dB once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clay_lib import SENSORS, Band, ContractError, Sensor
+from clay_lib.sensors import read_sensors
+
+PUBLISHED = {
+    "sentinel-2-l2a": (10, 10),
+    "planetscope-sr": (8, 5),
+    "landsat-c2l1": (6, 30),
+    "landsat-c2l2-sr": (6, 30),
+    "naip": (4, 1),
+    "linz": (3, 0.5),
+    "sentinel-1-rtc": (2, 10),
+    "modis": (7, 500),
+    "satellogic-MSI-L1D": (4, 1),
+}
+
+
+def test_bands_and_gsd_as_published():
+    assert {name: (len(s.bands), s.gsd) for name, s in SENSORS.items()} == PUBLISHED
+    nir = SENSORS["sentinel-2-l2a"].bands[6]
+    assert (nir.name, nir.wavelength, nir.mean, nir.std) == ("nir", 0.842, 2743, 1742)
+    assert [s.name for s in SENSORS.values() if s.decibel] == ["sentinel-1-rtc"]
+    assert all(0.4 < w < 4.1 for s in SENSORS.values() for w in s.waves())
+
+
+@given(name=st.sampled_from(sorted(PUBLISHED)), seed=st.integers(0, 50))
+def test_there_and_back(name, seed):
+    sensor = SENSORS[name]
+    mean, std = sensor.statistics()
+    native = np.random.default_rng(seed).normal(mean[:, None, None], std[:, None, None], (len(mean), 5, 4))
+    native = 10 ** (native / 10) if sensor.decibel else native
+    np.testing.assert_allclose(sensor.denormalise(sensor.normalise(native)), native, rtol=2e-4, atol=1e-3)
+
+
+def test_radar_by_hand():
+    power = np.array([[[1.0, 0.1]], [[0.0, np.nan]]])
+    vv, vh = SENSORS["sentinel-1-rtc"].normalise(power)
+    assert vv[0, 0] == pytest.approx((0 + 12.113) / 8.314) and vv[0, 1] == pytest.approx((-10 + 12.113) / 8.314)
+    assert vh[0, 0] == pytest.approx((-100 + 18.673) / 8.017) and np.isnan(vh[0, 1])  # floored; unknown stays unknown
+    once = SENSORS["sentinel-1-rtc"].normalise(np.full((2, 1, 1), -12.113), in_decibel=True)
+    assert once[0, 0, 0] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_registry_needs_no_working_folder(tmp_path):
+    root = str(Path(__file__).resolve().parents[1])
+    code = "from clay_lib import SENSORS; print(len(SENSORS))"
+    env = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "9", done.stderr
+
+
+def test_a_new_sensor_in_python_or_yaml(tmp_path):
+    by_hand = Sensor("drone", (Band("red", 0.65, 100, 40), Band("nir", 0.85, 140, 50)), gsd=0.05)
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "drone:\n  gsd: 0.05\n  bands:\n"
+        "    red: {wavelength: 0.65, mean: 100, std: 40}\n    nir: {wavelength: 0.85, mean: 140, std: 50}\n"
+    )
+    assert read_sensors(path)["drone"] == by_hand
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: Band("red", 665, 1, 1), "wavelength"),
+        (lambda: Band("red", "0.665", 1, 1), "wavelength"),
+        (lambda: Band("red", 0.665, 1, 0), "std"),
+        (lambda: Sensor("x", (), 10), "bands"),
+        (lambda: Sensor("x", (Band("a", 0.5, 0, 1),) * 2, 10), "bands"),
+        (lambda: Sensor("x", (Band("a", 0.5, 0, 1),), -10), "gsd"),
+        (lambda: Sensor("x", (Band("a", 0.5, 0, 1),), 10, rgb=("a", "b", "c")), "bands"),
+        (lambda: SENSORS["sentinel-2-l2"], "sensor"),
+        (lambda: SENSORS[3], "sensor"),
+        (lambda: read_sensors("nowhere.yaml"), "sensors file"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, field):
+    with pytest.raises(ContractError) as caught:
+        make()
+    assert field in caught.value.field and caught.value.cause
+
+
+def test_a_misspelt_sensor_gets_a_suggestion():
+    with pytest.raises(ContractError, match="did you mean sentinel-2-l2a"):
+        SENSORS["sentinel-2"]
+
+
+def test_broken_yaml_names_the_model(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("drone:\n  bands: {red: {wavelength: 0.65}}\n")
+    with pytest.raises(ContractError, match=r"sensors\.yaml is a model"):
+        read_sensors(path)
