@@ -285,16 +285,12 @@ colour_map = np.clip((parts - low) / (high - low), 0, 1)
 inside = view.valid[P // 2 :: P, P // 2 :: P][: parts.shape[0], : parts.shape[1]]
 inside = np.pad(inside, [(0, n - m) for n, m in zip(parts.shape[:2], inside.shape, strict=True)], mode="edge")
 picture = plots.rgb(pixels, view.sensor, view.bands, valid=view.valid, in_decibel=view.in_decibel)
-pair = [picture, np.where(inside[..., None], colour_map, 0.85)]
-titles = [view.sensor.name, f"patch embeddings, {parts.shape[0]} x {parts.shape[1]}"]
-fig = plots.show_row(pair, titles, gsd=[view.gsd, view.gsd * P], size=2.4)
-_ = plots.save(fig, out_dir / "components.png")
+print(f"{parts.shape[0]} x {parts.shape[1]} patches, the first three of {patches.shape[-1]} directions")
 
 # %% [markdown]
 # Written as a GeoTIFF, one cell is one patch: the same upper left corner, cells that many times larger.
 
 # %%
-written = None
 if view.crs:
     cells = coarser(view.transform, P)
     names = ["component 1", "component 2", "component 3"]
@@ -308,6 +304,10 @@ if view.crs:
     display(show_on_map(layers))
 else:
     print("the file says nothing of its place, so there is no map")
+    pair = [picture, np.where(inside[..., None], colour_map, 0.85)]
+    titles = [view.sensor.name, f"patch embeddings, {parts.shape[0]} x {parts.shape[1]}"]
+    fig = plots.show_row(pair, titles, gsd=[view.gsd, view.gsd * P], size=2.4)
+    _ = plots.save(fig, out_dir / "components.png")
 
 # %%
 if view.crs:
