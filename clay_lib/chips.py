@@ -7,11 +7,16 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clay_lib.contract import ContractError
+
+if TYPE_CHECKING:
+    from clay_lib.miniworld import MiniWorld, Place
 
 # Where notebooks keep what they make: CLAY_DATA, or data/ of the checkout, or data/ of the current folder.
 _CHECKOUT = Path(__file__).resolve().parents[1]
@@ -87,9 +92,11 @@ def world_chips(
 
     from joblib import Parallel, delayed
 
-    parts = np.array_split(np.arange(count), min(count, 4 * (os.cpu_count() or 1)))
+    looks = [_look(spec, n) for n in range(count)]  # places are found once, here; only the observing is shared out
+    parts = [looks[k :: 4 * (os.cpu_count() or 1)] for k in range(min(count, 4 * (os.cpu_count() or 1)))]
     made = Parallel(n_jobs=jobs)(delayed(_observe)(spec, part) for part in parts)
-    chips = Chips(sensor, *(np.concatenate(column) for column in zip(*made, strict=True)))
+    seen = [made[n % len(parts)][n // len(parts)] for n in range(count)]
+    chips = Chips(sensor, *(np.stack(column) for column in zip(*seen, strict=True)))
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
@@ -98,20 +105,31 @@ def world_chips(
     return chips
 
 
-def _observe(spec: dict, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Chip number n: class n mod K, then the place, then its date."""
+@lru_cache(maxsize=2)
+def _world(seed: int) -> MiniWorld:
+    """One world a process: it remembers the places that it found."""
     from clay_lib.miniworld import MiniWorld
 
-    world, seen = MiniWorld(spec["seed"]), []
+    return MiniWorld(seed)
+
+
+def _look(spec: dict, n: int) -> tuple[Place, str]:
+    """Place and date of chip number n: class n mod K, then the place, then its dates."""
     K = len(spec["classes"])
-    for n in numbers.tolist():
-        index = spec["first"] + n // (K * spec["dates"])
-        rng = np.random.default_rng([spec["seed"], n, *spec["split"].encode()])
-        when = np.datetime64("2018-01-01T10:30") + np.timedelta64(int(rng.integers(0, 6 * 365)), "D")
-        place = world.place(spec["classes"][n % K], index, split=spec["split"])
-        chip = world.observe(place, spec["sensor"], str(when), size=spec["size"], cloud_cover=spec["cloud_cover"])
-        seen.append((chip.pixels, chip.labels, chip.lat, chip.lon, str(when)))
-    return tuple(np.stack(column) for column in zip(*seen, strict=True))
+    place = _world(spec["seed"]).place(
+        spec["classes"][n % K], spec["first"] + n // (K * spec["dates"]), split=spec["split"]
+    )
+    rng = np.random.default_rng([spec["seed"], n, *spec["split"].encode()])
+    when = np.datetime64("2018-01-01T10:30") + np.timedelta64(int(rng.integers(0, 6 * 365)), "D")
+    return place, str(when)
+
+
+def _observe(spec: dict, looks: Sequence[tuple[Place, str]]) -> list[tuple]:
+    world, seen = _world(spec["seed"]), []
+    for place, when in looks:
+        chip = world.observe(place, spec["sensor"], when, size=spec["size"], cloud_cover=spec["cloud_cover"])
+        seen.append((chip.pixels, chip.labels, chip.lat, chip.lon, when))
+    return seen
 
 
 def _world_version() -> str:
