@@ -256,7 +256,7 @@ class _Grid:
 
 def _grid(sensor, lat, lon, gsd, height, width) -> _Grid:
     """Pixels aligned to multiples of the gsd; the place lies within a pixel of the chip's middle."""
-    fold = 1 if gsd <= 5 else 3 if gsd >= 250 else 2
+    fold = 1 if gsd <= 5 else 2
     zone = int(utm_zone(lon))
     if sensor == "modis":
         east, north, false = (

@@ -44,7 +44,7 @@ out: str = ""  # folder for results; empty: papermill_runs/lab/04_train_clay
 weights: str = "mini.safetensors"  # written at the end; a name in data/cache or a path
 size: str = "tiny"  # tiny, small, base or large
 sensors: list = ["sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc"]
-chips: int = 176  # of each sensor, to train on
+chips: int = 264  # of each sensor, to train on
 chip_size: int = 128  # pixels, as made
 crop: int = 64  # pixels, as trained on: a random window of each chip
 test_chips: int = 110  # of each sensor, on land never trained on
@@ -63,7 +63,8 @@ teacher: str = "stand-in"  # a folder or hub name with DINOv2 weights; "stand-in
 
 # %%
 out_dir = output_folder(out, "04_train_clay")
-land = {s: world_chips(s, chips, split="train", size=chip_size, seed=seed, dates=2) for s in sensors}
+side = {s: chip_size if SENSORS[s].gsd < 100 else crop for s in sensors}  # a MODIS chip of 64 pixels is 32 km wide
+land = {s: world_chips(s, chips, split="train", size=side[s], seed=seed, dates=2) for s in sensors}
 unseen = {s: world_chips(s, test_chips, split="test", size=crop, seed=seed) for s in sensors}
 for s, c in land.items():
     print(f"{s:<16} {len(c)} chips {c.pixels.shape[1:]} {c.pixels.dtype}, {c.pixels.nbytes / 1e6:.0f} MB")
