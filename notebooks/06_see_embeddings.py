@@ -260,7 +260,7 @@ spread = np.linspace(0, len(chips) - 1, 4).astype(int)
 queries = np.unique(spread) if scene else np.array([0, 4, 7, 8])  # trees, town, water, wetland
 alike = nearest(vectors[kind], place, 5)[queries]
 order = np.concatenate([queries[:, None], alike], axis=1)
-titles = [f"{'like this: ' if n == 0 else ''}{labels[i]}" for row in order for n, i in enumerate(row)]
+titles = [f"{'like: ' if n == 0 else ''}{labels[i]}" for row in order for n, i in enumerate(row)]
 titles = [
     t.replace("permanent ", "").replace("bare / sparse vegetation", "bare").replace("herbaceous ", "") for t in titles
 ]
