@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -195,6 +196,7 @@ def train(
 
     Writes checkpoints and metrics.csv under `out`. precision: bf16 on a GPU, float32 elsewhere, unless named.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements in a notebook
     L.seed_everything(settings.seed, verbose=False)
     log_every = min(log_every, settings.max_steps)
     module = ClayModule(config, settings, teacher)
