@@ -25,9 +25,10 @@ CACHE = DATA / "cache"
 
 
 def in_cache(name: str) -> Path:
-    """Where a file of this name is kept: as it stands if it is there or absolute, else in the cache."""
+    """Where a file of this name is: as it stands, in the cache, or shipped in data/; else where it will be made."""
     path = Path(name).expanduser()
-    return path if path.is_absolute() or path.exists() else CACHE / path
+    found = [p for p in (path, CACHE / path, DATA / path) if p.is_file()]
+    return found[0] if found else CACHE / path
 
 
 @dataclass(frozen=True)

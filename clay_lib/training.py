@@ -184,6 +184,7 @@ def train(
     *,
     out: str | Path,
     teacher: Teacher | None = None,
+    start: Clay | None = None,
     resume: str | Path | None = None,
     accelerator: str = "auto",
     precision: str | None = None,
@@ -194,12 +195,17 @@ def train(
 ) -> Trained:
     """Train for settings.max_steps on the GPU, MPS or CPU that is found; the same seed gives the same CPU run twice.
 
-    Writes checkpoints and metrics.csv under `out`. precision: bf16 on a GPU, float32 elsewhere, unless named.
+    Writes checkpoints and metrics.csv under `out`. start: a model of the same configuration whose weights are the first
+    ones. resume: a checkpoint of ours, to go on where it was. precision: bf16 on a GPU, float32 elsewhere, unless named.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements in a notebook
     L.seed_everything(settings.seed, verbose=False)
     log_every = min(log_every, settings.max_steps)
     module = ClayModule(config, settings, teacher)
+    if start is not None:
+        if start.model.config != config:
+            raise ContractError("start", found=start.model.config, expected=config, cause="weights of another size")
+        module.model.load_state_dict(start.model.state_dict())
     if precision is None:
         precision = "bf16-mixed" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "32-true"
     keep = ModelCheckpoint(Path(out) / "checkpoints", filename="clay-{step}", save_last=True)

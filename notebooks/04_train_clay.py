@@ -28,8 +28,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from clay_lib import SENSORS, ClayConfig, ClayMAE, plots
-from clay_lib.chips import in_cache, world_chips
+from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, plots
+from clay_lib.chips import CACHE, DATA, world_chips
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
 from clay_lib.embed import reconstruction_scores
 from clay_lib.encoder import image_of, patches_of
@@ -41,16 +41,17 @@ from clay_lib.training import Snapshots, TrainSettings, schedule, train
 # %% tags=["parameters"]
 seed: int = 0
 out: str = ""  # folder for results; empty: papermill_runs/lab/04_train_clay
-weights: str = "mini.safetensors"  # written at the end; a name in data/cache or a path
+weights: str = "mini.safetensors"  # written to data/cache at the end
+start: str = "mini.safetensors"  # weights to go on from, shipped in data; empty: from scratch
 size: str = "tiny"  # tiny, small, base or large
 sensors: list = ["sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc"]
 chips: int = 264  # of each sensor, to train on
 chip_size: int = 128  # pixels, as made
 crop: int = 64  # pixels, as trained on: a random window of each chip
 test_chips: int = 110  # of each sensor, on land never trained on
-batch_size: int = 16
-max_steps: int = 3500
-lr: float = 1e-3  # the peak of a short schedule
+batch_size: int = 32
+max_steps: int = 1200
+lr: float = 3e-4  # the peak of a short schedule
 ladder: str = "geometric"  # frequencies of the position code; "released" as in the published weights
 teacher: str = "stand-in"  # a folder or hub name with DINOv2 weights; "stand-in": random weights; "none"
 
@@ -70,7 +71,7 @@ for s, c in land.items():
     print(f"{s:<16} {len(c)} chips {c.pixels.shape[1:]} {c.pixels.dtype}, {c.pixels.nbytes / 1e6:.0f} MB")
 
 # %%
-pictures = [plots.rgb(land[s].pixels[14], s) for s in sensors]
+pictures = [plots.rgb(land[s].pixels[3], s) for s in sensors]
 titles = [f"{s}\n{SENSORS[s].gsd:g} m" for s in sensors]
 plots.show_row(pictures, titles, gsd=[SENSORS[s].gsd for s in sensors], columns=4, title="One chip of each sensor")
 # %% [markdown]
@@ -170,10 +171,18 @@ watched = PlannedBatches(unseen, augment=False)[next(iter(SensorBatches({sensors
 moments = sorted({0, max_steps // 20, max_steps // 4, max_steps})
 snapshots = Snapshots(watched, moments, seed=seed)
 trained = train(
-    config, short, data, out=out_dir, teacher=guide, log_every=max(1, min(20, max_steps // 10)), callbacks=(snapshots,)
+    config,
+    short,
+    data,
+    out=out_dir,
+    teacher=guide,
+    start=Clay.load(DATA / start) if start else None,
+    log_every=max(1, min(20, max_steps // 10)),
+    check_val_every_n_epoch=max(1, max_steps // len(data.train_dataloader()) // 5),
+    callbacks=(snapshots,),
 )
-trained.clay.save(in_cache(weights))
-print(f"{max_steps} steps; weights in data/cache/{in_cache(weights).name}")
+trained.clay.save(CACHE / weights)
+print(f"{max_steps} steps of {batch_size} chips; weights in data/cache/{weights}")
 
 # %% [markdown]
 # ## What the losses did
@@ -261,6 +270,6 @@ write_metrics(
 # - Clay's loss is two lines: an absolute error over hidden patches, and a cosine to a teacher.
 # - One small network, a few minutes and another sensor at every step: it learns each sensor's colours first, then where
 #   in the chip they belong. The figures above say how far it came; the release trained 100 epochs on 70 million chips.
-# - The weights are in `data/cache` and carry their own configuration: `Clay.load` needs nothing else.
+# - The weights are in `data/cache`, where the next notebooks find them, and carry their own configuration: `Clay.load` needs nothing else.
 #
 # Next: [05 Maps of reconstructions](05_map_reconstructions.ipynb).
