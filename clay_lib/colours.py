@@ -133,6 +133,9 @@ def _eight_bit(sensor: Sensor) -> bool:
     return max(band.mean for band in sensor.bands) < 256
 
 
+_LEAST = 0.2  # standard deviations of the sensor: a flat picture stays flat instead of showing its noise
+
+
 def _limits(values: np.ndarray, stretch, sensor: Sensor) -> tuple[np.ndarray, np.ndarray]:
     """(low [3], high [3]) of values [N, 3]."""
     if stretch is None or not len(values):
@@ -142,7 +145,8 @@ def _limits(values: np.ndarray, stretch, sensor: Sensor) -> tuple[np.ndarray, np
         return np.full(3, float(dark)), np.full(3, float(bright))
     low, high = np.percentile(values, stretch, axis=0)
     if not sensor.decibel:
-        high = low + np.percentile(values - low, stretch[1])
+        least = _LEAST * float(sensor.statistics()[1].mean())
+        high = low + max(np.percentile(values - low, stretch[1]), least)
     return low, np.maximum(high, low + 1e-6)
 
 

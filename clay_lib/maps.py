@@ -297,7 +297,7 @@ def _degree_ticks(ax) -> None:
 
     span = max(np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim()))
     places = int(np.clip(math.ceil(-math.log10(span / 3)) + 1, 0, 6))
-    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.xaxis.set_major_locator(MaxNLocator(2))
     ax.yaxis.set_major_locator(MaxNLocator(4))
     ax.xaxis.set_major_formatter(text("E", "W"))
     ax.yaxis.set_major_formatter(text("N", "S"))
