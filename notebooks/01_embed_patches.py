@@ -30,7 +30,6 @@
 # embedding is built, not from what a model has learned.
 
 # %%
-import json
 
 import matplotlib.pyplot as plt
 import torch
@@ -41,7 +40,7 @@ from torch.nn import functional as F
 from clay_lib import SENSORS, Clay, ClayConfig, plots
 from clay_lib.chips import world_chips
 from clay_lib.embedding import wave_code
-from clay_lib.runner import output_folder
+from clay_lib.runner import output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
 
@@ -329,7 +328,7 @@ metrics = {
     "0.62 um: share of the way from 0.61 to 0.635": round(share, 3),
     "tokens by hand against library, largest difference": float(f"{difference:.0e}"),
 }
-(out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
+write_metrics(out_dir, metrics)
 print(f"""- A wavelength is all that is asked of a band: {len(waves)} bands of {len(SENSORS)} sensors share one hypernetwork.
 - Kernels follow wavelength. Cosine {same_wave:.4f} at one wavelength on two sensors, {red_nir:.4f} from red to near
   infrared, {red_vh:.2f} from red to radar.

@@ -29,7 +29,6 @@
 # There are **no weights** here: the position code is a formula. Nothing of it is learned.
 
 # %%
-import json
 import math
 
 import matplotlib.pyplot as plt
@@ -40,7 +39,7 @@ from torch.nn import functional as F
 from clay_lib import plots
 from clay_lib.datacube import latlon_code, time_code
 from clay_lib.position import frequencies, grid_code, position_code
-from clay_lib.runner import output_folder
+from clay_lib.runner import output_folder, write_metrics
 
 # %% tags=["parameters"]
 seed: int = 0  # no random number is drawn here; kept so that all notebooks take the same parameters
@@ -332,7 +331,7 @@ metrics = {
     "most alike pair of any two tokens": round(max(pairs.values()), 4),
     "code by hand against library, largest difference": float(f"{difference:.0e}"),
 }
-(out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
+write_metrics(out_dir, metrics)
 print(f"""- Where and how large: column and row times pixel size, so that equal metres have equal codes at 10 and 30 m.
 - The released frequencies lie between {low:.3f} and {high:.3f} of the GSD. At 10 m the next patch's code has a cosine of
   {near[1]:.2f} with the centre's, one {twin} patches away {near[twin]:.2f}; yet no two of {side * side} tokens share a code.

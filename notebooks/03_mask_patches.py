@@ -30,7 +30,6 @@
 # depend on them.
 
 # %%
-import json
 import time
 
 import matplotlib.pyplot as plt
@@ -43,7 +42,7 @@ from clay_lib import SENSORS, Clay, ClayConfig, plots
 from clay_lib.chips import world_chips
 from clay_lib.encoder import image_of, pad_to_patches, patches_of, random_mask, take
 from clay_lib.position import position_code
-from clay_lib.runner import output_folder
+from clay_lib.runner import output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
 
@@ -360,7 +359,7 @@ metrics = {
     "encoder milliseconds, nothing hidden": round(seconds[0.0] * 1e3, 1),
     "encoder milliseconds, 75 % hidden": round(seconds[0.75] * 1e3, 1),
 }
-(out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
+write_metrics(out_dir, metrics)
 print(f"""- At 75 % the encoder sees {L - int(0.75 * L)} of {L} patches, and removing the others leaves {work75:.0%} of its work.
 - {at75:.0%} of the hidden patches then touch a visible one, at 95 % {at95:.0%}: hard, but there is something to go by.
 - Tokens go back in place by their numbers; a chip of {high} x {wide} pixels comes back as {image.shape[2]} x {image.shape[3]}.""")

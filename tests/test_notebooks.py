@@ -75,3 +75,20 @@ def test_runs_under_the_smoke_profile(script, smoke):
     assert result.ok, f"{result.failed_cell}: {result.error}"
     assert is_done(Path(result.notebook))
     assert any(Path(result.notebook).with_suffix("").glob("*.png")), "it wrote no picture for the gallery"
+
+
+@pytest.mark.slow
+@each
+def test_gives_the_same_numbers_twice(script, smoke, again):
+    first, second = (
+        {k: v for k, v in run[script.stem].metrics.items() if not re.search(r"\bms\b|_ms$|second", k)}
+        for run in (smoke, again)
+    )
+    assert first and first == second
+
+
+@pytest.fixture(scope="module")
+def again(smoke, tmp_path_factory) -> dict[str, sweep.RunResult]:
+    """The second run of all notebooks."""
+    out = tmp_path_factory.mktemp("again")
+    return {r.name: r for r in sweep.run_profile("smoke", out=out, keep_going=True, timeout=300)}
