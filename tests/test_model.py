@@ -145,6 +145,17 @@ def test_other_precisions(dtype):
     assert out.reconstruction.dtype == dtype and out.reconstruction.isfinite().all()
 
 
+def test_mixed_precision_as_on_a_gpu():
+    model, cube = ClayMAE(MICRO), cube_of(2, 3, 8, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(cube, mask_ratio=0.5, shuffle=False)
+        loss = reconstruction_loss(out.reconstruction, cube.pixels, out.encoded.mask, patch_size=4)
+    loss.backward()
+    exact = model(cube, mask_ratio=0.5, shuffle=False)
+    assert all(p.grad.isfinite().all() for p in model.encoder.parameters() if p.grad is not None)
+    torch.testing.assert_close(out.reconstruction.float(), exact.reconstruction, atol=0.05, rtol=0.1)
+
+
 def test_gsd_as_float_or_tensor_is_the_same():
     a, b = cube_of(1, 2, 8, 8, 10.0), cube_of(1, 2, 8, 8, torch.tensor(10.0))
     with torch.no_grad():
