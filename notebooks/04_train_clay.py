@@ -20,7 +20,7 @@
 # - a tiny Clay trained on chips of a synthetic Earth, each batch from one sensor;
 # - reconstructions of land it never saw growing sharper, and what they are worth beside a simple guess.
 #
-# Builds on 01 to 03. About 6 minutes on two CPU cores; a GPU is used where there is one (not yet timed there).
+# Builds on 01 to 03. About 5 minutes on two CPU cores; a GPU is used where there is one (not yet timed there).
 # Data: chips of the mini-world, made here and kept in `data/cache`.
 
 # %%
@@ -164,7 +164,9 @@ config = ClayConfig.named(size, teacher_dim=guide.dim if guide else 64, ladder=l
 data = ClayDataModule(land, unseen, batch_size=batch_size, crop=crop, seed=seed)
 
 # %% [markdown]
-# While it trains we keep what it makes of the same unseen chips, with the same patches hidden each time.
+# Training from nothing takes this tiny model some 20 minutes to get anywhere. So we go on from `data/mini.safetensors`,
+# which this same notebook made from scratch (profile `pretrain`); with `start` empty it begins from nothing. While it
+# trains we keep what it makes of the same unseen chips, with the same patches hidden each time.
 
 # %%
 watched = PlannedBatches(unseen, augment=False)[next(iter(SensorBatches({sensors[0]: 4}, batch_size=4, shuffle=False)))]
