@@ -270,8 +270,10 @@ write_metrics(
 # ## What was seen
 #
 # - Clay's loss is two lines: an absolute error over hidden patches, and a cosine to a teacher.
-# - One small network, a few minutes and another sensor at every step: it learns each sensor's colours first, then where
-#   in the chip they belong. The figures above say how far it came; the release trained 100 epochs on 70 million chips.
+# - One small network and another sensor at every step: it learns how bright a place is and where its large shapes lie
+#   first; which colour it has comes late, because neighbouring wavelengths start with nearly the same kernels (01).
+# - Where a bar above ends beyond 1, the mean of the visible pixels is still the better guess. The release trained 100
+#   epochs on 70 million chips; this took minutes.
 # - The weights are in `data/cache`, where the next notebooks find them, and carry their own configuration: `Clay.load` needs nothing else.
 #
 # Next: [05 Maps of reconstructions](05_map_reconstructions.ipynb).
