@@ -284,7 +284,7 @@ article header{display:flex;gap:18px;padding:26px 28px 18px}.number{flex:none;fo
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(170px,1fr));gap:14px;align-content:start}
 figure{margin:0;cursor:zoom-in}figure:first-child{grid-column:1/-1}figure img{display:block;width:100%;height:130px;object-fit:contain;background:#fff;border:1px solid var(--line);border-radius:10px}
 figure:first-child img{height:auto;max-height:460px}figcaption{margin-top:.35em;color:var(--soft);font-size:.85rem;text-align:center}
-table{width:100%;border-collapse:collapse;font-size:.93rem}th{font-weight:400;text-align:left;color:var(--soft);padding:.42em .8em .42em 0;overflow-wrap:anywhere}td{text-align:right;font-weight:600;font-variant-numeric:tabular-nums;padding:.42em 0;overflow-wrap:anywhere}
+table{width:100%;border-collapse:collapse;font-size:.93rem}th{font-weight:400;text-align:left;color:var(--soft);padding:.42em .8em .42em 0;overflow-wrap:anywhere}td{text-align:right;font-weight:600;font-variant-numeric:tabular-nums;padding:.42em 0;min-width:5.5em;overflow-wrap:break-word}
 tr+tr>*{border-top:1px solid var(--line)}tr.group th{color:var(--ink);font-weight:600;padding-top:.8em}tr.member th{padding-left:.9em}
 details{margin-top:.5em;font-size:.9rem;color:var(--soft)}summary{cursor:pointer}
 footer{display:flex;justify-content:space-between;flex-wrap:wrap;gap:10px;padding:13px 28px;border-top:1px solid var(--line);color:var(--soft);font-size:.92rem}

@@ -52,11 +52,9 @@ def output_folder(out: str, name: str) -> Path:
     return folder
 
 
-def write_metrics(folder: Path, metrics: Mapping[str, object]) -> Path:
+def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:
     """metrics.json, the last thing a notebook does: numbers, texts and mappings of them; the gallery shows them."""
-    path = Path(folder) / "metrics.json"
-    path.write_text(json.dumps(metrics, indent=1) + "\n")
-    return path
+    (Path(folder) / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
 
 
 def list_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:

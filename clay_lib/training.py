@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -198,6 +199,7 @@ def train(
     Writes checkpoints and metrics.csv under `out`. start: a model of the same configuration whose weights are the first
     ones. resume: a checkpoint of ours, to go on where it was. precision: bf16 on a GPU, float32 elsewhere, unless named.
     """
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch, nothing a reader can mend
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements in a notebook
     L.seed_everything(settings.seed, verbose=False)
     log_every = min(log_every, settings.max_steps)
