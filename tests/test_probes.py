@@ -79,7 +79,7 @@ def test_c_is_chosen_without_the_test_set_and_by_group():
     # columns that only name the group: a weak penalty pays if a group may sit on both sides, and only then
     groups = np.repeat(np.arange(20), 10)
     labels = rng.permutation(np.arange(20) % 2)[groups]
-    x = np.c_[0.3 * np.eye(20)[groups], labels + rng.normal(size=200)]
+    x = np.c_[0.5 * np.eye(20)[groups], labels + rng.normal(size=200)]
     assert probes.choose_c(x, labels) > probes.choose_c(x, labels, groups=groups)
 
 
