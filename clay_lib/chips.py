@@ -94,9 +94,10 @@ def world_chips(
     from joblib import Parallel, delayed
 
     looks = [_look(spec, n) for n in range(count)]  # places are found once, here; only the observing is shared out
-    parts = [looks[k :: 4 * (os.cpu_count() or 1)] for k in range(min(count, 4 * (os.cpu_count() or 1)))]
+    shares = min(count, 4 * (os.cpu_count() or 1))
+    parts = [looks[k::shares] for k in range(shares)]
     made = Parallel(n_jobs=jobs)(delayed(_observe)(spec, part) for part in parts)
-    seen = [made[n % len(parts)][n // len(parts)] for n in range(count)]
+    seen = [made[n % shares][n // shares] for n in range(count)]
     chips = Chips(sensor, *(np.stack(column) for column in zip(*seen, strict=True)))
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def _observe(spec: dict, looks: Sequence[tuple[Place, str]]) -> list[tuple]:
 
 
 def _world_version() -> str:
-    """A hash of the world's own source, so that a changed world is never served old chips."""
-    here = Path(__file__).parent
-    sources = [here / name for name in ("miniworld.py", "landscape.py", "spectra.py", "chips.py")]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    """A hash of all source that a chip is made by, so that a changed world is never served old chips."""
+    files = [f"{name}.py" for name in ("miniworld", "landscape", "surface", "spectra", "noise", "sensors", "chips")]
+    made_by = b"".join(Path(__file__).with_name(name).read_bytes() for name in (*files, "sensors.yaml"))
+    return hashlib.sha256(made_by).hexdigest()[:16]
