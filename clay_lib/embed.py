@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 
 from clay_lib.chips import Chips
-from clay_lib.encoder import image_of
+from clay_lib.encoder import image_of, mask_of
 from clay_lib.model import Clay
 from clay_lib.sensors import SENSORS
 
@@ -43,13 +43,12 @@ def reconstruction_scores(
     """
     sensor = SENSORS[chips.sensor]
     generator = torch.Generator(clay.model.proj.weight.device).manual_seed(seed)
-    P = clay.model.config.patch_size
     sums = torch.zeros(2, len(sensor.bands), dtype=torch.float64)
     for part in batches(chips, batch_size):
         cube = clay.cube(part.pixels, sensor, **part.place_and_time)
         out = clay.model(cube, mask_ratio=mask_ratio, generator=generator)
-        layout = {"grid": out.encoded.grid, "patch_size": P, "size": cube.pixels.shape[-2:]}
-        hidden = image_of(repeat(out.encoded.mask, "B L -> B L n", n=P * P), **layout)  # [B, 1, H, W]
+        layout = {"grid": out.encoded.grid, "patch_size": clay.model.config.patch_size, "size": cube.pixels.shape[-2:]}
+        hidden = mask_of(out.encoded.mask, **layout)  # [B, 1, H, W]
         guess = (cube.pixels * (1 - hidden)).sum((2, 3), keepdim=True) / (1 - hidden).sum((2, 3), keepdim=True)
         for k, rebuilt in enumerate((image_of(out.reconstruction, **layout), guess)):
             error = ((rebuilt - cube.pixels).abs() * hidden).sum((2, 3)) / hidden.sum((2, 3)).clamp(min=1)

@@ -104,3 +104,9 @@ def image_of(patches: Tensor, *, grid: tuple[int, int], patch_size: int, size: t
     """The inverse: patches [B, L, C*P*P] -> pixels [B, C, H, W], cropped back to size = (H, W)."""
     image = rearrange(patches, "B (h w) (C p q) -> B C (h p) (w q)", h=grid[0], w=grid[1], p=patch_size, q=patch_size)
     return image[..., : size[0], : size[1]]
+
+
+def mask_of(mask: Tensor, *, grid: tuple[int, int], patch_size: int, size: tuple[int, int]) -> Tensor:
+    """A mask of patches [B, L] on the pixels' grid, [B, 1, H, W], cropped as `image_of` crops."""
+    each = repeat(mask, "B L -> B L n", n=patch_size**2)
+    return image_of(each, grid=grid, patch_size=patch_size, size=size)

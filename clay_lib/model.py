@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from clay_lib.contract import ContractError
 from clay_lib.datacube import Datacube, make_datacube
 from clay_lib.decoder import Decoder
-from clay_lib.encoder import Encoded, Encoder, image_of
+from clay_lib.encoder import Encoded, Encoder, image_of, mask_of
 from clay_lib.sensors import SENSORS, Sensor
 
 
@@ -174,6 +174,6 @@ class Clay:
         out = self.model(cube, mask_ratio=mask_ratio, generator=generator)
         layout = dict(grid=out.encoded.grid, patch_size=self.model.config.patch_size, size=cube.pixels.shape[-2:])
         image = image_of(out.reconstruction, **layout).float().cpu().numpy()
-        mask = image_of(repeat(out.encoded.mask, "B L -> B L n", n=layout["patch_size"] ** 2), **layout)[:, 0]
+        mask = mask_of(out.encoded.mask, **layout)[:, 0]
         bands, in_decibel = place_and_time.get("bands"), place_and_time.get("in_decibel", False)
         return Reconstruction(sensor.denormalise(image, bands, in_decibel=in_decibel), mask.bool().cpu().numpy())
