@@ -71,15 +71,21 @@ class Output:
 
 
 class ClayMAE(nn.Module):
-    """Encoder, decoder and the projection to the teacher's width. Parameter names are those of the release."""
+    """Encoder, decoder and the projection to the teacher's width. Parameter names are those of the release.
 
-    def __init__(self, config: ClayConfig):
+    encoder_only: no decoder and no projection (both None); embeds, but does not reconstruct.
+    """
+
+    def __init__(self, config: ClayConfig, encoder_only: bool = False):
         super().__init__()
         c = self.config = config
         shared = dict(patch_size=c.patch_size, ladder=c.ladder)
         self.encoder = Encoder(
             dim=c.dim, depth=c.depth, heads=c.heads, dim_head=c.dim_head, mlp_ratio=c.mlp_ratio, **shared
         )
+        self.decoder = self.proj = None
+        if encoder_only:
+            return
         self.decoder = Decoder(
             encoder_dim=c.dim,
             dim=c.decoder_dim,
@@ -98,6 +104,13 @@ class ClayMAE(nn.Module):
         shuffle: bool = True,
         generator: torch.Generator | None = None,
     ) -> Output:
+        if self.decoder is None:
+            raise ContractError(
+                "model",
+                found="these weights hold the encoder alone",
+                expected="a decoder and a projection, to reconstruct or to train on",
+                cause="a file with the encoder alone; `embed` works with it, the rest needs the whole model's file",
+            )
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         encoded = self.encoder(cube, mask_ratio=ratio, shuffle=shuffle, generator=generator)
         return Output(encoded, self.decoder(encoded, cube), self.proj(encoded.tokens[:, 0]))
@@ -128,11 +141,14 @@ class Clay:
         self.model = model.eval()
 
     @classmethod
-    def load(cls, path, *, device: str | torch.device | None = None) -> Clay:
-        """From a released .ckpt, our .safetensors or "hub:owner/name/path"; strict. See checkpoint.load_model."""
+    def load(cls, path, *, device: str | torch.device | None = None, **changes) -> Clay:
+        """From a released .ckpt, our .safetensors or "hub:owner/name/path"; strict. See checkpoint.load_model.
+
+        changes: values of ClayConfig that no shape tells (heads, decoder_heads, ladder, mask_ratio).
+        """
         from clay_lib.checkpoint import load_model
 
-        return cls(load_model(path).to(device))
+        return cls(load_model(path, **changes).to(device))
 
     @classmethod
     def random(cls, config: ClayConfig, *, seed: int = 0) -> Clay:
@@ -149,7 +165,7 @@ class Clay:
 
     def cube(self, pixels, sensor: str | Sensor, **place_and_time) -> Datacube:
         """The normalised batch on the model's device; arguments as `make_datacube`."""
-        parameter = self.model.proj.weight
+        parameter = next(self.model.encoder.parameters())
         return make_datacube(pixels, sensor, **place_and_time).to(parameter.device, parameter.dtype)
 
     @torch.inference_mode()
