@@ -32,10 +32,11 @@ def choose(
     labels: what each band of the file says of itself, "" where it says nothing; file: its name, for the mission and for
     messages; bands: as in `read_scene`. Raises ContractError where nothing names the bands, or two claim one name.
     """
-    if bands is not None:
-        return _as_told(len(labels), sensor, bands)
     numbers = _numbers(sensor, file)
     names = [recognise(label, sensor, numbers) for label in labels]
+    asked = set(bands) if isinstance(bands, (list, tuple)) else set()
+    if bands is not None and not (asked and asked <= set(names) - {None}):
+        return _as_told(len(labels), sensor, bands)
     if any(names):
         twice = {name for name in names if name and names.count(name) > 1}
         if twice:
@@ -61,6 +62,9 @@ def choose(
                 "or by number, bands={'red': 3, ...}",
             )
         names = [numbers.get(number) for number in layout]
+    if bands is not None:  # all of them are labelled
+        sensor.indices(bands)
+        return {name: names.index(name) for name in bands}
     return {name: names.index(name) for name in sensor.band_names if name in names}
 
 

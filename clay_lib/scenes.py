@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine, array_bounds
@@ -32,7 +33,7 @@ class Scene:
     """One raster of one sensor. pixels [C, H, W]: native numbers, in the file's dtype unless scaled, fill included.
 
     transform: (a, b, c, d, e, f) from pixel corner to CRS; gsd: metres; lat, lon: centre in WGS84 degrees;
-    valid [H, W]: True where every band was measured; in_decibel: radar that is in dB already.
+    missing [C, H, W]: True where a band was not measured; in_decibel: radar that is in dB already.
     """
 
     pixels: np.ndarray
@@ -44,9 +45,14 @@ class Scene:
     lat: float | None
     lon: float | None
     when: str | None
-    valid: np.ndarray
+    missing: np.ndarray
     in_decibel: bool = False
     path: str = ""
+
+    @property
+    def valid(self) -> np.ndarray:
+        """[H, W]: True where every band was measured."""
+        return ~self.missing.any(axis=0)
 
     def filled(self) -> np.ndarray:
         """Pixels float32 [C, H, W] whose missing ones hold their band's mean: fit for a model that knows no NaN."""
@@ -84,8 +90,8 @@ def read_scene(
 ) -> Scene:
     """A GeoTIFF, VRT, JPEG or PNG, or a folder or list of single-band files, as a Scene of `sensor`.
 
-    bands: {sensor band: 1-based number}, or names in file order with None for a band to leave out. Without it, in
-    this order: the bands' descriptions (or single-band files' names), the sensor's own band count in its own order,
+    bands: {sensor band: 1-based number}, or names: those to take where the file describes its bands, else in file
+    order with None for a band to leave out. Without it, in this order: the bands' descriptions (or single-band files' names), the sensor's own band count in its own order,
     a known product's layout (12- and 13-band Sentinel-2, Landsat from band 1). Bands may be a subset of the sensor's.
     scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it.
     in_decibel: radar in dB; None looks at the sign of the median. window: (column, row, width, height) in pixels.
@@ -125,29 +131,29 @@ def read_scene(
         matrix = reference.window_transform(box) if georeferenced else None
 
     pixels = np.stack(read)
-    valid = _valid(pixels, nodata, sensor)
+    missing = missing_pixels(pixels, nodata, sensor)
     for mask in alpha:
-        valid &= mask > 0
+        missing |= mask == 0
     if (scale, offset) != (1.0, 0.0):
         pixels = pixels.astype(np.float32) * np.float32(scale) + np.float32(offset)
     if sensor.decibel and in_decibel is None:
-        in_decibel = bool(valid.any() and np.median(pixels[:, valid]) < 0)
+        in_decibel = looks_like_decibel(np.where(missing, np.nan, pixels))
 
-    height, width = valid.shape
+    height, width = pixels.shape[1:]
     lat = lon = None
     if crs is not None:
-        lon, lat = _centre(crs, matrix, height, width)
+        lon, lat = centre(crs, matrix, height, width)
     return Scene(
         pixels=pixels,
         bands=tuple(chosen),
         sensor=sensor,
         crs=None if crs is None else _crs_text(crs),
         transform=None if matrix is None else tuple(matrix)[:6],
-        gsd=sensor.gsd if crs is None else _ground_distance(crs, matrix, lat),
+        gsd=sensor.gsd if crs is None else ground_distance(crs, matrix, lat),
         lat=lat,
         lon=lon,
         when=when,
-        valid=valid,
+        missing=missing,
         in_decibel=bool(in_decibel) and sensor.decibel,
         path=str(paths[0])
         if len(paths) == 1
@@ -359,8 +365,11 @@ def _window(window, reference) -> Window:
 # ---- missing pixels, place, distance ----
 
 
-def _valid(pixels: np.ndarray, nodata, sensor: Sensor) -> np.ndarray:
-    """[H, W] bool. A fill inside the range of measurements (0; 255 in 8 bit) counts only where every band holds it."""
+def missing_pixels(pixels: np.ndarray, nodata: Sequence[float | None], sensor: Sensor) -> np.ndarray:
+    """Pixels [C, H, W] in the dtype they were stored in, nodata one a band -> bool [C, H, W], True where not measured.
+
+    A fill inside the range of measurements (0; 255 in 8 bit) counts only where every band holds it.
+    """
     missing = np.isnan(pixels) if pixels.dtype.kind == "f" else np.zeros(pixels.shape, bool)
     ordinary = missing.copy()
     for band, fill in enumerate(nodata):
@@ -369,17 +378,23 @@ def _valid(pixels: np.ndarray, nodata, sensor: Sensor) -> np.ndarray:
             (ordinary if measurable else missing)[band] |= pixels[band] == fill
     if sensor.name == "modis":
         missing |= pixels == MODIS_FILL
-    return ~(missing.any(axis=0) | ordinary.all(axis=0))
+    return missing | ordinary.all(axis=0)
 
 
-def _centre(crs, matrix: Affine, height: int, width: int) -> tuple[float, float]:
+def looks_like_decibel(pixels: np.ndarray) -> bool:
+    """Backscatter whose median is negative cannot be linear power. NaN: missing."""
+    return bool(np.nanmedian(pixels) < 0) if np.isfinite(pixels).any() else False
+
+
+def centre(crs: CRS, matrix: Affine, height: int, width: int) -> tuple[float, float]:
+    """(lon, lat) of the raster's middle, WGS84 degrees."""
     x = matrix.a * width / 2 + matrix.b * height / 2 + matrix.c
     y = matrix.d * width / 2 + matrix.e * height / 2 + matrix.f
     (lon,), (lat,) = transform(crs, "EPSG:4326", [x], [y])
     return float(lon), float(lat)
 
 
-def _ground_distance(crs, matrix: Affine, lat: float) -> float:
+def ground_distance(crs: CRS, matrix: Affine, lat: float) -> float:
     """Metres per pixel: the root of the pixel's area at the scene's centre."""
     if crs.is_geographic:
         east, north = METRES_PER_DEGREE * math.cos(math.radians(lat)), METRES_PER_DEGREE

@@ -60,6 +60,8 @@ def test_descriptions_beat_order(tmp_path):
     path = write_raster(tmp_path / "s2.tif", numbered(4), descriptions=["B8A", "B11", "B04", "SCL"], **UTM)
     scene = read_scene(path, "sentinel-2-l2a")
     assert dict(zip(scene.bands, levels(scene), strict=True)) == {"red": 3, "nir08": 1, "swir16": 2}
+    some = read_scene(path, "sentinel-2-l2a", bands=["swir16", "red"])  # taken by their descriptions, in this order
+    assert some.bands == ("swir16", "red") and levels(some) == [2, 3]
 
 
 def test_bands_said_by_the_caller(tmp_path):
