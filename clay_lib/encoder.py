@@ -1,30 +1,54 @@
-"""Encoder: pixels -> patch tokens -> position code -> masking -> class token and visible tokens -> transformer."""
+"""Encoder: pixels -> patch tokens -> position code -> masking -> class token and visible tokens -> transformer.
+
+Holes (cube.valid) are treated as masked patches are: a patch with too few measured pixels is left out of the sequence.
+The encoder was trained on a quarter of its tokens, so a shorter sequence is what it knows; a cloud of zeros is not.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clay_lib.contract import ContractError
+from clay_lib.contract import ContractError, number
 from clay_lib.datacube import Datacube
 from clay_lib.embedding import PatchEmbedding
 from clay_lib.position import position_code
 from clay_lib.transformer import Transformer
 
+MIN_VALID = 0.5  # share of a patch's numbers that must have been measured for the encoder to see it
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder hands on. L counts the patches of the padded image, V the visible ones."""
+    """What the encoder hands on. L counts the patches of the padded image, V the visible ones.
+
+    With holes, V is that of the chip that has most to show. The rows of the other chips end in empty slots: zeros in
+    the tokens, False in `seen`, and some patch that is not visible in `visible`, so that visible and masked together
+    still hold every patch once.
+    """
 
     tokens: Tensor  # [B, 1+V, D], class token first
     visible: Tensor  # [B, V] indices of the visible patches, in the order of the tokens
-    masked: Tensor  # [B, L-V] indices of the masked patches
-    mask: Tensor  # [B, L], 1 = masked
+    masked: Tensor  # [B, L-V] indices of the others
+    mask: Tensor  # [B, L], 1 = masked; patches left out for their holes are not masked: nobody asks what was there
     grid: tuple[int, int]  # (h, w), h w = L
+    valid: Tensor | None = None  # [B, L] bool, False: left out for its holes; None: no holes
+    seen: Tensor | None = None  # [B, V] bool, False: an empty slot; None: none is empty
+    layers: dict[int, Tensor] = field(default_factory=dict)  # {number as asked: [B, 1+V, D]}, after the final norm
+
+    def patches(self, tokens: Tensor | None = None) -> Tensor:
+        """Visible patches of tokens [B, 1+V, D] (by default the last layer's) in place, [B, h, w, D]; NaN elsewhere."""
+        patches = (self.tokens if tokens is None else tokens)[:, 1:]
+        if self.seen is not None:
+            patches = patches.masked_fill(~self.seen[:, :, None], float("nan"))
+        everywhere = patches.new_full((*self.mask.shape, patches.shape[-1]), float("nan"))
+        index = repeat(self.visible, "B V -> B V D", D=patches.shape[-1])
+        return rearrange(everywhere.scatter(1, index, patches), "B (h w) D -> B h w D", h=self.grid[0])
 
 
 def pad_to_patches(pixels: Tensor, patch_size: int) -> Tensor:
@@ -33,23 +57,62 @@ def pad_to_patches(pixels: Tensor, patch_size: int) -> Tensor:
     return F.pad(pixels, (0, right, 0, bottom), mode="replicate") if bottom or right else pixels
 
 
-def random_mask(batch: int, length: int, *, mask_ratio: float, shuffle: bool, device=None, generator=None):
+def random_mask(batch: int, length: int, *, mask_ratio: float, shuffle: bool, device=None, generator=None, noise=None):
     """Which patches the encoder does not see: (visible [B, V], masked [B, L-V], mask [B, L] with 1 = masked).
 
     The first int(mask_ratio L) of each sample's own random order are masked; without shuffling the order is
-    row-major, so that the top rows are.
+    row-major, so that the top rows are. noise [B, L]: the draws that make the order; None: drawn here.
     """
     if not 0 <= mask_ratio < 1:
         raise ContractError(
             "mask_ratio", found=mask_ratio, expected="0 <= ratio < 1", cause="a percentage, or no patch left to see"
         )
     if shuffle:
-        order = torch.rand(batch, length, device=device, generator=generator).argsort(dim=1)
+        noise = torch.rand(batch, length, device=device, generator=generator) if noise is None else noise
+        order = noise.argsort(dim=1)
     else:
         order = repeat(torch.arange(length, device=device), "L -> B L", B=batch)
     masked, visible = order.tensor_split([int(mask_ratio * length)], dim=1)
     mask = torch.zeros(batch, length, device=device).scatter(1, masked, 1.0)
     return visible, masked, mask
+
+
+def fill_holes(pixels: Tensor, valid: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Pixels [B, C, H, W] and valid [B, 1 or C, H, W] -> (pixels without holes, measured share of each patch [B, L]).
+
+    A hole takes the mean of its own band's measured pixels in its own patch, or zero, the band's mean on Earth, where
+    the patch has none: the value that band dropping showed the encoder in training. The share counts pixels and bands
+    alike; pixels that only pad the image count neither as measured nor as missing.
+    """
+    valid = valid.expand_as(pixels)
+    known = pixels.masked_fill(~valid, 0.0).to(torch.promote_types(pixels.dtype, torch.float32))
+    # With ceil_mode a window that hangs over the edge is divided by the pixels that it really has.
+    share, mean = (F.avg_pool2d(x, patch_size, ceil_mode=True) for x in (valid.to(known.dtype), known))
+    mean = mean / share.clamp(min=patch_size**-2)
+    mean = repeat(mean, "B C h w -> B C (h p) (w q)", p=patch_size, q=patch_size)
+    filled = torch.where(valid, pixels, mean[..., : pixels.shape[-2], : pixels.shape[-1]].to(pixels.dtype))
+    return filled, rearrange(share.mean(1), "B h w -> B (h w)")
+
+
+def mask_around_holes(valid: Tensor, *, mask_ratio: float, shuffle: bool, generator=None):
+    """`random_mask` among the valid patches [B, L] alone: (visible, masked, mask, seen), as in `Encoded`.
+
+    int(mask_ratio n) of a chip's n valid patches are masked. Invalid ones are neither visible nor masked.
+    """
+    B, L = valid.shape
+    random_mask(1, 1, mask_ratio=mask_ratio, shuffle=False)  # refuses a ratio that cannot be
+    draw = torch.rand(B, L, device=valid.device, generator=generator) if shuffle else torch.arange(L).expand(B, L)
+    rank = draw.to(valid.device, torch.float32).masked_fill(~valid, L).argsort(dim=1, stable=True).argsort(dim=1)
+    counts = valid.sum(1).tolist()
+    hidden = torch.tensor([int(mask_ratio * n) for n in counts], device=valid.device)[:, None]
+    mask = valid & (rank < hidden)
+    order = (rank + L * mask + 2 * L * ~valid).argsort(dim=1)  # visible, then masked, then invalid
+    shown = [n - int(mask_ratio * n) for n in counts]
+    visible, masked = order.tensor_split([max(shown)], dim=1)
+    if min(shown) == max(shown):
+        return visible, masked, mask.float(), None
+    seen = torch.arange(max(shown), device=valid.device) < torch.tensor(shown, device=valid.device)[:, None]
+    return visible, masked, mask.float(), seen
 
 
 def take(tokens: Tensor, indices: Tensor) -> Tensor:
@@ -78,20 +141,75 @@ class Encoder(nn.Module):
         self.transformer = Transformer(dim, depth=depth, heads=heads, dim_head=dim_head, mlp_ratio=mlp_ratio)
 
     def forward(
-        self, cube: Datacube, mask_ratio: float = 0.0, shuffle: bool = True, generator: torch.Generator | None = None
+        self,
+        cube: Datacube,
+        mask_ratio: float = 0.0,
+        shuffle: bool = True,
+        generator: torch.Generator | None = None,
+        *,
+        layers: Sequence[int] = (),
+        min_valid: float = MIN_VALID,
     ) -> Encoded:
-        pixels = pad_to_patches(cube.pixels, self.patch_size)
+        """layers: blocks, counted from 0 or from the end, whose tokens are wanted as well, after the final norm.
+
+        min_valid: the share of a patch's numbers that must be valid in the cube; a patch without any is never seen.
+        Chips of one batch may have different holes: each gives what it gives alone, to rounding.
+        """
+        pixels, valid = cube.pixels, None
+        if cube.valid is not None:
+            pixels, share = fill_holes(pixels, cube.valid, self.patch_size)
+            valid = (share > 0) & (share >= check_share(min_valid) - 1e-6)
+        pixels = pad_to_patches(pixels, self.patch_size)
         h, w = (side // self.patch_size for side in pixels.shape[-2:])
         tokens = self.patch_embedding(pixels, cube.waves)
         code = position_code(h, w, self.dim, cube.gsd, cube.time, cube.latlon, ladder=self.ladder)
         tokens = tokens + code.to(tokens.dtype)
 
-        visible, masked, mask = random_mask(
-            len(tokens), h * w, mask_ratio=mask_ratio, shuffle=shuffle, device=tokens.device, generator=generator
-        )
+        masking = dict(mask_ratio=mask_ratio, shuffle=shuffle, generator=generator)
+        if valid is None:
+            visible, masked, mask = random_mask(len(tokens), h * w, device=tokens.device, **masking)
+            seen = None
+        else:
+            visible, masked, mask, seen = mask_around_holes(valid, **masking)
         class_token = repeat(self.cls_token, "1 1 D -> B 1 D", B=len(tokens)).to(tokens.dtype)
-        tokens = self.transformer(torch.cat([class_token, take(tokens, visible)], dim=1))
-        return Encoded(tokens, visible, masked, mask, (h, w))
+        tokens = torch.cat([class_token, take(tokens, visible)], dim=1)
+        tokens, wanted = self._transformed(tokens, seen, self._numbers(layers))
+        return Encoded(tokens, visible, masked, mask, (h, w), valid, seen, wanted)
+
+    def _transformed(self, tokens: Tensor, seen: Tensor | None, layers: dict[int, int]):
+        """Tokens after the last block, and {number as asked: after that block}, normed, empty slots set to zero."""
+        slots = None if seen is None else F.pad(seen, (1, 0), value=True)  # the class token is always there
+        keys = None if slots is None else slots[:, None, None]
+
+        def finish(normed: Tensor) -> Tensor:
+            return normed if slots is None else normed.masked_fill(~slots[:, :, None], 0.0)
+
+        if not layers:
+            return finish(self.transformer(tokens, keys)), {}
+        outputs = [finish(self.transformer.norm(x)) for x in self.transformer.outputs(tokens, keys)]
+        return outputs[-1], {asked: outputs[k] for asked, k in layers.items()}
+
+    def _numbers(self, layers: Sequence[int]) -> dict[int, int]:
+        """{number as asked, perhaps negative: number from 0}."""
+        depth = len(self.transformer.layers)
+        layers = [layers] if isinstance(layers, int) else list(layers)
+        wrong = [k for k in layers if isinstance(k, bool) or not isinstance(k, int) or not -depth <= k < depth]
+        if wrong:
+            raise ContractError(
+                "layers",
+                found=layers,
+                expected=f"block numbers from {-depth} to {depth - 1}",
+                cause="counting from 1, or a model of another depth",
+            )
+        return {k: k % depth for k in layers}
+
+
+def check_share(min_valid: float) -> float:
+    """min_valid as a share from 0 to 1."""
+    share = number("min_valid", min_valid)
+    if not 0 <= share <= 1:
+        raise ContractError("min_valid", found=min_valid, expected="a share from 0 to 1", cause="a percentage")
+    return share
 
 
 def patches_of(pixels: Tensor, patch_size: int) -> Tensor:

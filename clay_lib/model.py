@@ -103,7 +103,9 @@ class ClayMAE(nn.Module):
         mask_ratio: float | None = None,
         shuffle: bool = True,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> Output:
+        """noise [B, L]: the draws that order the patches, so that masking can belong to a chip; None: by generator."""
         if self.decoder is None:
             raise ContractError(
                 "model",
@@ -112,7 +114,7 @@ class ClayMAE(nn.Module):
                 cause="a file with the encoder alone; `embed` works with it, the rest needs the whole model's file",
             )
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
-        encoded = self.encoder(cube, mask_ratio=ratio, shuffle=shuffle, generator=generator)
+        encoded = self.encoder(cube, mask_ratio=ratio, shuffle=shuffle, generator=generator, noise=noise)
         return Output(encoded, self.decoder(encoded, cube), self.proj(encoded.tokens[:, 0]))
 
 
