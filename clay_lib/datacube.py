@@ -30,6 +30,7 @@ class Datacube:
     latlon: Tensor  # [B, 4], sin lat, cos lat, sin lon, cos lon; zeros: unknown
     gsd: float | Tensor  # metres per pixel, one number
     waves: Tensor  # [C], um
+    valid: Tensor | None = None  # [B, 1 or C, H, W] bool, False where nothing was measured; [B, H, W] is taken as well
 
     def __post_init__(self):
         pixels = self.pixels
@@ -59,12 +60,15 @@ class Datacube:
                     name, found=tuple(code.shape), expected=f"[{B}, 4]", cause="raw dates or degrees, not their codes"
                 )
             object.__setattr__(self, name, code)
+        if self.valid is not None:
+            object.__setattr__(self, "valid", _valid_like(pixels, self.valid))
         if isinstance(self.gsd, Tensor):
             if self.gsd.numel() != 1:
                 raise ContractError("gsd", found=tuple(self.gsd.shape), expected="one number a batch", cause="a list")
             object.__setattr__(self, "gsd", self.gsd.to(pixels.device).reshape(()))
         else:
-            object.__setattr__(self, "gsd", number("gsd", self.gsd))
+            one = self.gsd.item() if isinstance(self.gsd, np.ndarray) and self.gsd.size == 1 else self.gsd
+            object.__setattr__(self, "gsd", number("gsd", one))
         if pixels.device.type == "cpu":  # values are looked at where that costs no transfer
             for wave in waves.tolist():
                 check_wavelength("waves", wave)
@@ -83,8 +87,13 @@ class Datacube:
         return Datacube(**(moved | {"pixels": moved["pixels"].to(dtype)}))
 
     def with_pixels(self, pixels: Tensor) -> Datacube:
-        """The same place, date and bands with other pixels."""
+        """The same place, date, bands and holes with other pixels."""
         return replace(self, pixels=pixels)
+
+    @property
+    def target(self) -> Tensor:
+        """Pixels with NaN in the holes: what a reconstruction is held against (the loss leaves NaN out)."""
+        return self.pixels if self.valid is None else self.pixels.masked_fill(~self.valid, float("nan"))
 
 
 def make_datacube(
@@ -96,25 +105,25 @@ def make_datacube(
     lon: float | Sequence[float] | None = None,
     bands: Sequence[str] | None = None,
     gsd: float | Tensor | None = None,
+    valid=None,
     in_decibel: bool = False,
     reading: str = "documented",
 ) -> Datacube:
     """Native numbers [C, H, W] or [B, C, H, W] of a sensor -> Datacube on the CPU.
 
     when, lat, lon: one for all, one per chip, or None for unknown (coded as zeros). gsd: metres, by default the
-    sensor's own. NaN pixels are set to the band's mean, zero after normalisation.
+    sensor's own. valid: True where something was measured, [H, W], [B, H, W] or [B, C, H, W], for example a cloud mask
+    inverted; NaN, infinite and masked pixels are holes as well. What lies under a hole never matters: it is zero in
+    the cube, the band's mean. A cube whose every pixel was measured has valid None.
     """
     sensor = SENSORS.resolve(sensor)
-    if isinstance(pixels, Tensor):
-        pixels = (
-            pixels.detach().cpu().numpy() if pixels.dtype != torch.bfloat16 else pixels.detach().cpu().float().numpy()
-        )
-    pixels = np.asarray(pixels)
+    pixels = as_numpy(pixels)
     if pixels.dtype.kind not in "iufb":
         raise ContractError(
             "pixels", found=f"dtype {pixels.dtype}", expected="numbers", cause="text or objects in the array"
         )
-    if pixels.ndim == 3:
+    single = pixels.ndim == 3
+    if single:
         pixels = pixels[None]
     if pixels.ndim != 4 or 0 in pixels.shape:
         raise ContractError(
@@ -123,14 +132,59 @@ def make_datacube(
             expected="[C, H, W] or [B, C, H, W]",
             cause="an empty or flat array",
         )
-    values = torch.from_numpy(np.nan_to_num(sensor.normalise(pixels, bands, in_decibel=in_decibel)))
+    values = torch.from_numpy(sensor.normalise(pixels, bands, in_decibel=in_decibel))
+    measured = values.isfinite()
+    if valid is not None:
+        valid = torch.from_numpy(as_mask(valid))
+        measured &= _valid_like(values, valid[None] if single and valid.shape == values.shape[1:] else valid)
+    whole = bool(measured.all())
     return Datacube(
-        pixels=values,
+        pixels=values if whole else values.masked_fill(~measured, 0.0),
         time=time_code(when, len(values), reading=reading),
         latlon=latlon_code(lat, lon, len(values), reading=reading),
         gsd=sensor.gsd if gsd is None else gsd,
         waves=torch.from_numpy(sensor.waves(bands)),
+        valid=None if whole else measured,
     )
+
+
+def as_numpy(values) -> np.ndarray:
+    """An array from whatever holds one: lists, torch on any device, with or without gradient; masked values are NaN."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    if isinstance(values, np.ma.MaskedArray):
+        return values.astype(np.promote_types(values.dtype, np.float32)).filled(np.nan)
+    return np.asarray(values)
+
+
+def as_mask(valid) -> np.ndarray:
+    """A bool array from True and False or 1 and 0; class codes are refused."""
+    valid = as_numpy(valid)
+    if valid.dtype.kind not in "iufb" or not np.isin(valid, (0, 1)).all():
+        raise ContractError(
+            "valid",
+            found=f"{valid.dtype} with {np.unique(valid)[:5].tolist() if valid.dtype.kind in 'iuf' else 'other values'}",
+            expected="True where something was measured, False elsewhere",
+            cause="the classes of a scene classification: compare them first, for example np.isin(scl, [4, 5, 6, 7])",
+        )
+    return valid.astype(bool)
+
+
+def _valid_like(pixels: Tensor, valid) -> Tensor:
+    """[H, W], [B, H, W] or [B, 1 or C, H, W] -> [B, 1 or C, H, W] bool on the device of pixels [B, C, H, W]."""
+    B, C, H, W = pixels.shape
+    valid = torch.as_tensor(valid, device=pixels.device)
+    if valid.ndim in (2, 3):
+        valid = valid.expand(B, H, W)[:, None] if valid.shape in ((H, W), (B, H, W)) else valid
+    if valid.dtype != torch.bool or valid.shape not in ((B, 1, H, W), (B, C, H, W)):
+        raise ContractError(
+            "valid",
+            found=f"{str(valid.dtype).removeprefix('torch.')} {tuple(valid.shape)}",
+            expected=f"bool [{H}, {W}], [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]",
+            cause="the mask of another image, of patches, or at another resolution",
+        )
+    return valid
 
 
 def time_code(when: When | Sequence[When], batch: int = 1, *, reading: str = "documented") -> Tensor:
@@ -190,6 +244,10 @@ def _parse_when(when: When) -> datetime | None:
 
 
 def _per_chip(name: str, value, batch: int) -> list:
+    if hasattr(value, "to_numpy"):  # a column of a table, a coordinate of an xarray
+        value = value.to_numpy()
+    if isinstance(value, np.ndarray) and value.dtype.kind == "M":
+        value = value.astype("datetime64[us]")  # nanoseconds would come out of tolist as integers
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
     values = list(value) if isinstance(value, (list, tuple)) else [value] * batch

@@ -38,7 +38,10 @@ class Decoder(nn.Module):
     def forward(self, encoded: Encoded, cube: Datacube) -> Tensor:
         tokens = self.enc_to_dec(encoded.tokens)
         class_token, seen = tokens[:, :1], tokens[:, 1:]
-        hidden = self.mask_patch.to(seen.dtype).expand(*encoded.masked.shape, self.dim)
+        mask_patch = self.mask_patch.to(seen.dtype)
+        if encoded.seen is not None:  # patches left out are to the decoder what masked ones are
+            seen = torch.where(encoded.seen[:, :, None], seen, mask_patch)
+        hidden = mask_patch.expand(*encoded.masked.shape, self.dim)
         order = torch.cat([encoded.visible, encoded.masked], dim=1)
         places = repeat(order, "B L -> B L d", d=self.dim)
         patches = torch.cat([seen, hidden], dim=1)

@@ -94,15 +94,18 @@ def fill_holes(pixels: Tensor, valid: Tensor, patch_size: int) -> tuple[Tensor, 
     return filled, rearrange(share.mean(1), "B h w -> B (h w)")
 
 
-def mask_around_holes(valid: Tensor, *, mask_ratio: float, shuffle: bool, generator=None):
+def mask_around_holes(valid: Tensor, *, mask_ratio: float, shuffle: bool, generator=None, noise=None):
     """`random_mask` among the valid patches [B, L] alone: (visible, masked, mask, seen), as in `Encoded`.
 
     int(mask_ratio n) of a chip's n valid patches are masked. Invalid ones are neither visible nor masked.
     """
     B, L = valid.shape
     random_mask(1, 1, mask_ratio=mask_ratio, shuffle=False)  # refuses a ratio that cannot be
-    draw = torch.rand(B, L, device=valid.device, generator=generator) if shuffle else torch.arange(L).expand(B, L)
-    rank = draw.to(valid.device, torch.float32).masked_fill(~valid, L).argsort(dim=1, stable=True).argsort(dim=1)
+    if not shuffle:
+        noise = torch.arange(L, device=valid.device, dtype=torch.float32).expand(B, L)
+    elif noise is None:
+        noise = torch.rand(B, L, device=valid.device, generator=generator)
+    rank = noise.masked_fill(~valid, float("inf")).argsort(dim=1, stable=True).argsort(dim=1)
     counts = valid.sum(1).tolist()
     hidden = torch.tensor([int(mask_ratio * n) for n in counts], device=valid.device)[:, None]
     mask = valid & (rank < hidden)
@@ -146,6 +149,7 @@ class Encoder(nn.Module):
         mask_ratio: float = 0.0,
         shuffle: bool = True,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
         *,
         layers: Sequence[int] = (),
         min_valid: float = MIN_VALID,
@@ -165,7 +169,7 @@ class Encoder(nn.Module):
         code = position_code(h, w, self.dim, cube.gsd, cube.time, cube.latlon, ladder=self.ladder)
         tokens = tokens + code.to(tokens.dtype)
 
-        masking = dict(mask_ratio=mask_ratio, shuffle=shuffle, generator=generator)
+        masking = dict(mask_ratio=mask_ratio, shuffle=shuffle, generator=generator, noise=noise)
         if valid is None:
             visible, masked, mask = random_mask(len(tokens), h * w, device=tokens.device, **masking)
             seen = None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with its norm before it; [B, N, D] -> [B, N, D]."""
+    """Multi-head self-attention with its norm before it; [B, N, D] -> [B, N, D].
+
+    keys [B, 1, 1, N] bool: the tokens that may be attended to; None: all of them.
+    """
 
     def __init__(self, dim: int, *, heads: int, dim_head: int):
         super().__init__()
@@ -21,9 +26,9 @@ class Attention(nn.Module):
         query, key, _ = self.to_qkv.weight.data.chunk(3)
         key.copy_(nn.init.normal_(query, std=dim**-0.5))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         q, k, v = rearrange(self.to_qkv(self.norm(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.to_out(rearrange(scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+        return self.to_out(rearrange(scaled_dot_product_attention(q, k, v, attn_mask=keys), "b h n d -> b n (h d)"))
 
 
 class FeedForward(nn.Module):
@@ -53,8 +58,14 @@ class Transformer(nn.Module):
             for _ in range(depth)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Tensor, keys: Tensor | None = None) -> Iterator[Tensor]:
+        """What each block gives, in order, before the final norm."""
         for attention, feed_forward in self.layers:
-            x = x + attention(x)
+            x = x + attention(x, keys)
             x = x + feed_forward(x)
+            yield x
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        for output in self.outputs(x, keys):
+            x = output
         return self.norm(x)
