@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,16 +39,25 @@ class Chips:
     sensor: str
     pixels: np.ndarray  # [N, C, H, W]
     labels: np.ndarray  # [N, H, W] land-cover codes
-    lat: np.ndarray  # [N] degrees
+    lat: np.ndarray  # [N] degrees, NaN: unknown
     lon: np.ndarray  # [N] degrees
-    when: np.ndarray  # [N] ISO 8601 text
+    when: np.ndarray  # [N] ISO 8601 text, empty: unknown
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index) -> Chips:
         """The chips that a slice, an index array or a boolean mask names."""
-        return Chips(self.sensor, *(getattr(self, f.name)[index] for f in fields(self)[1:]))
+        part = Chips(self.sensor, *(getattr(self, f.name)[index] for f in fields(self)[1:]))
+        if "hashes" in self.__dict__:  # known hashes go along
+            part.__dict__["hashes"] = self.hashes[index]
+        return part
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """[N] text: what a chip is, of all that goes into its embedding. Equal for the same chip wherever it is kept."""
+        columns = zip(self.pixels, self.lat, self.lon, self.when, strict=True)
+        return np.array([content_hash(self.sensor, *chip) for chip in columns], dtype="U32")
 
     @property
     def land_cover(self) -> np.ndarray:
@@ -57,7 +67,27 @@ class Chips:
     @property
     def place_and_time(self) -> dict[str, list]:
         """The keyword arguments by which `Clay.embed` and `make_datacube` take place and time."""
-        return {"when": self.when.tolist(), "lat": self.lat.tolist(), "lon": self.lon.tolist()}
+        degrees = {name: [None if np.isnan(v) else float(v) for v in getattr(self, name)] for name in ("lat", "lon")}
+        return {"when": [text or None for text in self.when.tolist()], **degrees}
+
+
+def content_hash(sensor: str, pixels: np.ndarray, lat: float, lon: float, when: str) -> str:
+    """128 bits of SHA-256 in hexadecimal, over sensor, dtype, shape, place, time and the bytes of pixels [C, H, W]."""
+    head = f"{sensor} {pixels.dtype.str} {pixels.shape} {float(lat)!r} {float(lon)!r} {moment(when)}"
+    return hashlib.sha256(head.encode() + b"\0" + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:32]
+
+
+def moment(when: str | None) -> np.datetime64:
+    """ISO 8601 text -> its second in UTC; NaT where it is unknown."""
+    if not when:
+        return np.datetime64("NaT", "s")
+    try:
+        time = dt.datetime.fromisoformat(str(when))
+    except ValueError:
+        raise ContractError(
+            "when", found=repr(when), expected="ISO text such as '2023-06-10T10:30'", cause="day and month swapped"
+        ) from None
+    return np.datetime64(time.astimezone(dt.UTC).replace(tzinfo=None) if time.tzinfo else time, "s")
 
 
 def world_chips(

@@ -112,15 +112,21 @@ class MiniWorld:
             self._draw(split, known)
         return known[land_cover][index]
 
-    def _draw(self, split: str, known: dict[int, list[Place]], candidates: int = 3000) -> None:
-        """Find out which classes rule a few thousand more places."""
-        turn = self._drawn.get(split, 0)
-        self._drawn[split] = turn + 1
+    def scatter(self, split: str, turn: int, candidates: int = 3000) -> tuple[np.ndarray, np.ndarray]:
+        """Lat, lon of those of `candidates` random points that lie in a split, 50 km inside its blocks; another draw each turn."""
+        if split not in SPLITS:
+            raise ContractError("split", found=repr(split), expected=f"one of {list(SPLITS)}", cause="a misspelt split")
         rng = np.random.default_rng([self.seed, 77, list(SPLITS).index(split), turn])
         lat = np.degrees(np.arcsin(rng.uniform(np.sin(np.radians(-57)), np.sin(np.radians(78)), candidates)))
         lon = rng.uniform(-180, 180, candidates)
         keep = (self._split_of(lat, lon) == list(SPLITS).index(split)) & _inside_block(lat, lon)
-        lat, lon = lat[keep].round(5), lon[keep].round(5)
+        return lat[keep].round(5), lon[keep].round(5)
+
+    def _draw(self, split: str, known: dict[int, list[Place]], candidates: int = 3000) -> None:
+        """Find out which classes rule a few thousand more places."""
+        turn = self._drawn.get(split, 0)
+        self._drawn[split] = turn + 1
+        lat, lon = self.scatter(split, turn, candidates)
         x, y = to_world(lat, lon)
         centre = survey(x, y, seed=self.seed).labels
         dx, dy = (d.ravel() for d in np.meshgrid(*2 * [np.linspace(-500, 500, 5)]))
