@@ -32,7 +32,7 @@ def choose(
     labels: what each band of the file says of itself, "" where it says nothing; file: its name, for the mission and for
     messages; bands: as in `read_scene`. Raises ContractError where nothing names the bands, or two claim one name.
     """
-    numbers = _numbers(sensor, file)
+    numbers = numbering(sensor, file)
     names = [recognise(label, sensor, numbers) for label in labels]
     asked = set(bands) if isinstance(bands, (list, tuple)) else set()
     if bands is not None and not (asked and asked <= set(names) - {None}):
@@ -110,7 +110,7 @@ def _as_told(count: int, sensor: Sensor, bands) -> dict[str, int]:
     return {name: number - 1 for name, number in numbers.items()}
 
 
-def _numbers(sensor: Sensor, file: str) -> dict[str, str]:
+def numbering(sensor: Sensor, file: str) -> dict[str, str]:
     if sensor.name.startswith("sentinel-2"):
         return SENTINEL_2
     if sensor.name.startswith("landsat"):

@@ -91,8 +91,9 @@ def read_scene(
     """A GeoTIFF, VRT, JPEG or PNG, or a folder or list of single-band files, as a Scene of `sensor`.
 
     bands: {sensor band: 1-based number}, or names: those to take where the file describes its bands, else in file
-    order with None for a band to leave out. Without it, in this order: the bands' descriptions (or single-band files' names), the sensor's own band count in its own order,
-    a known product's layout (12- and 13-band Sentinel-2, Landsat from band 1). Bands may be a subset of the sensor's.
+    order with None for a band to leave out. Without it, in this order: the bands' descriptions (or single-band files'
+    names), the sensor's own band count in its own order, a known product's layout (12- and 13-band Sentinel-2, Landsat
+    from band 1). Bands may be a subset of the sensor's.
     scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it.
     in_decibel: radar in dB; None looks at the sign of the median. window: (column, row, width, height) in pixels.
     Numbered Landsat bands are read as Landsat 8's, or as Landsat 4-7's where the file's name begins so (LE07, LT05).
