@@ -1,0 +1,375 @@
+"""What the numbers of an image give away: a rule a function, each reads the same evidence and yields its findings.
+
+An error is what cannot be right, a warning what is unlikely. The registry's mean and std say what a band's numbers look
+like; FACTS adds what no statistic tells: which number stands for zero reflectance, and since when there are images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+
+from clay_lib.sensors import POWER_FLOOR, Sensor
+
+FEW = 256  # pixels; fewer say nothing about constancy, dark pixels or order
+PERCENTS = (0, 1, 5, 10, 50, 90, 95, 99, 100)
+CODES = (-9999, -32768, -28672, -999, -3.4028234663852886e38, 32767, 65535)  # usual fills; 0 has a rule of its own
+
+
+@dataclass(frozen=True)
+class Finding:
+    """level: "error" cannot be right, "warning" is unlikely. The rest in the words of ContractError."""
+
+    level: str
+    field: str
+    found: str
+    expected: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: found {self.found}; expected {self.expected}. Likely cause: {self.cause}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """zero, one: native numbers of reflectance 0 and 1; floor: no median lies below; bits: of an aerial camera's file;
+    since: first image, ISO date; lands: boxes (west, south, east, north) that all images lie in.
+    """
+
+    zero: float = 0.0
+    one: float | None = None
+    floor: float = -1000.0
+    bits: int | None = None
+    since: str = ""
+    lands: tuple[tuple[float, float, float, float], ...] = ()
+    mend: str = "multiply by 10000"  # reflectance 0 to 1 -> native numbers
+
+
+UNITED_STATES = ((-125.5, 24.0, -66.0, 49.5), (-180.0, 51.0, -129.0, 72.0), (-161.0, 18.5, -154.0, 22.5))
+# Sources: USGS Landsat Collection 2 level 1 and 2 product guides (scale and offset), ESA Sentinel-2 L2A and MODIS
+# MCD43A4/MOD09 product pages (x 10000); launches: ESA, NASA/USGS, Planet, Satellogic. C2 L2 reaches back to Landsat 4.
+FACTS = {
+    "sentinel-2-l2a": Facts(one=10_000, since="2015-06-23"),
+    "planetscope-sr": Facts(one=10_000, since="2014-01-09"),
+    "landsat-c2l1": Facts(5000, 55_000, 4000, since="2013-02-11", mend="native = (value + 0.1) / 0.00002"),
+    "landsat-c2l2-sr": Facts(7273, 43_636, 5500, since="1982-07-16", mend="native = (value + 0.2) / 0.0000275"),
+    "naip": Facts(bits=8, since="2002-01-01", lands=UNITED_STATES, mend="multiply by 255"),
+    "linz": Facts(bits=8, lands=((166.0, -48.0, 179.0, -34.0),), mend="multiply by 255"),
+    "sentinel-1-rtc": Facts(since="2014-04-03"),
+    "modis": Facts(one=10_000, since="1999-12-18"),
+    "satellogic-MSI-L1D": Facts(one=10_000, since="2016-05-30"),
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """sample [C, N]: float64, NaN where missing, some thousand pixels of all chips, chip by chip.
+
+    low, high: of all valid numbers, not of the sample alone; whole: they are whole numbers; in_decibel: as claimed.
+    """
+
+    sensor: Sensor
+    names: tuple[str, ...]
+    sample: np.ndarray
+    chips: int
+    dtype: np.dtype
+    low: float
+    high: float
+    in_decibel: bool = False
+
+    @cached_property
+    def facts(self) -> Facts:
+        return FACTS.get(self.sensor.name, Facts())
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        return self.sensor.statistics(self.names)[0].astype(float)
+
+    @cached_property
+    def count(self) -> np.ndarray:
+        return (~np.isnan(self.sample)).sum(1)
+
+    @property
+    def pixels(self) -> int:
+        return int(self.count.min(initial=self.sample.shape[1]))
+
+    @cached_property
+    def percentiles(self) -> dict[int, np.ndarray]:
+        """{per cent: [C]}; NaN in a band without numbers."""
+        ordered = np.sort(self.sample, axis=1)  # NaN goes last
+        at = np.maximum(self.count - 1, 0)
+        return {p: ordered[np.arange(len(at)), np.rint(at * p / 100).astype(int)] for p in PERCENTS}
+
+    @cached_property
+    def whole(self) -> bool:
+        numbers = self.sample[~np.isnan(self.sample)]
+        return bool(self.dtype.kind in "iub" or (numbers == np.rint(numbers)).all())
+
+    def without(self, blank: np.ndarray) -> Evidence:
+        """The same without some of its numbers, which another rule has told about."""
+        sample = np.where(blank, np.nan, self.sample)
+        rest = sample[~np.isnan(sample)]
+        low, high = (rest.min(), rest.max()) if rest.size else (np.nan, np.nan)
+        return replace(self, sample=sample, low=float(low), high=float(high))
+
+    def said(self, band: int, percent: int = 50) -> str:
+        """ "median of band nir is 0.21, the registry's mean is 2743" """
+        what = "median" if percent == 50 else f"percentile {percent}"
+        unit = " dB" if self.sensor.decibel else ""
+        return (
+            f"{what} of band {self.names[band]} is {short(self.percentiles[percent][band])}, "
+            f"the registry's mean is {short(self.mean[band])}{unit}"
+        )
+
+
+def short(value: float) -> str:
+    """Three figures below a thousand, whole numbers above."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def of_images(e: Evidence) -> list[Finding]:
+    """All that the numbers of an image give away; a finding about units silences what would only follow from it."""
+    found = [*infinite(e)]
+    codes = np.isin(e.sample, CODES) | np.isinf(e.sample)
+    if codes.any() or e.low in CODES:
+        found += nodata_codes(e)
+        e = e.without(codes)
+    found += empty(e)
+    live = (e.count > 0) & (e.percentiles[100] != e.percentiles[0]) | (e.percentiles[100] != 0)
+    if not live.any():
+        return found
+    units = [*(radar(e) if e.sensor.decibel else optical(e))]
+    return found + (units or [f for rule in (negative, repeated, offset_kept, far_off) for f in rule(e)])
+
+
+# ---- missing ----
+
+
+def infinite(e: Evidence) -> Iterator[Finding]:
+    if np.isinf(e.low) or np.isinf(e.high):
+        yield Finding(
+            "error",
+            "pixels",
+            f"infinite numbers, {np.isinf(e.sample).mean():.1%} of a sample",
+            "finite numbers, or NaN where there is no measurement",
+            "a division by zero, or the logarithm of a power of zero: set them to NaN",
+        )
+
+
+def nodata_codes(e: Evidence) -> Iterator[Finding]:
+    """Fills that no sensor measures are errors. Saturated pixels hold 32767 or 65535 too, but then others come near."""
+    for code in CODES:
+        at = e.sample == code
+        share = float(at.mean())
+        rest = e.sample[at.any(1)][~np.isin(e.sample[at.any(1)], CODES)]
+        if code > 0 and share and np.nanmax(rest, initial=-np.inf) > 0.8 * code:
+            continue
+        impossible = code < 0
+        if share >= 0.01 or (impossible and (share > 0 or e.low == code)):
+            yield Finding(
+                "error" if impossible or share >= 0.05 else "warning",
+                "pixels",
+                f"{code:g} in {share:.1%} of a sample",
+                f"measurements of {e.sensor.name}, or NaN where there are none",
+                "a nodata code that was left in: set it to NaN, or hand in valid=pixels[0] != code",
+            )
+
+
+def empty(e: Evidence) -> Iterator[Finding]:
+    """Zero filling and bands that hold one number. Zero is Landsat's and Sentinel-2's fill, and no radar power."""
+    zero = e.sample == 0
+    none = zero.all(1) & (e.count > 0)
+    if e.count.any() and none[e.count > 0].all() and (e.pixels >= 16 or not e.facts.bits):
+        yield Finding(
+            "error", "pixels", "zero in every pixel of every band", "measurements",
+            "an area outside the scene, or a file that was made but never filled",
+        )  # fmt: skip
+        return
+    filled = float(zero.all(0).mean())
+    limit = 0.3 if e.facts.bits else 0.05
+    if filled > limit and not (e.sensor.decibel and e.in_decibel):
+        yield Finding(
+            "warning", "pixels", f"zero in all bands in {filled:.0%} of the pixels", f"at most {limit:.0%}",
+            "fill outside the scene's edge that counts as measured: hand in valid=(pixels != 0).any(0), or set it to NaN",
+        )  # fmt: skip
+    if e.pixels < FEW:
+        return
+    for band, name in enumerate(e.names):
+        first, last = e.percentiles[0][band], e.percentiles[100][band]
+        if none[band]:
+            yield Finding(
+                "error", "pixels", f"zero in every pixel of band {name}", "measurements in every band",
+                f"a band that the file lacks: leave {name} out and name the others in bands=[...]",
+            )  # fmt: skip
+        elif first == last and np.abs(e.sample[band, :1] - e.low).max() + abs(e.high - e.low) != 0:
+            yield Finding(
+                "warning", "pixels", f"{short(first)} in every pixel of band {name}", "more than one number",
+                f"a fill or a saturated band: leave {name} out and name the others in bands=[...]",
+            )  # fmt: skip
+    if e.low == e.high:
+        yield Finding(
+            "warning", "pixels", f"{short(e.low)} in every pixel of every band", "more than one number",
+            "a placeholder instead of an image",
+        )  # fmt: skip
+
+
+# ---- units ----
+
+
+def optical(e: Evidence) -> Iterator[Finding]:
+    """At most one finding: the units that the numbers seem to be in."""
+    p, facts = e.percentiles, e.facts
+    brightest = int(np.nanargmax(np.where(e.count > 0, e.mean, np.nan)))
+    evidence, top = e.said(brightest), float(np.nanmax(p[99]))
+    high, low = float(np.nanmax(p[100])), float(np.nanmin(p[0]))
+    native = "the camera's 0 to 255" if facts.bits else e.sensor.what or "the sensor's native numbers"
+    thousands = float(np.median(e.mean)) > 500
+    hundreds = float(np.median(e.mean)) > 20
+
+    def error(cause, level="error"):
+        return Finding(level, "pixels", evidence, native, cause)
+
+    if hundreds and not e.whole and low < -0.05 and high < 15 and low > -15 and np.nanmax(np.abs(p[50])) < 6:
+        yield error("already normalised: hand in the native numbers, or build a Datacube of what is normalised")
+    elif hundreds and not e.whole and -0.5 <= low and top <= 2 and high <= 20:
+        yield error(f"looks like reflectance or a picture scaled to 0..1; {facts.mend}")
+    elif thousands and e.dtype == np.uint8:
+        yield error("looks like an 8-bit picture, made to be looked at: its stretch is lost, take the original file")
+    elif facts.bits and top > 2**facts.bits and high > 1.2 * 2**facts.bits:
+        yield error("16-bit numbers for an 8-bit camera: divide by 257 where 65535 is white, else take the 8-bit file")
+    elif thousands and facts.floor > 0 and np.nanmin(p[50]) < facts.floor:
+        evidence = e.said(int(np.nanargmin(p[50])))
+        if high <= 255:
+            yield error("looks like per cent or an 8-bit picture: native numbers are needed, see sensors.yaml")
+        else:
+            rest = facts.mend.removeprefix("native = ").replace("value", "value / 10000")
+            yield error(f"looks like reflectance x 10000, as Landsat products before Collection 2 had: native = {rest}")
+    elif thousands and not e.whole and 2 < top <= 130 and low >= -10 and high <= 255:
+        yield error("looks like reflectance in per cent; multiply by 100", "warning")
+    elif thousands and e.whole and 200 <= high <= 255 and low >= 0 and top > 100:
+        yield error("looks like an 8-bit picture in a wider type: its stretch is lost, take the original", "warning")
+    elif facts.one == 10_000 and np.nanmax(p[50]) > 25_000:
+        evidence = e.said(int(np.nanargmax(p[50])))
+        yield error("a reflectance above 2.5: numbers of another product, such as raw counts or a 16-bit stretch")
+    elif facts.one == 10_000 and e.pixels >= FEW and np.nanmin(p[1]) > 6500 and max(_waves(e)) > 1.5:
+        evidence = e.said(int(np.nanargmin(p[1])), 1)
+        yield error("no dark pixel in any band: Landsat Collection 2 numbers? They start at 7273", "warning")
+    elif facts.one is None and not facts.bits and hundreds is False and np.nanmax(np.abs(e.mean)) < 2 and top > 50:
+        yield error("integers for a sensor whose statistics are reflectance 0..1; divide, usually by 10000")
+
+
+def radar(e: Evidence) -> Iterator[Finding]:
+    """Power and decibel told apart by their sign and size."""
+    p = e.percentiles
+    band = 0
+    median, evidence = p[50], e.said(band)
+    normalised = not e.whole and np.nanmax(np.abs(median)) < 3 and e.low > -15 and e.high < 15
+
+    def finding(expected, cause, level="error"):
+        return Finding(level, "pixels", evidence, expected, cause)
+
+    if e.in_decibel:
+        if np.nanmin(p[1]) >= 0 and np.nanmax(median) < 10 and e.pixels >= 16:
+            yield finding("decibel, mostly negative", "linear power: leave in_decibel out, dB is taken here")
+        elif np.nanmax(median) < -60:
+            yield finding("decibel, -40 to 10", "dB taken twice, dB x 100, or a fill that was floored")
+        elif np.nanmin(median) > 15:
+            yield finding("decibel, -40 to 10", "uncalibrated counts or a picture: take calibrated gamma0")
+        elif normalised and e.pixels >= FEW and np.nanmean(median) > -3 and np.nanmin(p[1]) > -6:
+            yield finding("decibel, -40 to 10", "already normalised: hand in dB, or build a Datacube", "warning")
+    elif np.nanmax(median) < 0:
+        normal = normalised and np.nanmean(median) > -3 and np.nanmin(p[1]) > -6
+        yield finding(
+            "linear power, never negative",
+            "already normalised: hand in the native numbers" if normal else "decibel already: say in_decibel=True",
+        )
+    elif np.nanmedian(median) > 10:
+        yield finding("linear power, 0.001 to 2", "uncalibrated counts or amplitude: take calibrated gamma0")
+    elif e.pixels >= FEW and np.nanmin(p[1]) > 0.9 and np.nanmax(p[99]) < 3:
+        yield finding("linear power, 0.001 to 2", "dB undone twice: 10 ** (x / 10) was taken of power", "warning")
+    else:
+        below = float((e.sample <= POWER_FLOOR).sum() / max(e.count.sum(), 1))
+        if below > 0.05:
+            yield Finding(
+                "warning", "pixels", f"{below:.0%} of the numbers at or below zero", "linear power above zero",
+                "border or thermal noise was subtracted, or decibel mixed in: set them to NaN, or say in_decibel=True",
+            )  # fmt: skip
+
+
+def negative(e: Evidence) -> Iterator[Finding]:
+    if e.sensor.decibel or e.mean.min() < 0:
+        return
+    below = float((e.sample < min(e.facts.zero - 200, 0)).sum() / max(e.count.sum(), 1))
+    if below > (0.01 if e.facts.bits or e.facts.zero else 0.05):
+        hard = bool(e.facts.bits or e.facts.zero or below > 0.5)
+        cause = "signed numbers read from unsigned ones, or a nodata value"
+        if e.sensor.name.startswith("sentinel-2"):
+            cause = "the offset of 1000 subtracted twice, or from a scene before it: leave it out"
+        yield Finding(
+            "error" if hard else "warning", "pixels", f"{below:.0%} of the numbers far below zero, least {short(e.low)}",
+            "reflectance, hardly ever negative", cause,
+        )  # fmt: skip
+
+
+# ---- bands ----
+
+
+def _waves(e: Evidence) -> np.ndarray:
+    return e.sensor.waves(e.names)
+
+
+def repeated(e: Evidence) -> Iterator[Finding]:
+    """Two bands with the same numbers in every pixel; a grey photograph has that too."""
+    if e.pixels < FEW:
+        return
+    for i, j in combinations(range(len(e.names)), 2):
+        same = e.percentiles[50][i] == e.percentiles[50][j] and e.percentiles[0][i] != e.percentiles[100][i]
+        if same and np.array_equal(e.sample[i], e.sample[j], equal_nan=True):
+            yield Finding(
+                "warning" if e.facts.bits else "error", "bands",
+                f"the same numbers in {e.names[i]} and {e.names[j]}, in every pixel", "a measurement of its own in each",
+                "one file read for two bands" + (", or a grey photograph" if e.facts.bits else ""),
+            )  # fmt: skip
+
+
+def offset_kept(e: Evidence) -> Iterator[Finding]:
+    """Sentinel-2's offset since baseline 04.00: the darkest pixels of all bands stand just above 1000.
+
+    Bright scenes have no dark pixels either, but not in the same place in the visible and beyond 1.5 um: sand is bright
+    there, snow and water are dark there, and haze is bright in the blue alone.
+    """
+    waves = _waves(e)
+    far, blue = waves > 1.5, waves < 0.6
+    if not e.sensor.name.startswith("sentinel-2") or e.pixels < 4 * FEW or not (far.any() and blue.any()):
+        return
+    dark = e.percentiles[1]
+    if dark.min() >= 980 and dark[waves < 0.68].max() < 1450 and dark[far].min() < 1450:
+        yield Finding(
+            "warning",
+            "pixels",
+            f"no dark pixel: percentile 1 is {short(dark[blue][0])} in {e.names[int(blue.argmax())]} and "
+            f"{short(dark[far].min())} in {e.names[int(np.where(far, dark, np.inf).argmin())]}",
+            "shadow, water or leaves below 1000 in some band",
+            "the offset of 1000 (processing baseline 04.00 and later) was not removed; subtract 1000",
+        )
+
+
+def far_off(e: Evidence) -> Iterator[Finding]:
+    """The last resort, and all there is for a sensor of one's own. Snow may be 26 deviations bright, so not for all."""
+    if e.facts.one:
+        return
+    std = e.sensor.statistics(e.names)[1]
+    middle = e.percentiles[50]
+    if e.sensor.decibel and not e.in_decibel:
+        middle = 10 * np.log10(np.maximum(middle, POWER_FLOOR))
+    away = np.abs(middle - e.mean) / std
+    if np.nanmedian(away) > 12:
+        band = int(np.nanargmax(away))
+        yield Finding(
+            "warning", "pixels", f"{e.said(band)}: {away[band]:.0f} standard deviations away",
+            "numbers in the units of the sensor's statistics", "another unit, another product or another sensor",
+        )  # fmt: skip
