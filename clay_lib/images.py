@@ -238,7 +238,7 @@ def _from_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands, fill: floa
             cause="bands of different resolution or dates: bring them to one grid first",
         )
     values = np.stack([layer.transpose(*order).values for layer in layers], axis=-3)
-    fills = [_own_fill(layer) if fill is None else fill for layer in layers]
+    fills = [_own_fill(layer, data.attrs) if fill is None else fill for layer in layers]
     return _image(_native(_batch(values, sensor), fills, sensor), sensor, bands=chosen, **_whereabouts(layers[0], axes))
 
 
@@ -287,10 +287,10 @@ def _name(data) -> str:
     return str(data.encoding.get("source") or getattr(data, "name", None) or f"the {type(data).__name__}")
 
 
-def _own_fill(array: xarray.DataArray) -> float | None:
-    """The fill that these numbers still hold. Numbers that xarray has unpacked hold NaN in its place."""
+def _own_fill(array: xarray.DataArray, shared: Mapping | None = None) -> float | None:
+    """The fill that these numbers still hold, by the variable or, shared, by its Dataset; unpacked ones hold NaN."""
     unpacked = array.dtype.kind == "f" and {"scale_factor", "add_offset"} & array.encoding.keys()
-    said = {**({} if unpacked else array.encoding), **array.attrs}
+    said = {**(shared or {}), **({} if unpacked else array.encoding), **array.attrs}
     found = [np.ravel(said[key])[0] for key in FILLS if said.get(key) is not None and np.size(said[key])]
     return _fill(found[0]) if found else None
 
