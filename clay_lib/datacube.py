@@ -61,7 +61,17 @@ class Datacube:
                 )
             object.__setattr__(self, name, code)
         if self.valid is not None:
-            object.__setattr__(self, "valid", _valid_like(pixels, self.valid))
+            valid = torch.as_tensor(self.valid, device=pixels.device)
+            B, _, H, W = pixels.shape
+            valid = valid[:, None] if valid.shape == (B, H, W) else valid
+            if valid.dtype != torch.bool or valid.shape not in ((B, 1, H, W), (B, C, H, W)):
+                raise ContractError(
+                    "valid",
+                    found=f"{str(valid.dtype).removeprefix('torch.')} {tuple(valid.shape)}",
+                    expected=f"bool [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]",
+                    cause="the mask of another image, or of patches",
+                )
+            object.__setattr__(self, "valid", valid)
         if isinstance(self.gsd, Tensor):
             if self.gsd.numel() != 1:
                 raise ContractError("gsd", found=tuple(self.gsd.shape), expected="one number a batch", cause="a list")
@@ -122,8 +132,7 @@ def make_datacube(
         raise ContractError(
             "pixels", found=f"dtype {pixels.dtype}", expected="numbers", cause="text or objects in the array"
         )
-    single = pixels.ndim == 3
-    if single:
+    if pixels.ndim == 3:
         pixels = pixels[None]
     if pixels.ndim != 4 or 0 in pixels.shape:
         raise ContractError(
@@ -135,8 +144,7 @@ def make_datacube(
     values = torch.from_numpy(sensor.normalise(pixels, bands, in_decibel=in_decibel))
     measured = values.isfinite()
     if valid is not None:
-        valid = torch.from_numpy(as_mask(valid))
-        measured &= _valid_like(values, valid[None] if single and valid.shape == values.shape[1:] else valid)
+        measured &= torch.from_numpy(as_valid(valid, values.shape))
     whole = bool(measured.all())
     return Datacube(
         pixels=values if whole else values.masked_fill(~measured, 0.0),
@@ -158,33 +166,30 @@ def as_numpy(values) -> np.ndarray:
     return np.asarray(values)
 
 
-def as_mask(valid) -> np.ndarray:
-    """A bool array from True and False or 1 and 0; class codes are refused."""
+def as_valid(valid, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Whatever says True or 1 where something was measured, [H, W], [B, H, W] or [B, C, H, W] -> bool, that shape.
+
+    For a single chip [C, H, W] is taken too. Class codes are refused.
+    """
+    B, C, H, W = shape
     valid = as_numpy(valid)
     if valid.dtype.kind not in "iufb" or not np.isin(valid, (0, 1)).all():
         raise ContractError(
             "valid",
-            found=f"{valid.dtype} with {np.unique(valid)[:5].tolist() if valid.dtype.kind in 'iuf' else 'other values'}",
+            found=f"{valid.dtype} with other values than 0 and 1",
             expected="True where something was measured, False elsewhere",
             cause="the classes of a scene classification: compare them first, for example np.isin(scl, [4, 5, 6, 7])",
         )
-    return valid.astype(bool)
-
-
-def _valid_like(pixels: Tensor, valid) -> Tensor:
-    """[H, W], [B, H, W] or [B, 1 or C, H, W] -> [B, 1 or C, H, W] bool on the device of pixels [B, C, H, W]."""
-    B, C, H, W = pixels.shape
-    valid = torch.as_tensor(valid, device=pixels.device)
-    if valid.ndim in (2, 3):
-        valid = valid.expand(B, H, W)[:, None] if valid.shape in ((H, W), (B, H, W)) else valid
-    if valid.dtype != torch.bool or valid.shape not in ((B, 1, H, W), (B, C, H, W)):
+    if valid.shape == (B, H, W):
+        valid = valid[:, None]
+    if valid.shape not in ((H, W), (B, 1, H, W), (B, C, H, W)) and not (B == 1 and valid.shape == (C, H, W)):
         raise ContractError(
             "valid",
-            found=f"{str(valid.dtype).removeprefix('torch.')} {tuple(valid.shape)}",
-            expected=f"bool [{H}, {W}], [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]",
+            found=f"shape {valid.shape}",
+            expected=f"[{H}, {W}], [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]",
             cause="the mask of another image, of patches, or at another resolution",
         )
-    return valid
+    return np.array(np.broadcast_to(valid.astype(bool), shape))
 
 
 def time_code(when: When | Sequence[When], batch: int = 1, *, reading: str = "documented") -> Tensor:
@@ -192,15 +197,15 @@ def time_code(when: When | Sequence[When], batch: int = 1, *, reading: str = "do
 
     A date without an hour counts as noon.
     """
-    _check_reading(reading)
-    return torch.tensor([_time_row(_parse_when(w), reading) for w in _per_chip("when", when, batch)])
+    check_reading(reading)
+    return torch.tensor([_time_row(_parse_when(w), reading) for w in per_chip("when", when, batch)])
 
 
 def latlon_code(lat, lon, batch: int = 1, *, reading: str = "documented") -> Tensor:
     """[B, 4]: sin lat, cos lat, sin lon, cos lon, from degrees; None gives zeros."""
-    _check_reading(reading)
+    check_reading(reading)
     rows = []
-    for one_lat, one_lon in zip(_per_chip("lat", lat, batch), _per_chip("lon", lon, batch), strict=True):
+    for one_lat, one_lon in zip(per_chip("lat", lat, batch), per_chip("lon", lon, batch), strict=True):
         if one_lat is None and one_lon is None:
             rows.append([0.0] * 4)
             continue
@@ -243,7 +248,8 @@ def _parse_when(when: When) -> datetime | None:
     return parsed if len(text) > 10 else parsed.replace(hour=12)
 
 
-def _per_chip(name: str, value, batch: int) -> list:
+def per_chip(name: str, value, batch: int) -> list:
+    """A value for each chip of the batch, from one for all or one each."""
     if hasattr(value, "to_numpy"):  # a column of a table, a coordinate of an xarray
         value = value.to_numpy()
     if isinstance(value, np.ndarray) and value.dtype.kind == "M":
@@ -261,6 +267,9 @@ def _per_chip(name: str, value, batch: int) -> list:
     return values
 
 
-def _check_reading(reading: str) -> None:
+_per_chip = per_chip
+
+
+def check_reading(reading: str) -> None:
     if reading not in READINGS:
         raise ContractError("reading", found=repr(reading), expected=f"one of {READINGS}", cause="a misspelling")

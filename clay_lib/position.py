@@ -10,6 +10,9 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from clay_lib.contract import ContractError
+
+LADDERS = ("released", "geometric")
 TEMPERATURE = 10_000.0
 METADATA = 8  # time (4) and latlon (4)
 
@@ -24,9 +27,13 @@ def frequencies(count: int, gsd: float | Tensor, *, ladder: str = "released", de
     o = torch.arange(count, device=device) / (count - 1)
     if ladder == "released":
         return 1.0 / TEMPERATURE ** (2 * o / (4 * count)) * gsd
-    if ladder == "geometric":
-        return 1.0 / TEMPERATURE**o * gsd
-    raise ValueError(f"ladder is {ladder!r}; 'released' or 'geometric' were expected")
+    check_ladder(ladder)
+    return 1.0 / TEMPERATURE**o * gsd
+
+
+def check_ladder(ladder: str) -> None:
+    if ladder not in LADDERS:
+        raise ContractError("ladder", found=repr(ladder), expected=f"one of {LADDERS}", cause="a misspelling")
 
 
 def grid_code(h: int, w: int, dim: int, gsd: float | Tensor, *, ladder: str = "released", device=None) -> Tensor:

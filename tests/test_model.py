@@ -231,7 +231,7 @@ class TestFrontDoor:
         ],
     )
     def test_wrong_input_says_which_and_why(self, change, field):
-        call = {"pixels": np.zeros((10, 16, 16)), "sensor": "sentinel-2-l2a"} | change
+        call = {"pixels": self.pixels[0], "sensor": "sentinel-2-l2a"} | change
         with pytest.raises(ContractError) as caught:
             self.clay.embed(**call)
         error = caught.value
