@@ -17,7 +17,9 @@ COMMANDS = {  # name: (module:function, what it does)
     "run": ("clay_lib.__main__:run", "run the notebooks with a profile's values and write the gallery"),
     "check": ("clay_lib.contract_check:check", "tell whether a scene holds what its sensor's files hold"),
     "world": ("clay_lib.__main__:world", "write one chip of the mini-world as a GeoTIFF"),
+    "chips": ("clay_lib.store_commands:chips", "write a store of chips, of the mini-world or from scenes"),
     "bench": ("clay_lib.bench:bench", "time the mini-world, the encoder and a training step on this machine"),
+    "train": ("clay_lib.pretrain:train", "train a model by a configuration; the same command goes on after a kill"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 

@@ -1,19 +1,50 @@
-"""Batches: each of one sensor, the sensors in turn, short ones repeated up to the longest."""
+"""Batches: each of one sensor, the sensors in turn, short ones repeated up to the longest.
+
+Batches are counted through all epochs, and all that is drawn at random belongs to the number of a batch and to a chip's
+place in it. So a run can begin at any batch, and neither loading processes nor ranks change what is drawn.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import lightning as L
 import numpy as np
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clay_lib.chips import Chips
 from clay_lib.contract import ContractError
 from clay_lib.datacube import Datacube, make_datacube
+
+UP_DOWN, LEFT_RIGHT = 1, 2  # bits of Batch.flips
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of one batch: a chip gets the same ones whichever process asks for it.
+
+    Counted, not drawn in turn: SplitMix64 (Steele et al. 2014) of the batch's key, the chip's place and a number.
+    """
+
+    key: tuple[int, ...]  # of the batch
+    places: np.ndarray  # [B] each chip's place in the batch of all ranks together
+
+    def __call__(self, what: str, count: int) -> np.ndarray:
+        """[B, count] uniform in [0, 1), float32; `what` names a stream of its own."""
+        key = np.random.SeedSequence([*self.key, *what.encode()]).generate_state(1, np.uint64)
+        x = (self.places.astype(np.uint64)[:, None] << np.uint64(32)) + np.arange(1, count + 1, dtype=np.uint64)
+        x = key + x * np.uint64(0x9E3779B97F4A7C15)  # unsigned numbers wrap around, as they should
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return ((x ^ (x >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+
+    def batch(self, what: str, below: int) -> int:
+        """One whole number from 0 to below - 1 for all chips of the batch, on every rank."""
+        return int(np.random.default_rng([*self.key, *what.encode()]).integers(below))
 
 
 @dataclass(frozen=True)
@@ -23,50 +54,93 @@ class Batch:
     sensor: str
     cube: Datacube
     indices: np.ndarray  # [B]
+    flips: np.ndarray  # [B] uint8, UP_DOWN and LEFT_RIGHT
+    draws: Draws
+    targets: Tensor | None = None  # [B, teacher_dim] of the flipped chips, from a cache
 
     def to(self, device, dtype: torch.dtype | None = None) -> Batch:
-        return Batch(self.sensor, self.cube.to(device, dtype), self.indices)
+        targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
+        return replace(self, cube=self.cube.to(device, dtype), targets=targets)
+
+    def pin_memory(self) -> Batch:
+        targets = None if self.targets is None else self.targets.pin_memory()
+        return replace(self, cube=self.cube.with_pixels(self.cube.pixels.pin_memory()), targets=targets)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which chips a batch holds, and the seed of its augmentation: all that a loading process needs to know."""
+    """Which chips a batch holds, and what is drawn for them: all that a loading process needs to know."""
 
     sensor: str
     indices: np.ndarray  # [B]
-    seed: tuple[int, ...]
+    draws: Draws
+
+
+class Targets(Protocol):
+    """A cache of what a teacher says of chips."""
+
+    def lookup(self, sensor: str, hashes: np.ndarray, flips: np.ndarray) -> Tensor: ...
 
 
 class SensorBatches(Sampler[Plan]):
-    """Plans for one epoch; the same for the same seed and epoch. len() is the number of batches.
+    """Plans of the batches `span`, counted through all epochs, or of one epoch; the same for the same seed.
 
     Every rank draws the same order and takes its own share, so that all ranks see the same sensor at a step, take the
     same number of steps, and share no chip. Chips that do not fill a batch on every rank are filled up by repeats.
+    Without shuffling (validation) every epoch is the same and a sensor ends with its last chip.
     """
 
-    def __init__(self, sizes: Mapping[str, int], *, batch_size: int, seed: int = 0, shuffle: bool = True):
-        self.sizes, self.batch_size, self.seed, self.shuffle, self.epoch = dict(sizes), batch_size, seed, shuffle, 0
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        span: tuple[int, int] | None = None,
+    ):
+        self.sizes, self.batch_size, self.seed, self.shuffle = dict(sizes), batch_size, seed, shuffle
+        self.span, self.epoch = span, 0
         ready = distributed.is_available() and distributed.is_initialized()
         self.rank, self.ranks = (distributed.get_rank(), distributed.get_world_size()) if ready else (0, 1)
-        self.rounds = -(-max(self.sizes.values()) // (batch_size * self.ranks))
+        self.together = batch_size * self.ranks  # chips of a batch, of all ranks
+        rounds = [-(-size // self.together) for size in self.sizes.values()]
+        self.rounds = max(rounds)
+        own = [self.rounds] * len(rounds) if shuffle else rounds
+        turns = [(k, turn) for turn in range(self.rounds) for k in range(len(rounds)) if turn < own[k]]
+        self.turns = np.array(turns, np.int32)  # [batches of an epoch, (sensor, turn)]
+        self._orders: tuple[int, list[np.ndarray]] | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.turns)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.rounds * len(self.sizes)
+        return self.per_epoch if self.span is None else self.span[1] - self.span[0]
 
     def __iter__(self) -> Iterator[Plan]:
-        step = self.batch_size * self.ranks
-        orders = [self._order(k, size, self.rounds * step) for k, size in enumerate(self.sizes.values())]
-        for turn in range(self.rounds):
-            for k, sensor in enumerate(self.sizes):
-                mine = orders[k][turn * step : (turn + 1) * step][self.rank :: self.ranks]
-                yield Plan(sensor, mine, (self.seed, self.epoch, k, turn, self.rank))
+        first = self.epoch * self.per_epoch
+        for number in range(*(self.span or (first, first + self.per_epoch))):
+            yield self.plan(number)
 
-    def _order(self, sensor: int, size: int, length: int) -> np.ndarray:
-        """At least `length` indices: one permutation after the other, cut where they suffice."""
-        rng = np.random.default_rng([self.seed, self.epoch, sensor])
+    def plan(self, number: int) -> Plan:
+        """This rank's share of batch number `number`."""
+        epoch, within = divmod(number, self.per_epoch)
+        epoch = epoch if self.shuffle else 0
+        if self._orders is None or self._orders[0] != epoch:
+            self._orders = epoch, [self._order(epoch, k, n) for k, n in enumerate(self.sizes.values())]
+        k, turn = self.turns[within].tolist()
+        mine = slice(turn * self.together + self.rank, (turn + 1) * self.together, self.ranks)
+        places = self.rank + self.ranks * np.arange(self.batch_size)
+        return Plan(list(self.sizes)[k], self._orders[1][k][mine], Draws((self.seed, epoch, k, turn), places))
+
+    def _order(self, epoch: int, sensor: int, size: int) -> np.ndarray:
+        """Indices for all rounds: one permutation after the other, cut where they suffice."""
+        length = self.rounds * self.together
+        rng = np.random.default_rng([self.seed, epoch, sensor])
         turns = [rng.permutation(size) if self.shuffle else np.arange(size) for _ in range(-(-length // size))]
         return np.concatenate(turns)[:length]
 
@@ -74,47 +148,76 @@ class SensorBatches(Sampler[Plan]):
 class PlannedBatches(Dataset):
     """Plan -> Batch: chips read, augmented and normalised together, without a loop over them.
 
-    augment: each batch turned by a random quarter, each chip flipped at random; place and time of a fifth of the
-    samples zeroed, as in the release. crop: side in pixels of a window cut out of every chip, at random places while
-    augmenting and from the middle otherwise; None: whole chips.
+    augment: each chip flipped at random and, with turns, each batch turned by a random quarter; place and time of a
+    fifth of the samples zeroed, as in the release. crop: side in pixels of a window cut out of every chip, at random
+    places while augmenting and from the middle otherwise; None: whole chips. targets: what a teacher said of the whole
+    chips and their flips, so there are no windows and no turns with them.
     """
 
     def __init__(
-        self, chips: Mapping[str, Chips], *, augment: bool, crop: int | None = None, unknown_share: float = 0.2
+        self,
+        chips: Mapping[str, Chips],
+        *,
+        augment: bool,
+        crop: int | None = None,
+        turns: bool | None = None,
+        unknown_share: float = 0.2,
+        targets: Targets | None = None,
     ):
         self.chips, self.augment, self.crop, self.unknown_share = chips, augment, crop, unknown_share
+        self.turns, self.targets = (targets is None) if turns is None else turns, targets
+        if targets is not None and (crop is not None or self.turns):
+            raise ContractError(
+                "targets",
+                found=f"cached targets with crop={crop}, turns={self.turns}",
+                expected="crop=None and turns=None or False",
+                cause="a cache knows whole chips and their flips; cut the chips to size first, or use a live teacher",
+            )
+        self._hashes = {name: part.hashes for name, part in chips.items()} if targets is not None else {}
 
     def __getitem__(self, plan: Plan) -> Batch:
-        rng = np.random.default_rng(plan.seed)
-        chips = self.chips[plan.sensor][plan.indices]
-        cube = make_datacube(self._cropped(chips.pixels, rng), plan.sensor, **chips.place_and_time)
-        return Batch(plan.sensor, self._augmented(cube, rng) if self.augment else cube, plan.indices)
+        sensor, draws = plan.sensor, plan.draws
+        chips = self.chips[sensor][plan.indices]
+        pixels, flips = self._cropped(chips.pixels, draws), np.zeros(len(plan.indices), np.uint8)
+        if self.augment:
+            flips = (4 * draws("flips", 1)[:, 0]).astype(np.uint8)
+            pixels = self._turned(pixels, flips, draws)
+        cube = make_datacube(pixels, sensor, **chips.place_and_time)
+        if self.augment:
+            known = torch.from_numpy(draws("unknown", 1) >= self.unknown_share).float()
+            cube = replace(cube, time=cube.time * known, latlon=cube.latlon * known)
+        targets = None
+        if self.targets is not None:
+            targets = self.targets.lookup(sensor, self._hashes[sensor][plan.indices], flips)
+        return Batch(sensor, cube, plan.indices, flips, draws, targets)
 
-    def _cropped(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _cropped(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
         """[B, C, H, W] -> [B, C, crop, crop], another window for each chip."""
-        if self.crop is None:
-            return pixels
         B, _, H, W = pixels.shape
-        room = np.array([[H - self.crop], [W - self.crop]])
+        if self.crop is None or self.crop == H == W:
+            return pixels
+        room = np.array([H - self.crop, W - self.crop])
         if room.min() < 0:
             raise ContractError(
                 "crop", found=self.crop, expected=f"at most {min(H, W)}", cause="chips smaller than the window"
             )
-        top, left = rng.integers(0, room + 1, (2, B)) if self.augment else np.broadcast_to(room // 2, (2, B))
+        corners = (draws("window", 2) * (room + 1)).astype(int) if self.augment else np.tile(room // 2, (B, 1))
         windows = np.lib.stride_tricks.sliding_window_view(pixels, (self.crop, self.crop), axis=(2, 3))
-        return windows[np.arange(B), :, top, left]
+        return windows[np.arange(B), :, *corners.T]
 
-    def _augmented(self, cube: Datacube, rng: np.random.Generator) -> Datacube:
-        pixels = torch.rot90(cube.pixels, int(rng.integers(4)), dims=(2, 3))
-        for axis in (2, 3):
-            flipped = torch.from_numpy(rng.random(len(cube)) < 0.5)
-            pixels = torch.where(flipped[:, None, None, None], pixels.flip(axis), pixels)
-        known = torch.from_numpy((rng.random(len(cube)) >= self.unknown_share).astype(np.float32))[:, None]
-        return Datacube(pixels.contiguous(), cube.time * known, cube.latlon * known, cube.gsd, cube.waves)
+    def _turned(self, pixels: np.ndarray, flips: np.ndarray, draws: Draws) -> np.ndarray:
+        """[B, C, H, W] flipped chip by chip; with turns, the batch turned by a quarter first."""
+        pixels = np.rot90(pixels, draws.batch("turns", 4) if self.turns else 0, axes=(2, 3))
+        turned = np.empty_like(pixels, order="C")
+        for flip in range(4):
+            rows = slice(None, None, -1 if flip & UP_DOWN else 1)
+            columns = slice(None, None, -1 if flip & LEFT_RIGHT else 1)
+            turned[flips == flip] = pixels[flips == flip][..., rows, columns]
+        return turned
 
 
 class ClayDataModule(L.LightningDataModule):
-    """Training and validation chips by sensor."""
+    """Training and validation chips by sensor: any mapping of names to what has `Chips`' length, index and hashes."""
 
     def __init__(
         self,
@@ -126,7 +229,10 @@ class ClayDataModule(L.LightningDataModule):
         workers: int = 0,
         augment: bool = True,
         crop: int | None = None,
+        turns: bool | None = None,
         unknown_share: float = 0.2,
+        targets: Targets | None = None,
+        val_targets: Targets | None = None,
     ):
         super().__init__()
         empty = [name for name, chips in train.items() if len(chips) == 0]
@@ -139,16 +245,28 @@ class ClayDataModule(L.LightningDataModule):
             )
         self.train_chips, self.val_chips = dict(train), dict(val or {})
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        self.augment, self.crop, self.unknown_share = augment, crop, unknown_share
+        self.augment, self.targets, self.val_targets = augment, targets, val_targets
+        self.options = {"crop": crop, "turns": turns, "unknown_share": unknown_share}
+        self.span: tuple[int, int] | None = None  # batches of a run, counted through its epochs; None: one epoch
 
     def _loader(self, chips: Mapping[str, Chips], *, training: bool) -> DataLoader:
         sizes = {name: len(part) for name, part in chips.items()}
-        sampler = SensorBatches(sizes, batch_size=self.batch_size, seed=self.seed, shuffle=training)
-        augment = training and self.augment
-        data = PlannedBatches(chips, augment=augment, crop=self.crop, unknown_share=self.unknown_share)
+        span = self.span if training else None
+        sampler = SensorBatches(sizes, batch_size=self.batch_size, seed=self.seed, shuffle=training, span=span)
+        targets = self.targets if training else self.val_targets
+        data = PlannedBatches(chips, augment=training and self.augment, targets=targets, **self.options)
         return DataLoader(
-            data, sampler=sampler, batch_size=None, num_workers=self.workers, persistent_workers=self.workers > 0
+            data,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
+
+    def batches_per_epoch(self, ranks: int = 1) -> int:
+        """Batches that each of `ranks` processes takes in an epoch."""
+        return len(self.train_chips) * -(-max(map(len, self.train_chips.values())) // (self.batch_size * ranks))
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.train_chips, training=True)
@@ -157,4 +275,4 @@ class ClayDataModule(L.LightningDataModule):
         return self._loader(self.val_chips, training=False) if self.val_chips else []
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
+        return batch if device.type == "cpu" else batch.to(device)

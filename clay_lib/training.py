@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,18 +12,18 @@ from pathlib import Path
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR, LRScheduler
 
 from clay_lib.contract import ContractError
 from clay_lib.datacube import Datacube
-from clay_lib.datamodule import Batch, ClayDataModule
+from clay_lib.datamodule import Batch, ClayDataModule, Draws
 from clay_lib.loss import reconstruction_loss, representation_loss
 from clay_lib.model import Clay, ClayConfig, ClayMAE
+from clay_lib.resuming import Average, Checkpoints, Means, Metrics, newest_checkpoint, read_checkpoint
 from clay_lib.sensors import SENSORS
-from clay_lib.teacher import Teacher, teacher_view
+from clay_lib.teacher import teacher_view
 
 
 @dataclass(frozen=True)
@@ -46,35 +47,48 @@ class TrainSettings:
     drop_half_bands: float = 0.2  # share that loses half of them
     sensor_weights: Mapping[str, float] = field(default_factory=dict)  # factors on a sensor's loss; 1 where unnamed
     clip_gradient: float | None = None  # norm
+    accumulate: int = 1  # batches, of one sensor each, whose gradients make one step
+    ema_decay: float | None = None  # of an average of the weights, which then is what is validated and saved for use
+    compile: bool = False  # torch.compile
     max_steps: int = 1000
     seed: int = 0
 
 
-def drop_bands(cube: Datacube, *, drop_all: float, drop_half: float) -> Datacube:
+def drop_bands(cube: Datacube, draws: Draws, *, drop_all: float, drop_half: float) -> Datacube:
     """The input with bands zeroed in some samples of known place; the target stays the whole cube.
 
     A share drop_all of them loses every band, a share drop_half a random half (at least one band is kept).
     """
-    B, C = cube.pixels.shape[:2]
-    device = cube.pixels.device
-    draw = torch.rand(B, 1, device=device)
-    rank = torch.rand(B, C, device=device).argsort(dim=1)
+    C, device = cube.pixels.shape[1], cube.pixels.device
+    draw, ranks = (torch.from_numpy(draws(what, n)).to(device) for what, n in (("drop", 1), ("bands", C)))
     kept = torch.where(draw < drop_all, 0, torch.where(draw < drop_all + drop_half, (C + 1) // 2, C))
     known = cube.latlon.abs().sum(1, keepdim=True) > 0
-    keep = (rank < kept) | ~known
+    keep = (ranks.argsort(dim=1) < kept) | ~known
     return cube.with_pixels(cube.pixels * keep[:, :, None, None])
 
 
+class WarmRestarts(CosineAnnealingWarmRestarts):
+    """Torch's, with a minimum for each parameter group: eta_min_factor times the group's own first rate."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, t_0: int, t_mult: int, *, eta_min_factor: float):
+        self.eta_min_factor = eta_min_factor
+        super().__init__(optimizer, t_0, t_mult)
+
+    def get_lr(self) -> list[float]:
+        fall = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2  # 1 at the start of a cycle, 0 at its end
+        return [base * (self.eta_min_factor + (1 - self.eta_min_factor) * fall) for base in self.base_lrs]
+
+
 def schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> LRScheduler:
-    """The learning rate, stepped once a batch."""
+    """The learning rate, stepped once an optimiser step; each parameter group keeps its factor throughout."""
     if s.schedule == "warm_restarts":
-        return CosineAnnealingWarmRestarts(optimizer, s.t_0, s.t_mult, eta_min=s.eta_min_factor * s.lr)
+        return WarmRestarts(optimizer, s.t_0, s.t_mult, eta_min_factor=s.eta_min_factor)
     if s.schedule == "one_cycle":
 
         def factor(step: int) -> float:
             rise = (step + 1) / (s.warmup_steps + 1)
             done = (step - s.warmup_steps) / max(s.max_steps - s.warmup_steps, 1)
-            return min(rise, 0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * min(max(done, 0.0), 1.0)))))
+            return min(rise, 0.5 + 0.5 * math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
         return LambdaLR(optimizer, factor)
     raise ContractError(
@@ -82,10 +96,30 @@ def schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> LRScheduler:
     )
 
 
-class ClayModule(L.LightningModule):
-    """One training step of Clay. `teacher` is frozen and no submodule, so it is neither trained nor saved."""
+def ask(teacher: nn.Module, pixels: Tensor, sensor: str) -> Tensor:
+    """What a teacher says of normalised pixels [B, C, H, W], [B, teacher_dim].
 
-    def __init__(self, config: ClayConfig, settings: TrainSettings | None = None, teacher: Teacher | None = None):
+    A teacher is a module with `dim` that takes red, green and blue [B, 3, H, W]; one with `sees = "pixels"` takes all
+    bands as they are.
+    """
+    return teacher(pixels if getattr(teacher, "sees", "rgb") == "pixels" else teacher_view(pixels, SENSORS[sensor]))
+
+
+class ClayModule(L.LightningModule):
+    """One training step of Clay. `teacher` is frozen and no submodule, so it is neither trained nor saved.
+
+    cached: batches bring a teacher's targets with them. With neither, the loss is reconstruction alone and the
+    projection is left as it is.
+    """
+
+    def __init__(
+        self,
+        config: ClayConfig,
+        settings: TrainSettings | None = None,
+        teacher: nn.Module | None = None,
+        *,
+        cached: bool = False,
+    ):
         super().__init__()
         self.settings = settings or TrainSettings()
         self.model = ClayMAE(config)
@@ -97,53 +131,118 @@ class ClayModule(L.LightningModule):
                 cause="ClayConfig(teacher_dim=...) of another teacher",
             )
         self._teacher = [] if teacher is None else [teacher]  # in a list, where torch does not look for modules
+        self.model.proj.requires_grad_(teacher is not None or cached)
+        self.average = None if self.settings.ema_decay is None else Average(self.model, self.settings.ema_decay)
+        self.train_means, self.val_means = Means(), Means()
+        self.metrics: Metrics | None = None  # where rows go
+        self.log_every, self.per_epoch = 10, 1  # steps, batches
         self.save_hyperparameters({"config": asdict(config), "settings": _plain(asdict(self.settings))})
 
     def setup(self, stage: str) -> None:
-        self._teacher = [teacher.to(self.device) for teacher in self._teacher]
+        self._teacher = [teacher.to(self.device).requires_grad_(False).eval() for teacher in self._teacher]
 
     def losses(self, batch: Batch, *, training: bool) -> dict[str, Tensor]:
-        """loss, and its two parts before weighting; representation only with a teacher."""
+        """loss, and its two parts before weighting; representation only with a teacher or its cached targets."""
         s, cube = self.settings, batch.cube
-        seen = drop_bands(cube, drop_all=s.drop_all_bands, drop_half=s.drop_half_bands) if training else cube
-        out = self.model(seen)
+        P = self.model.config.patch_size
+        dropping = training and s.drop_all_bands + s.drop_half_bands > 0
+        seen = cube
+        if dropping:
+            seen = drop_bands(cube, batch.draws, drop_all=s.drop_all_bands, drop_half=s.drop_half_bands)
+        patches = math.prod(-(-side // P) for side in cube.pixels.shape[-2:])
+        noise = torch.from_numpy(batch.draws("mask", patches)).to(cube.pixels.device)
+        out = self.model(seen, noise=noise)
         parts = {
             "reconstruction": reconstruction_loss(
-                out.reconstruction,
-                cube.pixels,
-                out.encoded.mask,
-                patch_size=self.model.config.patch_size,
-                norm_pix_loss=s.norm_pix_loss,
+                out.reconstruction, cube.target, out.encoded.mask, patch_size=P, norm_pix_loss=s.norm_pix_loss
             )
         }
-        loss = parts["reconstruction"] if not self._teacher else s.reconstruction_weight * parts["reconstruction"]
-        if self._teacher:
-            target = self._teacher[0](teacher_view(cube.pixels, SENSORS[batch.sensor]))
-            parts["representation"] = representation_loss(out.representation, target)
-            loss = loss + s.representation_weight * parts["representation"]
+        loss = parts["reconstruction"]
+        target = batch.targets
+        if target is None and self._teacher:
+            target = ask(self._teacher[0], cube.pixels, batch.sensor)
+        if target is not None:
+            parts["representation"] = representation_loss(out.representation, target.to(out.representation.dtype))
+            loss = s.reconstruction_weight * loss + s.representation_weight * parts["representation"]
         return {"loss": s.sensor_weights.get(batch.sensor, 1.0) * loss, **parts}
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def on_train_start(self) -> None:
+        if self.average is not None:
+            self.average.weights = [w.to(self.device) for w in self.average.weights]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+        return -1 if self.trainer.should_stop else None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(batch, training=True)
-        self._log("train", batch, losses, on_step=True, on_epoch=False)
+        self.train_means.add({**losses, batch.sensor: losses["reconstruction"]})
+        self._rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         return losses["loss"]
 
-    def validation_step(self, batch: Batch, _: int) -> None:
-        self._log("val", batch, self.losses(batch, training=False), on_step=False, on_epoch=True)
+    def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.settings.accumulate:
+            return
+        step = self.trainer.global_step
+        if self.average is not None:
+            self.average.update(step)
+        if step % self.log_every == 0 or step == self.settings.max_steps:
+            means = self._row("train", self.train_means, lr=self._rate)
+            self.log("loss", means["train/loss"], prog_bar=True, logger=False, batch_size=len(batch.cube))
 
-    def _log(self, stage: str, batch: Batch, losses: dict[str, Tensor], **when: bool) -> None:
-        values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
-        values[f"{stage}/{batch.sensor}"] = losses["reconstruction"].detach()
-        self.log_dict(values, batch_size=len(batch.cube), sync_dist=stage == "val", **when)
-        self.log("loss", losses["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch.cube))
+    def on_validation_epoch_start(self) -> None:
+        if self.average is not None:
+            self.average.swap()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        losses = self.losses(batch, training=False)
+        self.val_means.add({**losses, batch.sensor: losses["reconstruction"]})
+
+    def on_validation_epoch_end(self) -> None:
+        if self.average is not None:
+            self.average.swap()
+        self._row("val", self.val_means)
+
+    def _row(self, stage: str, means: Means, **more: float) -> dict[str, float]:
+        """Write what was averaged since the last row; the same on all ranks."""
+        values = means.take(lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"), self.device)
+        step = self.trainer.global_step
+        row = {"epoch": step * self.settings.accumulate // self.per_epoch, **more}
+        row |= {f"{stage}/{name}": value for name, value in values.items()}
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            if self.metrics is not None:
+                self.metrics.write({"step": step, **row})
+            for logger in self.trainer.loggers:
+                logger.log_metrics(row, step)
+        return row
+
+    def kept(self) -> dict:
+        """What a checkpoint holds of this module: the weights to use, those to train on, and open means."""
+        live = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.average is None:
+            return {"state_dict": live, "live": None, "means": self.train_means.state()}
+        names = [f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad]
+        averaged = live | dict(zip(names, self.average.weights, strict=True))
+        return {"state_dict": averaged, "live": live, "means": self.train_means.state()}
+
+    def restore(self, saved: dict) -> None:
+        """Be as when `kept` was called."""
+        weights = {name.removeprefix("model."): tensor for name, tensor in saved["state_dict"].items()}
+        self.model.load_state_dict(weights)
+        if self.average is not None:
+            self.average = Average(self.model, self.average.decay)
+        if saved["live"] is not None:
+            live = {name.removeprefix("model."): tensor for name, tensor in saved["live"].items()}
+            self.model.load_state_dict(live)
+        self.train_means = Means(saved["means"])
 
     def configure_optimizers(self):
         s = self.settings
         factors = {"encoder.patch_embedding.": s.embedding_lr_factor, "decoder.embed_to_pixels.": s.head_lr_factor}
         groups = {factor: [] for factor in (1.0, *factors.values())}
         for name, parameter in self.model.named_parameters():
-            groups[next((f for part, f in factors.items() if name.startswith(part)), 1.0)].append(parameter)
-        groups = [{"params": params, "lr": factor * s.lr} for factor, params in groups.items()]
+            if parameter.requires_grad:
+                groups[next((f for part, f in factors.items() if name.startswith(part)), 1.0)].append(parameter)
+        groups = [{"params": params, "lr": factor * s.lr} for factor, params in groups.items() if params]
         optimizer = torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay, betas=s.betas, fused=True)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule(optimizer, s), "interval": "step"}}
 
@@ -174,8 +273,11 @@ class Snapshots(L.Callback):
 @dataclass(frozen=True)
 class Trained:
     clay: Clay
-    history: pd.DataFrame  # one row a logged step: step, epoch, lr, train/..., val/...
-    checkpoint: Path  # Lightning's, to resume from and for Clay.load
+    history: pd.DataFrame  # one row a logged step or validation: step, epoch, lr, train/..., val/...
+    checkpoint: Path  # to go on from, and for Clay.load
+    steps: int  # done so far, over all starts of the run
+    seconds: float  # of training, over all starts of the run
+    signal: int | None = None  # that stopped it before its end
 
 
 def train(
@@ -184,56 +286,112 @@ def train(
     data: ClayDataModule,
     *,
     out: str | Path,
-    teacher: Teacher | None = None,
+    teacher: nn.Module | None = None,
     start: Clay | None = None,
-    resume: str | Path | None = None,
+    resume: str | Path | bool = False,
     accelerator: str = "auto",
+    devices: int | str | None = None,
     precision: str | None = None,
     progress: bool = True,
     log_every: int = 10,
+    check_val_every_n_epoch: int = 1,
+    val_every: int | None = None,
+    checkpoint_steps: int | None = None,
+    checkpoint_minutes: float | None = 5.0,
     callbacks: tuple[L.Callback, ...] = (),
     **trainer_options,
 ) -> Trained:
     """Train for settings.max_steps on the GPU, MPS or CPU that is found; the same seed gives the same CPU run twice.
 
-    Writes checkpoints and metrics.csv under `out`. start: a model of the same configuration whose weights are the first
-    ones. resume: a checkpoint of ours, to go on where it was. precision: bf16 on a GPU, float32 elsewhere, unless named.
+    Writes out/checkpoints/last.ckpt (and the one before it) and out/log/metrics.csv, a row every log_every steps: means
+    since the last row; `lr` is the rate that no factor changes. start: a model of the same configuration whose weights
+    are the first ones. resume: go on from the last checkpoint under `out` if there is one (True), or from this file;
+    a killed CPU run that goes on ends with the weights of one that was never killed, bit by bit. val_every: steps
+    between validations, instead of check_val_every_n_epoch. precision: bf16 on a GPU, float32 elsewhere, unless named.
+    trainer_options: Lightning's, such as num_nodes and strategy.
     """
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch, nothing a reader can mend
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements in a notebook
     L.seed_everything(settings.seed, verbose=False)
-    log_every = min(log_every, settings.max_steps)
-    module = ClayModule(config, settings, teacher)
-    if start is not None:
+    out, s = Path(out), settings
+    module = ClayModule(config, settings, teacher, cached=data.targets is not None)
+    module.log_every = min(log_every, s.max_steps)
+    saved = newest_checkpoint(out / "checkpoints") if resume is True else read_checkpoint(resume) if resume else None
+    done = 0
+    if saved is not None:
+        _check_same_run(saved["hyper_parameters"], dict(module.hparams))
+        module.restore(saved)
+        done = saved["step"]
+    elif start is not None:
         if start.model.config != config:
             raise ContractError("start", found=start.model.config, expected=config, cause="weights of another size")
         module.model.load_state_dict(start.model.state_dict())
-    if precision is None:
-        precision = "bf16-mixed" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "32-true"
-    keep = ModelCheckpoint(Path(out) / "checkpoints", filename="clay-{step}", save_last=True)
-    logger = CSVLogger(out, name=None, version="log")
+        module.restore(module.kept())
+    if s.compile:
+        module.model.compile()
+    keep = Checkpoints(out / "checkpoints", every_steps=checkpoint_steps, every_minutes=checkpoint_minutes, saved=saved)
     trainer = L.Trainer(
         accelerator=accelerator,
-        devices="auto" if torch.cuda.is_available() else 1,
-        precision=precision,
-        max_steps=settings.max_steps,
-        max_epochs=-1,
-        gradient_clip_val=settings.clip_gradient,
-        logger=logger,
-        callbacks=[keep, L.pytorch.callbacks.LearningRateMonitor("step"), *callbacks]
-        + ([TQDMProgressBar(refresh_rate=log_every)] if progress else []),
+        devices=devices or ("auto" if torch.cuda.is_available() else 1),
+        precision=precision or _precision(accelerator),
+        max_steps=s.max_steps,
+        max_epochs=1,  # to Lightning a run is one epoch of batches; ours are counted by the sampler
+        accumulate_grad_batches=s.accumulate,
+        gradient_clip_val=s.clip_gradient,
+        callbacks=[keep, *callbacks] + ([TQDMProgressBar(refresh_rate=module.log_every)] if progress else []),
         enable_progress_bar=progress,
+        enable_checkpointing=False,
         enable_model_summary=False,
-        log_every_n_steps=log_every,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
         use_distributed_sampler=False,  # SensorBatches shares the chips out among ranks itself
         deterministic="warn" if torch.cuda.is_available() else True,
-        **trainer_options,
+        **{"logger": False, **trainer_options},
     )
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
-    trainer.save_checkpoint(keep.last_model_path or Path(out) / "checkpoints" / "last.ckpt")
-    logger.save()
-    history = pd.read_csv(Path(logger.log_dir) / "metrics.csv").rename(columns={"lr-AdamW": "lr"})
-    return Trained(Clay(module.model.cpu()), history, Path(out) / "checkpoints" / "last.ckpt")
+    module.per_epoch = data.batches_per_epoch(trainer.world_size)
+    every = s.accumulate * val_every if val_every else check_val_every_n_epoch * module.per_epoch
+    trainer.val_check_interval = trainer.val_check_batch = every
+    if trainer.is_global_zero:
+        module.metrics = Metrics(out / "log" / "metrics.csv", keep=done if saved else None)
+    if done < s.max_steps:
+        data.span = (done * s.accumulate, s.max_steps * s.accumulate)
+        _begin_at(trainer, done, s.accumulate)
+        try:
+            trainer.fit(module, datamodule=data)
+        finally:
+            data.span = None
+    if module.average is not None:
+        module.average.swap()
+    history = pd.read_csv(out / "log" / "metrics.csv")
+    steps = max(done, trainer.global_step)
+    return Trained(Clay(module.model.cpu()), history, keep.path, steps, keep.seconds, keep.signal)
+
+
+def _begin_at(trainer: L.Trainer, step: int, accumulate: int) -> None:
+    """Let Lightning count on from a step. It then need not restore its loops, which mid-epoch skips validations."""
+    loop = trainer.fit_loop.epoch_loop
+    done = loop.automatic_optimization.optim_progress.optimizer.step.total
+    done.ready = done.completed = loop._batches_that_stepped = step
+    batches = loop.batch_progress.total
+    batches.ready = batches.started = batches.processed = batches.completed = step * accumulate
+
+
+def _check_same_run(old: dict, new: dict) -> None:
+    """A run goes on with the model and settings that it was begun with; only its end may move."""
+    for part in ("config", "settings"):
+        differs = [k for k in old[part].keys() | new[part].keys() if old[part].get(k) != new[part].get(k)]
+        differs = [k for k in differs if k != "max_steps"]
+        if differs:
+            raise ContractError(
+                "resume",
+                found=", ".join(f"{k} {new[part].get(k)}" for k in sorted(differs)),
+                expected=", ".join(f"{k} {old[part].get(k)}" for k in sorted(differs)) + ", as the run was begun",
+                cause="a changed configuration; write to another folder to begin anew",
+            )
+
+
+def _precision(accelerator: str) -> str:
+    return "bf16-mixed" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "32-true"
 
 
 def _plain(values: dict) -> dict:

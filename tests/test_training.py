@@ -8,7 +8,7 @@ import torch
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.chips import Chips
-from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
+from clay_lib.datamodule import ClayDataModule, Draws, PlannedBatches, SensorBatches
 from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view
 from clay_lib.training import ClayModule, TrainSettings, drop_bands, schedule, train
 
@@ -88,16 +88,15 @@ class TestBatches:
         chips = fake_chips("naip", 50, size=24)
         chips.pixels[:] = rows[:, None] * 100 + rows  # every pixel says where it was
         data = PlannedBatches({"naip": chips}, augment=True, crop=16)
-        cut = data._cropped(chips.pixels, np.random.default_rng(0))
+        cut = data._cropped(chips.pixels, Draws((0,), np.arange(50)))
         top, left = np.divmod(cut[:, 0, 0, 0], 100)
         assert cut.shape == (50, 4, 16, 16) and len({*zip(top, left, strict=True)}) > 20 and max(*top, *left) == 8
         assert (cut[:, 2, 15, 3] == cut[:, 0, 0, 0] + 1503).all()
-        middle = PlannedBatches({"naip": chips}, augment=False, crop=16)._cropped(
-            chips.pixels, np.random.default_rng(0)
-        )
+        draws = Draws((0,), np.arange(50))
+        middle = PlannedBatches({"naip": chips}, augment=False, crop=16)._cropped(chips.pixels, draws)
         assert (middle[:, 0, 0, 0] == 404).all()
         with pytest.raises(ContractError, match="crop"):
-            PlannedBatches({"naip": chips}, augment=False, crop=32)._cropped(chips.pixels, np.random.default_rng(0))
+            PlannedBatches({"naip": chips}, augment=False, crop=32)._cropped(chips.pixels, draws)
 
     def test_nothing_to_train_on(self):
         with pytest.raises(ContractError, match="train"):
@@ -132,7 +131,7 @@ class TestSettings:
             next(iter(SensorBatches({"naip": 3000}, batch_size=3000)))
         ]
         cube = batch.cube.with_pixels(torch.ones_like(batch.cube.pixels))
-        kept = drop_bands(cube, drop_all=0.1, drop_half=0.2).pixels[:, :, 0, 0].sum(1)
+        kept = drop_bands(cube, batch.draws, drop_all=0.1, drop_half=0.2).pixels[:, :, 0, 0].sum(1)
         known = cube.latlon.abs().sum(1) > 0
         assert (kept[~known] == 4).all()
         share = {n: float((kept[known] == n).float().mean()) for n in (0, 2, 4)}
