@@ -20,6 +20,8 @@ COMMANDS = {  # name: (module:function, what it does)
     "chips": ("clay_lib.store_commands:chips", "write a store of chips, of the mini-world or from scenes"),
     "bench": ("clay_lib.bench:bench", "time the mini-world, the encoder and a training step on this machine"),
     "train": ("clay_lib.pretrain:train", "train a model by a configuration; the same command goes on after a kill"),
+    "convert": ("clay_lib.convert:convert", "write a checkpoint's encoder or whole model as safetensors"),
+    "bench-load": ("clay_lib.bench_loading:bench_load", "time the loading of weights and measure its memory"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 
@@ -141,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     """0: done. 1: a notebook failed. 2: wrong input, told in one line on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        lines = "".join(f"  {name:<10}{what}\n" for name, (_, what) in COMMANDS.items())
+        lines = "".join(f"  {name:<12}{what}\n" for name, (_, what) in COMMANDS.items())
         print(f"usage: clay COMMAND [options]\n\n{lines}\nclay COMMAND --help tells its options.")
         return 0
     try:
