@@ -16,8 +16,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DEV = PROJECT["optional-dependencies"]["dev"]
-DIRECT = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"] + DEV)}
+NAMED = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+DIRECT = {canonicalize_name(r.name): r for r in map(Requirement, NAMED) if r.name != PROJECT["name"]}
 CONSTRAINTS = [s for line in (ROOT / "constraints.txt").read_text().splitlines() if (s := line.split("#")[0].strip())]
 
 
