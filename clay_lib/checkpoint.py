@@ -22,12 +22,13 @@ SIZES = ("tiny", "small", "base", "large")  # as released
 SHAPED = {"dim", "depth", "mlp_ratio", "decoder_dim", "decoder_depth", "decoder_mlp_ratio", "patch_size", "teacher_dim"}
 
 
-def load_model(path: str | Path, **changes) -> ClayMAE:
-    """A model in float32 from a released or own .ckpt, from .safetensors, or from "hub:owner/name/path/in/repository".
+def load_model(path: str | Path, *, dtype: torch.dtype | None = None, **changes) -> ClayMAE:
+    """A model from a released or own .ckpt, from .safetensors, or from "hub:owner/name/path/in/repository".
 
     The whole model, or the encoder alone (names with or without `model.` and `encoder.`). Only the model's own tensors
     are read from the file, one after another; afterwards the model no longer needs it.
 
+    dtype: of the model, float32 unless named, whatever the file's is.
     changes: values of ClayConfig that no shape tells: heads, dim_head and their decoder_ forms, ladder, mask_ratio.
     Heads are needed for a file that neither says its configuration nor has a released size.
     Raises ContractError that says what the file is instead, or lists every missing, unexpected and wrongly shaped
@@ -35,7 +36,8 @@ def load_model(path: str | Path, **changes) -> ClayMAE:
     """
     file = file_of(path)
     model, names = matched(file, changes)
-    model.load_state_dict({own: file.copy(name, torch.float32) for own, name in names.items()}, assign=True)
+    state = {own: file.copy(name, dtype or torch.float32) for own, name in names.items()}
+    model.load_state_dict(state, assign=True)
     return model.eval()
 
 
@@ -128,11 +130,15 @@ def _set_heads(values: dict, part: str, changes: Mapping) -> None:
             expected=f"load(path, {part}heads=...)",
             cause="shapes do not tell into how many heads the attention is cut",
         )
-    heads, dim_head = heads or width // dim_head, dim_head or width // heads
+    given = [count for count in (heads, dim_head) if count is not None]
+    if all(isinstance(count, int) and count > 0 for count in given):
+        heads, dim_head = heads or width // dim_head, dim_head or width // heads
+    else:
+        heads = dim_head = 0
     if heads * dim_head != width:
         raise ContractError(
             f"{part}heads",
-            found=f"{heads} heads of {dim_head}",
+            found=f"{part}heads={changes.get(f'{part}heads')}, {part}dim_head={changes.get(f'{part}dim_head')}",
             expected=f"a product of {width}, as the tensors have it",
             cause="the heads of another model",
         )
