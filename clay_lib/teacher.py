@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from clay_lib.contract import ContractError
 from clay_lib.sensors import Sensor
+from clay_lib.textures import TextureTeacher, texture_teacher
 
 RELEASED = "facebook/dinov2-with-registers-large"
 
@@ -72,6 +73,14 @@ def stand_in_teacher(*, size: int = 56, seed: int = 0) -> Teacher:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Teacher(Dinov2WithRegistersModel(config), size=size, stand_in=True)
+
+
+def named_teacher(name: str = RELEASED, *, size: int | None = None) -> Teacher | TextureTeacher:
+    """A teacher by one word: "textures", "stand-in", or what `load_teacher` takes. size: None for the teacher's own."""
+    make = {"textures": texture_teacher, "stand-in": stand_in_teacher}.get(
+        name, lambda **own: load_teacher(name, **own)
+    )
+    return make() if size is None else make(size=size)
 
 
 def teacher_view(pixels: Tensor, sensor: Sensor) -> Tensor:
