@@ -78,6 +78,48 @@ class Sensor:
         if self.rgb:
             self.indices(self.rgb)
 
+    @classmethod
+    def custom(
+        cls,
+        wavelengths: Mapping[str, float] | Sequence[float],
+        *,
+        gsd: float,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        pixels: np.ndarray | None = None,
+        name: str = "custom",
+        **rest,
+    ) -> Sensor:
+        """A sensor that is not in the registry, from its wavelengths (um, {band: wavelength} or a list) and statistics.
+
+        mean, std: of the native numbers, one a band; or pixels [..., C, H, W] to measure them on, NaN left out: many
+        images of different land, since one image would be normalised by itself. rest: rgb, what, decibel.
+
+        >>> doves = Sensor.custom({"blue": 0.49, "green": 0.565, "red": 0.665, "nir": 0.865}, gsd=3, pixels=images)
+        """
+        if not isinstance(wavelengths, Mapping):
+            wavelengths = {f"band{k}": wave for k, wave in enumerate(wavelengths, start=1)}
+        C = len(wavelengths)
+        if pixels is not None:
+            pixels = np.asarray(pixels)
+            if pixels.ndim < 3 or pixels.shape[-3] != C:
+                raise ContractError(
+                    "pixels", found=f"shape {pixels.shape}", expected=f"[..., {C}, H, W]", cause="bands last, or others"
+                )
+            values = np.moveaxis(pixels.astype(np.float64), -3, 0).reshape(C, -1)
+            values = to_decibel(values) if rest.get("decibel") else values
+            mean = np.nanmean(values, axis=1) if mean is None else mean
+            std = np.nanstd(values, axis=1) if std is None else std
+        if mean is None or std is None or not len(mean) == len(std) == C:
+            raise ContractError(
+                "mean, std",
+                found=[None if v is None else f"{len(v)} numbers" for v in (mean, std)],
+                expected=f"{C} each, one a band, or pixels to measure them on",
+                cause="statistics of other bands, or none at all",
+            )
+        bands = [Band(*row) for row in zip(wavelengths, wavelengths.values(), mean, std, strict=True)]
+        return cls(name, tuple(bands), gsd, **rest)
+
     @property
     def band_names(self) -> tuple[str, ...]:
         return tuple(band.name for band in self.bands)

@@ -43,7 +43,7 @@ def pixels_of(bits: int) -> np.ndarray:
     return np.kron(patches, np.ones((P, P), bool))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(bits=patch_masks, seed=st.integers(0, 9))
 def test_a_patch_with_a_hole_is_left_out_of_the_sequence(bits, seed):
     """The same tokens as the encoder gives when it is handed the other patches alone, by hand."""
@@ -68,7 +68,7 @@ def test_a_patch_with_a_hole_is_left_out_of_the_sequence(bits, seed):
     same(out.mean[0], expected[1:].mean(0))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 99),
     share=st.floats(0, 0.9),
@@ -99,7 +99,7 @@ def test_what_lies_under_a_hole_never_matters(seed, share, H, W, each_band, min_
         assert torch.equal(a.encoded.tokens, b.encoded.tokens) and torch.equal(a.reconstruction, b.reconstruction)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(down=st.integers(0, 9), right=st.integers(0, 9), h=st.integers(1, 4), w=st.integers(1, 4))
 def test_a_frame_of_nothing_below_and_right_changes_nothing(down, right, h, w):
     pixels = image(H=P * h, W=P * w)
@@ -111,7 +111,7 @@ def test_a_frame_of_nothing_below_and_right_changes_nothing(down, right, h, w):
     assert int(b.valid.sum()) == h * w
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(masks=st.lists(patch_masks, min_size=2, max_size=4), ratio=st.sampled_from([0.0, 0.5, 0.75]))
 def test_a_batch_gives_what_each_chip_gives_alone(masks, ratio):
     pixels = image(B=len(masks))
