@@ -20,7 +20,7 @@ def batches(chips: Chips, size: int):
 
 
 def embed_chips(clay: Clay, chips: Chips, *, batch_size: int = 64, **reading) -> dict[str, np.ndarray]:
-    """{"class token": [N, D], "patch mean": [N, D]} with nothing masked, float32.
+    """{"class token": [N, D], "patch mean" of the valid ones: [N, D]} with nothing masked, float32.
 
     reading: what `Clay.embed` takes besides place and date, for chips cut from a file: bands, gsd, in_decibel.
     """
@@ -28,7 +28,7 @@ def embed_chips(clay: Clay, chips: Chips, *, batch_size: int = 64, **reading) ->
     made = [clay.embed(part.pixels, chips.sensor, **part.place_and_time, **reading) for part in parts]
     return {
         "class token": np.concatenate([out.chip.cpu().numpy() for out in made]),
-        "patch mean": np.concatenate([out.patches.mean((1, 2)).cpu().numpy() for out in made]),
+        "patch mean": np.concatenate([out.mean.cpu().numpy() for out in made]),
     }
 
 
@@ -49,7 +49,9 @@ def reconstruction_scores(
         out = clay.model(cube, mask_ratio=mask_ratio, generator=generator)
         layout = {"grid": out.encoded.grid, "patch_size": clay.model.config.patch_size, "size": cube.pixels.shape[-2:]}
         hidden = mask_of(out.encoded.mask, **layout)  # [B, 1, H, W]
-        guess = (cube.pixels * (1 - hidden)).sum((2, 3), keepdim=True) / (1 - hidden).sum((2, 3), keepdim=True)
+        measured = 1.0 if cube.valid is None else cube.valid.float()  # holes are neither guessed from nor scored
+        hidden, shown = hidden * measured, (1 - hidden) * measured
+        guess = (cube.pixels * shown).sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True).clamp(min=1)
         for k, rebuilt in enumerate((image_of(out.reconstruction, **layout), guess)):
             error = ((rebuilt - cube.pixels).abs() * hidden).sum((2, 3)) / hidden.sum((2, 3)).clamp(min=1)
             sums[k] += error.sum(0).cpu()

@@ -185,7 +185,7 @@ class Clay:
         """
         from clay_lib.checkpoint import load_model
 
-        return cls(load_model(path, **changes).to(device=device, dtype=dtype), reading=reading)
+        return cls(load_model(path, dtype=dtype, **changes).to(device), reading=reading)
 
     @classmethod
     def random(cls, config: ClayConfig, *, seed: int = 0) -> Clay:
