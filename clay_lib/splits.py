@@ -53,6 +53,21 @@ def split_by_blocks(blocks, fractions: Sequence[float] = (0.7, 0.3), seed: int =
     return tuple(np.flatnonzero(owner[member] == split) for split in range(len(fractions)))
 
 
+def block_split(lat, lon, degrees: float, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0) -> np.ndarray:
+    """[N] "train", "val" or "test" by the block that a place lies in, whatever other places there are or come later.
+
+    For sets that grow: a block's side is drawn from its number alone, so the fractions hold only on average.
+    """
+    fractions = _fractions(fractions)
+    if len(fractions) != 3:
+        raise ContractError(
+            "fractions", found=fractions, expected="train, val, test", cause="one share too few or many"
+        )
+    names, member = np.unique(spatial_blocks(lat, lon, degrees), return_inverse=True)
+    drawn = np.array([np.random.default_rng([seed, int(block)]).random() for block in names])
+    return np.array(["train", "val", "test"])[np.searchsorted(np.cumsum(fractions)[:-1], drawn, side="right")][member]
+
+
 def random_split(n: int, fractions: Sequence[float] = (0.7, 0.3), seed: int = 0) -> tuple[np.ndarray, ...]:
     """Sorted index arrays, one per fraction, chip by chip: neighbours fall on both sides, which flatters a score.
 

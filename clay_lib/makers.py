@@ -1,0 +1,286 @@
+"""What chips are made from: the mini-world, sampled by land cover, and scenes of one's own."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from clay_lib.chips import Chips, _world, _world_version
+from clay_lib.contract import ContractError
+from clay_lib.sampling import LAND_TILES, RELEASED, cover_fractions, sample_tiles
+from clay_lib.sensors import SENSORS
+from clay_lib.writer import Made
+
+TILE = 6000.0  # m, side of a tile of the mini-world: its chips keep away from the borders of the splits' blocks
+METRES_PER_DEGREE = 111_320.0
+
+
+@dataclass(frozen=True)
+class WorldMaker:
+    """`count` chips of the mini-world: tiles sampled by land cover as the release was, places in them, dates of each.
+
+    All sensors of one seed and split see the same places on the same dates.
+    """
+
+    sensor: str
+    count: int
+    size: int = 128
+    split: str = "train"
+    seed: int = 0
+    places: int = 4  # in a tile
+    dates: int = 2  # of a place
+    cloud_cover: float = 0.0
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def recipe(self) -> str:
+        spec = [self.seed, self.split, self.places, self.dates, self.cloud_cover, _world_version(), _source_version()]
+        return f"world{self.seed}-{self.split}-{_short_hash(spec)}"
+
+    def part(self, numbers: range) -> Callable[[], Made]:
+        looks = _looks(self.count, self.split, self.seed, self.places, self.dates)
+        return partial(_observe_world, self, [looks[n] for n in numbers])
+
+
+def world_tiles(seed: int, split: str, turn: int, candidates: int = 3000):
+    """Some hundred random tiles of a split, TILE metres a side, with the fractions of their land cover; no open sea."""
+    import geopandas
+    import shapely
+
+    world = _world(seed)
+    lat, lon = world.scatter(split, turn, candidates)
+    steps = (np.arange(8) + 0.5) / 8 * TILE - TILE / 2
+    north, east = (d.ravel() / METRES_PER_DEGREE for d in np.meshgrid(steps, steps, indexing="ij"))
+    narrow = np.cos(np.radians(lat))
+    cover = cover_fractions(world.land_cover(lat[:, None] + north, lon[:, None] + east / narrow[:, None]))
+    high, wide = TILE / 2 / METRES_PER_DEGREE, TILE / 2 / METRES_PER_DEGREE / narrow
+    boxes = shapely.box(lon - wide, lat - high, lon + wide, lat + high)
+    tiles = geopandas.GeoDataFrame({"lat": lat, "lon": lon, **cover}, geometry=boxes, crs="EPSG:4326")
+    return tiles[tiles["cover_80"] < 0.98]
+
+
+@lru_cache(maxsize=4)
+def _looks(count: int, split: str, seed: int, places: int, dates: int) -> list[tuple[float, float, str]]:
+    """Lat, lon and date of the first `count` chips. One place of every tile comes before the second place of any."""
+    looks: list[tuple[float, float, str]] = []
+    for turn in range(count):
+        if len(looks) >= count:
+            break
+        tiles = world_tiles(seed, split, turn)
+        chosen = sample_tiles(tiles, RELEASED, seed=seed * 1009 + turn, scale=len(tiles) / LAND_TILES)
+        rng = np.random.default_rng([seed, turn, *split.encode()])
+        chosen = chosen.iloc[rng.permutation(len(chosen))]
+        lat, lon = chosen["lat"].to_numpy(), chosen["lon"].to_numpy()
+        reach = TILE / 2 / METRES_PER_DEGREE
+        for _ in range(places):
+            here = lat + rng.uniform(-reach, reach, len(lat))
+            there = lon + rng.uniform(-reach, reach, len(lat)) / np.cos(np.radians(lat))
+            for _ in range(dates):
+                days = rng.integers(0, 6 * 365, len(lat)).astype("timedelta64[D]")
+                when = np.datetime_as_string(np.datetime64("2018-01-01T10:30") + days, unit="m")
+                looks += zip(here.round(5).tolist(), there.round(5).tolist(), when.tolist(), strict=True)
+    return looks[:count]
+
+
+def _observe_world(maker: WorldMaker, looks: Sequence[tuple[float, float, str]]) -> Made:
+    from clay_lib.miniworld import Place
+
+    seen = [
+        _world(maker.seed).observe(Place(lat, lon), maker.sensor, when, maker.size, maker.cloud_cover)
+        for lat, lon, when in looks
+    ]
+    lat, lon, when = (np.array(column) for column in zip(*looks, strict=True))
+    chips = Chips(maker.sensor, np.stack([s.pixels for s in seen]), np.stack([s.labels for s in seen]), lat, lon, when)
+    footprints = [footprint(s.crs, s.transform, maker.size, maker.size) for s in seen]
+    return Made(chips, footprints, [maker.split] * len(looks), f"mini-world {maker.seed}")
+
+
+@dataclass(frozen=True)
+class SceneMaker:
+    """A scene cut into chips, row by row. Left out: windows with too little measured, and those across two splits.
+
+    path: a raster, or a folder of single-band files of one scene. when: None reads a date in the file's name. degrees: side of the blocks of the split.
+    """
+
+    path: str
+    sensor: str
+    size: int = 128
+    when: str | None = None
+    max_missing: float = 0.05  # share of values
+    degrees: float = 0.1
+    scale: float = 1.0
+    offset: float = 0.0
+    seed: int = 0
+    shape: tuple[int, int] = field(init=False)  # rows and columns of chips
+
+    def __post_init__(self):
+        height, width, _ = max(map(_shape, self.files))  # coarser bands are read on the finest grid
+        object.__setattr__(self, "shape", (height // self.size, width // self.size))
+        if self.when is None:
+            object.__setattr__(self, "when", date_in_name(self.files[0].name))
+
+    def __len__(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def files(self) -> list[Path]:
+        return _rasters(Path(self.path)) if Path(self.path).is_dir() else [Path(self.path)]
+
+    @property
+    def source(self) -> str:
+        return Path(self.path).name
+
+    @property
+    def recipe(self) -> str:
+        files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
+        spec = [files, self.when, self.max_missing, self.degrees, self.scale, self.offset, self.seed, _source_version()]
+        return f"{re.sub('[^A-Za-z0-9_.]+', '_', self.source)[:60]}-{_short_hash(spec)}"
+
+    def part(self, numbers: range) -> Callable[[], Made | None]:
+        return partial(_cut_scene, self, numbers)
+
+
+def _cut_scene(maker: SceneMaker, numbers: range) -> Made | None:
+    from clay_lib.scenes import read_scene
+
+    kept, footprints, splits = [], [], []
+    for n in numbers:
+        row, column = divmod(n, maker.shape[1])
+        window = (column * maker.size, row * maker.size, maker.size, maker.size)
+        scene = read_scene(
+            maker.path, maker.sensor, window=window, when=maker.when, scale=maker.scale, offset=maker.offset
+        )
+        if scene.bands != SENSORS[maker.sensor].band_names:
+            raise ContractError(
+                "bands",
+                found=f"{scene.bands} in {scene.path}",
+                expected=f"all of {maker.sensor}: {SENSORS[maker.sensor].band_names}",
+                cause="chips hold every band of their sensor, so that they can be batched",
+            )
+        shape = footprint(scene.crs, scene.transform, maker.size, maker.size)
+        split = _split_of(maker, shape)
+        if split is None or scene.missing.mean() > maker.max_missing or not scene.valid.any():
+            continue
+        pixels = scene.filled() if scene.missing.any() else scene.pixels
+        pixels = 10.0 ** (pixels.astype(np.float64) / 10) if scene.in_decibel else pixels
+        kept.append((pixels, _or_nan(scene.lat), _or_nan(scene.lon), scene.when or ""))
+        footprints.append(shape)
+        splits.append(split)
+    if not kept:
+        return None
+    pixels, lat, lon, when = (np.stack(column) for column in zip(*kept, strict=True))
+    labels = np.zeros((len(pixels), maker.size, maker.size), np.uint8)  # 0: unknown
+    return Made(Chips(maker.sensor, pixels, labels, lat, lon, when), footprints, splits, maker.source)
+
+
+def _split_of(maker: SceneMaker, shape) -> str | None:
+    """The split of a window's block; None if its corners lie in blocks of two splits. Without a place: by the name."""
+    from clay_lib.splits import block_split
+
+    if shape is None:
+        lat, lon = [0.0], [int(_short_hash(maker.source), 16) % 360 - 180.0]
+    else:
+        import shapely
+
+        lon, lat = shapely.get_coordinates(shape).T
+    splits = set(block_split(lat, lon, maker.degrees, seed=maker.seed).tolist())
+    return splits.pop() if len(splits) == 1 else None
+
+
+def footprint(crs: str | None, transform: Sequence[float] | None, height: int, width: int):
+    """The outline of a raster in WGS84, in two pieces across the antimeridian; None if it is nowhere."""
+    import shapely
+    from shapely.affinity import translate
+
+    if crs is None or transform is None:
+        return None
+    a, b, c, d, e, f = tuple(transform)[:6]
+    columns, rows = np.array([0, width, width, 0]), np.array([0, 0, height, height])
+    lon, lat = _to_degrees(crs).transform(a * columns + b * rows + c, d * columns + e * rows + f)
+    if np.ptp(lon) < 180:
+        return shapely.Polygon(np.stack([lon, lat], 1))
+    whole = shapely.Polygon(np.stack([np.where(lon < 0, lon + 360, lon), lat], 1))
+    east, west = whole.intersection(shapely.box(0, -90, 180, 90)), whole.intersection(shapely.box(180, -90, 360, 90))
+    return shapely.MultiPolygon([east, translate(west, -360)])
+
+
+@lru_cache(maxsize=128)
+def _to_degrees(crs: str):
+    from pyproj import Transformer
+
+    return Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+
+
+def date_in_name(name: str) -> str | None:
+    """The first plausible date in a file's name: 20230610, 2023-06-10, 20230610T103021, or A2018185 (day of the year)."""
+    for year, rest, clock in re.findall(r"(?<!\d)((?:19|20)\d\d)(-\d\d-\d\d|\d{4}|\d{3})(T\d{6})?(?!\d)", name):
+        text = year + rest.replace("-", "")
+        try:
+            day = dt.datetime.strptime(
+                text + clock, ("%Y%j" if len(text) == 7 else "%Y%m%d") + ("T%H%M%S" if clock else "")
+            )
+        except ValueError:
+            continue
+        return day.isoformat() if clock else day.date().isoformat()
+    return None
+
+
+def scenes_in(path: str | Path, sensor: str, **options) -> list[SceneMaker]:
+    """A raster file, or a folder: of single-band files of one scene, or of such files and folders, a scene each."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return [SceneMaker(str(path), sensor, **options)]
+    files = _rasters(path)
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and _rasters(p))
+    if not files + folders:
+        raise ContractError("scenes", found=f"{path}, without rasters", expected="scenes", cause="another folder")
+    single = files and not folders and len(SENSORS[sensor].bands) > 1 and _shape(files[0])[2] == 1
+    return [SceneMaker(str(p), sensor, **options) for p in ([path] if single else files + folders)]
+
+
+def _rasters(folder: Path) -> list[Path]:
+    from clay_lib.scenes import RASTER_ENDINGS
+
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in RASTER_ENDINGS and not p.name.startswith("."))
+
+
+def _shape(path: Path) -> tuple[int, int, int]:
+    """(height, width, bands) of a raster."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as source:
+                return source.height, source.width, source.count
+    except RasterioError as error:
+        raise ContractError(
+            "scenes", found=str(error), expected="a raster that GDAL reads", cause="a misspelt path, or no image"
+        ) from None
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+@lru_cache(maxsize=1)
+def _source_version() -> str:
+    """Of the code that chooses places and cuts scenes."""
+    files = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("makers", "sampling")]
+    return hashlib.sha256(b"".join(files)).hexdigest()[:16]
+
+
+def _short_hash(spec) -> str:
+    return hashlib.sha256(json.dumps(spec, default=str).encode()).hexdigest()[:8]
