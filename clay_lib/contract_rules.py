@@ -13,6 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
+from clay_lib.contract_order import CAMERA_GAMMA, better_order, red_is_blue
 from clay_lib.sensors import POWER_FLOOR, Sensor
 
 FEW = 256  # pixels; fewer say nothing about constancy, dark pixels or order
@@ -36,12 +37,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """zero, one: native numbers of reflectance 0 and 1; floor: no median lies below; bits: of an aerial camera's file;
+    """zero, one: native numbers of reflectance 0 and 1; top: at the top of the atmosphere; floor: no median lies below; bits: of an aerial camera's file;
     since: first image, ISO date; lands: boxes (west, south, east, north) that all images lie in.
     """
 
     zero: float = 0.0
     one: float | None = None
+    top: bool = False
     floor: float = -1000.0
     bits: int | None = None
     since: str = ""
@@ -55,13 +57,13 @@ UNITED_STATES = ((-125.5, 24.0, -66.0, 49.5), (-180.0, 51.0, -129.0, 72.0), (-16
 FACTS = {
     "sentinel-2-l2a": Facts(one=10_000, since="2015-06-23"),
     "planetscope-sr": Facts(one=10_000, since="2014-01-09"),
-    "landsat-c2l1": Facts(5000, 55_000, 4000, since="2013-02-11", mend="native = (value + 0.1) / 0.00002"),
-    "landsat-c2l2-sr": Facts(7273, 43_636, 5500, since="1982-07-16", mend="native = (value + 0.2) / 0.0000275"),
+    "landsat-c2l1": Facts(5000, 55_000, True, 4000, since="2013-02-11", mend="native = (value + 0.1) / 0.00002"),
+    "landsat-c2l2-sr": Facts(7273, 43_636, False, 5500, since="1982-07-16", mend="native = (value + 0.2) / 0.0000275"),
     "naip": Facts(bits=8, since="2002-01-01", lands=UNITED_STATES, mend="multiply by 255"),
     "linz": Facts(bits=8, lands=((166.0, -48.0, 179.0, -34.0),), mend="multiply by 255"),
     "sentinel-1-rtc": Facts(since="2014-04-03"),
     "modis": Facts(one=10_000, since="1999-12-18"),
-    "satellogic-MSI-L1D": Facts(one=10_000, since="2016-05-30"),
+    "satellogic-MSI-L1D": Facts(one=10_000, top=True, since="2016-05-30"),
 }
 
 
@@ -134,16 +136,15 @@ def short(value: float) -> str:
 def of_images(e: Evidence) -> list[Finding]:
     """All that the numbers of an image give away; a finding about units silences what would only follow from it."""
     found = [*infinite(e)]
-    codes = np.isin(e.sample, CODES) | np.isinf(e.sample)
-    if codes.any() or e.low in CODES:
+    if not -900 < e.low <= e.high < 32767:  # where codes and infinities lie
         found += nodata_codes(e)
-        e = e.without(codes)
+        e = e.without(np.isin(e.sample, CODES) | np.isinf(e.sample))
     found += empty(e)
     live = (e.count > 0) & (e.percentiles[100] != e.percentiles[0]) | (e.percentiles[100] != 0)
     if not live.any():
         return found
     units = [*(radar(e) if e.sensor.decibel else optical(e))]
-    return found + (units or [f for rule in (negative, repeated, offset_kept, far_off) for f in rule(e)])
+    return found + (units or [f for rule in (negative, repeated, offset_kept, out_of_order, far_off) for f in rule(e)])
 
 
 # ---- missing ----
@@ -333,6 +334,37 @@ def repeated(e: Evidence) -> Iterator[Finding]:
                 "warning" if e.facts.bits else "error", "bands",
                 f"the same numbers in {e.names[i]} and {e.names[j]}, in every pixel", "a measurement of its own in each",
                 "one file read for two bands" + (", or a grey photograph" if e.facts.bits else ""),
+            )  # fmt: skip
+
+
+def out_of_order(e: Evidence) -> Iterator[Finding]:
+    facts, waves = e.facts, _waves(e)
+    if e.pixels < FEW or not (facts.one or facts.bits):
+        return
+    numbers = e.sample[:, ~np.isnan(e.sample).any(0)]
+    numbers = numbers[:, :: max(1, numbers.shape[1] // 1024)]
+    if facts.one:
+        reflectance = (numbers - facts.zero) / (facts.one - facts.zero)
+    else:
+        reflectance = 0.6 * np.clip(numbers / 255, 0, 1) ** CAMERA_GAMMA
+    order = None
+    if len(waves) > 3 and waves.max() > 0.74:
+        order = better_order(reflectance, waves, top=facts.top, camera=bool(facts.bits))
+    if order is not None:
+        true = dict(zip(order, e.names, strict=True))
+        yield Finding(
+            "warning", "bands", f"spectra like no land, water, snow or cloud for {', '.join(e.names)}",
+            "the bands in the order they are named in",
+            f"another order: {', '.join(true[i] for i in range(len(true)))} fits; hand that in as bands=[...]",
+        )  # fmt: skip
+    elif {"red", "green", "blue"} <= set(e.names):
+        if facts.top:
+            reflectance = reflectance - 0.05 * (waves[:, None] / 0.48) ** -4
+        picture = numbers if facts.bits else 255 * np.clip(reflectance / 0.6, 0, 1) ** (1 / CAMERA_GAMMA)
+        if red_is_blue(*(picture[e.names.index(name)] for name in ("red", "green", "blue"))):
+            yield Finding(
+                "warning", "bands", "what is bright is bluish, and red varies less than blue", "soil, sand and roofs: "
+                "warm, and red varying more", "red and blue are swapped (BGR)",
             )  # fmt: skip
 
 
