@@ -105,6 +105,8 @@ def _open_torch(path: Path) -> WeightFile:
     if "data.pkl" not in names or "constants.pkl" in names:
         what = "a TorchScript program" if "constants.pkl" in names else "a zip archive without a checkpoint in it"
         raise _not_weights(path, what, "another file of the same name; unpack it or save a state_dict")
+    if path.suffix == ".safetensors":  # by which torch.load, too, would take it for them
+        raise _not_weights(path, "a checkpoint of torch under another format's name", "renamed; call it .ckpt")
     with torch.serialization.safe_globals([(_Inert, name) for name in HARMLESS]):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
