@@ -52,8 +52,12 @@ class KernelGenerator(nn.Module):
         self.fc_bias = nn.Linear(WAVE_DIM, bias_size) if bias_size else None
 
     def forward(self, bands: Tensor) -> tuple[Tensor, Tensor | None]:
-        out = self.encoder(torch.cat([self.weight_tokens, bands, self.bias_token])[None])[0]
-        kernels = self.fc_weight(out[LATENT_TOKENS:-1] + bands)
+        tokens = torch.cat([self.weight_tokens, bands, self.bias_token])[None]
+        # Nobody reads what the layer makes of the latent tokens: they are attended to, and spared the rest.
+        layer, asked = self.encoder.layers[0], tokens[:, LATENT_TOKENS:]
+        out = layer.norm1(asked + layer.self_attn(asked, tokens, tokens, need_weights=False)[0])
+        out = layer.norm2(out + layer.linear2(F.gelu(layer.linear1(out))))[0]
+        kernels = self.fc_weight(out[:-1] + bands)
         return KERNEL_SCALE * kernels, None if self.fc_bias is None else self.fc_bias(out[-1])
 
 
@@ -89,10 +93,13 @@ class PatchEmbedding(_DynamicLayer):
         rows, bias = self.generate(waves)
         return rearrange(rows, "C (D p q) -> D C p q", D=self.dim, p=self.patch_size), bias
 
-    def forward(self, pixels: Tensor, waves: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, waves: Tensor, visible: Tensor | None = None) -> Tensor:
+        """visible [B, V]: embed these patches alone, in this order, [B, V, D]."""
         weight, bias = self.kernels(waves)
         # One matrix product over the pixels of a patch: the same numbers as a P-strided convolution, and faster.
         patches = rearrange(pixels, "B C (h p) (w q) -> B (h w) (C p q)", p=self.patch_size, q=self.patch_size)
+        if visible is not None:
+            patches = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[-1]))
         return F.linear(patches.to(weight.dtype), rearrange(weight, "D C p q -> D (C p q)"), bias)
 
 

@@ -165,18 +165,20 @@ class Encoder(nn.Module):
             valid = (share > 0) & (share >= check_share(min_valid) - 1e-6)
         pixels = pad_to_patches(pixels, self.patch_size)
         h, w = (side // self.patch_size for side in pixels.shape[-2:])
-        tokens = self.patch_embedding(pixels, cube.waves)
-        code = position_code(h, w, self.dim, cube.gsd, cube.time, cube.latlon, ladder=self.ladder)
-        tokens = tokens + code.to(tokens.dtype)
-
         masking = dict(mask_ratio=mask_ratio, shuffle=shuffle, generator=generator, noise=noise)
         if valid is None:
-            visible, masked, mask = random_mask(len(tokens), h * w, device=tokens.device, **masking)
+            visible, masked, mask = random_mask(len(pixels), h * w, device=pixels.device, **masking)
             seen = None
         else:
             visible, masked, mask, seen = mask_around_holes(valid, **masking)
+        code = position_code(h, w, self.dim, cube.gsd, cube.time, cube.latlon, ladder=self.ladder)
+        if valid is None and visible.shape[1] == h * w and not shuffle:  # all of them, in order
+            tokens = self.patch_embedding(pixels, cube.waves)
+        else:
+            tokens, code = self.patch_embedding(pixels, cube.waves, visible), take(code, visible)
+        tokens = tokens + code.to(tokens.dtype)
         class_token = repeat(self.cls_token, "1 1 D -> B 1 D", B=len(tokens)).to(tokens.dtype)
-        tokens = torch.cat([class_token, take(tokens, visible)], dim=1)
+        tokens = torch.cat([class_token, tokens], dim=1)
         tokens, wanted = self._transformed(tokens, seen, self._numbers(layers))
         return Encoded(tokens, visible, masked, mask, (h, w), valid, seen, wanted)
 

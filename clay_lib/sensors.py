@@ -169,7 +169,9 @@ class Sensor:
         values = pixels.astype(np.float32)
         if self.decibel and not in_decibel:
             values = to_decibel(values)
-        return (values - mean[:, None, None]) / std[:, None, None]
+        values -= mean[:, None, None]  # in place: `values` is ours
+        values /= std[:, None, None]
+        return values
 
     def denormalise(
         self, values: np.ndarray, bands: Sequence[str] | None = None, *, in_decibel: bool = False

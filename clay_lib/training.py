@@ -154,7 +154,12 @@ class ClayModule(L.LightningModule):
         out = self.model(seen, noise=noise)
         parts = {
             "reconstruction": reconstruction_loss(
-                out.reconstruction, cube.target, out.encoded.mask, patch_size=P, norm_pix_loss=s.norm_pix_loss
+                out.reconstruction,
+                cube.target,
+                out.encoded.mask,
+                patch_size=P,
+                norm_pix_loss=s.norm_pix_loss,
+                whole=cube.valid is None,
             )
         }
         loss = parts["reconstruction"]
