@@ -1,12 +1,9 @@
 """A store of chips: many more than fit into memory, read a batch at a time from a folder or from object storage.
 
-    zarr.json                                            a Zarr v3 group, so that any Zarr reader finds its way
-    SENSOR-SIZE/PART-SESSION/{pixels,labels}             arrays of one shard each, one chip a chunk
-    index/SENSOR-SIZE/PART.parquet                       GeoParquet, a row a chip: the part exists once this does
-    index.parquet                                        the same rows of many parts in one file, for a quick start
-
-Shards are read here rather than through zarr-python: it fetches a shard's table of contents anew for every chip, fills
-in zeros for what is missing, and takes 20 ms a chip; this takes a request a chip and names the shard that is damaged.
+zarr.json                                            a Zarr v3 group, so that any Zarr reader finds its way
+SENSOR-SIZE/PART-SESSION/{pixels,labels}             arrays of one shard each, one chip a chunk
+index/SENSOR-SIZE/PART.parquet                       GeoParquet, a row a chip: the part exists once this does
+index.parquet                                        the same rows of many parts in one file, for a quick start
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ import numpy as np
 
 from clay_lib.chips import Chips, content_hash
 from clay_lib.contract import ContractError
+from clay_lib.shards import Shards, filesystem, read_files
 
 if TYPE_CHECKING:
     import geopandas
@@ -40,24 +38,6 @@ class Damage:
     shard: str
     reason: str
     hashes: tuple[str, ...]
-
-
-def filesystem(url: str):
-    """(fsspec filesystem, root path) of a local folder or a URL such as s3://bucket/chips."""
-    import fsspec
-
-    try:
-        fs, root = fsspec.core.url_to_fs(str(url))
-    except (ValueError, ImportError) as error:
-        raise ContractError(
-            "url", found=url, expected="a folder, or a URL whose protocol fsspec knows", cause=str(error)
-        ) from None
-    return fs, root.rstrip("/")
-
-
-def read_files(fs, paths: Sequence[str]) -> list[bytes | Exception]:
-    """Whole files, fetched together where the filesystem can; unlike `fs.cat`, without reading patterns into names."""
-    return fs.cat_ranges(list(paths), None, None, on_error="return") if paths else []
 
 
 class ChipStore:
@@ -117,12 +97,14 @@ class ChipStore:
         """Read every byte of every chip against its checksum and content hash; what is damaged, shard by shard."""
         damaged = []
         for shard, table in self.table.groupby("shard", sort=True):
-            chips = StoredChips(self.url, table["sensor"].iloc[0], table, on_damage="raise")
-            reasons, lost = set(), []
+            chips = StoredChips(self.url, table["sensor"].iloc[0], table)
+            wrong: dict[int, str] = {}
             for start in range(0, len(chips), 64):
-                reasons |= _failures(chips, np.arange(start, min(start + 64, len(chips))), lost)
-            if lost:
-                damaged.append(Damage(shard, "; ".join(sorted(reasons)), tuple(chips.hashes[lost])))
+                asked = np.arange(start, min(start + 64, len(chips)))
+                wrong |= {start + k: reason for k, reason in chips.failures(asked).items()}
+            if wrong:
+                reasons = "; ".join(dict.fromkeys(wrong[k] for k in sorted(wrong)))
+                damaged.append(Damage(shard, reasons, tuple(chips.hashes[sorted(wrong)])))
         return damaged
 
     def without(self, damaged: Sequence[Damage]) -> ChipStore:
@@ -142,7 +124,7 @@ class StoredChips:
         self._time = table["time"].to_numpy("datetime64[s]")
         self._names, self._shard = np.unique(table["shard"].to_numpy(str), return_inverse=True)
         self._row = table["row"].to_numpy(np.int64)
-        self._open: dict[str, _Array] = {}
+        self._shards = Shards(url)
         self._warned: set[str] = set()
 
     def __len__(self) -> int:
@@ -158,16 +140,13 @@ class StoredChips:
         return self.take(index)[0]
 
     def take(self, index) -> tuple[Chips, np.ndarray]:
-        """(chips [n], kept [B] bool): kept is False for the asked chips that lie in a damaged shard and were skipped."""
+        """(chips [n], kept [B] bool): kept is False for the asked chips that are damaged and were skipped."""
         asked = np.arange(len(self))[index]
-        read = {"pixels": self._read("pixels", asked)}
-        if self.labels:
-            read["labels"] = self._read("labels", asked)
-        kept = np.array(
-            [all(isinstance(c, np.ndarray) for c in chip) for chip in zip(*read.values(), strict=True)], bool
-        )
-        if not kept.all():
-            self._report({c.args[0]: c for column in read.values() for c in column if isinstance(c, _Damaged)})
+        pixels, labels, reasons = self._read(asked)
+        kept = np.ones(len(asked), bool)
+        kept[list(reasons)] = False
+        for k, reason in reasons.items():
+            self._report(self._names[self._shard[asked[k]]], reason)
         if not kept.any():
             raise ContractError(
                 "chips",
@@ -175,136 +154,43 @@ class StoredChips:
                 expected="at least one",
                 cause="an empty index, or damage",
             )
-        good = asked[kept]
-        pixels = np.stack([chip for chip, ok in zip(read["pixels"], kept, strict=True) if ok])
-        labels = (
-            np.stack([chip for chip, ok in zip(read["labels"], kept, strict=True) if ok])
-            if self.labels
-            else np.zeros((len(good), *pixels.shape[2:]), np.uint8)
-        )
-        chips = Chips(self.sensor, pixels, labels, self.lat[good], self.lon[good], _text(self._time[good]))
-        chips.__dict__["hashes"] = self.hashes[good]
+        if reasons:
+            asked, pixels, labels = asked[kept], pixels[kept], labels[kept]
+        chips = Chips(self.sensor, pixels, labels, self.lat[asked], self.lon[asked], _text(self._time[asked]))
+        chips.__dict__["hashes"] = self.hashes[asked]
         return chips, kept
 
-    def _report(self, damaged: dict[str, _Damaged]) -> None:
-        for shard, error in damaged.items():
-            if self.on_damage == "raise":
-                raise ContractError(
-                    f"shard {self.url}/{shard}",
-                    found=error.args[1],
-                    expected="whole chips",
-                    cause="a disk error or an interrupted copy: `chips STORE --check` lists all such shards, and "
-                    'ChipStore.open(..., on_damage="skip") goes on without them',
-                )
-            if shard not in self._warned:
-                self._warned.add(shard)
-                warnings.warn(f"shard {self.url}/{shard} is damaged: {error.args[1]}; skipped", stacklevel=4)
+    def failures(self, asked: np.ndarray) -> dict[int, str]:
+        """{k: reason} of the asked chips that cannot be read, or are not what the index says."""
+        pixels, _, reasons = self._read(asked)
+        when = _text(self._time[asked])
+        for k, chip in enumerate(asked):
+            hashed = (self.sensor, pixels[k], self.lat[chip], self.lon[chip], when[k])
+            if k not in reasons and content_hash(*hashed) != self.hashes[chip]:
+                reasons[k] = f"chip {self._row[chip]} is not the one that the index names"
+        return reasons
 
-    def _read(self, name: str, asked: np.ndarray) -> list[np.ndarray | _Damaged]:
-        """The decoded chunk of every asked chip, or why it cannot be had."""
-        shards = self._names[self._shard[asked]].tolist()
-        arrays = self._arrays(name, set(shards))
-        fs, root = filesystem(self.url)
-        found: list = [None] * len(asked)
-        wanted = []
-        for k, (shard, row) in enumerate(zip(shards, self._row[asked].tolist(), strict=True)):
-            array = arrays[shard]
-            if isinstance(array, _Damaged):
-                found[k] = array
-            elif row >= len(array.table) or array.table[row, 0] == NO_CHUNK:
-                found[k] = _Damaged(shard, f"{name} of chip {row} were never written")
-            else:
-                wanted.append((k, row, f"{root}/{shard}/{name}/{array.key}", *map(int, array.table[row])))
-        if wanted:
-            at, rows, paths, starts, lengths = zip(*wanted, strict=True)
-            stops = [start + length for start, length in zip(starts, lengths, strict=True)]
-            chunks = fs.cat_ranges(list(paths), list(starts), stops, on_error="return")
-            for k, row, chunk in zip(at, rows, chunks, strict=True):
-                found[k] = arrays[shards[k]].decode(shards[k], f"{name} of chip {row}", chunk)
-        return found
+    def _read(self, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """pixels [B, C, H, W], labels [B, H, W] (zeros if they are not to be read), {k: reason}."""
+        shards, rows = self._names[self._shard[asked]].tolist(), self._row[asked].tolist()
+        pixels, reasons = self._shards.read("pixels", shards, rows)
+        if not self.labels:
+            return pixels, np.zeros((len(asked), self.size, self.size), np.uint8), reasons
+        labels, more = self._shards.read("labels", shards, rows)
+        return pixels, labels, more | reasons
 
-    def _arrays(self, name: str, shards: set[str]) -> dict[str, _Array | _Damaged]:
-        """The arrays of these shards, each opened once; what could not be opened is tried again the next time."""
-        fs, root = filesystem(self.url)
-        new = sorted(shard for shard in shards if f"{shard}/{name}" not in self._open)
-        failed = {}
-        if new:
-            files = read_files(fs, [f"{root}/{shard}/{name}/zarr.json" for shard in new])
-            for shard, file in zip(new, files, strict=True):
-                try:
-                    self._open[f"{shard}/{name}"] = _Array.read(fs, f"{root}/{shard}/{name}", file)
-                except (OSError, ValueError, KeyError, TypeError) as error:
-                    failed[shard] = _Damaged(shard, f"{name}: {type(error).__name__} {error}".splitlines()[0])
-        return {shard: self._open.get(f"{shard}/{name}") or failed[shard] for shard in shards}
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": {}}
-
-
-class _Damaged(Exception):
-    """args: shard, reason."""
-
-
-@dataclass(frozen=True)
-class _Array:
-    """A Zarr v3 array of one shard, as `writer` makes them: a chip a chunk, Blosc, CRC-32C, table at the end."""
-
-    dtype: np.dtype
-    chunk: tuple[int, ...]  # of one chip, without the leading 1
-    key: str
-    table: np.ndarray  # [n, 2] uint64: offset and length of each chunk
-
-    @staticmethod
-    def read(fs, path: str, meta: bytes | Exception | None) -> _Array:
-        if not isinstance(meta, bytes):
-            raise FileNotFoundError(f"zarr.json is missing ({type(meta).__name__})")
-        meta = json.loads(meta)
-        n, *chunk = meta["shape"]
-        (sharding,) = meta["codecs"]
-        inner = [codec["name"] for codec in sharding["configuration"]["codecs"]]
-        if sharding["name"] != "sharding_indexed" or inner != ["bytes", "blosc", "crc32c"]:
-            raise ValueError(f"codecs {inner} instead of bytes, blosc, crc32c")
-        key = "/".join(["c", *["0"] * (1 + len(chunk))])
-        tail = fs.cat_file(f"{path}/{key}", start=-(16 * n + 4))
-        if len(tail) != 16 * n + 4:
-            raise ValueError("the shard is cut short")
-        table = np.frombuffer(_checked(tail), "<u8").reshape(n, 2)
-        return _Array(np.dtype(meta["data_type"]), tuple(chunk), key, table)
-
-    def decode(self, shard: str, what: str, chunk: bytes | Exception) -> np.ndarray | _Damaged:
-        from numcodecs import blosc
-
-        try:
-            if isinstance(chunk, Exception):
-                raise chunk
-            return np.frombuffer(blosc.decompress(_checked(chunk)), self.dtype).reshape(self.chunk)
-        except (OSError, ValueError, RuntimeError) as error:
-            return _Damaged(shard, f"{what}: {error}".splitlines()[0])
-
-
-def _checked(data: bytes) -> bytes:
-    """The bytes before a closing CRC-32C that agrees with them."""
-    import google_crc32c
-
-    body = memoryview(data)[:-4]
-    if len(data) < 4 or google_crc32c.value(bytes(body)) != int.from_bytes(data[-4:], "little"):
-        raise ValueError("the checksum differs")
-    return bytes(body)
-
-
-def _failures(chips: StoredChips, asked: np.ndarray, lost: list[int]) -> set[str]:
-    """Reasons; the positions of chips that cannot be read, or are not what the index says, are added to `lost`."""
-    reasons = set()
-    for k, pixels, labels in zip(asked, chips._read("pixels", asked), chips._read("labels", asked), strict=True):
-        bad = [part.args[1] for part in (pixels, labels) if isinstance(part, _Damaged)]
-        if not bad:
-            when = _text(chips._time[[k]])[0]
-            if content_hash(chips.sensor, pixels, chips.lat[k], chips.lon[k], when) != chips.hashes[k]:
-                bad = [f"chip {chips._row[k]} is not the one that the index names"]
-        if bad:
-            lost.append(int(k))
-            reasons.add(bad[0])
-    return reasons
+    def _report(self, shard: str, reason: str) -> None:
+        if self.on_damage == "raise":
+            raise ContractError(
+                f"shard {self.url}/{shard}",
+                found=reason,
+                expected="whole chips",
+                cause="a disk error or an interrupted copy: `chips STORE --check` lists all such shards, and "
+                'ChipStore.open(..., on_damage="skip") goes on without them',
+            )
+        if shard not in self._warned:
+            self._warned.add(shard)
+            warnings.warn(f"shard {self.url}/{shard} is damaged: {reason}; its damaged chips are skipped", stacklevel=4)
 
 
 def _text(times: np.ndarray) -> np.ndarray:

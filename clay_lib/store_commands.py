@@ -11,8 +11,9 @@ import numpy as np
 from clay_lib.contract import ContractError
 from clay_lib.makers import WorldMaker, scenes_in
 from clay_lib.sensors import SENSORS
-from clay_lib.store import ChipStore, filesystem
-from clay_lib.writer import Maker, encoded, native, pending, write_chips
+from clay_lib.shards import encode, filesystem
+from clay_lib.store import ChipStore
+from clay_lib.writer import Maker, native, pending, write_chips
 
 
 def chips(
@@ -112,9 +113,7 @@ def _measure(maker: Maker, numbers: range, most: int = 6) -> tuple[float, float]
     made = maker.part(numbers[:most])()
     if made is None:
         return 0.0, (time.perf_counter() - start) / len(numbers[:most])
-    from dataclasses import replace
-
-    stored = sum(map(len, encoded(replace(made.chips, pixels=native(made.chips))).values()))
+    stored = sum(map(len, encode({"pixels": native(made.chips), "labels": made.chips.labels}).values()))
     return stored / len(numbers[:most]), (time.perf_counter() - start) / len(numbers[:most])
 
 
