@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from clay_lib.contract import ContractError
 from clay_lib.sensors import Sensor
-from clay_lib.textures import TextureTeacher, texture_teacher
 
 RELEASED = "facebook/dinov2-with-registers-large"
 
@@ -39,7 +38,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, rgb: Tensor) -> Tensor:
         rgb = F.interpolate(rgb, size=(self.size, self.size), mode="bicubic", align_corners=False)
-        return self.network(rgb).pooler_output
+        return self.network(rgb.to(self.network.dtype)).pooler_output
 
 
 def load_teacher(name: str = RELEASED, *, size: int = 518) -> Teacher:
@@ -73,14 +72,6 @@ def stand_in_teacher(*, size: int = 56, seed: int = 0) -> Teacher:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Teacher(Dinov2WithRegistersModel(config), size=size, stand_in=True)
-
-
-def named_teacher(name: str = RELEASED, *, size: int | None = None) -> Teacher | TextureTeacher:
-    """A teacher by one word: "textures", "stand-in", or what `load_teacher` takes. size: None for the teacher's own."""
-    make = {"textures": texture_teacher, "stand-in": stand_in_teacher}.get(
-        name, lambda **own: load_teacher(name, **own)
-    )
-    return make() if size is None else make(size=size)
 
 
 def teacher_view(pixels: Tensor, sensor: Sensor) -> Tensor:

@@ -41,7 +41,8 @@ class TextureTeacher(nn.Module):
         turn = torch.linalg.qr(torch.randn(wide, wide, generator=generator, dtype=torch.float64))[0]
         self.register_buffer("mean", torch.tensor(MEAN))
         self.register_buffer("std", torch.tensor(STD))
-        self.register_buffer("projection", turn[: len(MEAN), :dim].float())
+        turn = turn[: len(MEAN), :dim].round(decimals=6)  # the same on machines whose last digits differ
+        self.register_buffer("projection", turn.float().contiguous())
 
     def train(self, mode: bool = True) -> TextureTeacher:
         return super().train(False)
@@ -53,7 +54,7 @@ class TextureTeacher(nn.Module):
                 rgb.float(), (self.size, self.size), mode="bicubic", align_corners=False, antialias=True
             )
             standard = (texture_statistics(rgb) - self.mean) / self.std
-            return standard.clamp(-CLIP, CLIP) @ self.projection
+            return standard.clamp(-CLIP, CLIP) @ self.projection.float()
 
 
 def texture_teacher(dim: int = 256, *, size: int = 128, seed: int = 0) -> TextureTeacher:
