@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -272,6 +273,15 @@ def test_what_is_said_wins_over_what_the_image_says(tmp_path):
         rebuilt.pixels.shape == (1, 2, 9, 14)
         and np.abs(SENSORS[S2].normalise(rebuilt.pixels, ["nir", "red"])).mean() < 5
     )
+
+
+def test_xarray_by_its_own_names():
+    pixels = land(H=9, W=14)
+    array = xarray.DataArray(pixels, dims=("band", "y", "x"), coords={"band": list(NAMES)})
+    assert torch.equal(CLAY.embed(array, S2, **HERE).chip, CLAY.embed(pixels, S2, **HERE).chip)
+    mixed = array.isel(band=[7, 2, 0]).transpose("y", "x", "band")  # names travel with the numbers
+    expected = CLAY.embed(pixels[[7, 2, 0]], S2, bands=[NAMES[i] for i in (7, 2, 0)], **HERE)
+    same(CLAY.embed(mixed, S2, **HERE).chip, expected.chip, 1e-5)
 
 
 def test_the_check_runs_first_and_can_be_switched_off():
