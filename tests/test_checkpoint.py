@@ -405,30 +405,25 @@ BOUND = 0.5e9  # bytes of the peak beyond the model's own, Python and torch incl
 
 
 def test_neither_the_teacher_nor_the_file_stays_in_memory(tmp_path):
-    """A base model (0.44 GB) beside as much of a teacher: either of them once more in memory would break the bound."""
+    """A base model (0.44 GB) beside half as much of a teacher: either of them once more in memory breaks the bound."""
+    config = ClayConfig.named("base")
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in named(ClayMAE(ClayConfig.named("base"))).items()}
+        shapes = {name: tensor.shape for name, tensor in named(ClayMAE(config)).items()}
     state = {name: torch.zeros(shape) for name, shape in shapes.items()}  # no memory until written to
-    state["model.teacher.weight"] = torch.zeros(110_000_000)
-    settings = released_settings("base", ClayConfig.named("base"))
-    torch.save({"state_dict": state, "hyper_parameters": settings}, tmp_path / "w.ckpt")
-    convert(str(tmp_path / "w.ckpt"), str(tmp_path / "w.safetensors"), part="whole")
-    for name in ("w.ckpt", "w.safetensors"):
-        took = load_memory(tmp_path / name)
-        assert took.model == 4 * sum(shape.numel() for shape in shapes.values())
-        assert took.model < took.peak and took.over < BOUND
-        (tmp_path / name).unlink()
+    state["model.teacher.weight"] = torch.zeros(60_000_000)
+    torch.save({"state_dict": state, "hyper_parameters": released_settings("base", config)}, tmp_path / "w.ckpt")
+    took = load_memory(tmp_path / "w.ckpt")
+    assert took.model == 4 * sum(shape.numel() for shape in shapes.values())
+    assert took.model < took.peak and took.over < BOUND
 
 
 @pytest.mark.slow
 def test_the_large_release_loads_within_the_bound(tmp_path):
-    released = write_released(tmp_path / "w.ckpt", ClayConfig.named("large"), size="large")
+    released, out = tmp_path / "w.ckpt", tmp_path / "w.safetensors"
+    write_released(released, ClayConfig.named("large"), size="large")
     assert released.stat().st_size > 5e9
-    took = load_memory(released)
-    assert took.model > 1.3e9 and took.over < BOUND
-
-
-def test_a_failure_while_measuring_is_told(tmp_path):
-    (tmp_path / "w.ckpt").write_text("<html>")
-    with pytest.raises(ContractError, match="a web page"):
-        load_memory(tmp_path / "w.ckpt")
+    convert(str(released), str(out), part="whole")
+    for path in (released, out):
+        took = load_memory(path)
+        assert took.model > 1.3e9 and took.over < BOUND
+        path.unlink()

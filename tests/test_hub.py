@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from clay_lib import Clay, ClayConfig, ContractError
 from clay_lib.checkpoint import load_model
@@ -137,9 +138,19 @@ def test_a_download_that_breaks_off_goes_on_and_then_needs_no_network(tmp_path):
     told = loaded(weights, absent, cache=tmp_path, endpoint=endpoint, HF_HUB_OFFLINE="1")  # the server is gone
     assert told[weights] == digest
     assert "HF_HUB_OFFLINE is set" in told[absent]
-    told = loaded(weights, absent, cache=tmp_path, endpoint=endpoint)
-    assert told[weights] == digest  # from the cache, since nobody answers
-    assert f"no answer from {endpoint}" in told[absent]
+
+
+def test_what_the_client_raises_is_told_in_words(monkeypatch):
+    def fail(error):
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(ContractError) as caught:
+            load_model("hub:owner/name/w.ckpt")
+        assert "hub:owner/name/w.ckpt" in str(caught.value)
+        return str(caught.value)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert "no answer from" in fail(LocalEntryNotFoundError("not there"))
+    assert "disk full" in fail(OSError("disk full"))
 
 
 @pytest.mark.parametrize("name", ["hub:", "hub:Clay", "hub:made-with-clay/Clay", "hub:made-with-clay/Clay/", "hub://x"])
