@@ -7,130 +7,16 @@ like; FACTS adds what no statistic tells: which number stands for zero reflectan
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import combinations
 
 import numpy as np
 
+from clay_lib.contract_evidence import Evidence, Finding, short
 from clay_lib.contract_order import CAMERA_GAMMA, better_order, red_is_blue
-from clay_lib.sensors import POWER_FLOOR, Sensor
+from clay_lib.sensors import POWER_FLOOR
 
 FEW = 256  # pixels; fewer say nothing about constancy, dark pixels or order
-PERCENTS = (0, 1, 5, 10, 50, 90, 95, 99, 100)
 CODES = (-9999, -32768, -28672, -999, -3.4028234663852886e38, 32767, 65535)  # usual fills; 0 has a rule of its own
-
-
-@dataclass(frozen=True)
-class Finding:
-    """level: "error" cannot be right, "warning" is unlikely. The rest in the words of ContractError."""
-
-    level: str
-    field: str
-    found: str
-    expected: str
-    cause: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: found {self.found}; expected {self.expected}. Likely cause: {self.cause}"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """zero, one: native numbers of reflectance 0 and 1; top: at the top of the atmosphere; floor: no median lies below; bits: of an aerial camera's file;
-    since: first image, ISO date; lands: boxes (west, south, east, north) that all images lie in.
-    """
-
-    zero: float = 0.0
-    one: float | None = None
-    top: bool = False
-    floor: float = -1000.0
-    bits: int | None = None
-    since: str = ""
-    lands: tuple[tuple[float, float, float, float], ...] = ()
-    mend: str = "multiply by 10000"  # reflectance 0 to 1 -> native numbers
-
-
-UNITED_STATES = ((-125.5, 24.0, -66.0, 49.5), (-180.0, 51.0, -129.0, 72.0), (-161.0, 18.5, -154.0, 22.5))
-# Sources: USGS Landsat Collection 2 level 1 and 2 product guides (scale and offset), ESA Sentinel-2 L2A and MODIS
-# MCD43A4/MOD09 product pages (x 10000); launches: ESA, NASA/USGS, Planet, Satellogic. C2 L2 reaches back to Landsat 4.
-FACTS = {
-    "sentinel-2-l2a": Facts(one=10_000, since="2015-06-23"),
-    "planetscope-sr": Facts(one=10_000, since="2014-01-09"),
-    "landsat-c2l1": Facts(5000, 55_000, True, 4000, since="2013-02-11", mend="native = (value + 0.1) / 0.00002"),
-    "landsat-c2l2-sr": Facts(7273, 43_636, False, 5500, since="1982-07-16", mend="native = (value + 0.2) / 0.0000275"),
-    "naip": Facts(bits=8, since="2002-01-01", lands=UNITED_STATES, mend="multiply by 255"),
-    "linz": Facts(bits=8, lands=((166.0, -48.0, 179.0, -34.0),), mend="multiply by 255"),
-    "sentinel-1-rtc": Facts(since="2014-04-03"),
-    "modis": Facts(one=10_000, since="1999-12-18"),
-    "satellogic-MSI-L1D": Facts(one=10_000, top=True, since="2016-05-30"),
-}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """sample [C, N]: float64, NaN where missing, some thousand pixels of all chips, chip by chip.
-
-    low, high: of all valid numbers, not of the sample alone; whole: they are whole numbers; in_decibel: as claimed.
-    """
-
-    sensor: Sensor
-    names: tuple[str, ...]
-    sample: np.ndarray
-    chips: int
-    dtype: np.dtype
-    low: float
-    high: float
-    in_decibel: bool = False
-
-    @cached_property
-    def facts(self) -> Facts:
-        return FACTS.get(self.sensor.name, Facts())
-
-    @cached_property
-    def mean(self) -> np.ndarray:
-        return self.sensor.statistics(self.names)[0].astype(float)
-
-    @cached_property
-    def count(self) -> np.ndarray:
-        return (~np.isnan(self.sample)).sum(1)
-
-    @property
-    def pixels(self) -> int:
-        return int(self.count.min(initial=self.sample.shape[1]))
-
-    @cached_property
-    def percentiles(self) -> dict[int, np.ndarray]:
-        """{per cent: [C]}; NaN in a band without numbers."""
-        ordered = np.sort(self.sample, axis=1)  # NaN goes last
-        at = np.maximum(self.count - 1, 0)
-        return {p: ordered[np.arange(len(at)), np.rint(at * p / 100).astype(int)] for p in PERCENTS}
-
-    @cached_property
-    def whole(self) -> bool:
-        numbers = self.sample[~np.isnan(self.sample)]
-        return bool(self.dtype.kind in "iub" or (numbers == np.rint(numbers)).all())
-
-    def without(self, blank: np.ndarray) -> Evidence:
-        """The same without some of its numbers, which another rule has told about."""
-        sample = np.where(blank, np.nan, self.sample)
-        rest = sample[~np.isnan(sample)]
-        low, high = (rest.min(), rest.max()) if rest.size else (np.nan, np.nan)
-        return replace(self, sample=sample, low=float(low), high=float(high))
-
-    def said(self, band: int, percent: int = 50) -> str:
-        """ "median of band nir is 0.21, the registry's mean is 2743" """
-        what = "median" if percent == 50 else f"percentile {percent}"
-        unit = " dB" if self.sensor.decibel else ""
-        return (
-            f"{what} of band {self.names[band]} is {short(self.percentiles[percent][band])}, "
-            f"the registry's mean is {short(self.mean[band])}{unit}"
-        )
-
-
-def short(value: float) -> str:
-    """Three figures below a thousand, whole numbers above."""
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def of_images(e: Evidence) -> list[Finding]:
@@ -143,8 +29,11 @@ def of_images(e: Evidence) -> list[Finding]:
     live = (e.count > 0) & (e.percentiles[100] != e.percentiles[0]) | (e.percentiles[100] != 0)
     if not live.any():
         return found
+    e = e.without((e.sample == 0).all(0)) if (e.sample == 0).all(0).any() and not e.facts.bits else e
     units = [*(radar(e) if e.sensor.decibel else optical(e))]
-    return found + (units or [f for rule in (negative, repeated, offset_kept, out_of_order, far_off) for f in rule(e)])
+    return found + (
+        units or [f for rule in (constant, negative, repeated, offset_kept, out_of_order, far_off) for f in rule(e)]
+    )
 
 
 # ---- missing ----
@@ -167,7 +56,8 @@ def nodata_codes(e: Evidence) -> Iterator[Finding]:
         at = e.sample == code
         share = float(at.mean())
         rest = e.sample[at.any(1)][~np.isin(e.sample[at.any(1)], CODES)]
-        if code > 0 and share and np.nanmax(rest, initial=-np.inf) > 0.8 * code:
+        alone = e.pixels < FEW and not at.all(0).any()  # a fill is in all bands, a saturated pixel in some
+        if code > 0 and share and (alone or np.nanmax(rest, initial=-np.inf) > 0.8 * code):
             continue
         impossible = code < 0
         if share >= 0.01 or (impossible and (share > 0 or e.low == code)):
@@ -181,7 +71,7 @@ def nodata_codes(e: Evidence) -> Iterator[Finding]:
 
 
 def empty(e: Evidence) -> Iterator[Finding]:
-    """Zero filling and bands that hold one number. Zero is Landsat's and Sentinel-2's fill, and no radar power."""
+    """Zero filling. Zero is Landsat's and Sentinel-2's fill, and no radar power."""
     zero = e.sample == 0
     none = zero.all(1) & (e.count > 0)
     if e.count.any() and none[e.count > 0].all() and (e.pixels >= 16 or not e.facts.bits):
@@ -197,24 +87,28 @@ def empty(e: Evidence) -> Iterator[Finding]:
             "warning", "pixels", f"zero in all bands in {filled:.0%} of the pixels", f"at most {limit:.0%}",
             "fill outside the scene's edge that counts as measured: hand in valid=(pixels != 0).any(0), or set it to NaN",
         )  # fmt: skip
-    if e.pixels < FEW:
-        return
-    for band, name in enumerate(e.names):
-        first, last = e.percentiles[0][band], e.percentiles[100][band]
-        if none[band]:
+    if e.pixels >= FEW:
+        for name in (name for name, nothing in zip(e.names, none, strict=True) if nothing):
             yield Finding(
                 "error", "pixels", f"zero in every pixel of band {name}", "measurements in every band",
                 f"a band that the file lacks: leave {name} out and name the others in bands=[...]",
             )  # fmt: skip
-        elif first == last and np.abs(e.sample[band, :1] - e.low).max() + abs(e.high - e.low) != 0:
-            yield Finding(
-                "warning", "pixels", f"{short(first)} in every pixel of band {name}", "more than one number",
-                f"a fill or a saturated band: leave {name} out and name the others in bands=[...]",
-            )  # fmt: skip
-    if e.low == e.high:
+
+
+def constant(e: Evidence) -> Iterator[Finding]:
+    least, most = e.percentiles[0], e.percentiles[100]
+    if e.pixels < FEW:
+        return
+    if (least == most).all():
         yield Finding(
-            "warning", "pixels", f"{short(e.low)} in every pixel of every band", "more than one number",
+            "warning", "pixels", f"{short(least[0])} in every pixel of every band", "more than one number",
             "a placeholder instead of an image",
+        )  # fmt: skip
+        return
+    for band in np.flatnonzero((least == most) & (most != 0)):
+        yield Finding(
+            "warning", "pixels", f"{short(most[band])} in every pixel of band {e.names[band]}", "more than one number",
+            "a fill or a saturated band: leave it out and name the others in bands=[...]",
         )  # fmt: skip
 
 
