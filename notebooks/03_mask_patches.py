@@ -20,27 +20,29 @@
 # You will see
 # - one place, seen by an optical and a radar sensor, with 0, 50, 75 and 95 % of its patches hidden,
 # - how much work hidden patches save, and how hard they make the task: why Clay hides 75 %,
-# - how the hidden places are filled again, also in images whose sides are no multiple of the patch.
+# - how the hidden places are filled again, and how the same idea serves images of odd sizes and images with holes.
 #
 # | needs | minutes | data |
 # | --- | --- | --- |
-# | [02 Positional encoding](02_encode_positions.ipynb) | under 1 on two cores; no GPU needed (not measured there) | two chips of the mini-world, made here |
+# | [02 Positional encoding](02_encode_positions.ipynb) | under 1 on two cores; no GPU needed (not measured there) | ten chips of the mini-world, made here; small weights, shipped |
 #
 # The weights are **untrained** (drawn at random from a seed). Which patches are hidden, and what that costs, does not
-# depend on them.
+# depend on them. Only the last section, on holes, takes the small trained weights that come with the repository.
 
 # %%
 import time
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from einops import repeat
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from clay_lib import SENSORS, Clay, ClayConfig, plots
-from clay_lib.chips import world_chips
+from clay_lib.chips import in_cache, world_chips
 from clay_lib.encoder import image_of, pad_to_patches, patches_of, random_mask, take
+from clay_lib.holes import RULES, SHAPES, cloud, removal_study
 from clay_lib.position import position_code
 from clay_lib.runner import output_folder, write_metrics
 
@@ -347,6 +349,99 @@ titles = [f"image {high} x {wide}", f"padded {padded.shape[2]} x {padded.shape[3
 fig = plots.show_row(views, titles, gsd=cube.gsd, size=2.3)
 
 # %% [markdown]
+# ## Holes
+#
+# Real images have holes: clouds, the edge of the scene, a detector that failed. Something has to stand in the array, and
+# the usual choices are zero or an average. Both are lies that the encoder reads as land. Yet it was trained with three
+# quarters of its patches *missing*, so a patch that was not measured can simply be missing too.
+#
+# Here is a chip under a ragged cloud. Its pixels are NaN, and `embed` leaves their patches out.
+
+# %%
+trained = Clay.load(in_cache("mini.safetensors"))  # small weights, shipped in data/
+optical = chips["sentinel-2-l2a"]
+native, known = optical.pixels.astype(np.float32), optical.place_and_time
+covered = cloud(side, side, 0.4, np.random.default_rng(seed))  # [h, w], True: not one pixel measured
+holed = np.where(np.kron(covered, np.ones((P, P), bool)), np.nan, native)
+seen_through = trained.embed(holed, "sentinel-2-l2a", **known)
+
+assert np.array_equal(seen_through.valid[0].numpy(), ~covered) and seen_through.chip.isfinite().all()
+assert seen_through.patches[0][covered].isnan().all()  # nothing is claimed where nothing was seen
+print(f"{covered.mean():.0%} of the patches covered, {int(seen_through.valid.sum())} of {L} tokens seen")
+
+# %% [markdown]
+# By hand: make the tokens of the *whole* image with their position codes, keep those of the clear patches, put the
+# class token in front and run the blocks. The result is the same, so nothing of the hole has reached a number.
+
+# %%
+cube, model = trained.cube(native, "sentinel-2-l2a", **known), trained.model.encoder
+code = position_code(side, side, model.dim, cube.gsd, cube.time, cube.latlon, ladder=model.ladder)
+tokens = model.patch_embedding(cube.pixels, cube.waves) + code
+clear = torch.cat([model.cls_token, tokens[:, ~covered.ravel()]], dim=1)
+by_hand = model.transformer(clear)
+
+torch.testing.assert_close(by_hand[:, 0], seen_through.chip, rtol=0, atol=1e-5)
+torch.testing.assert_close(by_hand[0, 1:], seen_through.patches[seen_through.valid], rtol=0, atol=1e-5)
+print("tokens of the clear patches alone:", tuple(clear.shape), "-> the same class token")
+
+# %%
+earth = SENSORS["sentinel-2-l2a"].statistics()[0][:, None, None]  # the mean of each band
+fills = {"left out": np.nan, "filled with zero": 0.0, "filled with the mean": earth}
+views = [plots.rgb(native[0], "sentinel-2-l2a")]
+for fill in fills.values():
+    image = np.where(np.isnan(holed[0]), fill, native[0])
+    views.append(plots.rgb(image, "sentinel-2-l2a", like=native[0], valid=~np.isnan(image).any(0)))
+gsd = SENSORS["sentinel-2-l2a"].gsd
+fig = plots.show_row(views, ["the chip", *fills], gsd=gsd, size=2.3)
+_ = plots.save(fig, out_dir / "holes.png")
+
+# %% [markdown]
+# How much does it matter? `removal_study` takes away 10 to 90 % of the patches, scattered or as one cloud, and compares
+# the class token with that of the full chip. A cosine of 1 means that the hole went unnoticed. Eight chips of eight land
+# covers, because a fill can be near the truth by luck: zero is close to dark water.
+
+# %%
+places = world_chips("sentinel-2-l2a", 8, split="test", size=chip_size, seed=seed, jobs=1)
+shares = (0.1, 0.3, 0.5, 0.7, 0.9)
+asked = dict(shares=shares, draws=1, seed=seed, **places.place_and_time)
+study = removal_study(trained, places.pixels, "sentinel-2-l2a", **asked)
+table = study.pivot_table(index=["shape", "rule"], columns="share", values="class_token")
+print(table.round(3).to_string())
+
+# %%
+with plots.style():
+    fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
+    for ax, shape in zip(axes, SHAPES, strict=True):
+        for k, rule in enumerate(RULES):
+            part = study[(study["shape"] == shape) & (study["rule"] == rule)].groupby("share")["class_token"]
+            label = rule if rule == "left out" else f"filled with {'the ' * (rule == 'mean')}{rule}"
+            ax.plot(shares, part.mean(), "os^"[k] + "-", color=plots.PALETTE[k], label=label)
+            ax.fill_between(shares, part.quantile(0.25), part.quantile(0.75), color=plots.PALETTE[k], alpha=0.15, lw=0)
+        what = {"scattered": "patches removed here and there", "cloud": "one connected cloud"}[shape]
+        ax.set(title=what.capitalize(), xlabel="share of patches removed", xlim=(0, 1))
+    axes[0].set_ylabel("cosine to the full chip")
+    axes[1].legend(loc="lower left", fontsize=8.5)
+_ = plots.save(fig, out_dir / "holes_study.png")
+
+# %% [markdown]
+# Lines are means of the eight chips, bands hold the middle half of them. A fill is a claim about land, and the encoder
+# believes it. Left out, the embedding is that of the land in sight: it moves only where the cloud hides something that
+# the rest of the chip does not show, which is why one large cloud moves it more than the same number of scattered
+# patches. Partly covered patches stay in while at least half of their numbers were measured; the gaps in them take the
+# mean of their own band in their own patch. What stands under a mask never matters, as rubbish written there shows.
+
+# %%
+valid = ~np.isnan(holed[0]).any(0)
+for rubbish in (0.0, 65535.0, -1e9):
+    spoilt = np.where(valid, native, rubbish)
+    again = trained.embed(spoilt, "sentinel-2-l2a", valid=valid, **known)
+    torch.testing.assert_close(again.chip, seen_through.chip, rtol=0, atol=0)
+kept = {rule: table.loc[("cloud", rule), 0.5] for rule in RULES}
+average = table.mean(axis=1).groupby("rule").mean()
+assert average["left out"] > max(average["mean"], average["zero"])
+print("under a cloud over half of the chip:", ", ".join(f"{rule} {value:.3f}" for rule, value in kept.items()))
+
+# %% [markdown]
 # ## What was seen
 
 # %%
@@ -358,11 +453,14 @@ metrics = {
     "error of copying the nearest patch, Sentinel-2, at 75 %": round(errors["sentinel-2-l2a"][grid.index(0.75)], 3),
     "encoder milliseconds, nothing hidden": round(seconds[0.0] * 1e3, 1),
     "encoder milliseconds, 75 % hidden": round(seconds[0.75] * 1e3, 1),
+    "class token under a cloud over half, left out, cosine": round(kept["left out"], 3),
+    "class token under a cloud over half, zero-filled, cosine": round(kept["zero"], 3),
 }
 write_metrics(out_dir, metrics)
 print(f"""- At 75 % the encoder sees {L - int(0.75 * L)} of {L} patches, and removing the others leaves {work75:.0%} of its work.
 - {at75:.0%} of the hidden patches then touch a visible one, at 95 % {at95:.0%}: hard, but there is something to go by.
-- Tokens go back in place by their numbers; a chip of {high} x {wide} pixels comes back as {image.shape[2]} x {image.shape[3]}.""")
+- Images of any size are filled up by their edge, and holes are left out: half a chip under a cloud leaves a cosine of
+  {kept["left out"]:.3f} to the full chip's class token, filled with zero {kept["zero"]:.3f}.""")
 
 # %% [markdown]
 # Next: all parts are there. [04 Training](04_train_clay.ipynb) teaches the model to paint what it cannot see.
