@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ class Loaded:
     """What loading a file took, measured in the process that did nothing else."""
 
     seconds: float  # of load_model alone
+    processor: float  # seconds of processor time in it, which a busy machine does not change
     model: int  # bytes of the loaded model's own tensors
     before: int  # bytes resident with Python, torch and this library imported, nothing loaded
     peak: int  # highest resident bytes, the mapped pages of the file among them
@@ -49,11 +50,11 @@ def load_memory(path: str | Path) -> Loaded:
 def _load() -> None:
     from clay_lib.checkpoint import load_model
 
-    before, start = _peak_resident(), time.perf_counter()
+    before, start, busy = _peak_resident(), time.perf_counter(), time.process_time()
     model = load_model(sys.argv[1])
-    seconds, peak = time.perf_counter() - start, _peak_resident()
+    seconds, processor, peak = time.perf_counter() - start, time.process_time() - busy, _peak_resident()
     own = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    print(json.dumps({"seconds": seconds, "model": own, "before": before, "peak": peak}))
+    print(json.dumps(asdict(Loaded(seconds, processor, own, before, peak))))
 
 
 def _peak_resident() -> int:
@@ -132,11 +133,13 @@ def bench_load(size: str = "large", folder: str = "") -> int:
             out = Path(home) / f"{part}.safetensors"
             convert(str(released), str(out), part=part)
             rows.append((f"{size}, {part} .safetensors", out))
-        print(f"\n{'':<28}{'file':>9}{'seconds':>9}{'model':>9}{'peak over it':>14}{'of which before':>17}")
+        print(
+            f"\n{'':<28}{'file':>9}{'seconds':>9}{'processor':>11}{'model':>9}{'peak over it':>14}{'of which before':>17}"
+        )
         for what, path in rows:
             took = load_memory(path)
             print(
-                f"{what:<28}{path.stat().st_size / 1e9:6.2f} GB{took.seconds:9.1f}{took.model / 1e9:6.2f} GB"
+                f"{what:<28}{path.stat().st_size / 1e9:6.2f} GB{took.seconds:9.1f}{took.processor:11.1f}{took.model / 1e9:6.2f} GB"
                 f"{took.over / 1e9:11.2f} GB{took.before / 1e9:14.2f} GB"
             )
     return 0

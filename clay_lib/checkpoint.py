@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -89,6 +89,14 @@ def own_names(names: Iterable[str]) -> dict[str, str]:
     short = {name: own for name, own in short.items() if not own.startswith("teacher.")}
     if "cls_token" in short.values():  # a bare encoder's state_dict
         short = {name: "encoder." + own for name, own in short.items()}
+    twice = [own for own, count in Counter(short.values()).items() if count > 1]
+    if twice:
+        raise ContractError(
+            "weights",
+            found=f"{_grouped(twice)} twice, with and without a prefix",
+            expected="every tensor once",
+            cause="two models in one file",
+        )
     return {own: name for name, own in short.items()}
 
 

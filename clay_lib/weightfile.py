@@ -13,12 +13,14 @@ import mmap
 import os
 import pickle
 import pickletools
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -48,7 +50,7 @@ class WeightFile:
 
 def open_weights(path: str | Path) -> WeightFile:
     """A Lightning checkpoint, a plain state_dict saved by torch, or safetensors. Raises ContractError for all else."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         raise _not_weights(path, "a folder", "name the file inside it")
     if not path.is_file():
@@ -111,7 +113,7 @@ def _open_torch(path: Path) -> WeightFile:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
-            raise _refused(path, _foreign_globals(path) or [_first_line(error)]) from None
+            raise _refused(path, error) from None
         except Exception as error:  # torch has no common error for a broken file
             raise _not_weights(
                 path, f"a damaged checkpoint ({_first_line(error)})", "a broken copy; fetch it again"
@@ -119,38 +121,45 @@ def _open_torch(path: Path) -> WeightFile:
     if not isinstance(content, Mapping):
         raise _not_weights(path, f"a saved {type(content).__name__}", "not a checkpoint: it has no state_dict")
     state, settings = content.get("state_dict", content), content.get("hyper_parameters")
-    if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
+    ):
         raise _not_weights(
             path,
             f"a checkpoint with {', '.join(map(str, content)) or 'nothing'} in it",
             "no state_dict of tensors: another tool's file, or one stripped of its weights",
         )
-    shapes = {str(name): tuple(tensor.shape) for name, tensor in state.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     return WeightFile(path, shapes, settings if isinstance(settings, Mapping) else {}, state.__getitem__)
 
 
 def _foreign_globals(path: Path) -> list[str]:
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # a pickle that torch's scanner does not follow either
-        return []
+    except Exception:  # torch's scanner follows no newer protocol either
+        with zipfile.ZipFile(path) as archive:
+            pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            names = _pickled_globals(archive.open(pickled))
+        known = ("torch.", "collections.OrderedDict", *HARMLESS)
+        return [name for name in names if not name.startswith(known)]
 
 
-def _pickled_globals(path: Path) -> list[str]:
-    """Names that a plain pickle would import, found without running it."""
-    found, texts = [], []
+def _pickled_globals(file: IO[bytes]) -> list[str]:
+    """Names that a pickle would import, found without running it."""
+    found, texts = set(), []
     try:
-        with open(path, "rb") as file:
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    found.append(argument.replace(" ", "."))
-                elif opcode.name == "STACK_GLOBAL":
-                    found.append(".".join(texts[-2:]))
-                elif isinstance(argument, str):
-                    texts.append(argument)
-    except Exception:  # garbage after a pickle's first bytes
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "GLOBAL":
+                found.add(argument.replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                found.add(".".join(texts[-2:]))
+            elif isinstance(argument, str):
+                texts.append(argument)
+    except Exception:  # noise after a pickle's first bytes
         pass
-    return sorted(set(found))
+    return sorted(found)
 
 
 # --- safetensors: a JSON header, then the tensors ---
@@ -268,20 +277,21 @@ def _what_else(path: Path, start: bytes) -> tuple[str, str]:
     if text.startswith((b"<?xml", b"{")):
         return f"a server's message: {start[:120].decode(errors='replace')!r}", "a download that failed; fetch it again"
     if start.startswith(b"\x80"):
-        names = ", ".join(_pickled_globals(path)) or "nothing by name"
+        with open(path, "rb") as file:
+            names = ", ".join(_pickled_globals(file)) or "nothing by name"
         return (
             f"a plain pickle (it asks for: {names}), which was not executed",
             "a file written by pickle, or by torch before 1.6; write it again with torch.save or as safetensors",
         )
-    if _length(path) is not None and start[8:9] == b"{":
-        return "damaged safetensors", "a broken copy; fetch it again"
     return f"a file that begins with {start[:16]!r}", "another kind of file, or one that is encrypted or compressed"
 
 
-def _refused(path: Path, names: list[str]) -> ContractError:
+def _refused(path: Path, error: pickle.UnpicklingError) -> ContractError:
+    reason = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+    asks = ", ".join(_foreign_globals(path)) or f"what the safe reader does not do ({reason[1] if reason else error})"
     return _not_weights(
         path,
-        f"a pickle that asks for {', '.join(names)}; it was not executed",
+        f"a pickle that asks for {asks}; it was not executed",
         "a file made to run code when it is opened, or one that holds objects of a foreign package; "
         "ask its author for safetensors or for a plain state_dict",
     )

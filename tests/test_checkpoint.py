@@ -207,6 +207,11 @@ def test_a_configuration_that_is_none(config, model, tmp_path):
     assert "edited by hand" in refused(tmp_path / "w.safetensors")
 
 
+def test_a_tensor_that_is_there_twice(model, tmp_path):
+    torch.save(named(model) | {"encoder.cls_token": torch.zeros(1, 1, 24)}, tmp_path / "w.ckpt")
+    assert "encoder.cls_token twice" in refused(tmp_path / "w.ckpt", **STATED)
+
+
 # --- what must not run, and what may be there ---
 
 
@@ -270,6 +275,16 @@ def test_harmless_classes_are_read_without_their_packages(model, tmp_path, monke
     monkeypatch.undo()  # as if neither package were there
     assert load_model(tmp_path / "w.ckpt").config == TINY
     assert "box.box.Bax" in refused(tmp_path / "more.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
+def test_a_pickle_that_the_safe_reader_does_not_follow(model, tmp_path):
+    torch.save(named(model), tmp_path / "w.ckpt", pickle_protocol=4)
+    told = refused(tmp_path / "w.ckpt", **STATED)
+    assert "Unsupported operand" in told and "not executed" in told
+    torch.save(named(model) | {"trap": Trap(tmp_path / "executed")}, tmp_path / "w.ckpt", pickle_protocol=4)
+    assert "asks for builtins.exec;" in refused(tmp_path / "w.ckpt", **STATED)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_real_lightning_attribute_dict(tmp_path):
