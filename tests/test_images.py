@@ -127,6 +127,8 @@ def test_band_numbers_of_a_file_survive_a_selection():
     assert open_image(picked, LINZ).bands == ("red", "blue") and levels(open_image(picked, LINZ)) == [3, 1]
     unnamed = labelled(numbered(12), range(1, 13))  # a whole file of a known layout
     assert levels(open_image(unnamed, S2)) == [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]
+    as_variables = unnamed.to_dataset("band").rename({n: f"band_{n}" for n in range(1, 13)})
+    assert levels(open_image(as_variables, S2)) == [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]  # band_9 is not B09, but B8A
     with pytest.raises(ContractError, match="number 12"):
         open_image(unnamed.isel(band=slice(2, 12)), S2)
     assert open_image(unnamed.isel(band=[3, 2]), S2, bands=["red", "green"]).bands == ("red", "green")
