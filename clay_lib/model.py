@@ -311,14 +311,16 @@ class Clay:
 
 
 def _check(native: np.ndarray, sensor: Sensor, about: dict) -> None:
-    """The contract check of the chips that hold anything: one empty tile must not lose a batch."""
+    """The contract check. Chips that lack a band or everything sit it out where others do not: a bad tile must not
+    lose a batch. What of them there is to embed is embedded, and what is not is NaN."""
     from clay_lib.contract_check import check_contract
 
-    full = np.isfinite(native).any((1, 2, 3))
-    if full.any() and not full.all():
-        one_each = {k: np.array(per_chip(k, about[k], len(native)), object)[full] for k in ("when", "lat", "lon")}
-        native, about = native[full], about | {k: values.tolist() for k, values in one_each.items()}
-    if full.any():
+    bands = np.isfinite(native).any((2, 3))  # [B, C]
+    asked = bands.all(1) if bands.all(1).any() else bands.any(1)
+    if asked.any() and not asked.all():
+        one_each = {k: np.array(per_chip(k, about[k], len(native)), object)[asked] for k in ("when", "lat", "lon")}
+        native, about = native[asked], about | {k: values.tolist() for k, values in one_each.items()}
+    if asked.any():
         check_contract(native, sensor, **about)
 
 

@@ -293,6 +293,11 @@ def test_the_check_runs_first_and_can_be_switched_off():
     batch[1] = np.nan  # an empty tile is no reason to refuse the others
     with pytest.warns(UserWarning, match=r"chips \[1\] of 3"):
         CLAY.embed(batch, S2, when=["2023-06-10"] * 3, lat=[1.0, 2.0, 3.0], lon=[4.0, 5.0, 6.0])
+    lacking = land(B=2)
+    lacking[1, 3] = np.nan  # nor is one without a band; on its own it is told to leave the band out
+    assert CLAY.embed(lacking, S2).valid.all()
+    with pytest.raises(ContractError, match="band"):
+        CLAY.embed(lacking[1], S2)
     batch[2] /= 10_000
     with pytest.raises(ContractError):
         CLAY.embed(batch, S2)
