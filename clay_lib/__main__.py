@@ -5,8 +5,10 @@ A new command is one line in COMMANDS and a typed function with a docstring; its
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,9 +138,22 @@ def _call(name: str, options: list[str]) -> int | None:
         raise ContractError(
             f"clay {name}",
             found=" ".join(options) or "no options",
-            expected=f"what `clay {name} --help` tells",
+            expected=_nearest(command, str(error)) or f"what `clay {name} --help` tells",
             cause=" ".join(str(error).split()),
         ) from None
+
+
+def _nearest(command, message: str) -> str | None:
+    """The option that an unknown one, named in jsonargparse's message, was probably meant to be."""
+    from jsonargparse import auto_cli, capture_parser
+
+    if not re.search("not accept|unrecognized", message):
+        return None
+    words = re.findall(r"'([\w.]+)'|--([\w.]+)", message)
+    wrong = ".".join(a or b for a, b in words[-2 if "Group" in message else -1 :])
+    known = capture_parser(lambda: auto_cli(command, args=[])).get_defaults().keys()
+    near = difflib.get_close_matches(wrong, [*known], 1)
+    return f"perhaps {near[0]}" if near else None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -177,8 +177,8 @@ class PlannedBatches(Dataset):
 
     def __getitem__(self, plan: Plan) -> Batch:
         sensor, draws = plan.sensor, plan.draws
-        chips = self.chips[sensor][plan.indices]
-        pixels, flips = self._cropped(chips.pixels, draws), np.zeros(len(plan.indices), np.uint8)
+        chips, indices = self._read(plan)
+        pixels, flips = self._cropped(chips.pixels, draws), np.zeros(len(indices), np.uint8)
         if self.augment:
             flips = (4 * draws("flips", 1)[:, 0]).astype(np.uint8)
             pixels = self._turned(pixels, flips, draws)
@@ -188,8 +188,19 @@ class PlannedBatches(Dataset):
             cube = replace(cube, time=cube.time * known, latlon=cube.latlon * known)
         targets = None
         if self.targets is not None:
-            targets = self.targets.lookup(sensor, self._hashes[sensor][plan.indices], flips)
-        return Batch(sensor, cube, plan.indices, flips, draws, targets)
+            targets = self.targets.lookup(sensor, self._hashes[sensor][indices], flips)
+        return Batch(sensor, cube, indices, flips, draws, targets)
+
+    def _read(self, plan: Plan) -> tuple[Chips, np.ndarray]:
+        """The planned chips and their indices; where a store skips damaged ones, others of the batch stand in."""
+        chips = self.chips[plan.sensor]
+        if not hasattr(chips, "take"):
+            return chips[plan.indices], plan.indices
+        found, kept = chips.take(plan.indices)
+        if kept.all():
+            return found, plan.indices
+        stand_in = np.arange(len(kept)) % len(found)
+        return found[stand_in], plan.indices[kept][stand_in]
 
     def _cropped(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
         """[B, C, H, W] -> [B, C, crop, crop], another window for each chip."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from clay_lib.chips import Chips
     from clay_lib.datamodule import Batch, ClayDataModule
 
-OPTICAL = ("sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis")
+SEVEN = ("sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc")
 TEACHERS = {"stand-in": "clay_lib.teacher:stand_in_teacher", "textures": "clay_lib.textures:texture_teacher"}
 
 
@@ -51,8 +51,10 @@ class DataChoice:
 
     Args:
         store: folder or URL of a chip store; empty: the mini-world
-        chips: training chips of each sensor; from a store the first so many, and all of every sensor where empty
-        val_chips: validation chips of each of these sensors
+        sensors: of the store; empty: all that have chips to train on
+        on_damage: raise, or skip the chips of a store's damaged shards
+        chips: mini-world chips of each sensor to train on; empty: 176 of each of seven sensors
+        val_chips: mini-world chips of each sensor to validate on; 0: no validation, from a store neither
         size: pixels a side of a mini-world chip
         sizes: the same for single sensors
         crop: pixels a side of a random window; null: whole chips
@@ -68,7 +70,9 @@ class DataChoice:
     """
 
     store: str = ""
-    chips: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*OPTICAL, "sentinel-1-rtc"), 176))
+    sensors: list[str] = field(default_factory=list)
+    on_damage: str = "raise"
+    chips: dict[str, int] = field(default_factory=dict)
     val_chips: int = 22
     size: int = 64
     sizes: dict[str, int] = field(default_factory=dict)
@@ -82,6 +86,31 @@ class DataChoice:
     turns: bool | None = None
     unknown_share: float = 0.2
     targets: str = ""
+
+    def counts(self) -> dict[str, int]:
+        """Training chips of each sensor."""
+        if not self.store:
+            return self.chips or dict.fromkeys(SEVEN, 176)
+        if self.chips:
+            raise ContractError(
+                "data.chips",
+                found=f"{self.chips} with store {self.store}",
+                expected="either: a store's chips are all used; data.sensors chooses among them",
+                cause="settings of the mini-world left over",
+            )
+        from clay_lib.store import ChipStore
+
+        table = ChipStore.open(self.store).table
+        counts = table[table["split"] == "train"]["sensor"].value_counts().to_dict()
+        missing = [name for name in self.sensors if name not in counts]
+        if missing or not counts:
+            raise ContractError(
+                "data.sensors",
+                found=missing or "no chip to train on",
+                expected=f"some of {sorted(counts)}",
+                cause="a misspelt name, or a store without a train split",
+            )
+        return {name: counts[name] for name in (self.sensors or sorted(counts))}
 
 
 def train(
@@ -143,7 +172,7 @@ def train(
     if forecast:
         return _forecast(config, settings, data, guide, epochs, devices, nodes, accelerator, precision)
 
-    chips = load_data(data, settings.seed)
+    chips = load_data(data, settings.seed, guide)
     if epochs is not None:
         settings = replace(settings, max_steps=_steps(chips.batches_per_epoch(ranks), epochs, settings.accumulate))
     folder = Path(out)
@@ -205,18 +234,20 @@ def train(
     return 0
 
 
-def load_data(choice: DataChoice, seed: int = 0) -> ClayDataModule:
-    """The chips of a choice, ready to train on."""
+def load_data(choice: DataChoice, seed: int = 0, teacher: nn.Module | None = None) -> ClayDataModule:
+    """The chips of a choice, ready to train on. teacher: whose cached targets are wanted; None: there is one only."""
     from clay_lib.datamodule import ClayDataModule
 
-    both = _from_store(choice) if choice.store else _from_world(choice)
-    targets = None
+    train, val = _from_store(choice) if choice.store else _from_world(choice)
+    targets = val_targets = None
     if choice.targets:
         from clay_lib.targets import TargetCache
 
-        targets = TargetCache(choice.targets)
+        targets = TargetCache(choice.targets) if teacher is None else TargetCache.open(choice.targets, teacher)
+        val_targets = targets if all(targets.has(name, part.hashes).all() for name, part in val.items()) else None
     return ClayDataModule(
-        *both,
+        train,
+        val,
         batch_size=choice.batch_size,
         seed=seed,
         workers=choice.workers,
@@ -225,6 +256,7 @@ def load_data(choice: DataChoice, seed: int = 0) -> ClayDataModule:
         turns=choice.turns,
         unknown_share=choice.unknown_share,
         targets=targets,
+        val_targets=val_targets,
     )
 
 
@@ -243,18 +275,21 @@ def _from_world(choice: DataChoice) -> tuple[dict[str, Chips], dict[str, Chips]]
             cloud_cover=choice.cloud_cover,
         )
 
-    train = {sensor: make(sensor, count, "train") for sensor, count in choice.chips.items()}
-    val = {sensor: make(sensor, choice.val_chips, "val") for sensor in choice.chips if choice.val_chips}
+    train = {sensor: make(sensor, count, "train") for sensor, count in choice.counts().items()}
+    val = {sensor: make(sensor, choice.val_chips, "val") for sensor in train if choice.val_chips}
     return train, val
 
 
 def _from_store(choice: DataChoice) -> tuple[dict, dict]:
     from clay_lib.store import ChipStore
 
-    store = ChipStore(choice.store)
-    train = {name: store.sensor(name, split="train") for name in choice.chips}
-    val = {name: store.sensor(name, split="val") for name in choice.chips if choice.val_chips}
-    return train, {name: chips for name, chips in val.items() if len(chips)}
+    store = ChipStore.open(choice.store, on_damage=choice.on_damage)
+    kept = store.table[["sensor", "split"]].drop_duplicates().itertuples(index=False, name=None)
+    both, known = ("train", "val" if choice.val_chips else ""), set(kept)
+    return tuple(
+        {name: store.sensor(name, split=split, labels=False) for name in choice.counts() if (name, split) in known}
+        for split in both
+    )
 
 
 def one_of_each(data: ClayDataModule) -> list[Batch]:
@@ -370,7 +405,8 @@ def _forecast(config, settings, data, guide, epochs, devices, nodes, accelerator
     module = ClayModule(config, settings, guide, cached=bool(data.targets)).to(device)
     module.setup("fit")
     optimizer = module.configure_optimizers()["optimizer"]
-    batches = [_made_up(sensor, data, module.model.config.teacher_dim).to(device) for sensor in data.chips]
+    counts = data.counts()
+    batches = [_made_up(sensor, data, config.teacher_dim).to(device) for sensor in counts]
 
     def step(batch: Batch) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -394,15 +430,14 @@ def _forecast(config, settings, data, guide, epochs, devices, nodes, accelerator
     each = (wait() - began) / (rounds * len(batches))  # seconds a batch
 
     ranks = (devices or 1) * (nodes or 1)
-    rounds_an_epoch = -(-max(data.chips.values()) // (data.batch_size * ranks))
-    batches_an_epoch = rounds_an_epoch * len(data.chips)
+    batches_an_epoch = len(counts) * -(-max(counts.values()) // (data.batch_size * ranks))
     steps = settings.max_steps if epochs is None else _steps(batches_an_epoch, epochs, settings.accumulate)
     hours = steps * settings.accumulate * each / 3600
     chips = steps * settings.accumulate * data.batch_size * ranks
     name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
     kind = "GPU-hours" if gpu else "process-hours"
     lines = {
-        "chips": f"{sum(data.chips.values()):,} of {len(data.chips)} sensors",
+        "chips": f"{sum(counts.values()):,} of {len(counts)} sensors",
         "chips seen": f"{chips:,} in {steps * settings.accumulate / batches_an_epoch:.2f} epochs",
         "steps": f"{steps:,} of {settings.accumulate} x {ranks} x {data.batch_size} chips",
         "measured": f"{data.batch_size / each:.1f} chips/s on {name}, one process, {rounds * len(batches)} steps, no loading",

@@ -193,6 +193,8 @@ class ClayModule(L.LightningModule):
         if step % self.log_every == 0 or step == self.settings.max_steps:
             means = self._row("train", self.train_means, lr=self._rate)
             self.log("loss", means["train/loss"], prog_bar=True, logger=False, batch_size=len(batch.cube))
+        if step == self.settings.max_steps:
+            self.trainer.should_stop = True  # so that Lightning validates once more
 
     def on_validation_epoch_start(self) -> None:
         if self.average is not None:

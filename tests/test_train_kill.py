@@ -13,11 +13,12 @@ import torch
 torch.set_num_threads(1)
 from clay_lib import ClayConfig
 from clay_lib.datamodule import ClayDataModule
+from clay_lib.resuming import newest_checkpoint
 from clay_lib.training import TrainSettings, train
 sys.path.insert(0, sys.argv[1])
 from test_training import fake_chips
 
-KILLS = 20
+KILLS = 10
 MICRO = ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=16)
 SETTINGS = TrainSettings(lr=1e-3, t_0=30, accumulate=2, ema_decay=0.95, clip_gradient=1.0, max_steps=int(sys.argv[3]))
 
@@ -44,7 +45,7 @@ out = sys.argv[2]
 began = time.time()
 assert os.waitpid(run(out + "/whole"), 0)[1] == 0
 whole = time.time() - began
-kills, random = 0, random.Random(0)
+kills, random, reached = 0, random.Random(0), []
 for attempt in range(10 * KILLS):
     pid, moment = run(out + "/killed"), time.time() + (random.uniform(0.02, 0.25) * whole if kills < KILLS else 1e9)
     while True:
@@ -58,19 +59,22 @@ for attempt in range(10 * KILLS):
     os.kill(pid, signal.SIGKILL)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     kills += 1
+    saved = newest_checkpoint(out + "/killed/checkpoints")
+    reached.append(saved["step"] if saved else 0)
+print(len(set(reached) - {0}), "checkpoints gone on from:", reached)
 print(kills, "kills,", round(whole, 2), "s for the run that was not killed")
 '''
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_no_trace(tmp_path):
-    command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path), "60"]
+def test_kills_leave_no_trace(tmp_path):
+    command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path), "42"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    kills = int(done.stdout.split()[0])
-    assert kills >= 6, done.stdout
+    print(done.stdout)
+    assert int(done.stdout.split()[0]) >= 6, done.stdout  # it was killed in the midst of training, not before
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert (whole / "weights.safetensors").read_bytes() == (killed / "weights.safetensors").read_bytes()
     assert (whole / "log" / "metrics.csv").read_text() == (killed / "log" / "metrics.csv").read_text()
     rows = (whole / "log" / "metrics.csv").read_text().splitlines()[1:]
-    assert len(rows) == 20 + 8  # every third of 60 steps, and a validation every seventh
+    assert len(rows) == 14 + 6  # every third of 42 steps, and a validation every seventh
