@@ -17,8 +17,8 @@ import numpy as np
 
 SPECTRA = 128  # pixels held against the materials
 CAMERA_GAMMA = 1.4  # 8-bit cameras: reflectance is about 0.6 (x / 255) ** 1.4
-FIT, GAIN = 0.65, 0.02  # another order must fit this many times better, and by so many radians
-CAMERA_FIT, CAMERA_GAIN = 0.5, 0.035  # stretched by hand, so with more room
+FIT, GAIN = 0.6, 0.03  # another order must fit this many times better, and by so many radians
+CAMERA_FIT, CAMERA_GAIN = 0.5, 0.05  # stretched by hand, so with more room
 
 _AT = (0.44, 0.49, 0.56, 0.665, 0.705, 0.74, 0.78, 0.865, 1.24, 1.61, 2.2)  # um
 _MATERIALS = {  # reflectance in per cent at _AT, round numbers after published spectral libraries

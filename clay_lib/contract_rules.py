@@ -99,13 +99,14 @@ def constant(e: Evidence) -> Iterator[Finding]:
     least, most = e.percentiles[0], e.percentiles[100]
     if e.pixels < FEW:
         return
-    if (least == most).all():
+    white = (most == 255) & bool(e.facts.bits)  # snow and sand saturate a camera
+    if (least == most).all() and not white.any():
         yield Finding(
             "warning", "pixels", f"{short(least[0])} in every pixel of every band", "more than one number",
             "a placeholder instead of an image",
         )  # fmt: skip
         return
-    for band in np.flatnonzero((least == most) & (most != 0)):
+    for band in np.flatnonzero((least == most) & (most != 0) & ~white):
         yield Finding(
             "warning", "pixels", f"{short(most[band])} in every pixel of band {e.names[band]}", "more than one number",
             "a fill or a saturated band: leave it out and name the others in bands=[...]",
