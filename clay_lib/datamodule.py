@@ -6,7 +6,7 @@ place in it. So a run can begin at any batch, and neither loading processes nor 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from clay_lib.augment import shifted
 from clay_lib.chips import Chips
 from clay_lib.contract import ContractError
 from clay_lib.datacube import Datacube, make_datacube
@@ -85,6 +86,8 @@ class Targets(Protocol):
 class SensorBatches(Sampler[Plan]):
     """Plans of the batches `span`, counted through all epochs, or of one epoch; the same for the same seed.
 
+    repeats: how many batches a round holds of a sensor, 1 where unnamed; a training epoch ends when the sensor that
+    needs most rounds is through.
     Every rank draws the same order and takes its own share, so that all ranks see the same sensor at a step, take the
     same number of steps, and share no chip. Chips that do not fill a batch on every rank are filled up by repeats.
     Without shuffling (validation) every epoch is the same and a sensor ends with its last chip.
@@ -98,16 +101,24 @@ class SensorBatches(Sampler[Plan]):
         seed: int = 0,
         shuffle: bool = True,
         span: tuple[int, int] | None = None,
+        repeats: Mapping[str, int] | None = None,
     ):
         self.sizes, self.batch_size, self.seed, self.shuffle = dict(sizes), batch_size, seed, shuffle
         self.span, self.epoch = span, 0
         ready = distributed.is_available() and distributed.is_initialized()
         self.rank, self.ranks = (distributed.get_rank(), distributed.get_world_size()) if ready else (0, 1)
         self.together = batch_size * self.ranks  # chips of a batch, of all ranks
-        rounds = [-(-size // self.together) for size in self.sizes.values()]
+        self.each = [(repeats or {}).get(name, 1) if shuffle else 1 for name in self.sizes]
+        rounds = rounds_of(self.sizes, self.each, self.together)
         self.rounds = max(rounds)
         own = [self.rounds] * len(rounds) if shuffle else rounds
-        turns = [(k, turn) for turn in range(self.rounds) for k in range(len(rounds)) if turn < own[k]]
+        turns = [
+            (k, turn * each + again)
+            for turn in range(self.rounds)
+            for again in range(max(self.each))
+            for k, each in enumerate(self.each)
+            if again < each and turn < own[k]
+        ]
         self.turns = np.array(turns, np.int32)  # [batches of an epoch, (sensor, turn)]
         self._orders: tuple[int, list[np.ndarray]] | None = None
 
@@ -139,19 +150,31 @@ class SensorBatches(Sampler[Plan]):
 
     def _order(self, epoch: int, sensor: int, size: int) -> np.ndarray:
         """Indices for all rounds: one permutation after the other, cut where they suffice."""
-        length = self.rounds * self.together
+        length = self.rounds * self.each[sensor] * self.together
         rng = np.random.default_rng([self.seed, epoch, sensor])
         turns = [rng.permutation(size) if self.shuffle else np.arange(size) for _ in range(-(-length // size))]
         return np.concatenate(turns)[:length]
+
+
+def rounds_of(sizes: Mapping[str, int], each: Sequence[int], together: int) -> list[int]:
+    """Rounds in which each sensor is through, `each` of its batches of `together` chips to a round."""
+    return [-(-size // (together * n)) for size, n in zip(sizes.values(), each, strict=True)]
+
+
+def batches_per_epoch(sizes: Mapping[str, int], repeats: Mapping[str, int], together: int) -> int:
+    """Training batches of an epoch, of `together` chips on all ranks."""
+    each = [repeats.get(name, 1) for name in sizes]
+    return sum(each) * max(rounds_of(sizes, each, together))
 
 
 class PlannedBatches(Dataset):
     """Plan -> Batch: chips read, augmented and normalised together, without a loop over them.
 
     augment: each chip flipped at random and, with turns, each batch turned by a random quarter; place and time of a
-    fifth of the samples zeroed, as in the release. crop: side in pixels of a window cut out of every chip, at random
-    places while augmenting and from the middle otherwise; None: whole chips. targets: what a teacher said of the whole
-    chips and their flips, so there are no windows and no turns with them.
+    fifth of the samples zeroed, as in the release; the colours of shifted_share of them shifted. crop: side in pixels
+    of a window cut out of every chip, at random places while augmenting and from the middle otherwise; None: whole
+    chips. targets: what a teacher said of the whole chips and their flips, so there are no windows and no turns with
+    them.
     """
 
     def __init__(
@@ -162,15 +185,17 @@ class PlannedBatches(Dataset):
         crop: int | None = None,
         turns: bool | None = None,
         unknown_share: float = 0.2,
+        shifted_share: float = 0.0,
         targets: Targets | None = None,
     ):
-        self.chips, self.augment, self.crop, self.unknown_share = chips, augment, crop, unknown_share
+        self.chips, self.augment, self.crop = chips, augment, crop
+        self.unknown_share, self.shifted_share = unknown_share, shifted_share
         self.turns, self.targets = (targets is None) if turns is None else turns, targets
-        if targets is not None and (crop is not None or self.turns):
+        if targets is not None and (crop is not None or self.turns or shifted_share):
             raise ContractError(
                 "targets",
-                found=f"cached targets with crop={crop}, turns={self.turns}",
-                expected="crop=None and turns=None or False",
+                found=f"cached targets with crop={crop}, turns={self.turns}, shifted_share={shifted_share}",
+                expected="crop=None, turns=None or False, shifted_share=0",
                 cause="a cache knows whole chips and their flips; cut the chips to size first, or use a live teacher",
             )
         self._hashes = {name: part.hashes for name, part in chips.items()} if targets is not None else {}
@@ -186,6 +211,7 @@ class PlannedBatches(Dataset):
         if self.augment:
             known = torch.from_numpy(draws("unknown", 1) >= self.unknown_share).float()
             cube = replace(cube, time=cube.time * known, latlon=cube.latlon * known)
+            cube = shifted(cube, draws, share=self.shifted_share) if self.shifted_share else cube
         targets = None
         if self.targets is not None:
             targets = self.targets.lookup(sensor, self._hashes[sensor][indices], flips)
@@ -242,6 +268,8 @@ class ClayDataModule(L.LightningDataModule):
         crop: int | None = None,
         turns: bool | None = None,
         unknown_share: float = 0.2,
+        shifted_share: float = 0.0,
+        repeats: Mapping[str, int] | None = None,
         targets: Targets | None = None,
         val_targets: Targets | None = None,
     ):
@@ -257,13 +285,18 @@ class ClayDataModule(L.LightningDataModule):
         self.train_chips, self.val_chips = dict(train), dict(val or {})
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.augment, self.targets, self.val_targets = augment, targets, val_targets
-        self.options = {"crop": crop, "turns": turns, "unknown_share": unknown_share}
+        self.options = {"crop": crop, "turns": turns, "unknown_share": unknown_share, "shifted_share": shifted_share}
+        self.repeats = dict(repeats or {})
+        if wrong := {n: r for n, r in self.repeats.items() if n not in train or r < 1}:
+            cause = "a sensor that is not trained on, or one to leave out"
+            raise ContractError("repeats", found=wrong, expected=f"1 or more of {sorted(train)}", cause=cause)
         self.span: tuple[int, int] | None = None  # batches of a run, counted through its epochs; None: one epoch
 
     def _loader(self, chips: Mapping[str, Chips], *, training: bool) -> DataLoader:
         sizes = {name: len(part) for name, part in chips.items()}
         span = self.span if training else None
-        sampler = SensorBatches(sizes, batch_size=self.batch_size, seed=self.seed, shuffle=training, span=span)
+        more = dict(shuffle=training, span=span, repeats=self.repeats)
+        sampler = SensorBatches(sizes, batch_size=self.batch_size, seed=self.seed, **more)
         targets = self.targets if training else self.val_targets
         data = PlannedBatches(chips, augment=training and self.augment, targets=targets, **self.options)
         return DataLoader(
@@ -277,7 +310,8 @@ class ClayDataModule(L.LightningDataModule):
 
     def batches_per_epoch(self, ranks: int = 1) -> int:
         """Batches that each of `ranks` processes takes in an epoch."""
-        return len(self.train_chips) * -(-max(map(len, self.train_chips.values())) // (self.batch_size * ranks))
+        sizes = {name: len(part) for name, part in self.train_chips.items()}
+        return batches_per_epoch(sizes, self.repeats, self.batch_size * ranks)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.train_chips, training=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from clay_lib.chips import Chips
     from clay_lib.datamodule import Batch, ClayDataModule
+    from clay_lib.model import Clay
 
 SEVEN = ("sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc")
 TEACHERS = {"stand-in": "clay_lib.teacher:stand_in_teacher", "textures": "clay_lib.textures:texture_teacher"}
@@ -66,6 +67,8 @@ class DataChoice:
         augment: flips, and place and time unknown in a share of samples
         turns: quarter turns too; null: unless targets are cached
         unknown_share: of samples whose place and time are zeroed
+        shifted_share: of samples whose colours are shifted; see augment.shifted
+        repeats: batches of single sensors in a round of all, 1 where unnamed, such as {naip: 3}
         targets: folder or URL of cached teacher targets; empty: none
     """
 
@@ -85,6 +88,8 @@ class DataChoice:
     augment: bool = True
     turns: bool | None = None
     unknown_share: float = 0.2
+    shifted_share: float = 0.0
+    repeats: dict[str, int] = field(default_factory=dict)
     targets: str = ""
 
     def counts(self) -> dict[str, int]:
@@ -143,7 +148,7 @@ def train(
         data: the chips
         settings: optimiser, schedule and losses, by default those of the release
         teacher: null, stand-in, textures, a folder or hub name with DINOv2 weights, or package.module:function
-        start: weights to begin with; empty: random ones
+        start: weights to begin with, or package.module:function of configuration and seed; empty: random ones
         out: folder for checkpoints, log/metrics.csv, pictures, weights.safetensors, config.yaml and run.json
         epochs: instead of settings.max_steps
         accelerator: auto, cpu, gpu or mps
@@ -181,11 +186,7 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(_yaml(choices | {"start": start, "epochs": epochs}))
         print(summary(config, guide))
-    began = None
-    if start:
-        from clay_lib.model import Clay
-
-        began = Clay.load(start)
+    began = find_start(start, config, settings.seed)
     callbacks = ()
     if pictures_every:
         from clay_lib.pictures import Pictures
@@ -255,6 +256,8 @@ def load_data(choice: DataChoice, seed: int = 0, teacher: nn.Module | None = Non
         crop=choice.crop,
         turns=choice.turns,
         unknown_share=choice.unknown_share,
+        shifted_share=choice.shifted_share,
+        repeats=choice.repeats,
         targets=targets,
         val_targets=val_targets,
     )
@@ -311,20 +314,39 @@ def find_teacher(name: str | None) -> nn.Module | None:
     if name is None or name in ("", "none", "null"):
         return None
     path = TEACHERS.get(name, name)
-    if ":" in path and not Path(path).exists():
-        module, _, function = path.partition(":")
-        try:
-            return getattr(importlib.import_module(module), function)()
-        except (ImportError, AttributeError) as error:
-            raise ContractError(
-                "teacher",
-                found=f"{name}: {error}",
-                expected=f"one of {list(TEACHERS)}, a folder, a hub name, or package.module:function",
-                cause="a misspelt name, or a package that is not installed",
-            ) from None
+    if _is_function(path):
+        return _function("teacher", path, f"one of {list(TEACHERS)}, a folder, a hub name")()
     from clay_lib.teacher import load_teacher
 
     return load_teacher(path)
+
+
+def find_start(name: str, config: ClayConfig, seed: int) -> Clay | None:
+    """The first weights of a run: a file's, or those that a function of configuration and seed gives."""
+    if not name:
+        return None
+    if _is_function(name):
+        return _function("start", name, "a file of weights")(config, seed)
+    from clay_lib.model import Clay
+
+    return Clay.load(name)
+
+
+def _is_function(name: str) -> bool:
+    return ":" in name and not name.startswith("hub:") and not Path(name).exists()
+
+
+def _function(field_name: str, path: str, others: str):
+    module, _, function = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ContractError(
+            field_name,
+            found=f"{path}: {error}",
+            expected=f"{others}, or package.module:function",
+            cause="a misspelt name, or a package that is not installed",
+        ) from None
 
 
 def summary(config: ClayConfig, teacher: nn.Module | None = None) -> str:
@@ -398,6 +420,8 @@ def _forecast(config, settings, data, guide, epochs, devices, nodes, accelerator
     """Measure a few real steps on this machine and tell what the whole run would take."""
     import torch
 
+    from clay_lib.datamodule import batches_per_epoch
+
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     bf16 = gpu if precision is None else precision.startswith("bf16")
@@ -430,7 +454,7 @@ def _forecast(config, settings, data, guide, epochs, devices, nodes, accelerator
     each = (wait() - began) / (rounds * len(batches))  # seconds a batch
 
     ranks = (devices or 1) * (nodes or 1)
-    batches_an_epoch = len(counts) * -(-max(counts.values()) // (data.batch_size * ranks))
+    batches_an_epoch = batches_per_epoch(counts, data.repeats, data.batch_size * ranks)
     steps = settings.max_steps if epochs is None else _steps(batches_an_epoch, epochs, settings.accumulate)
     hours = steps * settings.accumulate * each / 3600
     chips = steps * settings.accumulate * data.batch_size * ranks
