@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clay_lib.contract import ContractError, number
 from clay_lib.contract_evidence import FACTS, Facts, Finding, failed, told
-from clay_lib.datacube import _parse_when, _per_chip, latlon_code
+from clay_lib.datacube import _parse_when, latlon_code, per_chip
 from clay_lib.sensors import Sensor
 
 
@@ -49,7 +49,7 @@ def of_place(lat, lon, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
     if lat is None and lon is None:
         return
     try:
-        lats, lons = (_per_chip(n, v, chips or len(_numbers(v))) for n, v in (("lat", lat), ("lon", lon)))
+        lats, lons = (per_chip(n, v, chips or len(_numbers(v))) for n, v in (("lat", lat), ("lon", lon)))
         latlon_code(lats, lons, len(lats))
         places = [(float(a), float(o)) for a, o in zip(lats, lons, strict=True) if a is not None]
     except ContractError as error:
@@ -91,7 +91,7 @@ def of_date(when, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
     if when is None:
         return
     try:
-        days = [_parse_when(w) for w in _per_chip("when", when, chips or len(_numbers(when)))]
+        days = [_parse_when(w) for w in per_chip("when", when, chips or len(_numbers(when)))]
         days = sorted({d.date() for d in days if d is not None})
     except ContractError as error:
         yield told(error)

@@ -267,9 +267,6 @@ def per_chip(name: str, value, batch: int) -> list:
     return values
 
 
-_per_chip = per_chip
-
-
 def check_reading(reading: str) -> None:
     if reading not in READINGS:
         raise ContractError("reading", found=repr(reading), expected=f"one of {READINGS}", cause="a misspelling")
