@@ -131,8 +131,8 @@ def check_inputs(sensor: str, bands: int, batch: int, height: int, width: int, *
 
 @torch.no_grad()
 def largest_difference(encoder: Encoder, run: Run, checks=CHECKS) -> float:
-    """Between the encoder and what `run` gives, over all numbers of all checks."""
-    worst = 0.0
+    """Between the encoder and what `run` gives, over all numbers of all checks; NaN where either gives NaN."""
+    worst = torch.tensor(0.0)
     for check in checks:
         given = check_inputs(*check)
         encoded = encoder(Datacube(**given), mask_ratio=0.0, shuffle=False)
@@ -144,8 +144,8 @@ def largest_difference(encoder: Encoder, run: Run, checks=CHECKS) -> float:
                     expected=tuple(ours.shape),
                     cause="a size of the example settled in the graph: another version of torch or of the exporter",
                 )
-            worst = max(worst, (ours - theirs).abs().max().item())
-    return worst
+            worst = torch.maximum(worst, (ours - theirs).abs().max())
+    return worst.item()
 
 
 # ---- the two kinds of file ----
