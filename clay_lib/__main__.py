@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ COMMANDS = {  # name: (module:function, what it does)
     "check": ("clay_lib.contract_check:check", "tell whether a scene holds what its sensor's files hold"),
     "world": ("clay_lib.__main__:world", "write one chip of the mini-world as a GeoTIFF"),
     "chips": ("clay_lib.store_commands:chips", "write a store of chips, of the mini-world or from scenes"),
+    "bench-chips": ("clay_lib.bench_store:bench_chips", "time reading a store of chips on this machine"),
     "bench": ("clay_lib.bench:bench", "time the mini-world, the encoder and a training step on this machine"),
     "train": ("clay_lib.pretrain:train", "train a model by a configuration; the same command goes on after a kill"),
     "targets": ("clay_lib.targets_command:targets", "compute a teacher's targets for the chips of a store, once"),
@@ -124,6 +127,15 @@ def pair(run: str = "papermill_runs/demo") -> int:
     return 0
 
 
+def _flags_alone(command, options: list[str]) -> list[str]:
+    """`--check` alone for `--check true`, which is all that jsonargparse takes."""
+    flags = {f"--{p.name}" for p in inspect.signature(command).parameters.values() if p.annotation in (bool, "bool")}
+    filled: list[str] = []
+    for option, after in pairwise([*options, "--"]):
+        filled += [option, "true"] if option in flags and after.startswith("--") else [option]
+    return filled
+
+
 def _call(name: str, options: list[str]) -> int | None:
     from argparse import ArgumentError
 
@@ -133,7 +145,9 @@ def _call(name: str, options: list[str]) -> int | None:
     own = module == "clay_lib.__main__"  # which is not to be imported twice under `python -m`
     command = globals()[function] if own else getattr(importlib.import_module(module), function)
     try:
-        return auto_cli(command, args=options, prog=f"clay {name}", exit_on_error=False, allow_abbrev=False)
+        return auto_cli(
+            command, args=_flags_alone(command, options), prog=f"clay {name}", exit_on_error=False, allow_abbrev=False
+        )
     except ArgumentError as error:
         raise ContractError(
             f"clay {name}",
