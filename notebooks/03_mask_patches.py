@@ -405,7 +405,7 @@ places = world_chips("sentinel-2-l2a", 8, split="test", size=chip_size, seed=see
 shares = (0.1, 0.3, 0.5, 0.7, 0.9)
 asked = dict(shares=shares, draws=1, seed=seed, **places.place_and_time)
 study = removal_study(trained, places.pixels, "sentinel-2-l2a", **asked)
-table = study.pivot_table(index=["shape", "rule"], columns="share", values="class_token")
+table = study.pivot_table(index=["shape", "rule"], columns="share", values="class_token", aggfunc="median")
 print(table.round(3).to_string())
 
 # %%
@@ -415,7 +415,7 @@ with plots.style():
         for k, rule in enumerate(RULES):
             part = study[(study["shape"] == shape) & (study["rule"] == rule)].groupby("share")["class_token"]
             label = rule if rule == "left out" else f"filled with {'the ' * (rule == 'mean')}{rule}"
-            ax.plot(shares, part.mean(), "os^"[k] + "-", color=plots.PALETTE[k], label=label)
+            ax.plot(shares, part.median(), "os^"[k] + "-", color=plots.PALETTE[k], label=label)
             ax.fill_between(shares, part.quantile(0.25), part.quantile(0.75), color=plots.PALETTE[k], alpha=0.15, lw=0)
         what = {"scattered": "patches removed here and there", "cloud": "one connected cloud"}[shape]
         ax.set(title=what.capitalize(), xlabel="share of patches removed", xlim=(0, 1))
@@ -424,7 +424,7 @@ with plots.style():
 _ = plots.save(fig, out_dir / "holes_study.png")
 
 # %% [markdown]
-# Lines are means of the eight chips, bands hold the middle half of them. A fill is a claim about land, and the encoder
+# Lines are medians of the eight chips, bands hold the middle half of them. A fill is a claim about land, and the encoder
 # believes it. Left out, the embedding is that of the land in sight: it moves only where the cloud hides something that
 # the rest of the chip does not show, which is why one large cloud moves it more than the same number of scattered
 # patches. Partly covered patches stay in while at least half of their numbers were measured; the gaps in them take the
