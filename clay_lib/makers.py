@@ -53,7 +53,7 @@ class WorldMaker:
         return partial(_observe_world, self, [looks[n] for n in numbers])
 
 
-def world_tiles(seed: int, split: str, turn: int, candidates: int = 3000):
+def world_tiles(seed: int, split: str, turn: int, candidates: int = 2000):
     """Some hundred random tiles of a split, TILE metres a side, with the fractions of their land cover; no open sea."""
     import geopandas
     import shapely
@@ -70,27 +70,33 @@ def world_tiles(seed: int, split: str, turn: int, candidates: int = 3000):
     return tiles[tiles["cover_80"] < 0.98]
 
 
-@lru_cache(maxsize=4)
 def _looks(count: int, split: str, seed: int, places: int, dates: int) -> list[tuple[float, float, str]]:
-    """Lat, lon and date of the first `count` chips. One place of every tile comes before the second place of any."""
+    """Lat, lon and date of the first `count` chips."""
     looks: list[tuple[float, float, str]] = []
     for turn in range(count):
         if len(looks) >= count:
             break
-        tiles = world_tiles(seed, split, turn)
-        chosen = sample_tiles(tiles, RELEASED, seed=seed * 1009 + turn, scale=len(tiles) / LAND_TILES)
-        rng = np.random.default_rng([seed, turn, *split.encode()])
-        chosen = chosen.iloc[rng.permutation(len(chosen))]
-        lat, lon = chosen["lat"].to_numpy(), chosen["lon"].to_numpy()
-        reach = TILE / 2 / METRES_PER_DEGREE
-        for _ in range(places):
-            here = lat + rng.uniform(-reach, reach, len(lat))
-            there = lon + rng.uniform(-reach, reach, len(lat)) / np.cos(np.radians(lat))
-            for _ in range(dates):
-                days = rng.integers(0, 6 * 365, len(lat)).astype("timedelta64[D]")
-                when = np.datetime_as_string(np.datetime64("2018-01-01T10:30") + days, unit="m")
-                looks += zip(here.round(5).tolist(), there.round(5).tolist(), when.tolist(), strict=True)
+        looks += _turn(split, seed, places, dates, turn)
     return looks[:count]
+
+
+@lru_cache(maxsize=1024)
+def _turn(split: str, seed: int, places: int, dates: int, turn: int) -> list[tuple[float, float, str]]:
+    """A sample of tiles, every place of them on every date; one place of every tile before the second place of any."""
+    tiles = world_tiles(seed, split, turn)
+    chosen = sample_tiles(tiles, RELEASED, seed=seed * 1009 + turn, scale=len(tiles) / LAND_TILES)
+    rng = np.random.default_rng([seed, turn, *split.encode()])
+    chosen = chosen.iloc[rng.permutation(len(chosen))]
+    lat, lon = chosen["lat"].to_numpy(), chosen["lon"].to_numpy()
+    reach, looks = TILE / 2 / METRES_PER_DEGREE, []
+    for _ in range(places):
+        here = lat + rng.uniform(-reach, reach, len(lat))
+        there = lon + rng.uniform(-reach, reach, len(lat)) / np.cos(np.radians(lat))
+        for _ in range(dates):
+            days = rng.integers(0, 6 * 365, len(lat)).astype("timedelta64[D]")
+            when = np.datetime_as_string(np.datetime64("2018-01-01T10:30") + days, unit="m")
+            looks += zip(here.round(5).tolist(), there.round(5).tolist(), when.tolist(), strict=True)
+    return looks
 
 
 def _observe_world(maker: WorldMaker, looks: Sequence[tuple[float, float, str]]) -> Made:
@@ -118,7 +124,7 @@ class SceneMaker:
     size: int = 128
     when: str | None = None
     max_missing: float = 0.05  # share of values
-    degrees: float = 0.1
+    degrees: float = 1.0
     scale: float = 1.0
     offset: float = 0.0
     seed: int = 0

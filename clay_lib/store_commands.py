@@ -33,7 +33,7 @@ def chips(
     scale: float = 1.0,
     offset: float = 0.0,
     max_missing: float = 0.05,
-    block_degrees: float = 0.1,
+    block_degrees: float = 1.0,
     chips_per_part: int = 256,
     jobs: int = -1,
     forecast: bool = False,
@@ -76,20 +76,21 @@ def chips(
         raise ContractError(
             "count, size, chips_per_part", found=(count, size, chips_per_part), expected=">= 1, 8, 1", cause="a slip"
         )
-    if say_forecast(out, makers, chips_per_part, jobs) and not forecast:
+    say_forecast(out, makers, chips_per_part, jobs)
+    if not forecast:
         new = write_chips(out, makers, chips_per_part=chips_per_part, jobs=jobs)
         store = ChipStore.open(out)
-        held = store.table.groupby(["sensor", "size", "split"]).size()
-        print(f"{new} new chips. {out} holds {len(store)}:")
-        print("\n".join(f"  {name} {size} px {split:<6}{n:>9}" for (name, size, split), n in held.items()))
+        print(f"{new} new chips; {out} holds {len(store)}")
+        for (name, side, part), held in store.table.groupby(["sensor", "size", "split"]).size().items():
+            print(f"  {f'{name}-{side}, {part}':<30}{held:>9}")
     return 0
 
 
 WORLD_SENSORS = ("sentinel-2-l2a", "landsat-c2l2-sr", "landsat-c2l1", "sentinel-1-rtc", "naip", "linz", "modis")
 
 
-def say_forecast(out: str, makers: Sequence[Maker], chips_per_part: int, jobs: int) -> int:
-    """Print chips, bytes and minutes of what is still to be made, from a few chips of each kind; returns the chips."""
+def say_forecast(out: str, makers: Sequence[Maker], chips_per_part: int, jobs: int) -> None:
+    """Print chips, bytes and minutes of what is still to be made, from a few chips of each kind."""
     fs, root = filesystem(out)
     parts = pending(fs, root, makers, chips_per_part)
     processes = min(jobs if jobs > 0 else os.cpu_count() or 1, len(parts)) or 1
@@ -103,7 +104,6 @@ def say_forecast(out: str, makers: Sequence[Maker], chips_per_part: int, jobs: i
         print(f"{kind:<32}{row[0]:>9.0f}{row[1]:>10.1f}{row[2]:>9.1f}")
         total += row
     print(f"{f'all, with {processes} processes':<32}{total[0]:>9.0f}{total[1]:>10.1f}{total[2]:>9.1f}", flush=True)
-    return int(total[0])
 
 
 def _measure(maker: Maker, numbers: range, most: int = 6) -> tuple[float, float]:

@@ -204,6 +204,27 @@ def test_only_leftovers_of_the_dead_are_cleaned(tmp_path):
     assert ChipStore.open(tmp_path).check() == []
 
 
+class Overtaken(Numbered):
+    """While it makes a part, another writer makes all of them."""
+
+    url = ""
+
+    def part(self, numbers):
+        def make():
+            write_chips(self.url, [Numbered(self.count)], chips_per_part=16, jobs=1, progress=False)
+            return _numbered(self, [n for n in numbers if n % 10 != 3])
+
+        return make
+
+
+def test_of_two_writers_the_first_wins(tmp_path):
+    Overtaken.url = tmp_path
+    assert write_chips(tmp_path, [Overtaken(40)], chips_per_part=16, jobs=1, progress=False) == 0
+    shards = {f"naip-16/{path.name}" for path in (tmp_path / "naip-16").iterdir() if path.is_dir()}
+    assert shards == set(ChipStore.open(tmp_path).table["shard"]) and ChipStore.open(tmp_path).check() == []
+    assert ChipStore.open(tmp_path).sensor("naip").hashes.tolist() == whole(40).hashes.tolist()
+
+
 def test_wrong_input_is_told(store, tmp_path):
     (tmp_path / "letter.txt").write_text("not chips")
     wrong = {
