@@ -9,15 +9,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from clay_lib.bandnames import choose
 from clay_lib.contract import ContractError
-from clay_lib.labelled import Bands, read_dataarray, read_dataset
-from clay_lib.scenes import looks_like_decibel, missing_pixels, read_scene
+from clay_lib.missing import looks_like_decibel, missing_pixels
 from clay_lib.sensors import SENSORS, Sensor
+
+if TYPE_CHECKING:
+    from clay_lib.labelled import Bands
 
 URLS = ("file", "http", "https", "s3", "gs", "az", "zip", "tar")
 
@@ -114,6 +117,8 @@ def _from_files(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
                 expected=f"a file, a folder, or an address that begins with one of {', '.join(URLS)}",
                 cause=f"{scheme[1]} is not among them: download the file first",
             )
+    from clay_lib.scenes import read_scene  # an array is embedded where no raster library is installed
+
     scene = read_scene(source, sensor, bands=bands)
     pixels = _native(scene.pixels[None], [fill] * len(scene.bands), sensor)
     pixels[:, scene.missing] = np.nan
@@ -130,6 +135,8 @@ def _from_files(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
 
 
 def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None) -> Image:
+    from clay_lib.labelled import read_dataarray, read_dataset
+
     found = (read_dataset if hasattr(source, "data_vars") else read_dataarray)(source, sensor, bands)
     fills = [_fill(own) if fill is None else fill for own in found.fills]
     pixels = _native(_batch(found.values, sensor), fills, sensor)

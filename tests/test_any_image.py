@@ -2,6 +2,8 @@
 
 import datetime as dt
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +306,16 @@ def test_the_check_runs_first_and_can_be_switched_off():
     spoilt = land()
     spoilt[:, :4] = -9999.0  # under the mask, so nobody's business
     assert CLAY.embed(spoilt, S2, valid=np.arange(16)[:, None].repeat(16, 1) >= 4).valid.sum() == 12
+
+
+def test_arrays_need_no_raster_library():
+    code = (
+        "import sys; sys.modules['rasterio'] = sys.modules['pyproj'] = None\n"
+        "import numpy as np; from clay_lib import Clay, ClayConfig\n"
+        "pixels = np.random.default_rng(0).integers(500, 4000, (10, 8, 8))\n"
+        "assert Clay.random(ClayConfig.named('tiny')).embed(pixels, 'sentinel-2-l2a').chip.isfinite().all()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])
 
 
 def test_the_readmes_training_loop_runs(tmp_path, monkeypatch):
