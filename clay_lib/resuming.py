@@ -103,15 +103,20 @@ class Checkpoints(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         stop = self.signal is not None
-        if trainer.world_size > 1:  # all ranks stop at the same step or none does
-            stop = batch_idx % 10 == 0 and trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if trainer.world_size > 1:  # all ranks stop at the same step or none does; asked now and then, for it costs
+            stop = batch_idx % 10 == 0 and self._asked_of_any(trainer, module)
         due = self.every_steps is not None and trainer.global_step % self.every_steps == 0
         due |= self.every_minutes is not None and time.monotonic() - self.written > 60 * self.every_minutes
         if stop or (due and trainer.global_step > self.step):
             self.save(trainer, module)
         if stop:
-            self.signal = self.signal or signal.SIGTERM
             trainer.should_stop = True  # the module then lets this batch be
+
+    def _asked_of_any(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
+        number = torch.tensor(self.signal or 0, device=module.device)
+        found = int(trainer.strategy.reduce(number, reduce_op="max"))
+        self.signal = found or self.signal
+        return found > 0
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.global_step > self.step or not self.path.is_file():

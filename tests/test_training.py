@@ -1,14 +1,24 @@
 """Training does what the release notes say, twice the same, and never touches the teacher."""
 
-from dataclasses import replace
+import json
+import os
+import shutil
+import signal
+from dataclasses import asdict, replace
 
+import lightning as L
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
+from clay_lib.__main__ import main
 from clay_lib.chips import Chips
 from clay_lib.datamodule import ClayDataModule, Draws, PlannedBatches, SensorBatches
+from clay_lib.pretrain import read_config
+from clay_lib.resuming import Average, newest_checkpoint, read_checkpoint
 from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view
 from clay_lib.training import ClayModule, TrainSettings, drop_bands, schedule, train
 
@@ -32,7 +42,7 @@ def fake_chips(sensor, n=12, size=16):
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data():
     sizes = {"sentinel-2-l2a": 12, "naip": 5, "sentinel-1-rtc": 7}
     return ClayDataModule(
@@ -115,6 +125,17 @@ class TestSettings:
         assert rates[0] == pytest.approx(1e-5) and rates[999] == pytest.approx(1e-3, rel=1e-3)
         assert rates[1000] == pytest.approx(1e-5) and rates[2999] == pytest.approx(1e-3, rel=1e-3)
         assert rates[500] == pytest.approx((1e-5 + 1e-3) / 2, rel=1e-2) and rates[3000] == pytest.approx(1e-5)
+
+    @pytest.mark.parametrize("name", ["warm_restarts", "one_cycle"])
+    def test_factors_hold_at_every_step(self, name):
+        settings = TrainSettings(schedule=name, embedding_lr_factor=0.1, head_lr_factor=20.0, t_0=5, max_steps=12)
+        made = ClayModule(MICRO, settings).configure_optimizers()
+        optimizer, steps = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        for _ in range(12):
+            base, *others = (group["lr"] for group in optimizer.param_groups)
+            assert others == [pytest.approx(0.1 * base), pytest.approx(20 * base)]
+            optimizer.step()
+            steps.step()
 
     def test_optimiser_as_published(self):
         optimizer = ClayModule(MICRO).configure_optimizers()["optimizer"]
@@ -204,6 +225,177 @@ class TestTraining:
     def test_teacher_of_another_width(self):
         with pytest.raises(ContractError, match="teacher_dim"):
             ClayModule(replace(MICRO, teacher_dim=32), teacher=stand_in_teacher())
+
+
+class Interrupt(L.Callback):
+    """Does something at the end of a step, once."""
+
+    def __init__(self, step, what):
+        self.step, self.what = step, what
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            self.what()
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nobody disturbed, and its rows."""
+    out = tmp_path_factory.mktemp("whole")
+    return TestResuming().run(data, out), (out / "log" / "metrics.csv").read_text()
+
+
+class TestResuming:
+    settings = TrainSettings(lr=1e-3, t_0=4, accumulate=2, ema_decay=0.9, head_lr_factor=5.0, max_steps=12)
+
+    def run(self, data, out, *callbacks, resume=True, **changes):
+        return train(
+            MICRO,
+            replace(self.settings, **changes),
+            data,
+            out=out,
+            teacher=stand_in_teacher(),
+            resume=resume,
+            progress=False,
+            accelerator="cpu",
+            log_every=5,
+            val_every=4,
+            checkpoint_steps=2,
+            callbacks=callbacks,
+        )
+
+    def same(self, whole, again, out):
+        first, second = (run.clay.model.state_dict() for run in (whole[0], again))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert (out / "log" / "metrics.csv").read_text() == whole[1]
+
+    def test_a_damaged_checkpoint_costs_some_steps_and_no_more(self, data, tmp_path, whole):
+        out = tmp_path / "crash"
+
+        def crash():
+            raise RuntimeError("power cut")
+
+        with pytest.raises(RuntimeError, match="power cut"):
+            self.run(data, out, Interrupt(9, crash))
+        last = out / "checkpoints" / "last.ckpt"
+        assert newest_checkpoint(last.parent)["step"] == 8
+        last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+        with open(out / "log" / "metrics.csv", "a") as file:
+            file.write("9,1,0.00")  # a row that was being written
+        with pytest.warns(UserWarning, match="damaged"):
+            again = self.run(data, out)
+        self.same(whole, again, out)
+        assert whole[0].history["step"].tolist() == [4, 5, 8, 10, 12, 12]
+
+    def test_asked_to_stop_it_saves_and_goes_on_later(self, data, tmp_path, whole):
+        out = tmp_path / "asked"
+        stopped = self.run(data, out, Interrupt(7, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        assert (stopped.signal, stopped.steps) == (signal.SIGTERM, 7)
+        assert newest_checkpoint(out / "checkpoints")["step"] == 7
+        self.same(whole, self.run(data, out), out)
+
+    def test_a_run_keeps_its_settings(self, data, tmp_path, whole):
+        out = shutil.copytree(whole[0].checkpoint.parents[1], tmp_path / "copy")
+        with pytest.raises(ContractError, match=r"lr 0.1.*lr 0.001"):
+            self.run(data, out, lr=0.1)
+        longer = self.run(data, out, max_steps=13)
+        assert longer.steps == 13 and longer.history["step"].tolist()[-2:] == [13, 13]
+
+    def test_nothing_but_checkpoints_is_gone_on_from(self, tmp_path):
+        path = tmp_path / "some.ckpt"
+        torch.save({"state_dict": {}}, path)
+        with pytest.raises(ContractError, match="checkpoint"):
+            read_checkpoint(path)
+
+    def test_a_step_draws_nothing_from_the_global_generator(self, data):
+        module = ClayModule(MICRO, TrainSettings(drop_all_bands=0.5), stand_in_teacher())
+        batch, before = next(iter(data.train_dataloader())), torch.get_rng_state()
+        module.losses(batch, training=True)
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_averaged_weights(self):
+        model = torch.nn.Linear(1, 1, bias=False)
+        model.weight.data.fill_(0.0)
+        average = Average(model, 0.5)
+        old = 0.0
+        for step, (value, keep) in enumerate([(1.0, 1 / 10), (2.0, 2 / 11), (3.0, 3 / 12)]):
+            model.weight.data.fill_(value)
+            average.update(step)
+            old = keep * old + (1 - keep) * value
+        assert average.weights[0].item() == pytest.approx(old)
+        average.swap()
+        assert model.weight.item() == pytest.approx(old) and average.weights[0].item() == 3.0
+
+
+class TestCommand:
+    """`clay train`, on chips that are not the mini-world's, for speed."""
+
+    @pytest.fixture
+    def config(self, tmp_path, monkeypatch):
+        made = lambda sensor, count, *, size, **_: fake_chips(sensor, count, size)  # noqa: E731
+        monkeypatch.setattr("clay_lib.chips.world_chips", made)
+        changes = {k: v for k, v in asdict(MICRO).items() if k != "teacher_dim"}
+        values = {
+            "model": {"size": "tiny", "changes": changes},
+            "data": {"chips": {"naip": 6, "sentinel-2-l2a": 8}, "val_chips": 4, "size": 16, "batch_size": 4},
+            "settings": {"schedule": "one_cycle", "max_steps": 4, "lr": 1e-3},
+            "teacher": "stand-in",
+            "out": str(tmp_path / "run"),
+            "log_every": 2,
+            "pictures_every": 4,
+            "progress": False,
+        }
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    def test_begins_goes_on_and_leaves_weights(self, config, tmp_path, capsys):
+        assert main(["train", "--config", str(config)]) == 0
+        assert main(["train", "--config", str(config), "--settings.max_steps", "6"]) == 0
+        told, out = capsys.readouterr().out, tmp_path / "run"
+        assert "6 steps, 24 chips" in told and "teacher" in told
+        rows = pd.read_csv(out / "log" / "metrics.csv")
+        assert rows["step"].tolist() == [2, 4, 4, 6, 6] and rows["train/representation"].notna().sum() == 3
+        assert Clay.load(out / "weights.safetensors").model.config == replace(MICRO, teacher_dim=64)
+        assert len(list((out / "pictures").glob("*.png"))) == 2
+        assert yaml.safe_load((out / "config.yaml").read_text())["settings"]["max_steps"] == 6
+        assert json.loads((out / "run.json").read_text())["steps"] == 6
+
+    def test_a_misspelt_key_is_told_its_nearest(self, config, tmp_path, capsys):
+        for options, nearest in ((["--settings.max_step", "3"], "settings.max_steps"), (["--nods", "3"], "nodes")):
+            assert main(["train", "--config", str(config), *options]) == 2
+            assert nearest in capsys.readouterr().err
+        wrong = tmp_path / "wrong.yaml"
+        for text, nearest in (
+            ("settings: {max_step: 3}", "settings.max_steps"),
+            ("dataa: {size: 3}", "data.size"),
+            ("model: {changes: {depht: 3}}", "model.changes.depth"),
+        ):
+            wrong.write_text(text)
+            assert main(["train", "--config", str(wrong), "--out", str(tmp_path)]) == 2
+            assert nearest in capsys.readouterr().err
+
+    def test_read_without_jsonargparse(self, config, tmp_path):
+        values = read_config(config)
+        assert values["settings"].lr == 1e-3 and values["data"].chips["naip"] == 6
+        wrong = tmp_path / "wrong.yaml"
+        wrong.write_text("data: {batchsize: 3}")
+        with pytest.raises(ContractError, match="data.batch_size"):
+            read_config(wrong)
+
+    def test_forecast(self, config, tmp_path, capsys):
+        options = ["--epochs", "100", "--nodes", "2", "--devices", "2", "--data.chips", "{naip: 70000000}"]
+        assert main(["train", "--config", str(config), "--forecast", "true", *options]) == 0
+        *lines, note = capsys.readouterr().out.splitlines()
+        told = {line[:16].strip(): line[16:] for line in lines}
+        assert told["chips"] == "70,000,000 of 1 sensors" and note.startswith("Arithmetic: 4 processes")
+        assert told["steps"].startswith("437,500,000 of 1 x 4 x 4")
+        assert "chips/s on CPU" in told["measured"]
+        hours, all_hours = (float(told[k].replace(",", "")) for k in ("hours", "process-hours"))
+        assert all_hours == pytest.approx(4 * hours, rel=1e-4)
+        speed = float(told["measured"].split()[0])
+        assert hours == pytest.approx(70e6 * 100 / (4 * speed) / 3600, rel=0.05)
+        assert not (tmp_path / "run").exists()
 
 
 class TestTeacher:
