@@ -26,9 +26,9 @@ CACHE = DATA / "cache"
 
 
 def in_cache(name: str) -> Path:
-    """Where a file of this name is: as it stands, in the cache, or shipped in data/; else where it will be made."""
+    """Where a file of this name is: as it stands, in the cache, or shipped in data/weights; else where it will be made."""
     path = Path(name).expanduser()
-    found = [p for p in (path, CACHE / path, DATA / path) if p.is_file()]
+    found = [p for p in (path, CACHE / path, DATA / "weights" / path, DATA / path) if p.is_file()]
     return found[0] if found else CACHE / path
 
 
