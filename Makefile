@@ -32,11 +32,12 @@ notebooks: $(READY)  ## run the demo and put its outputs into notebooks/*.ipynb
 
 bench: $(READY)  ## timings on this machine
 	$(PY) -m clay_lib bench
+	$(PY) -m clay_lib bench-chips
 
 clean:  ## remove .venv, caches and results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info lightning_logs
 	find clay_lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
-	find papermill_runs -mindepth 1 -maxdepth 1 ! -name profiles ! -name sweeps ! -name README.md ! -name 'train.*' -exec rm -rf {} +
+	find papermill_runs -mindepth 1 -maxdepth 1 ! -name profiles ! -name sweeps ! -name '*.md' ! -name 'train.*' -exec rm -rf {} +
 
 # torch first and pinned, so that nothing after it pulls another build.
 $(READY): pyproject.toml constraints.txt

@@ -27,6 +27,7 @@ COMMANDS = {  # name: (module:function, what it does)
     "train": ("clay_lib.pretrain:train", "train a model by a configuration; the same command goes on after a kill"),
     "targets": ("clay_lib.targets_command:targets", "compute a teacher's targets for the chips of a store, once"),
     "export": ("clay_lib.export:export", "write the encoder for other runtimes, as ONNX or torch.export"),
+    "plan": ("clay_lib.plan_page:write_plan", "write what pretraining on 70 million chips would take, on paper"),
     "convert": ("clay_lib.convert:convert", "write a checkpoint's encoder or whole model as safetensors"),
     "bench-load": ("clay_lib.bench_loading:bench_load", "time the loading of weights and measure its memory"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),

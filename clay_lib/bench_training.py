@@ -1,0 +1,131 @@
+"""Our training step beside two others, in one run: with the live teacher, and a plain ViT-MAE of `transformers`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clay_lib import flops
+from clay_lib.datacube import make_datacube
+from clay_lib.datamodule import Batch, Draws
+from clay_lib.model import ClayConfig
+from clay_lib.sensors import SENSORS
+from clay_lib.teacher import Teacher
+from clay_lib.training import ClayModule
+
+SENSOR = "sentinel-2-l2a"
+
+
+def paired(
+    first: Callable[[], object], second: Callable[[], object], *, repeats: int, clock=time.perf_counter
+) -> tuple[float, float, float]:
+    """(median seconds of each, median of second / first), taken in turn so that a busy machine is busy for both.
+
+    The order changes from pair to pair; each is called once before, to warm up.
+    """
+    works, seconds = (first, second), np.empty((repeats, 2))
+    for work in works:
+        work()
+    for pair in range(repeats):
+        for k in (0, 1) if pair % 2 == 0 else (1, 0):
+            start = clock()
+            works[k]()
+            seconds[pair, k] = clock() - start
+    return float(median(seconds[:, 0])), float(median(seconds[:, 1])), float(median(seconds[:, 1] / seconds[:, 0]))
+
+
+def step_ratios(
+    size: str, *, batch: int, pixels: int, repeats: int, teacher_pixels: int, what: tuple[str, ...] = ("teacher", "mae")
+) -> list[tuple[str, float, float, float, float]]:
+    """Rows (what, our seconds, its seconds, ratio, ratio on paper); above 1 ours is the faster one.
+
+    A step is losses, backward and AdamW, in float32, on ten bands of noise.
+    """
+    torch.manual_seed(0)
+    bands = len(SENSORS[SENSOR].bands)
+    config = ClayConfig.named(size)
+    teacher = random_dinov2_large(teacher_pixels) if "teacher" in what else None
+    ours = ClayModule(config, teacher=teacher, cached=True)
+    step = stepper(lambda batch: ours.losses(batch, training=True)["loss"], ours)
+    cached = noise_batch(batch, pixels, config.teacher_dim)
+    live = replace(cached, targets=None)  # so the teacher is asked
+    own = flops.student_step(config, bands=bands, pixels=pixels, batch=batch)
+    rows = []
+    if teacher is not None:
+        paper = 1 + flops.dinov2_large(teacher_pixels) / own
+        times = paired(lambda: step(cached), lambda: step(live), repeats=repeats)
+        rows.append((f"live teacher at {teacher_pixels}", *times, paper))
+    if "mae" in what:
+        other = plain_mae(config, bands=bands, pixels=pixels)
+        mae = stepper(lambda batch: other(batch.cube.pixels).loss, other)
+        paper = flops.vit_mae_step(config, bands=bands, pixels=pixels) / own
+        rows.append(("ViT-MAE", *paired(lambda: step(cached), lambda: mae(cached), repeats=repeats), paper))
+    return rows
+
+
+def stepper(loss: Callable[[Batch], Tensor], model: nn.Module) -> Callable[[Batch], None]:
+    """One training step: loss, backward, AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.05, betas=(0.9, 0.95), fused=True)
+
+    def step(batch: Batch) -> None:
+        loss(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def noise_batch(batch: int, pixels: int, teacher_dim: int) -> Batch:
+    """Noise in the shape of chips, with made-up targets."""
+    mean, std = SENSORS[SENSOR].statistics()
+    noise = np.random.default_rng(0).normal(size=(batch, len(mean), pixels, pixels))
+    native = noise * std[:, None, None] + mean[:, None, None]
+    cube = make_datacube(native.astype(np.float32), SENSOR, when="2023-06-10T10:30", lat=10.0, lon=20.0)
+    places = np.arange(batch)
+    return Batch(
+        SENSOR, cube, places, np.zeros(batch, np.uint8), Draws((0,), places), torch.randn(batch, teacher_dim).half()
+    )
+
+
+def random_dinov2_large(pixels: int = 518) -> Teacher:
+    """The release's teacher with random weights: as slow as the trained one."""
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    config = Dinov2WithRegistersConfig(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_register_tokens=4,
+        image_size=518,
+        patch_size=14,
+    )
+    return Teacher(Dinov2WithRegistersModel(config), size=pixels, stand_in=True)
+
+
+def plain_mae(config: ClayConfig, *, bands: int, pixels: int) -> nn.Module:
+    """Hugging Face's masked autoencoder of the same width, depth, visible tokens and decoder."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    same = ViTMAEConfig(
+        hidden_size=config.dim,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        intermediate_size=int(config.dim * config.mlp_ratio),
+        image_size=pixels,
+        patch_size=config.patch_size,
+        num_channels=bands,
+        decoder_hidden_size=config.decoder_dim,
+        decoder_num_hidden_layers=config.decoder_depth,
+        decoder_num_attention_heads=config.decoder_heads,
+        decoder_intermediate_size=int(config.decoder_dim * config.decoder_mlp_ratio),
+        mask_ratio=config.mask_ratio,
+        qkv_bias=False,
+        attn_implementation="sdpa",
+    )
+    return ViTMAEForPreTraining(same).train()
