@@ -352,8 +352,9 @@ def train(
         num_sanity_val_steps=0,
         check_val_every_n_epoch=None,
         use_distributed_sampler=False,  # SensorBatches shares the chips out among ranks itself
-        deterministic="warn" if torch.cuda.is_available() else True,
-        **{"logger": False, **trainer_options},
+        # On a CPU all that is done here is deterministic; torch's mode for it would only fill memory, a tenth of a step.
+        deterministic="warn" if torch.cuda.is_available() else False,
+        **{"logger": False, "limit_val_batches": None if data.val_chips else 0, **trainer_options},
     )
     module.per_epoch = data.batches_per_epoch(trainer.world_size)
     every = s.accumulate * val_every if val_every else check_val_every_n_epoch * module.per_epoch
