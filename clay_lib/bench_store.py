@@ -35,10 +35,11 @@ class _Rolled:
         return lambda: self._rolled(np.array(numbers))
 
     def _rolled(self, numbers: np.ndarray) -> Made:
-        of, steps = numbers % len(self.made.chips), 7 * numbers
+        turns, of = np.divmod(numbers, len(self.made.chips))
+        steps = np.stack(np.divmod(turns, self.size), 1)  # rows, columns
         chips = self.made.chips[of]
         pixels, labels = (
-            np.stack([np.roll(image, step, -1) for image, step in zip(images, steps, strict=True)])
+            np.stack([np.roll(image, step, (-2, -1)) for image, step in zip(images, steps, strict=True)])
             for images in (chips.pixels, chips.labels)
         )
         rolled = Chips(chips.sensor, pixels, labels, chips.lat, chips.lon, chips.when)
@@ -103,7 +104,7 @@ def _zarr_seconds(url: Path, store: ChipStore, rng: np.random.Generator, n: int)
     import zarr
 
     array = zarr.open_group(url, mode="r")[store.table["shard"].iloc[0]]["pixels"]
-    return median_seconds(lambda: array.oindex[np.sort(rng.choice(len(array), n, replace=False))], repeats=3) / n
+    return median_seconds(lambda: array.oindex[np.sort(rng.choice(array.shape[0], n, replace=False))], repeats=3) / n
 
 
 def _step_seconds(chips: Chips, name: str) -> float:

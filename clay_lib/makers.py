@@ -21,6 +21,7 @@ from clay_lib.sensors import SENSORS
 from clay_lib.writer import Made
 
 TILE = 6000.0  # m, side of a tile of the mini-world: its chips keep away from the borders of the splits' blocks
+TILES = 64  # chosen at a time, of some six hundred
 METRES_PER_DEGREE = 111_320.0
 
 
@@ -49,8 +50,12 @@ class WorldMaker:
         return f"world{self.seed}-{self.split}-{_short_hash(spec)}"
 
     def part(self, numbers: range) -> Callable[[], Made]:
-        looks = _looks(self.count, self.split, self.seed, self.places, self.dates)
-        return partial(_observe_world, self, [looks[n] for n in numbers])
+        return partial(_observe_world, self, numbers)
+
+    def look(self, number: int) -> tuple[float, float, str]:
+        """Lat, lon and date of a chip."""
+        turn, n = divmod(number, TILES * self.places * self.dates)
+        return _turn(self.split, self.seed, self.places, self.dates, turn)[n]
 
 
 def world_tiles(seed: int, split: str, turn: int, candidates: int = 2000):
@@ -70,38 +75,30 @@ def world_tiles(seed: int, split: str, turn: int, candidates: int = 2000):
     return tiles[tiles["cover_80"] < 0.98]
 
 
-def _looks(count: int, split: str, seed: int, places: int, dates: int) -> list[tuple[float, float, str]]:
-    """Lat, lon and date of the first `count` chips."""
-    looks: list[tuple[float, float, str]] = []
-    for turn in range(count):
-        if len(looks) >= count:
-            break
-        looks += _turn(split, seed, places, dates, turn)
-    return looks[:count]
-
-
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16)
 def _turn(split: str, seed: int, places: int, dates: int, turn: int) -> list[tuple[float, float, str]]:
-    """A sample of tiles, every place of them on every date; one place of every tile before the second place of any."""
+    """Lat, lon and date of the TILES * places * dates chips of a turn: a fresh sample of tiles, so that any chip of the
+    series is found without those before it. One place of every tile comes before the second place of any."""
     tiles = world_tiles(seed, split, turn)
     chosen = sample_tiles(tiles, RELEASED, seed=seed * 1009 + turn, scale=len(tiles) / LAND_TILES)
     rng = np.random.default_rng([seed, turn, *split.encode()])
-    chosen = chosen.iloc[rng.permutation(len(chosen))]
+    chosen = chosen.iloc[np.resize(rng.permutation(len(chosen)), TILES)]
     lat, lon = chosen["lat"].to_numpy(), chosen["lon"].to_numpy()
     reach, looks = TILE / 2 / METRES_PER_DEGREE, []
     for _ in range(places):
-        here = lat + rng.uniform(-reach, reach, len(lat))
-        there = lon + rng.uniform(-reach, reach, len(lat)) / np.cos(np.radians(lat))
+        here = lat + rng.uniform(-reach, reach, TILES)
+        there = lon + rng.uniform(-reach, reach, TILES) / np.cos(np.radians(lat))
         for _ in range(dates):
-            days = rng.integers(0, 6 * 365, len(lat)).astype("timedelta64[D]")
+            days = rng.integers(0, 6 * 365, TILES).astype("timedelta64[D]")
             when = np.datetime_as_string(np.datetime64("2018-01-01T10:30") + days, unit="m")
             looks += zip(here.round(5).tolist(), there.round(5).tolist(), when.tolist(), strict=True)
     return looks
 
 
-def _observe_world(maker: WorldMaker, looks: Sequence[tuple[float, float, str]]) -> Made:
+def _observe_world(maker: WorldMaker, numbers: range) -> Made:
     from clay_lib.miniworld import Place
 
+    looks = [maker.look(n) for n in numbers]
     seen = [
         _world(maker.seed).observe(Place(lat, lon), maker.sensor, when, maker.size, maker.cloud_cover)
         for lat, lon, when in looks

@@ -12,7 +12,7 @@ from clay_lib.contract import ContractError
 from clay_lib.makers import WorldMaker, scenes_in
 from clay_lib.sensors import SENSORS
 from clay_lib.shards import encode, filesystem
-from clay_lib.store import ChipStore
+from clay_lib.store import ALL, INDEX, ChipStore
 from clay_lib.writer import Maker, native, pending, write_chips
 
 
@@ -38,6 +38,7 @@ def chips(
     jobs: int = -1,
     forecast: bool = False,
     check: bool = False,
+    mend: bool = False,
 ) -> int:
     """Add chips to a store: of the mini-world, sampled by land cover, or cut from scenes. The same command resumes.
 
@@ -62,9 +63,10 @@ def chips(
         jobs: processes; -1: one a core
         forecast: say what it would take, and stop
         check: read the whole store against its checksums and stop; 1 if something is damaged
+        mend: with check: forget the damaged shards, so that the commands that wrote them make them anew
     """
-    if check:
-        return _check(out)
+    if check or mend:
+        return _check(out, mend)
     if scenes:
         options = dict(when=when or None, scale=scale, offset=offset, max_missing=max_missing, degrees=block_degrees)
         makers: list[Maker] = list(scenes_in(scenes, SENSORS[sensor].name, size=size, seed=seed, **options))
@@ -101,9 +103,9 @@ def say_forecast(out: str, makers: Sequence[Maker], chips_per_part: int, jobs: i
         left = sum(len(part.numbers) for part in numbers)
         bytes_, seconds = _measure(next(m for m in makers if f"{m.sensor}-{m.size}" == kind), numbers[0].numbers)
         row = np.array([left, left * bytes_ / 1e6, left * seconds / processes / 60])
-        print(f"{kind:<32}{row[0]:>9.0f}{row[1]:>10.1f}{row[2]:>9.1f}")
+        print(f"{kind:<32}{row[0]:>9.0f}{row[1]:>10.1f}{row[2]:>9.2f}")
         total += row
-    print(f"{f'all, with {processes} processes':<32}{total[0]:>9.0f}{total[1]:>10.1f}{total[2]:>9.1f}", flush=True)
+    print(f"{f'all, with {processes} processes':<32}{total[0]:>9.0f}{total[1]:>10.1f}{total[2]:>9.2f}", flush=True)
 
 
 def _measure(maker: Maker, numbers: range, most: int = 6) -> tuple[float, float]:
@@ -117,10 +119,17 @@ def _measure(maker: Maker, numbers: range, most: int = 6) -> tuple[float, float]
     return stored / len(numbers[:most]), (time.perf_counter() - start) / len(numbers[:most])
 
 
-def _check(out: str) -> int:
+def _check(out: str, mend: bool) -> int:
     store = ChipStore.open(out)
     damaged = store.check()
     for damage in damaged:
         print(f"{out}/{damage.shard}: {damage.reason}; {len(damage.hashes)} chips lost")
     print(f"{len(store) - sum(len(d.hashes) for d in damaged)} of {len(store)} chips are whole")
+    if mend and damaged:
+        fs, root = filesystem(out)
+        for path in [f"{root}/{ALL}"] * fs.exists(f"{root}/{ALL}") + [
+            f"{root}/{INDEX}/{damage.shard.rsplit('-', 1)[0]}.parquet" for damage in damaged
+        ]:
+            fs.rm(path)
+        print(f"{len(damaged)} shards are forgotten: run the commands that wrote them again")
     return 1 if damaged else 0

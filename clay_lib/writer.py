@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import re
 import secrets
 import socket
@@ -89,12 +90,13 @@ def write_chips(
         _make_groups(session, {kind_of(maker) for maker in makers})
         _clean(fs, root)
         parts = pending(fs, root, makers, chips_per_part)
+        random.Random(session.name).shuffle(parts)  # so that several writers begin at different ends
         jobs = 1 if "memory" in fs.protocol else jobs  # which no other process sees
         calls = (delayed(_write_part)(str(url), part, session.name, os.getpid()) for part in parts)
         done, new = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")(calls), 0
         with tqdm(total=sum(len(part.numbers) for part in parts), unit="chip", disable=not progress) as bar:
             for part, shard, rows, count in done:
-                if session.put(f"{root}/{INDEX}/{part}.parquet", rows, anew=False):
+                if rows and session.put(f"{root}/{INDEX}/{part}.parquet", rows, anew=False):
                     new += count
                 elif count:  # another writer was first
                     fs.rm(f"{root}/{shard}", recursive=True)
@@ -103,14 +105,12 @@ def write_chips(
                 bar.update(int(last) - int(first) + 1)
         _gather_index(session)
         return new
-    except TerminatedWorkerError as error:
+    except TerminatedWorkerError:
         raise ContractError(
             "jobs",
             found="a worker that was killed",
-            expected="workers that live",
-            cause=f"too little memory for {jobs} at a time; what was written is kept, run it again. {error}".split(
-                "\n"
-            )[0],
+            expected=f"{jobs} processes that live (-1: one a core)",
+            cause="too little memory for so many; what was written is kept: run it again with fewer",
         ) from None
     finally:
         session.close()
@@ -121,20 +121,19 @@ def kind_of(maker: Maker) -> str:
 
 
 def pending(fs, root: str, makers: Sequence[Maker], chips_per_part: int) -> list[Part]:
-    """The parts still to be made, the makers in turn: what fills the store evenly."""
+    """The parts still to be made."""
     there: dict[str, list[tuple[int, int]]] = {}
     for part in index_parts(fs, root):
         series, first, last = part.rsplit("-", 2)
         there.setdefault(series, []).append((int(first), int(last)))
-    turns = []
+    parts = []
     for maker in makers:
         kind, recipe, missing = kind_of(maker), maker.recipe, np.ones(len(maker), bool)
         for first, last in there.get(f"{kind}/{recipe}", ()):
             missing[first : last + 1] = False
         runs = _runs(missing, chips_per_part)
-        turns.append([Part(kind, f"{recipe}-{run[0]:08d}-{run[-1]:08d}", run, maker.part(run)) for run in runs])
-    longest = max(map(len, turns), default=0)
-    return [parts[k] for k in range(longest) for parts in turns if k < len(parts)]
+        parts += [Part(kind, f"{recipe}-{run[0]:08d}-{run[-1]:08d}", run, maker.part(run)) for run in runs]
+    return parts
 
 
 def _runs(missing: np.ndarray, most: int) -> Iterator[range]:
@@ -150,10 +149,14 @@ def _runs(missing: np.ndarray, most: int) -> Iterator[range]:
 
 
 def _write_part(url: str, part: Part, session: str, parent: int) -> tuple[str, str, bytes, int]:
-    """Make a part and write its shards: (part, shard, index file's bytes, number of chips)."""
+    """Make a part and write its shards: (part, shard, index file's bytes, number of chips); no bytes if it is there."""
     _end_with(parent)
     fs, root = filesystem(url)
-    made, shard = part.make(), f"{part.kind}/{part.name}-{session}"
+    shard = f"{part.kind}/{part.name}-{session}"
+    fs.invalidate_cache()
+    if fs.exists(f"{root}/{INDEX}/{part.kind}/{part.name}.parquet"):
+        return f"{part.kind}/{part.name}", shard, b"", 0
+    made = part.make()
     if made is not None:
         made = replace(made, chips=replace(made.chips, pixels=native(made.chips)))
         for key, data in encode({"pixels": made.chips.pixels, "labels": made.chips.labels}).items():

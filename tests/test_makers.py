@@ -131,7 +131,7 @@ def test_the_command_tells_before_writes_and_checks_after(tmp_path, capsys):
         "--split",
         "train,val",
     ]
-    assert cli.main([*ask, "--forecast", "true"]) == 0
+    assert cli.main([*ask, "--forecast"]) == 0
     said = capsys.readouterr().out
     assert "naip-32" in said and "linz-32" in said and "minutes" in said and not (tmp_path / "store").exists()
     assert cli.main(ask) == 0
@@ -142,11 +142,14 @@ def test_the_command_tells_before_writes_and_checks_after(tmp_path, capsys):
     scenes = ["chips", out, "--scenes", str(tmp_path), "--sensor", "naip", "--size", "32", "--jobs", "1"]
     assert cli.main(scenes) == 0 and "5 new chips" in capsys.readouterr().out
     assert cli.main(scenes) == 0 and "0 new chips" in capsys.readouterr().out
-    assert cli.main(["chips", out, "--check", "true"]) == 0 and "29 of 29 chips are whole" in capsys.readouterr().out
-    shard = store.table["shard"].iloc[0]
+    assert cli.main(["chips", out, "--check"]) == 0 and "29 of 29 chips are whole" in capsys.readouterr().out
+    shard = store.table.query("sensor == 'linz' and split == 'val'")["shard"].iloc[0]
     (tmp_path / "store" / shard / "pixels/c/0/0/0/0").write_bytes(b"")
-    assert cli.main(["chips", out, "--check", "true"]) == 1
+    assert cli.main(["chips", out, "--check"]) == 1
     assert shard in capsys.readouterr().out
+    assert cli.main(["chips", out, "--mend"]) == 1 and "1 shards are forgotten" in capsys.readouterr().out
+    assert cli.main(ask) == 0 and "6 new chips" in capsys.readouterr().out
+    assert cli.main(["chips", out, "--check"]) == 0 and "29 of 29 chips are whole" in capsys.readouterr().out
     assert cli.main(["chips", out, "--scenes", str(tmp_path)]) == 2
 
 
