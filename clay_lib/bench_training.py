@@ -40,33 +40,29 @@ def paired(
     return float(median(seconds[:, 0])), float(median(seconds[:, 1])), float(median(seconds[:, 1] / seconds[:, 0]))
 
 
-def step_ratios(
-    size: str, *, batch: int, pixels: int, repeats: int, teacher_pixels: int, what: tuple[str, ...] = ("teacher", "mae")
-) -> list[tuple[str, float, float, float, float]]:
-    """Rows (what, our seconds, its seconds, ratio, ratio on paper); above 1 ours is the faster one.
+def step_beside(
+    other: str, size: str, *, batch: int, pixels: int, repeats: int, teacher_pixels: int = 518, clock=time.perf_counter
+) -> tuple[float, float, float, float]:
+    """(our seconds, the other's, median ratio, ratio of operations); above 1 ours is the faster one.
 
-    A step is losses, backward and AdamW, in float32, on ten bands of noise.
+    other: "teacher", our step with the live teacher instead of cached targets, or "mae", the ViT-MAE of transformers. A
+    step is losses, backward and AdamW, in float32, on ten bands of noise.
     """
     torch.manual_seed(0)
-    bands = len(SENSORS[SENSOR].bands)
-    config = ClayConfig.named(size)
-    teacher = random_dinov2_large(teacher_pixels) if "teacher" in what else None
+    config, bands = ClayConfig.named(size), len(SENSORS[SENSOR].bands)
+    own = flops.student_step(config, bands=bands, pixels=pixels, batch=batch)
+    teacher = random_dinov2_large(teacher_pixels) if other == "teacher" else None
     ours = ClayModule(config, teacher=teacher, cached=True)
     step = stepper(lambda batch: ours.losses(batch, training=True)["loss"], ours)
     cached = noise_batch(batch, pixels, config.teacher_dim)
-    live = replace(cached, targets=None)  # so the teacher is asked
-    own = flops.student_step(config, bands=bands, pixels=pixels, batch=batch)
-    rows = []
     if teacher is not None:
+        live = replace(cached, targets=None)  # so the teacher is asked
         paper = 1 + flops.dinov2_large(teacher_pixels) / own
-        times = paired(lambda: step(cached), lambda: step(live), repeats=repeats)
-        rows.append((f"live teacher at {teacher_pixels}", *times, paper))
-    if "mae" in what:
-        other = plain_mae(config, bands=bands, pixels=pixels)
-        mae = stepper(lambda batch: other(batch.cube.pixels).loss, other)
-        paper = flops.vit_mae_step(config, bands=bands, pixels=pixels) / own
-        rows.append(("ViT-MAE", *paired(lambda: step(cached), lambda: mae(cached), repeats=repeats), paper))
-    return rows
+        return *paired(lambda: step(cached), lambda: step(live), repeats=repeats, clock=clock), paper
+    plain = plain_mae(config, bands=bands, pixels=pixels)
+    mae = stepper(lambda batch: plain(batch.cube.pixels).loss, plain)
+    paper = flops.vit_mae_step(config, bands=bands, pixels=pixels) / own
+    return *paired(lambda: step(cached), lambda: mae(cached), repeats=repeats, clock=clock), paper
 
 
 def stepper(loss: Callable[[Batch], Tensor], model: nn.Module) -> Callable[[Batch], None]:
