@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from clay_lib.contract import ContractError
 from clay_lib.sensors import SENSORS
-from clay_lib.store import filesystem
+from clay_lib.shards import filesystem
 
 VERSION = 1  # of the files, and of what happens to chips before the teacher sees them: `make_datacube`, `training.ask`
 TABLE = np.dtype([("key", "S17"), ("crc", "<u4")])  # 16 bytes of content hash and one of the flip; CRC-32 of the target
