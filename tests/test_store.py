@@ -117,7 +117,7 @@ def test_writing_again_adds_only_what_is_new(tmp_path):
 
 
 def test_many_parts_are_gathered_into_one_index(tmp_path, monkeypatch):
-    monkeypatch.setattr("clay_lib.writer.GATHER", 6)
+    monkeypatch.setattr("clay_lib.sessions.GATHER", 6)
     write_chips(tmp_path, [Numbered(12)], chips_per_part=2, jobs=1, progress=False)
     gathered = (tmp_path / "index.parquet").read_bytes()
     write_chips(tmp_path, [Numbered(16)], chips_per_part=2, jobs=1, progress=False)
@@ -223,6 +223,18 @@ def test_of_two_writers_the_first_wins(tmp_path):
     shards = {f"naip-16/{path.name}" for path in (tmp_path / "naip-16").iterdir() if path.is_dir()}
     assert shards == set(ChipStore.open(tmp_path).table["shard"]) and ChipStore.open(tmp_path).check() == []
     assert ChipStore.open(tmp_path).sensor("naip").hashes.tolist() == whole(40).hashes.tolist()
+
+
+def test_a_writer_taken_for_dead_commits_no_more(tmp_path):
+    class Forgotten(Numbered):
+        def part(self, numbers):
+            make = super().part(numbers)
+            return lambda: ([sign.unlink() for sign in (tmp_path / "writers").iterdir()], make())[1]
+
+    with pytest.raises(ContractError, match="took this one for dead"):
+        write_chips(tmp_path, [Forgotten(20)], jobs=1, progress=False)
+    assert len(ChipStore.open(tmp_path)) == 0
+    assert write_chips(tmp_path, [Numbered(20)], jobs=1, progress=False) == 18
 
 
 def test_wrong_input_is_told(store, tmp_path):
