@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,12 +165,12 @@ def train(
         progress: show a bar
         forecast: measure some steps, tell what the run would take, and do nothing else
     """
+    asked = {k: asdict(v) if is_dataclass(v) else v for k, v in locals().items() if k != "forecast"}
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     devices, nodes = _processes(devices, nodes)
-    choices = {"model": asdict(model), "data": asdict(data), "settings": asdict(settings), "teacher": teacher}
     guide = find_teacher(teacher)
     config = _config(model, guide, data)
     ranks = (devices or 1) * (nodes or 1)
@@ -184,7 +184,7 @@ def train(
     leader = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     if leader:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(_yaml(choices | {"start": start, "epochs": epochs}))
+        (folder / "config.yaml").write_text(_yaml(asked))
         print(summary(config, guide))
     began = find_start(start, config, settings.seed)
     callbacks = ()

@@ -358,7 +358,9 @@ class TestCommand:
         assert rows["step"].tolist() == [2, 4, 4, 6, 6] and rows["train/representation"].notna().sum() == 3
         assert Clay.load(out / "weights.safetensors").model.config == replace(MICRO, teacher_dim=64)
         assert len(list((out / "pictures").glob("*.png"))) == 2
-        assert yaml.safe_load((out / "config.yaml").read_text())["settings"]["max_steps"] == 6
+        assert main(["train", "--config", str(out / "config.yaml")]) == 0  # the same run, which is at its end
+        assert "6 steps, 24 chips" in capsys.readouterr().out
+        assert pd.read_csv(out / "log" / "metrics.csv").equals(rows)
         assert json.loads((out / "run.json").read_text())["steps"] == 6
 
     def test_a_misspelt_key_is_told_its_nearest(self, config, tmp_path, capsys):
