@@ -26,6 +26,7 @@ COMMANDS = {  # name: (module:function, what it does)
     "bench": ("clay_lib.bench:bench", "time the mini-world, the encoder and a training step on this machine"),
     "train": ("clay_lib.pretrain:train", "train a model by a configuration; the same command goes on after a kill"),
     "targets": ("clay_lib.targets_command:targets", "compute a teacher's targets for the chips of a store, once"),
+    "transfer": ("clay_lib.transfer:transfer", "probe frozen weights on real labelled images, beside floors"),
     "export": ("clay_lib.export:export", "write the encoder for other runtimes, as ONNX or torch.export"),
     "plan": ("clay_lib.plan_page:write_plan", "write what pretraining on 70 million chips would take, on paper"),
     "convert": ("clay_lib.convert:convert", "write a checkpoint's encoder or whole model as safetensors"),
