@@ -2,6 +2,7 @@
 
     clay transfer WEIGHTS --images FOLDER                          images in class folders
     clay transfer WEIGHTS --rasters FOLDER --labels FOLDER         rasters, and label rasters of the same names
+    clay transfer WEIGHTS --world                                  the mini-world's own test land
 
 Images are split by the number in their names, never at random: neighbours in number are often neighbours on the
 ground. Rasters are left out in turn, or blocks of them (transfer_patches). How an image is best read out of the model (class token, mean or spread of
@@ -43,6 +44,7 @@ def transfer(
     images: str = "",
     rasters: str = "",
     labels: str = "",
+    world: bool = False,
     sensor: str = "",
     bands: list[str] | None = None,
     raster_bands: list[int] | None = None,
@@ -59,6 +61,7 @@ def transfer(
         images: a folder of class folders of images whose names end in a number
         rasters: a folder of GeoTIFFs
         labels: a folder of rasters of class numbers, with the names and the size of the others; 0 is unknown
+        world: measure on the mini-world's test land instead: land cover, and what hidden patches are rebuilt to
         sensor: whose statistics and wavelengths the pixels get; naip for images, sentinel-2-l2a for rasters
         bands: of the sensor, in the file's order; red, green and blue for images
         raster_bands: numbers of the file's bands to read, from 1
@@ -68,10 +71,10 @@ def transfer(
         seeds: of random floors, random weights and the patches that are drawn
         out: a CSV file for the table
     """
-    if bool(images) == bool(rasters) or bool(rasters) != bool(labels):
-        given = {"images": images, "rasters": rasters, "labels": labels}
-        cause = "the two kinds of data are measured one at a time"
-        raise ContractError("data", found=given, expected="either images, or rasters with labels", cause=cause)
+    if (bool(images), bool(rasters), world).count(True) != 1 or bool(rasters) != bool(labels):
+        given = {"images": images, "rasters": rasters, "labels": labels, "world": world}
+        cause = "the kinds of data are measured one at a time"
+        raise ContractError("data", found=given, expected="images, or rasters with labels, or world", cause=cause)
     clay = Clay.load(weights)
     if images:
         sizes = sizes or [64, 128]
@@ -80,6 +83,11 @@ def transfer(
         scale = {"gsd": 0.3 if gsd is None else gsd, "native": 256}
         table, chosen = probe_images(clay, known, **about, **scale, first_test=first_test, seeds=seeds)
         print(f"read-out chosen on training folds: {chosen}")
+    elif world:
+        from clay_lib.transfer_world import probe_world, rebuild_world
+
+        print(rebuild_world(clay, seeds=seeds).round(3).to_string(index=False))
+        table = probe_world(clay, seeds=seeds)
     else:
         from clay_lib.transfer_patches import probe_patches, read_rasters
 
@@ -129,8 +137,7 @@ def probe_images(
 ) -> tuple[pd.DataFrame, str]:
     """The same images at several sizes -> a table of scores, and the chosen read-out.
 
-    gsd: metres of a pixel where an image is `native` pixels wide. Rows: features, kind, probe, score, low, high,
-    seeds, dim, and margin, margin_low, margin_high over the best floor of that probe on the same chips.
+    gsd: metres of a pixel where an image is `native` pixels wide. The table's rows: see `compare`.
     """
     one = next(iter(images.values()))
     y, numbers = one.labels, one.numbers
@@ -161,22 +168,39 @@ def probe_images(
     best = [choose_readout({n: x[train] for n, x in twin.items()}, y[train], folds[train]) for twin in twins]
     sets["random weights, chosen read-out"] = [twin[key] for twin, key in zip(twins, best, strict=True)]
 
+    split = {name: [(x[train], x[~train]) for x in versions] for name, versions in sets.items()}
+    return compare(split, y[train], y[~train], train_groups=folds[train], seeds=seeds, bootstraps=bootstraps), chosen
+
+
+def compare(
+    sets: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
+    train_y,
+    test_y,
+    *,
+    train_groups=None,
+    test_groups=None,
+    seeds: int = 5,
+    bootstraps: int = 1000,
+) -> pd.DataFrame:
+    """`probes.probe` where some feature sets have versions, one for each seed: scores are means over them.
+
+    Rows: features, kind, probe, score, low, high, n_train, n_test, dim, seeds, and the lead over the best floor of that
+    probe on the same chips: floor, margin, margin_low, margin_high.
+    """
+    test_groups = np.arange(len(test_y)) if test_groups is None else np.asarray(test_groups)
     answers = []
     for name, versions in sets.items():
         for k in range(seeds):
-            x = versions[k % len(versions)]
             if k < len(versions):
-                said = probes.predict({name: (x[train], x[~train])}, y[train], y[~train], train_groups=folds[train])
-            answers.append(said.assign(version=k % len(versions)))
+                groups = dict(train_groups=train_groups, test_groups=test_groups)
+                said = probes.predict({name: versions[k]}, train_y, test_y, **groups)
+            answers.append(said)  # what has one version only answers alike for every seed, so that pairs stay pairs
     answers = pd.concat(answers, ignore_index=True)
-    # every set has an answer for each seed and chip; chips are drawn whole, so that what repeats adds no certainty
-    answers["group"] = answers["chip"]
-    table = probes.score(answers, bootstraps=bootstraps)
-    table["seeds"] = table["features"].map({name: len(versions) for name, versions in sets.items()})
-    margin = probes.difference(answers, bootstraps=bootstraps).rename(columns={"difference": "margin"})
-    margin = margin.rename(columns={"low": "margin_low", "high": "margin_high"}).drop(columns=["n_test", "seed"])
-    table = table.drop(columns=["n_test", "seed"]).merge(margin, on=["features", "probe"], how="left")
-    return table.assign(n_test=int((~train).sum())), chosen
+    table = probes.score(answers, bootstraps=bootstraps).drop(columns=["n_test", "seed"])
+    table = table.assign(n_test=len(test_y), seeds=table["features"].map({name: len(v) for name, v in sets.items()}))
+    lead = probes.difference(answers, bootstraps=bootstraps).drop(columns=["n_test", "seed"])
+    lead = lead.rename(columns={"difference": "margin", "low": "margin_low", "high": "margin_high"})
+    return table.merge(lead, on=["features", "probe"], how="left")
 
 
 def embed_images(clay: Clay, pixels: np.ndarray, *, batch_size: int = 16, **about) -> dict[str, np.ndarray]:

@@ -9,8 +9,9 @@ from PIL import Image
 
 from clay_lib import Clay, ClayConfig, probes
 from clay_lib.contract import ContractError
-from clay_lib.transfer import choose_readout, probe_images, read_images, readouts, transfer
+from clay_lib.transfer import choose_readout, compare, probe_images, read_images, readouts, transfer
 from clay_lib.transfer_patches import WINDOW, _answers, _balanced, _splits, cut_patches, probe_patches, read_rasters
+from clay_lib.transfer_world import probe_world, rebuild_world
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 TINY = ClayConfig(32, 1, 2, 16, 2, 16, 1, 2, 8, 2, teacher_dim=8)
@@ -142,8 +143,30 @@ def test_the_command_writes_its_table(clay, folder, tmp_path, capsys):
     rgb = dict(sensor="naip", bands=["red", "green", "blue"])
     assert transfer(str(weights), **where, **rgb, seeds=1, out=str(out)) == 0
     assert "pixel statistics" in capsys.readouterr().out and "margin" in out.read_text()
-    with pytest.raises(ContractError, match="either images, or rasters"):
+    with pytest.raises(ContractError, match="images, or rasters with labels, or world"):
         transfer(str(weights), images=str(folder), **where)
+
+
+def test_what_has_one_version_is_as_sure_as_it_is_alone():
+    """Five equal answers are one answer: neither score nor interval changes with the number of seeds."""
+    rng, y = np.random.default_rng(0), np.tile([0, 1, 2], 40)
+    x = y[:, None] + rng.normal(0, 1.0, (120, 3))
+    sets = {"pixel": [(x, x[::-1])], "Clay": [(x + 0.1, x[::-1] + 0.1)]}
+    one, five = (compare(sets, y, y[::-1], seeds=k, bootstraps=50).set_index(["features", "probe"]) for k in (1, 5))
+    assert one[["score", "low", "high", "margin", "margin_low"]].equals(
+        five[["score", "low", "high", "margin", "margin_low"]]
+    )
+    assert (one.loc["Clay", "margin"].abs() < 1e-9).all()  # standardised, the two are the same
+
+
+def test_the_mini_world_is_probed_and_rebuilt(clay):
+    table = probe_world(clay, chips=22, test_chips=11, seeds=1, bootstraps=20)
+    assert {"Clay, both", "pixel statistics", "random weights, class token"} <= set(table["features"])
+    rebuilt = rebuild_world(clay, chips=3, sizes=(16,), seeds=2)
+    assert (
+        len(rebuilt) == 7 and (rebuilt["low"] <= rebuilt["ratio"]).all() and (rebuilt["ratio"] <= rebuilt["high"]).all()
+    )
+    assert rebuilt["ratio"].min() > 0.9  # random weights rebuild nothing
 
 
 def pd_frame(**columns):
