@@ -77,7 +77,8 @@ def probe_patches(
 
     score: balanced accuracy, the mean of each class's share of right answers, averaged over rasters, and over seeds,
     which draw the training patches, the halves and the random weights and filters. Intervals: windows drawn anew.
-    Rows: split, features, kind, score, low, high, each raster's score, and the margin over the best floor.
+    Rows: split, features, kind, score, low, high, each raster's score, and the lead over the best floor
+    and over the pixel statistics.
     """
     P = clay.model.config.patch_size
     about = dict(sensor=sensor, bands=bands, gsd=gsd, check=False)
@@ -172,6 +173,7 @@ def _balanced(answers: pd.DataFrame, bootstraps: int) -> pd.DataFrame:
     mean = {name: np.mean(list(of.values()), axis=0) for name, of in scores.items()}
     floors = [name for name in names if name.startswith(probes.FLOORS)]
     best = max(floors, key=lambda name: mean[name][0])
+    pixels = next((name for name in floors if name.startswith("pixel")), best)
     lines = []
     for name in names:
         low, high = np.quantile(mean[name][1:], (0.025, 0.975))
@@ -179,8 +181,10 @@ def _balanced(answers: pd.DataFrame, bootstraps: int) -> pd.DataFrame:
         line = {"features": name, "kind": kind, "score": mean[name][0], "low": low, "high": high}
         line |= {raster: values[0] for raster, values in scores[name].items()}
         if kind == "model":
-            lead = mean[name] - mean[best]
-            low, high = np.quantile(lead[1:], (0.025, 0.975))
-            line |= {"floor": best, "margin": lead[0], "margin_low": low, "margin_high": high}
+            for what, floor in (("margin", best), ("over_pixels", pixels)):
+                lead = mean[name] - mean[floor]
+                low, high = np.quantile(lead[1:], (0.025, 0.975))
+                line |= {what: lead[0], f"{what}_low": low, f"{what}_high": high}
+            line["floor"] = best
         lines.append(line)
     return pd.DataFrame(lines)
