@@ -35,7 +35,7 @@ def targets(
     """
     import torch
 
-    from clay_lib.pretrain import find_teacher
+    from clay_lib.recipe import find_teacher
 
     if precision not in ("float32", "bfloat16") or batch_size < 1:
         raise ContractError(

@@ -10,7 +10,7 @@ from clay_lib.contract import ContractError
 from clay_lib.datacube import Datacube
 from clay_lib.datamodule import Draws, SensorBatches, batches_per_epoch
 from clay_lib.model import ClayConfig
-from clay_lib.pretrain import find_start
+from clay_lib.recipe import find_start
 
 B, C = 2000, 3
 

@@ -362,6 +362,8 @@ class TestCommand:
         assert "6 steps, 24 chips" in capsys.readouterr().out
         assert pd.read_csv(out / "log" / "metrics.csv").equals(rows)
         assert json.loads((out / "run.json").read_text())["steps"] == 6
+        assert main(["train", "--config", str(config), "--data.batch_size", "2"]) == 2  # would count other batches
+        assert "data.batch_size 2; expected data.batch_size 4" in capsys.readouterr().err
 
     def test_a_misspelt_key_is_told_its_nearest(self, config, tmp_path, capsys):
         for options, nearest in ((["--settings.max_step", "3"], "settings.max_steps"), (["--nods", "3"], "nodes")):
