@@ -40,6 +40,8 @@ def run(
 ) -> int:
     """Run the notebooks headless; results and index.html land in papermill_runs/PROFILE.
 
+    Example: clay run smoke --only 01,04
+
     Args:
         profile: a name in papermill_runs/profiles, or a path to a YAML file
         only: notebooks by number or name, separated by commas, such as 01,04
@@ -91,6 +93,8 @@ def world(
     seed: int = 0,
 ) -> int:
     """Write what a sensor sees of a place in the mini-world: a GeoTIFF in the sensor's native numbers.
+
+    Example: clay world data/cache/field.tif --sensor landsat-c2l2-sr --land_cover 40
 
     Args:
         out: the file to write, such as data/cache/field.tif
@@ -148,7 +152,12 @@ def _call(name: str, options: list[str]) -> int | None:
     command = globals()[function] if own else getattr(importlib.import_module(module), function)
     try:
         return auto_cli(
-            command, args=_flags_alone(command, options), prog=f"clay {name}", exit_on_error=False, allow_abbrev=False
+            command,
+            args=_flags_alone(command, options),
+            prog=f"clay {name}",
+            epilog=next((line.strip() for line in command.__doc__.splitlines() if "Example: " in line), None),
+            exit_on_error=False,
+            allow_abbrev=False,
         )
     except ArgumentError as error:
         raise ContractError(
@@ -192,6 +201,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"clay: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

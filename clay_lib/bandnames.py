@@ -58,7 +58,7 @@ def choose(
                 "bands",
                 found=f"{len(labels)} bands {said} in {file}",
                 expected=f"the {len(sensor.bands)} of {sensor.name}: {list(sensor.band_names)}",
-                cause="another sensor, or more bands than it has: name them in file order, bands=['blue', None, ...], "
+                cause="another sensor, several scenes at once, or more bands than it has: name them in file order, bands=['blue', None, ...], "
                 "or by number, bands={'red': 3, ...}",
             )
         names = [numbers.get(number) for number in layout]
@@ -92,9 +92,9 @@ def _as_told(count: int, sensor: Sensor, bands) -> dict[str, int]:
         if len(bands) != count:
             raise ContractError(
                 "bands",
-                found=f"{len(bands)} names",
-                expected=f"{count}, one a file band, None for those to leave out",
-                cause="a list names every band of the file in order; a dict {name: number} may name a few",
+                found=f"{len(bands)} {'name' if len(bands) == 1 else 'names'}: {bands}",
+                expected=f"{count}, one for each band that is there, in its order, None for those to leave out",
+                cause="a choice among bands that carry no names: choose by number, from 1, as in bands={'red': 3}",
             )
         sensor.indices([name for name in bands if name is not None])  # refuses repeats, which a dict would swallow
         numbers = {name: i for i, name in enumerate(bands, start=1) if name is not None}

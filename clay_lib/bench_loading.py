@@ -121,6 +121,8 @@ def released_settings(size: str, config: ClayConfig) -> dict:
 def bench_load(size: str = "large", folder: str = "") -> int:
     """Write random weights as the release has them, load them and print seconds and memory; the files are removed.
 
+    Example: clay bench-load --size base
+
     Args:
         size: of the model: tiny, small, base or large (7.9 GB of disk in all)
         folder: where to write; the system's folder for temporary files unless named

@@ -34,6 +34,11 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, **changes)
     Raises ContractError that says what the file is instead, or lists every missing, unexpected and wrongly shaped
     tensor.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ContractError(
+            "dtype", found=repr(dtype), expected="torch.float32, torch.bfloat16 or torch.float16",
+            cause="a name instead of torch's own, or whole numbers",
+        )  # fmt: skip
     file = file_of(path)
     model, names = matched(file, changes)
     state = {own: file.copy(name, dtype or torch.float32) for own, name in names.items()}
@@ -146,7 +151,7 @@ def _set_heads(values: dict, part: str, changes: Mapping) -> None:
     if heads * dim_head != width:
         raise ContractError(
             f"{part}heads",
-            found=f"{part}heads={changes.get(f'{part}heads')}, {part}dim_head={changes.get(f'{part}dim_head')}",
+            found=f"{part}heads={changes.get(f'{part}heads')!r}, {part}dim_head={changes.get(f'{part}dim_head')!r}",
             expected=f"a product of {width}, as the tensors have it",
             cause="the heads of another model",
         )

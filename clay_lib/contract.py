@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class ContractError(ValueError):
     """Data handed to the library cannot be what it claims to be.
@@ -21,6 +24,14 @@ class ContractError(ValueError):
 
 def _rebuild(field, found, expected, cause):
     return ContractError(field, found=found, expected=expected, cause=cause)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that names the caller's own line, however many of this library's and torch's lie between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("clay_lib", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def number(field: str, value: object) -> float:

@@ -4,14 +4,13 @@
     ContractError: pixels: found median of band nir08 is 0.28, the registry's mean is 2785; expected Sentinel-2 L2A,
     surface reflectance x 10000. Likely cause: looks like reflectance or a picture scaled to 0..1; multiply by 10000
 
-Errors are what cannot be right, warnings what is unlikely. Rules: contract_rules.py
-(numbers), contract_order.py (bands), contract_said.py (distance, place, date), contract_cube.py (ready batches).
+Errors are what cannot be right, warnings what is unlikely. Rules: contract_rules.py (numbers), contract_order.py
+(bands), contract_said.py (distance, place, date), contract_cube.py (ready batches).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clay_lib.contract import ContractError
+from clay_lib.contract import ContractError, warn
 from clay_lib.contract_cube import inspect_cube
 from clay_lib.contract_evidence import Evidence, Finding, failed, short, told
 from clay_lib.contract_rules import of_images
@@ -42,7 +41,7 @@ def check_contract(pixels, sensor: str | Sensor, **said) -> list[Finding]:
     errors = [f for f in findings if f.level == "error"]
     for finding in findings:
         if finding.level == "warning":
-            warnings.warn(str(finding), ContractWarning, stacklevel=2)
+            warn(str(finding), ContractWarning)
     if errors:
         first, *rest = errors
         more = "".join(f"; also {f.field}: {f.found}" for f in rest)
@@ -122,6 +121,8 @@ def check(
     offset: float = 0.0,
 ) -> int:
     """Tell whether a scene holds what the sensor's files hold: units, bands, missing pixels, place and date.
+
+    Example: clay check scene.tif --sensor sentinel-2-l2a --when 2023-06-10
 
     Args:
         path: a GeoTIFF or another raster, or a folder of single-band files
@@ -217,7 +218,7 @@ def _of_pixels(array: np.ndarray, names, sensor: Sensor, in_decibel: bool, valid
         here = np.broadcast_to(mask.reshape(len(mask), 1, H * W)[..., ::step], sample.shape)
         sample = np.where(here, sample, np.nan)
     missing = np.isnan(sample)
-    found = [*_missing(missing, array, mask)]
+    found = [*_missing(missing, array, mask, names)]
     if missing.all():
         return found
     low, high = _extremes(array, mask)
@@ -234,7 +235,7 @@ def _extremes(array: np.ndarray, mask) -> tuple[float, float]:
     return (float(np.fmin.reduce(numbers, axis=None)), float(np.fmax.reduce(numbers, axis=None)))
 
 
-def _missing(missing: np.ndarray, array: np.ndarray, mask) -> Iterator[Finding]:
+def _missing(missing: np.ndarray, array: np.ndarray, mask, names) -> Iterator[Finding]:
     """missing: [B, C, n] of the sample."""
     gone = missing.any(1)  # a pixel is missing where any band is
     shares = gone.mean(1)
@@ -249,7 +250,15 @@ def _missing(missing: np.ndarray, array: np.ndarray, mask) -> Iterator[Finding]:
     of = f" in {len(empty) or len(many)} of {len(shares)} chips, the first is number {(empty or [*many, 0])[0]}"
     of = of if len(shares) > 1 else ""
     expected = "at least half of the pixels measured"
-    if empty:
+    lost = (
+        [name for name, gone in zip(names, np.isnan(array[empty[0]]).all((1, 2)), strict=True) if gone] if empty else []
+    )
+    if 0 < len(lost) < len(names):
+        yield Finding(
+            "error", "pixels", f"not one measured pixel of band {', '.join(lost)}{of}", "measurements in every band",
+            "a band that the file lacks: leave it out and name the others in bands=[...]",
+        )  # fmt: skip
+    elif empty:
         yield Finding(
             "error", "pixels", f"not one valid pixel{of}", "at least one",
             "an area outside the scene, a band that is missing everywhere, or a mask that is upside down",

@@ -29,8 +29,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """zero, one: native numbers of reflectance 0 and 1; top: at the top of the atmosphere; floor: no median lies below; bits: of an aerial camera's file;
-    since: first image, ISO date; lands: boxes (west, south, east, north) that all images lie in.
+    """zero, one: native numbers of reflectance 0 and 1; top: at the top of the atmosphere; floor: no median lies below;
+    bits: of an aerial camera's file; since: first image, ISO date; lands: boxes (west, south, east, north) that all images lie in.
     """
 
     zero: float = 0.0

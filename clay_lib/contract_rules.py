@@ -281,7 +281,8 @@ def offset_kept(e: Evidence) -> Iterator[Finding]:
             f"no dark pixel: percentile 1 is {short(dark[blue][0])} in {e.names[int(blue.argmax())]} and "
             f"{short(dark[far].min())} in {e.names[int(np.where(far, dark, np.inf).argmin())]}",
             "shadow, water or leaves below 1000 in some band",
-            "the offset of 1000 (processing baseline 04.00 and later) was not removed; subtract 1000",
+            "the offset of 1000 was not removed: subtract it. Baseline 04.00 and later adds it, in old dates that were "
+            "processed again too; if haze or bright ground without a shadow fills the image, leave the numbers as they are",
         )
 
 

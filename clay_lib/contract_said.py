@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clay_lib.contract import ContractError, number
 from clay_lib.contract_evidence import FACTS, Facts, Finding, failed, told
-from clay_lib.datacube import _parse_when, latlon_code, per_chip
+from clay_lib.datacube import latlon_code, parse_when, per_chip
 from clay_lib.sensors import Sensor
 
 
@@ -91,7 +91,7 @@ def of_date(when, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
     if when is None:
         return
     try:
-        days = [_parse_when(w) for w in per_chip("when", when, chips or len(_numbers(when)))]
+        days = [parse_when(w) for w in per_chip("when", when, chips or len(_numbers(when)))]
         days = sorted({d.date() for d in days if d is not None})
     except ContractError as error:
         yield told(error)

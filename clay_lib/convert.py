@@ -30,6 +30,8 @@ def convert(
 ) -> int:
     """Write the weights of a checkpoint as safetensors: no teacher, no optimiser, no pickle.
 
+    Example: clay convert clay-v1.5.ckpt encoder.safetensors --dtype float16
+
     Args:
         source: a .ckpt or .safetensors file, or hub:owner/name/path
         out: the file to write, ending in .safetensors; complete or not there

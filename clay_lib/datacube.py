@@ -198,7 +198,7 @@ def time_code(when: When | Sequence[When], batch: int = 1, *, reading: str = "do
     A date without an hour counts as noon.
     """
     check_reading(reading)
-    return torch.tensor([_time_row(_parse_when(w), reading) for w in per_chip("when", when, batch)])
+    return torch.tensor([_time_row(parse_when(w), reading) for w in per_chip("when", when, batch)])
 
 
 def latlon_code(lat, lon, batch: int = 1, *, reading: str = "documented") -> Tensor:
@@ -233,7 +233,8 @@ def _time_row(when: datetime | None, reading: str) -> list[float]:
     return [math.sin(w), math.cos(w), math.sin(h), math.cos(h)]
 
 
-def _parse_when(when: When) -> datetime | None:
+def parse_when(when: When) -> datetime | None:
+    """A date without an hour is its noon."""
     if when is None or isinstance(when, datetime):
         return when
     if isinstance(when, date):

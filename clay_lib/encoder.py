@@ -159,10 +159,10 @@ class Encoder(nn.Module):
         min_valid: the share of a patch's numbers that must be valid in the cube; a patch without any is never seen.
         Chips of one batch may have different holes: each gives what it gives alone, to rounding.
         """
-        pixels, valid = cube.pixels, None
+        pixels, valid, least = cube.pixels, None, check_share(min_valid)
         if cube.valid is not None:
             pixels, share = fill_holes(pixels, cube.valid, self.patch_size)
-            valid = (share > 0) & (share >= check_share(min_valid) - 1e-6)
+            valid = (share > 0) & (share >= least - 1e-6)
         pixels = pad_to_patches(pixels, self.patch_size)
         h, w = (side // self.patch_size for side in pixels.shape[-2:])
         masking = dict(mask_ratio=mask_ratio, shuffle=shuffle, generator=generator, noise=noise)
@@ -198,7 +198,7 @@ class Encoder(nn.Module):
     def _numbers(self, layers: Sequence[int]) -> dict[int, int]:
         """{number as asked, perhaps negative: number from 0}."""
         depth = len(self.transformer.layers)
-        layers = [layers] if isinstance(layers, int) else list(layers)
+        layers = [layers] if isinstance(layers, int) else getattr(layers, "tolist", lambda: list(layers))()
         wrong = [k for k in layers if isinstance(k, bool) or not isinstance(k, int) or not -depth <= k < depth]
         if wrong:
             raise ContractError(

@@ -224,6 +224,8 @@ KINDS = {  # ending: how to write, how to open, the largest difference from torc
 def export(weights: str, out: str) -> int:
     """Write the encoder for other runtimes: batch, bands, height and width open, each from 1. Checked before it is kept.
 
+    Example: clay export clay-v1.5.ckpt encoder.onnx
+
     Args:
         weights: a .ckpt or .safetensors file, or hub:owner/name/path
         out: the file to write; .onnx for ONNX runtimes, .pt2 for torch.export.load

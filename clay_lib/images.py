@@ -81,8 +81,11 @@ def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
     masked = np.ma.getmaskarray(source) if isinstance(source, np.ma.MaskedArray) else None
     try:
         values = np.asarray(source)
-    except ValueError:  # lists of unequal lengths
-        values = np.asarray(source, dtype=object)
+    except ValueError:
+        raise ContractError(
+            "pixels", found="lists of unequal lengths", expected="[C, H, W] or [B, C, H, W]",
+            cause="images of different sizes: hand them in one by one, or cut them to one size",
+        ) from None  # fmt: skip
     values = _batch(values, sensor)
     if bands is None:
         if values.shape[1] != len(sensor.bands):
@@ -163,7 +166,7 @@ def _batch(values: np.ndarray, sensor: Sensor) -> np.ndarray:
             "pixels",
             found=f"dtype {values.dtype}",
             expected="an array or tensor of real numbers, xarray, or a path",
-            cause="text, objects or complex numbers in the array, or lists of unequal length",
+            cause="text, objects or complex numbers in the array",
         )
     if values.ndim not in (3, 4) or 0 in values.shape:
         raise ContractError(

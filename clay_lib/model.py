@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clay_lib.contract import ContractError
+from clay_lib.contract import ContractError, warn
 from clay_lib.datacube import Datacube, When, as_valid, check_reading, make_datacube, per_chip
 from clay_lib.decoder import Decoder
 from clay_lib.encoder import MIN_VALID, Encoded, Encoder, image_of, mask_of
@@ -330,9 +329,8 @@ def _empty(encoded: Encoded) -> Tensor | None:
         return None
     empty = ~encoded.valid.any(dim=1)
     if empty.any():
-        warnings.warn(
+        warn(
             f"chips {empty.nonzero()[:, 0].tolist()} of {len(empty)} have no patch with enough measured pixels: "
-            "their outcome is NaN",
-            stacklevel=4,  # beyond inference_mode, at the caller of Clay
+            "their outcome is NaN"
         )
     return empty

@@ -288,7 +288,13 @@ def _what_else(path: Path, start: bytes) -> tuple[str, str]:
 
 def _refused(path: Path, error: pickle.UnpicklingError) -> ContractError:
     reason = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
-    asks = ", ".join(_foreign_globals(path)) or f"what the safe reader does not do ({reason[1] if reason else error})"
+    asks = ", ".join(_foreign_globals(path))
+    if not asks:
+        return _not_weights(
+            path,
+            f"a pickle that the safe reader does not follow ({reason[1] if reason else error}); it was not executed",
+            "a damaged copy, fetch it again; or a newer protocol or another tool, write it again with torch.save",
+        )
     return _not_weights(
         path,
         f"a pickle that asks for {asks}; it was not executed",

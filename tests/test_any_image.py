@@ -333,3 +333,18 @@ def test_the_readmes_training_loop_runs(tmp_path, monkeypatch):
     trained = scope["encoder"].state_dict()
     moved = [name for name, tensor in trained.items() if not torch.equal(tensor, state[f"model.encoder.{name}"])]
     assert len(moved) == len(trained) and scope["loss"].isfinite() and len(code.strip().splitlines()) <= 16
+
+
+def test_warnings_name_the_line_that_called():
+    with pytest.warns(UserWarning) as told:
+        CLAY.embed(land() / 30, S2, valid=np.zeros((16, 16), bool))
+        CLAY.cube(np.full((10, 16, 16), 7), S2)
+    assert len(told) > 1 and {one.filename for one in told} == {__file__}
+
+
+def test_images_of_different_sizes_and_a_percentage_are_told():
+    with pytest.raises(ContractError, match="unequal lengths.*one by one"):
+        CLAY.embed([land(), land(W=15)], S2)
+    with pytest.raises(ContractError, match="min_valid: found 90"):
+        CLAY.embed(land(), S2, min_valid=90)
+    assert sorted(CLAY.embed(land(), S2, layers=np.array([0, -1])).layers) == [-1, 0]

@@ -119,6 +119,8 @@ def test_any_precision_becomes_float32(dtype, suffix, model, tmp_path):
     torch.save({"state_dict": state}, path) if suffix == ".ckpt" else save_file(state, path)
     assert same(load_model(path, **STATED), model.to(dtype).float())
     assert load_model(path, dtype=torch.bfloat16, **STATED).proj.weight.dtype == torch.bfloat16
+    for wrong in ("bfloat16", torch.int8):
+        assert refused(path, dtype=wrong, **STATED).startswith(f"dtype: found {wrong!r}; expected torch.float32")
 
 
 def test_tensors_that_are_views_of_one_storage(model, tmp_path):
@@ -281,7 +283,7 @@ def test_harmless_classes_are_read_without_their_packages(model, tmp_path, monke
 def test_a_pickle_that_the_safe_reader_does_not_follow(model, tmp_path):
     torch.save(named(model), tmp_path / "w.ckpt", pickle_protocol=4)
     told = refused(tmp_path / "w.ckpt", **STATED)
-    assert "Unsupported operand" in told and "not executed" in told
+    assert "Unsupported operand" in told and "not executed" in told and "a damaged copy" in told
     torch.save(named(model) | {"trap": Trap(tmp_path / "executed")}, tmp_path / "w.ckpt", pickle_protocol=4)
     assert "asks for builtins.exec;" in refused(tmp_path / "w.ckpt", **STATED)
     assert not (tmp_path / "executed").exists()

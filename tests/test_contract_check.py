@@ -51,6 +51,15 @@ def order(*names):
     return change
 
 
+def lost(band):
+    def change(x):
+        x = x.astype(np.float32)
+        x[band] = np.nan
+        return x
+
+    return change
+
+
 def hole(share, fill):
     def change(x, sensor=None):
         x = x.astype(np.float32)
@@ -118,6 +127,7 @@ WRONG = [  # what, sensor, how a right chip is made wrong, what is said beside i
     ("zero fill", S2, hole(0.4, 0), {}, W, "pixels", "zero in all bands in .*valid="),
     ("60 % NaN", S2, hole(0.6, np.nan), {}, W, "pixels", r"\d\d% of the pixels missing"),
     ("all NaN", S2, hole(1, np.nan), {}, E, "pixels", "not one valid pixel"),
+    ("a band all NaN", S2, lost(3), {}, E, "pixels", "measured pixel of band rededge1"),
     ("nothing valid", S2, lambda x: x, dict(valid=np.zeros((64, 64), bool)), E, "pixels", "not one valid pixel"),
     ("a mask of another size", S2, lambda x: x, dict(valid=np.ones((9, 9), bool)), E, "valid", "another window"),
     ("-9999", S2, hole(0.02, -9999), {}, E, "pixels", "-9999 in .*nodata code"),

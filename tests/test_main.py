@@ -26,6 +26,9 @@ def test_help_lists_every_command_and_each_can_be_loaded(capsys):
         with pytest.raises(SystemExit) as ended:
             cli.main([name, "--help"])
         assert ended.value.code == 0 and f"clay {name}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["check", "--help"])
+    assert "Example: clay check scene.tif --sensor" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,7 @@ def test_help_lists_every_command_and_each_can_be_loaded(capsys):
         (["run", "--pace", "9"], "--pace"),
         (["world", "x.tif", "--size", "many"], "Got value: many"),
         (["world"], "required: out"),
+        (["world", f"{__file__}/x.tif", "--size", "8"], "test_main.py"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(argv, said, capsys):
