@@ -3,14 +3,25 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 from PIL import Image
 
-from clay_lib import Clay, ClayConfig, probes
+from clay_lib import SENSORS, Clay, ClayConfig, probes
+from clay_lib.chips import DATA
 from clay_lib.contract import ContractError
-from clay_lib.transfer import choose_readout, compare, probe_images, read_images, readouts, transfer
-from clay_lib.transfer_patches import WINDOW, _answers, _balanced, _splits, cut_patches, probe_patches, read_rasters
+from clay_lib.transfer import choose_readout, compare, embed_images, probe_images, read_images, readouts, transfer
+from clay_lib.transfer_patches import (
+    WINDOW,
+    _alone,
+    _answers,
+    _balanced,
+    _splits,
+    cut_patches,
+    probe_patches,
+    read_rasters,
+)
 from clay_lib.transfer_world import probe_world, rebuild_world
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
@@ -115,7 +126,7 @@ def test_patch_probes_leave_rasters_and_windows_out(clay):
 def test_patch_scores_count_classes_evenly():
     """Nine in ten patches are of class 1: always answering 1 is half right."""
     labels = np.tile([1] * 9 + [2], 8)
-    answers = pd_frame(raster="a", window=np.repeat(np.arange(8), 10), label=labels, features="pixel")
+    answers = pd.DataFrame(dict(raster="a", window=np.repeat(np.arange(8), 10), label=labels, features="pixel"))
     table = _balanced(answers.assign(answer=1), 20)
     assert table["score"].item() == 0.5
     assert _balanced(answers.assign(answer=labels), 20)["low"].item() == 1.0
@@ -169,7 +180,45 @@ def test_the_mini_world_is_probed_and_rebuilt(clay):
     assert rebuilt["ratio"].min() > 0.9  # random weights rebuild nothing
 
 
-def pd_frame(**columns):
-    import pandas as pd
+@pytest.fixture(scope="module")
+def mini():
+    path = DATA / "weights" / "clay-mini.safetensors"
+    assert path.stat().st_size < 20e6
+    return Clay.load(path)
 
-    return pd.DataFrame(columns)
+
+@pytest.mark.skipif(not (REAL / "ucmerced").is_dir(), reason="real images are not part of the repository")
+def test_shipped_weights_know_real_images_better_than_the_floors_do(mini):
+    """Modest: one small size, the listed floors and those measured here; margins are in data/weights/README.md."""
+    images = read_images(REAL / "ucmerced", 64)
+    about = dict(sensor="naip", bands=["red", "green", "blue"], check=False)
+    made = embed_images(mini, images.pixels, gsd=1.2, **about)
+    train, y = images.numbers < 66, images.labels
+    pixels = SENSORS["naip"].normalise(images.pixels, about["bands"]).astype(np.float32)
+    sets = {"Clay": np.hstack([made["patch mean"], made["patch spread"]]), "Clay, class token": made["class token"]}
+    sets["random convolutions"] = probes.random_convolutions(pixels)
+    sets = {name: (x[train], x[~train]) for name, x in sets.items()}
+    score = probes.probe(sets, y[train], y[~train], bootstraps=20).set_index(["features", "probe"])["score"]
+    assert (~train).sum() == 170
+    assert score["Clay, class token", "kNN-20 cosine"] > 0.506 and score["Clay, class token", "linear"] > 0.6
+    for which in ("kNN-20 cosine", "linear"):
+        assert score["Clay", which] > score["random convolutions", which]
+
+
+@pytest.mark.skipif(not (REAL / "landcover").is_dir(), reason="real rasters are not part of the repository")
+def test_shipped_weights_know_a_patch_of_another_land_better_than_its_pixels_do(mini):
+    bands = [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]
+    pairs = read_rasters(REAL / "sentinel-2-l2a", REAL / "landcover", bands)
+    parts = cut_patches(pairs, 8)
+    features = {
+        "Clay, each patch by itself": _alone(mini, parts.pixels, dict(sensor="sentinel-2-l2a", check=False)),
+        "pixel statistics": probes.pixel_statistics(SENSORS["sentinel-2-l2a"].normalise(parts.pixels)),
+    }
+    answers = [
+        _answers(x, parts, train, test, seed).assign(features=name)
+        for name, x in features.items()
+        for seed in range(2)
+        for train, test in _splits(parts, "rasters", seed)
+    ]
+    score = _balanced(pd.concat(answers, ignore_index=True), 20).set_index("features")["score"]
+    assert score["Clay, each patch by itself"] > score["pixel statistics"]
