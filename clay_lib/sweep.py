@@ -122,7 +122,7 @@ def choose(names: Sequence[str] | None, folder: Path = NOTEBOOKS) -> list[Path]:
 
 def scene_walk(profile: str | Path, folder: Path = NOTEBOOKS) -> list[str]:
     """The notebooks that take a scene of one's own, and before them the training if the profile's weights are missing."""
-    weights = in_cache(read_profile(profile)["common"].get("weights", "mini.safetensors"))
+    weights = in_cache(read_profile(profile)["common"].get("weights", "clay-mini.safetensors"))
     scripts = list_notebooks(folder)
     takes = [s.stem for s in scripts if {"scene", "sensor"} <= set(read_parameters(read_script(s)))]
     if not takes:

@@ -358,7 +358,7 @@ fig = plots.show_row(views, titles, gsd=cube.gsd, size=2.3)
 # Here is a chip under a ragged cloud. Its pixels are NaN, and `embed` leaves their patches out.
 
 # %%
-trained = Clay.load(in_cache("mini.safetensors"))  # small weights, shipped in data/
+trained = Clay.load(in_cache("clay-mini.safetensors"))  # small weights, shipped in data/weights
 optical = chips["sentinel-2-l2a"]
 native, known = optical.pixels.astype(np.float32), optical.place_and_time
 covered = cloud(side, side, 0.4, np.random.default_rng(seed))  # [h, w], True: not one pixel measured

@@ -24,7 +24,7 @@
 #
 # | needs | minutes | data |
 # | --- | --- | --- |
-# | the weights of [04 Training](04_train_clay.ipynb) | under 1 on two cores; no GPU needed (not measured there) | a scene of the mini-world, or a GeoTIFF of your own |
+# | small weights, shipped in `data/weights`; your own of [04 Training](04_train_clay.ipynb) by one parameter | under 1 on two cores; no GPU needed (not measured there) | a scene of the mini-world, or a GeoTIFF of your own |
 #
 # With a file of your own, set `scene` and `sensor` below. Nothing else changes.
 
@@ -51,7 +51,7 @@ _ = torch.set_grad_enabled(False)
 # %% tags=["parameters"]
 seed: int = 0  # of the mini-world and of what is hidden
 out: str = ""  # folder for results; empty: papermill_runs/lab/05_map_reconstructions
-weights: str = "mini.safetensors"  # made by 04; a name in data/cache or a path
+weights: str = "clay-mini.safetensors"  # shipped; or a path, or what 04 put into data/cache: notebook_04.safetensors
 scene: str = ""  # a GeoTIFF of your own; empty: the mini-world
 sensor: str = "sentinel-2-l2a"  # which took the scene
 when: str = "2023-06-10T10:30"  # date of the mini-world's scene
@@ -60,7 +60,7 @@ most_pixels: int = 512  # a side; of larger files the middle is taken
 scene_pixels: int = 192  # a side, of the mini-world's scene
 land_cover: int = 40  # WorldCover code of the mini-world's place: 40 is cropland
 tile: int = 64  # pixels a side of what the model gets at once: the size trained on
-mask_ratio: float = 0.75  # share of the patches that is hidden
+mask_ratio: float = 0.6  # share of the patches that is hidden: as the shipped weights were trained; 0.75 in the release
 
 # %% [markdown]
 # ## A scene

@@ -24,7 +24,7 @@
 #
 # | needs | minutes | data |
 # | --- | --- | --- |
-# | the weights of [04 Training](04_train_clay.ipynb) | about 1 on two cores; no GPU needed (not measured there) | test places of the mini-world, or a GeoTIFF of your own |
+# | small weights, shipped in `data/weights`; your own of [04 Training](04_train_clay.ipynb) by one parameter | about 1 on two cores; no GPU needed (not measured there) | test places of the mini-world, or a GeoTIFF of your own |
 #
 # With a file of your own, set `scene` and `sensor` below: its tiles are then the chips. Labels are never used by the
 # model; they only colour the points.
@@ -55,7 +55,7 @@ _ = torch.set_grad_enabled(False)
 # %% tags=["parameters"]
 seed: int = 0  # of the mini-world and of the layout
 out: str = ""  # folder for results; empty: papermill_runs/lab/06_see_embeddings
-weights: str = "mini.safetensors"  # made by 04; a name in data/cache or a path
+weights: str = "clay-mini.safetensors"  # shipped; or a path, or what 04 put into data/cache: notebook_04.safetensors
 scene: str = ""  # a GeoTIFF of your own; empty: the mini-world
 sensor: str = "sentinel-2-l2a"  # which took the scene; the first of the mini-world's sensors
 sensors: list = ["sentinel-1-rtc", "landsat-c2l2-sr"]  # further sensors that see the same places of the mini-world
@@ -120,7 +120,8 @@ print(f"{len(chips)} chips of {chips.pixels.shape[1:]}", *(f"+ {len(c)} of {s}" 
 # ## One vector a chip, by hand
 #
 # With nothing hidden, the encoder gives a class token and one token for each patch. The **class token** was trained to
-# agree with a teacher; the **patch mean** is the average of all patch tokens. Both are vectors for the whole chip.
+# agree with a teacher, here one of colour and texture; the **patch mean** is the average of all patch tokens. Both are
+# vectors for the whole chip.
 
 # %%
 clay = Clay.load(in_cache(weights))

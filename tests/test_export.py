@@ -12,7 +12,7 @@ from clay_lib.contract import ContractError
 from clay_lib.export import export, largest_difference, open_onnx, open_pt2, trace, write_onnx, write_pt2
 from clay_lib.model import Clay, ClayConfig
 
-MINI = Path(__file__).resolve().parents[1] / "data" / "mini.safetensors"
+MINI = Path(__file__).resolve().parents[1] / "data" / "weights" / "clay-mini.safetensors"
 SHAPES = (  # sensor, bands, batch, height, width: none of them the example that is traced
     ("sentinel-2-l2a", 10, 1, 64, 40),
     ("landsat-c2l1", 6, 4, 8, 8),
