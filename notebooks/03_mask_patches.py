@@ -352,8 +352,8 @@ fig = plots.show_row(views, titles, gsd=cube.gsd, size=2.3)
 # ## Holes
 #
 # Real images have holes: clouds, the edge of the scene, a detector that failed. Something has to stand in the array, and
-# the usual choices are zero or an average. Both are lies that the encoder reads as land. Yet it was trained with three
-# quarters of its patches *missing*, so a patch that was not measured can simply be missing too.
+# the usual choices are zero or an average. Both are lies that the encoder reads as land. Yet it was trained with
+# most of its patches *missing*, so a patch that was not measured can simply be missing too.
 #
 # Here is a chip under a ragged cloud. Its pixels are NaN, and `embed` leaves their patches out.
 
