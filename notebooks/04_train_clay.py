@@ -269,16 +269,19 @@ if guide:
 # %% [markdown]
 # ## Sharper and sharper
 #
-# Four chips of unseen land. What the encoder saw stands on the left; then the model's idea of the whole at four moments.
+# Four chips of unseen land. What the encoder saw stands on the left; then the same, completed by the model at four
+# moments. (Of the patches that it saw it paints something too, which nobody asked for and the loss never looks at.)
 
 # %%
 height = watched.cube.pixels.shape[-1]
 layout = {"grid": (height // P, height // P), "patch_size": P, "size": (height, height)}
 truth = watched.cube.pixels
-seen = image_of(patches_of(truth, P).masked_fill(snapshots.mask.bool()[:, :, None], float("nan")), **layout)
+hidden = snapshots.mask.bool()[:, :, None]  # [B, L, 1]
+patches = patches_of(truth, P)
+seen = image_of(patches.masked_fill(hidden, float("nan")), **layout)
 rows = []
 for k in range(4):
-    guesses = [image_of(snapshots.taken[m], **layout)[k] for m in moments]
+    guesses = [image_of(torch.where(hidden, snapshots.taken[m], patches), **layout)[k] for m in moments]
     rows += [plots.rgb(x, sensors[0], like=truth[k], normalised=True) for x in (seen[k], *guesses, truth[k])]
 names = ["what it saw", *(f"step {m}" for m in moments), "truth"]
 fig = plots.show_row(rows, names, columns=len(names), size=1.6, gsd=SENSORS[sensors[0]].gsd)
