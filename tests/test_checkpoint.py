@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 import sys
 import types
 from collections import defaultdict
@@ -436,6 +437,8 @@ def test_neither_the_teacher_nor_the_file_stays_in_memory(tmp_path):
 
 @pytest.mark.slow
 def test_the_large_release_loads_within_the_bound(tmp_path):
+    if shutil.disk_usage(tmp_path).free < 8e9:
+        pytest.skip("a checkpoint of the release's size and its conversion take 8 GB of disk")
     released, out = tmp_path / "w.ckpt", tmp_path / "w.safetensors"
     write_released(released, ClayConfig.named("large"), size="large")
     assert released.stat().st_size > 5e9
