@@ -63,7 +63,7 @@ assert os.waitpid(child(sys.argv[3]), 0)[1] == 0
 whole = time.time() - began
 kills, rng, reached = 0, random.Random(0), []
 for attempt in range(20 * KILLS):
-    pid, moment = child(folder), time.time() + (rng.uniform(0.0, 0.12) * whole if kills < KILLS else 1e9)
+    pid, moment = child(folder), time.time() + (rng.uniform(0.0, 0.07) * whole if kills < KILLS else 1e9)
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done or time.time() > moment:
