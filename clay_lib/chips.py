@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clay_lib.contract import ContractError
+from clay_lib.files import write_whole
 
 if TYPE_CHECKING:
     from clay_lib.miniworld import MiniWorld, Place
@@ -130,10 +131,7 @@ def world_chips(
     seen = [made[n % shares][n // shares] for n in range(count)]
     chips = Chips(sensor, *(np.stack(column) for column in zip(*seen, strict=True)))
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-        np.savez(partial, **{f.name: getattr(chips, f.name) for f in fields(Chips)})
-        os.replace(partial, path)
+        write_whole(path, lambda partial: np.savez(partial, **{f.name: getattr(chips, f.name) for f in fields(Chips)}))
     return chips
 
 

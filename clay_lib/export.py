@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from clay_lib.checkpoint import file_of, load_model
 from clay_lib.contract import ContractError
 from clay_lib.datacube import Datacube, latlon_code, time_code
 from clay_lib.encoder import Encoder
+from clay_lib.files import write_whole
 from clay_lib.model import ClayConfig
 from clay_lib.position import METADATA, frequencies
 from clay_lib.sensors import SENSORS
@@ -240,9 +240,10 @@ def export(weights: str, out: str) -> int:
         _needs("onnx", "onnxscript", "onnxruntime")  # before minutes of tracing
     model = load_model(weights)
     about = metadata(model.config, file_of(weights).path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    inputs, outputs, worst = {}, {}, float("nan")
+
+    def fill(unfinished: Path) -> None:
+        nonlocal inputs, outputs, worst
         write(trace(model.encoder), unfinished, about)
         run, inputs, outputs = opened(unfinished)
         worst = largest_difference(model.encoder, run)
@@ -253,9 +254,8 @@ def export(weights: str, out: str) -> int:
                 expected=f"at most {most:.0e}",
                 cause="another version of torch, of the exporter or of the runtime than constraints.txt names",
             )
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+    write_whole(path, fill)
     print(f"{path}: the encoder of {weights}, {path.stat().st_size / 1e6:.1f} MB")
     for what, side in (("input", inputs), ("output", outputs)):
         for name, axes in side.items():

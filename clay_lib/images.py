@@ -57,8 +57,10 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
     the sensor's and the others left out; bands without names must be all the sensor's in its order.
     nodata: the fill, beside what the source says itself; where it could be a measurement (0, or 255 in 8 bit), it
     counts only where every band holds it. NaN, infinities and masked elements are missing too.
-    Raises ContractError for anything that cannot be read or named.
+    An Image is returned as it is. Raises ContractError for anything that cannot be read or named.
     """
+    if isinstance(source, Image):
+        return source
     sensor, fill = SENSORS.resolve(sensor), _fill(nodata)
     if isinstance(source, (str, os.PathLike)) or _is_paths(source):
         return _from_files(source, sensor, bands, fill)

@@ -226,10 +226,10 @@ class Clay:
         check: hold the image against the sensor first (contract_check.check_contract): ContractError for what cannot
         be right, ContractWarning for what is unlikely.
         """
-        from clay_lib.images import Image, open_image
+        from clay_lib.images import open_image
 
         sensor = SENSORS.resolve(sensor)
-        image = pixels if isinstance(pixels, Image) else open_image(pixels, sensor, bands=bands, nodata=nodata)
+        image = open_image(pixels, sensor, bands=bands, nodata=nodata)
         native = image.pixels
         if valid is not None:
             native = np.where(as_valid(valid, native.shape), native, np.float32(np.nan))
@@ -290,10 +290,10 @@ class Clay:
 
         Other arguments as `embed`. Of each chip's valid patches the share is hidden; the invalid ones are never seen.
         """
-        from clay_lib.images import Image, open_image
+        from clay_lib.images import open_image
 
         sensor = SENSORS.resolve(sensor)
-        image = pixels if isinstance(pixels, Image) else open_image(pixels, sensor, bands=bands, nodata=nodata)
+        image = open_image(pixels, sensor, bands=bands, nodata=nodata)
         in_decibel = image.in_decibel if in_decibel is None else in_decibel
         cube = self.cube(image, sensor, in_decibel=in_decibel, **about)
         generator = torch.Generator(cube.pixels.device).manual_seed(seed)

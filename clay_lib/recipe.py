@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clay_lib.contract import ContractError
 from clay_lib.model import ClayConfig
+from clay_lib.sensors import WORLD_SENSORS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from clay_lib.datamodule import ClayDataModule
     from clay_lib.model import Clay
 
-SEVEN = ("sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc")
 TEACHERS = {"stand-in": "clay_lib.teacher:stand_in_teacher", "textures": "clay_lib.textures:texture_teacher"}
 
 
@@ -85,7 +85,7 @@ class DataChoice:
     def counts(self) -> dict[str, int]:
         """Training chips of each sensor."""
         if not self.store:
-            return self.chips or dict.fromkeys(SEVEN, 176)
+            return self.chips or dict.fromkeys(WORLD_SENSORS, 176)
         if self.chips:
             raise ContractError(
                 "data.chips",

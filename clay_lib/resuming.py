@@ -21,19 +21,9 @@ import torch
 from torch import Tensor
 
 from clay_lib.contract import ContractError
+from clay_lib.files import write_whole
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file that then takes the place of `path` in one stroke, after it has reached the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    write(partial)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    return path
 
 
 def newest_checkpoint(folder: str | Path) -> dict | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from rasterio.windows import Window, from_bounds
 
 from clay_lib.bandnames import choose, words
 from clay_lib.contract import ContractError, number
+from clay_lib.files import write_whole
 from clay_lib.missing import looks_like_decibel, missing_pixels
 from clay_lib.sensors import SENSORS, Sensor
 
@@ -210,16 +210,17 @@ def write_raster(
     profile |= dict(predictor=3 if values.dtype.kind == "f" else 2, crs=crs, photometric="MINISBLACK", alpha="NO")
     if transform is not None:
         profile["transform"] = Affine(*tuple(transform)[:6])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def fill(unfinished: Path) -> None:
+        with rasterio.open(unfinished, "w", **profile) as target:
+            target.write(values)
+            for index, text in enumerate(descriptions or (), start=1):
+                target.set_band_description(index, text)
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(unfinished, "w", **profile) as target:
-                target.write(values)
-                for index, text in enumerate(descriptions or (), start=1):
-                    target.set_band_description(index, text)
-        os.replace(unfinished, path)
+            return write_whole(path, fill)
     except (RasterioError, TypeError, ValueError) as error:
         raise ContractError(
             "raster",
@@ -227,9 +228,6 @@ def write_raster(
             expected="a folder that can be written to, and a dtype, nodata and CRS that GeoTIFF knows",
             cause=f"dtype {values.dtype}, nodata {nodata!r} or CRS {crs!r}",
         ) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
 
 
 def coarser(transform: Sequence[float], patch: int) -> tuple[float, ...]:

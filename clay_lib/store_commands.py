@@ -10,7 +10,7 @@ import numpy as np
 
 from clay_lib.contract import ContractError
 from clay_lib.makers import WorldMaker, scenes_in
-from clay_lib.sensors import SENSORS
+from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.shards import encode, filesystem
 from clay_lib.store import ALL, INDEX, ChipStore
 from clay_lib.writer import Maker, native, pending, write_chips
@@ -86,9 +86,6 @@ def chips(
         for (name, side, part), held in store.table.groupby(["sensor", "size", "split"]).size().items():
             print(f"  {f'{name}-{side}, {part}':<30}{held:>9}")
     return 0
-
-
-WORLD_SENSORS = ("sentinel-2-l2a", "landsat-c2l2-sr", "landsat-c2l1", "sentinel-1-rtc", "naip", "linz", "modis")
 
 
 def say_forecast(out: str, makers: Sequence[Maker], chips_per_part: int, jobs: int) -> None:

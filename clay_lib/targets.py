@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import secrets
 import time
 import zlib
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from clay_lib.contract import ContractError
+from clay_lib.files import PARTIAL, write_whole
 from clay_lib.sensors import SENSORS
 from clay_lib.shards import filesystem
 
@@ -85,7 +84,9 @@ class _Sensor:
         self.url, self.sensor, self.dim = url, sensor, dim
         fs, root = filesystem(url)
         fs.invalidate_cache()
-        self.paths = [p for p in sorted(_listed(fs, f"{root}/{shown_as(sensor)}")) if p.endswith(".npy")]
+        self.paths = [
+            p for p in sorted(_listed(fs, f"{root}/{shown_as(sensor)}")) if p.endswith(".npy") and PARTIAL not in p
+        ]
         tables, self.offsets = [], []
         for path in self.paths:
             table, offset = _read_table(fs, path, dim)
@@ -279,17 +280,11 @@ def _name(table: np.ndarray) -> str:
 
 def _put(fs, path: str, data) -> None:
     """A file that is whole once its name is there; object stores put whole by themselves."""
-    folder, name = path.rsplit("/", 1)
-    fs.makedirs(folder, exist_ok=True)
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     if "file" not in fs.protocol:
         fs.pipe_file(path, bytes(data))
         return
-    partial = Path(folder) / f".{name}.{secrets.token_hex(4)}.part"
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_whole(path, lambda partial: partial.write_bytes(data))
 
 
 def _read_table(fs, path: str, dim: int) -> tuple[np.ndarray, int]:
@@ -337,7 +332,7 @@ def open_or_begin(folder, teacher: nn.Module) -> TargetCache:
         about["size"] = getattr(teacher, "size", None)
         _put(fs, f"{home}/teacher.json", json.dumps(about, indent=2).encode())
     if "file" in fs.protocol:
-        for partial in Path(home).glob("**/.*.part"):
+        for partial in Path(home).glob(f"**/{PARTIAL}*"):
             if time.time() - partial.stat().st_mtime > 3600:  # nobody takes so long over a file
                 partial.unlink(missing_ok=True)
     return TargetCache(folder, name, teacher.dim)

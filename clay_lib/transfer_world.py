@@ -9,10 +9,8 @@ from clay_lib import probes
 from clay_lib.chips import Chips, world_chips
 from clay_lib.embed import embed_chips, reconstruction_scores
 from clay_lib.model import Clay
-from clay_lib.sensors import SENSORS
+from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.transfer import compare
-
-SENSORS_SEEN = ("sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc")
 
 
 def probe_world(
@@ -48,7 +46,7 @@ def rebuild_world(clay: Clay, *, chips: int = 110, sizes: tuple[int, ...] = (64,
     ratio: mean over `seeds` draws of what is hidden, low and high the least and the most of them.
     """
     rows = []
-    for sensor in SENSORS_SEEN:
+    for sensor in WORLD_SENSORS:
         for size in sizes:
             part = world_chips(sensor, chips, split="test", size=size)
             tables = [reconstruction_scores(clay, part, seed=k) for k in range(seeds)]

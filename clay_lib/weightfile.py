@@ -10,7 +10,6 @@ import ctypes
 import json
 import math
 import mmap
-import os
 import pickle
 import pickletools
 import re
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clay_lib.contract import ContractError
+from clay_lib.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -216,24 +216,21 @@ def write_safetensors(
 
     Format: https://github.com/huggingface/safetensors#format
     """
-    path, header, end = Path(path), {"__metadata__": dict(metadata)}, 0
+    header, end = {"__metadata__": dict(metadata)}, 0
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+
+    def fill(partial: Path) -> None:
         with open(partial, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for tensor in tensors:
                 plain = tensor.detach().to("cpu", dtype).contiguous().reshape(-1)
                 file.write(plain.view(torch.uint8).numpy().data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+
+    return write_whole(path, fill)
 
 
 # --- memory ---

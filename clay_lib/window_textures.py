@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from clay_lib.chips import world_chips
 from clay_lib.datacube import make_datacube
-from clay_lib.sensors import SENSORS
+from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.teacher import teacher_view
 from clay_lib.textures import CLIP, texture_statistics
 
-SEVEN = ("sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc")
 QUIET = 0.02  # variance below which a direction is not raised further
 
 
@@ -48,7 +47,7 @@ class WindowTextures(nn.Module):
 def window_textures(chips: int = 44, size: int = 64) -> WindowTextures:
     """The teacher, fitted on so many chips of the mini-world from each of seven sensors."""
     seen = []
-    for sensor in SEVEN:
+    for sensor in WORLD_SENSORS:
         part = world_chips(sensor, chips, size=size)
         cube = make_datacube(part.pixels, sensor)
         seen += [texture_statistics(teacher_view(p, SENSORS[sensor]).float()) for p in cube.pixels.split(16)]

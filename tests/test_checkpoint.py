@@ -410,7 +410,7 @@ def test_convert_refuses_and_leaves_nothing(model, tmp_path, monkeypatch):
     with pytest.raises(ContractError, match="ends in .safetensors"):
         convert(str(source), str(tmp_path / "out.ckpt"))
     with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
-        patched.setattr("clay_lib.weightfile.os.replace", lambda *names: (_ for _ in ()).throw(OSError("disk full")))
+        patched.setattr("clay_lib.files.os.replace", lambda *names: (_ for _ in ()).throw(OSError("disk full")))
         convert(str(source), str(tmp_path / "out.safetensors"))
     assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
     convert(str(source), str(source), part="encoder", dtype="float16")  # onto itself, too
