@@ -15,55 +15,65 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clay_lib.contract import ContractError
+from clay_lib.chips import world_chips
+from clay_lib.datacube import make_datacube
+from clay_lib.sensors import SENSORS, WORLD_SENSORS
+from clay_lib.teacher import teacher_view
 
 SCALES, ORIENTATIONS = 4, 6  # octaves; angles over half a turn
 KERNEL, WAVELENGTH, SPREAD = 9, 4.0, 2.0  # of a Gabor filter, pixels of its octave
 FLOOR = 0.02  # standard deviations of the sensor: what counts as flat
 CLIP = 4.0  # standardised features beyond it say no more
+QUIET = 0.02  # variance below which a direction is not raised further
 OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (0.5, -0.5, 0.0), (0.5, 0.5, -1.0))  # brightness, red - green, yellow - blue
 
 
 class TextureTeacher(nn.Module):
-    """Normalised RGB [B, 3, H, W] -> [B, dim], without gradient, float32. A flip changes it little (cosine above 0.97).
+    """Normalised RGB [B, 3, H, W] -> [B, dim], float32, without gradient. A flip changes it little.
 
-    The features are standardised by MEAN and STD and turned by a fixed random matrix of orthonormal rows, so that
-    angles between images stay what they were (dim >= 47) and no output stands for one feature.
+    Sides that are no multiple of 8, or below 64, are resized to the next one that is: three octaves are looked at.
     """
 
     stand_in = False
 
-    def __init__(self, *, dim: int, size: int, seed: int):
+    def __init__(self, statistics: Tensor):
+        """statistics [N, dim]: those of the images on which to centre and whiten.
+
+        Half of what standardised statistics say is common to all images, and the rest leans on few directions. A small
+        model is pulled better by targets that differ: directions of much variance are damped to its fourth root.
+        """
         super().__init__()
-        self.dim, self.size, self.seed = dim, size, seed
-        generator = torch.Generator().manual_seed(seed)
-        wide = max(dim, len(MEAN))
-        turn = torch.linalg.qr(torch.randn(wide, wide, generator=generator, dtype=torch.float64))[0]
-        self.register_buffer("mean", torch.tensor(MEAN))
-        self.register_buffer("std", torch.tensor(STD))
-        turn = turn[: len(MEAN), :dim].round(decimals=6)  # the same on machines whose last digits differ
-        self.register_buffer("projection", turn.float().contiguous())
+        self.dim = statistics.shape[1]
+        self.register_buffer("mean", statistics.mean(0))
+        self.register_buffer("std", statistics.std(0) + 1e-4)
+        variance, directions = torch.linalg.eigh(torch.cov(self._standard(statistics).T.double()))
+        turn = directions @ torch.diag(variance.clamp(min=QUIET) ** -0.25) @ directions.T
+        self.register_buffer("turn", turn.float())
 
     def train(self, mode: bool = True) -> TextureTeacher:
         return super().train(False)
 
+    def _standard(self, statistics: Tensor) -> Tensor:
+        return ((statistics - self.mean) / self.std).clamp(-CLIP, CLIP)
+
     @torch.no_grad()
     def forward(self, rgb: Tensor) -> Tensor:
         with torch.autocast(rgb.device.type, enabled=False):
-            rgb = F.interpolate(
-                rgb.float(), (self.size, self.size), mode="bicubic", align_corners=False, antialias=True
-            )
-            standard = (texture_statistics(rgb) - self.mean) / self.std
-            return standard.clamp(-CLIP, CLIP) @ self.projection.float()
+            rgb = rgb.float()
+            size = [max(64, -(-side // 8) * 8) for side in rgb.shape[-2:]]
+            if size != [*rgb.shape[-2:]]:
+                rgb = F.interpolate(rgb, size, mode="bicubic", align_corners=False)
+            return self._standard(texture_statistics(rgb)) @ self.turn
 
 
-def texture_teacher(dim: int = 256, *, size: int = 128, seed: int = 0) -> TextureTeacher:
-    """size: side in pixels to which the RGB is resized, a multiple of 8; it sets what "coarse" and "fine" mean."""
-    if size < 64 or size % 8:
-        raise ContractError(
-            "size", found=size, expected="a multiple of 8, at least 64", cause="three octaves below it are looked at"
-        )
-    return TextureTeacher(dim=dim, size=size, seed=seed).eval()
+def texture_teacher(chips: int = 44, size: int = 64) -> TextureTeacher:
+    """The teacher, fitted on so many chips of the mini-world from each of its sensors; they are made once and kept."""
+    seen = []
+    for sensor in WORLD_SENSORS:
+        part = world_chips(sensor, chips, size=size)
+        cube = make_datacube(part.pixels, sensor)
+        seen += [texture_statistics(teacher_view(p, SENSORS[sensor]).float()) for p in cube.pixels.split(16)]
+    return TextureTeacher(torch.cat(seen)).eval()
 
 
 def texture_statistics(rgb: Tensor) -> Tensor:
@@ -132,18 +142,3 @@ def _halved(x: Tensor) -> Tensor:
     row = x.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     kernel = (row[:, None] * row).expand(x.shape[1], 1, 5, 5)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
-
-
-# Over 110 training chips (64 x 64) of the mini-world from each of seven sensors, seed 0. In the order of the features.
-# fmt: off
-MEAN = (
-    0.13, 0.0026, 0.052, -1.4, -2.6, -2.5, 0.36, 0.065, 0.13, 0.064, 0.27, 0.24, -2.4, 0.58, 0.17, 0.053, 0.032,
-    0.13, -1.1, -1.1, -2.3, 0.59, 0.19, 0.077, 0.031, 0.14, 0.6, -1.2, -1.2, -2.1, 0.58, 0.19, 0.085, 0.038, 0.13,
-    0.56, -1.4, -1.3, -2, 0.54, 0.18, 0.093, 0.05, 0.098, 0.46, -1.5, -1.4,
-)
-STD = (
-    1.3, 0.13, 0.39, 0.92, 0.54, 0.81, 1, 0.42, 0.52, 0.42, 0.44, 0.29, 0.79, 0.22, 0.073, 0.083, 0.032, 0.27, 0.63,
-    0.73, 0.82, 0.22, 0.078, 0.092, 0.044, 0.3, 0.25, 0.71, 0.69, 0.84, 0.2, 0.066, 0.082, 0.04, 0.31, 0.23, 0.74,
-    0.69, 0.85, 0.17, 0.057, 0.069, 0.034, 0.32, 0.24, 0.73, 0.72,
-)
-# fmt: on

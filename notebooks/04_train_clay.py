@@ -40,8 +40,8 @@ from clay_lib.encoder import image_of, patches_of
 from clay_lib.loss import reconstruction_loss, representation_loss
 from clay_lib.runner import output_folder, write_metrics
 from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view
+from clay_lib.textures import texture_teacher
 from clay_lib.training import Snapshots, TrainSettings, schedule, train
-from clay_lib.window_textures import window_textures
 
 # %% tags=["parameters"]
 seed: int = 0
@@ -94,7 +94,7 @@ fig = plots.show_row(
 
 # %%
 if teacher == "textures":
-    guide, note = window_textures(), "textures: statistics of colour and texture, nothing learned"
+    guide, note = texture_teacher(), "textures: statistics of colour and texture, nothing learned"
 elif teacher == "stand-in":
     guide, note = stand_in_teacher(), "stand-in: DINOv2's architecture, random weights, no knowledge of images"
 elif teacher == "none":

@@ -14,7 +14,7 @@ from clay_lib.datamodule import ClayDataModule
 from clay_lib.sensors import Sensor
 from clay_lib.targets import TargetCache, fill_targets, fingerprint, missing, shown_as
 from clay_lib.teacher import Teacher, stand_in_teacher, teacher_view
-from clay_lib.textures import texture_teacher
+from clay_lib.textures import TextureTeacher
 from clay_lib.training import ClayModule
 
 MICRO = ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=64)
@@ -107,7 +107,8 @@ def test_a_changed_teacher_or_sensor_has_no_target(tmp_path, teacher, monkeypatc
         other.network.layernorm.bias[3] += 1e-6
     larger = Teacher(teacher.network, size=42)
     half = stand_in_teacher(size=28).to(torch.bfloat16)
-    kinds = [other, larger, half, texture_teacher(64), texture_teacher(64, seed=1), texture_teacher(64, size=64)]
+    seen = torch.randn(60, 47, generator=torch.Generator().manual_seed(0))
+    kinds = [other, larger, half, TextureTeacher(seen), TextureTeacher(2 * seen), TextureTeacher(seen[1:])]
     assert len({fingerprint(kind) for kind in [teacher, *kinds]}) == 7
     for kind in kinds:
         with pytest.raises(ContractError, match="another teacher"):
