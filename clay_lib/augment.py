@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from clay_lib.datacube import Datacube
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
 # Standard deviations, of all bands together and of each band by itself: gains in e-foldings, offsets in the sensor's
 # standard deviations.
 GAIN, BAND_GAIN, OFFSET, BAND_OFFSET = 0.3, 0.2, 0.5, 0.3
+
+
+UP_DOWN, LEFT_RIGHT = 1, 2  # bits of a flip, 0 to 3
+
+
+def flipped(pixels: np.ndarray, flip: int) -> np.ndarray:
+    """[..., H, W] mirrored as the bits of flip say: a view."""
+    return pixels[..., :: -1 if flip & UP_DOWN else 1, :: -1 if flip & LEFT_RIGHT else 1]
 
 
 def shifted(cube: Datacube, draws: Draws, *, share: float) -> Datacube:

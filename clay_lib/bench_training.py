@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clay_lib import flops
-from clay_lib.datacube import make_datacube
-from clay_lib.datamodule import Batch, Draws
+from clay_lib.datamodule import Batch, noise_batch
 from clay_lib.model import ClayConfig
 from clay_lib.sensors import SENSORS
 from clay_lib.teacher import Teacher
@@ -54,7 +53,7 @@ def step_beside(
     teacher = random_dinov2_large(teacher_pixels) if other == "teacher" else None
     ours = ClayModule(config, teacher=teacher, cached=True)
     step = stepper(lambda batch: ours.losses(batch, training=True)["loss"], ours)
-    cached = noise_batch(batch, pixels, config.teacher_dim)
+    cached = noise_batch(SENSOR, batch, pixels, config.teacher_dim)
     if teacher is not None:
         live = replace(cached, targets=None)  # so the teacher is asked
         paper = 1 + flops.dinov2_large(teacher_pixels) / own
@@ -75,18 +74,6 @@ def stepper(loss: Callable[[Batch], Tensor], model: nn.Module) -> Callable[[Batc
         optimizer.zero_grad()
 
     return step
-
-
-def noise_batch(batch: int, pixels: int, teacher_dim: int) -> Batch:
-    """Noise in the shape of chips, with made-up targets."""
-    mean, std = SENSORS[SENSOR].statistics()
-    noise = np.random.default_rng(0).normal(size=(batch, len(mean), pixels, pixels))
-    native = noise * std[:, None, None] + mean[:, None, None]
-    cube = make_datacube(native.astype(np.float32), SENSOR, when="2023-06-10T10:30", lat=10.0, lon=20.0)
-    places = np.arange(batch)
-    return Batch(
-        SENSOR, cube, places, np.zeros(batch, np.uint8), Draws((0,), places), torch.randn(batch, teacher_dim).half()
-    )
 
 
 def random_dinov2_large(pixels: int = 518) -> Teacher:

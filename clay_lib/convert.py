@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from clay_lib.checkpoint import file_of, matched
 from clay_lib.contract import ContractError
+from clay_lib.files import sha256
 from clay_lib.weightfile import write_safetensors
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -50,14 +50,12 @@ def convert(
     if part == "whole" and model.decoder is None:
         raise ContractError("part", found="an encoder alone", expected="the whole model", cause="use --part encoder")
     wanted = {own: name for own, name in names.items() if part == "whole" or own.startswith("encoder.")}
-    with open(file.path, "rb") as raw:
-        sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
     metadata = {
         "clay_config": json.dumps(asdict(model.config)),
         "part": part,
         "licence": licence,
         "source": source if source.startswith("hub:") else file.path.name,
-        "source_sha256": sha256,
+        "source_sha256": sha256(file.path),
         "versions": json.dumps({"torch": torch.__version__, "safetensors": safetensors.__version__}),
     }
     shapes = {f"model.{own}": file.shapes[name] for own, name in wanted.items()}

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clay_lib.augment import shifted
+from clay_lib.augment import flipped, shifted
 from clay_lib.chips import Chips
 from clay_lib.contract import ContractError
 from clay_lib.datacube import Datacube, make_datacube
-
-UP_DOWN, LEFT_RIGHT = 1, 2  # bits of Batch.flips
+from clay_lib.sensors import SENSORS
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Batch:
     sensor: str
     cube: Datacube
     indices: np.ndarray  # [B]
-    flips: np.ndarray  # [B] uint8, UP_DOWN and LEFT_RIGHT
+    flips: np.ndarray  # [B] uint8, bits of augment.flipped
     draws: Draws
     targets: Tensor | None = None  # [B, teacher_dim] of the flipped chips, from a cache
 
@@ -66,6 +65,18 @@ class Batch:
     def pin_memory(self) -> Batch:
         targets = None if self.targets is None else self.targets.pin_memory()
         return replace(self, cube=self.cube.with_pixels(self.cube.pixels.pin_memory()), targets=targets)
+
+
+def noise_batch(sensor: str, batch: int, pixels: int, teacher_dim: int | None = None) -> Batch:
+    """Noise in the shape of a sensor's chips, for timings; with a teacher's width, made-up targets too."""
+    mean, std = SENSORS[sensor].statistics()
+    noise = np.random.default_rng(0).normal(size=(batch, len(mean), pixels, pixels))
+    native = noise * std[:, None, None] + mean[:, None, None]
+    native = 10 ** (native / 10) if SENSORS[sensor].decibel else native
+    cube = make_datacube(native.astype(np.float32), sensor, when="2023-06-10T10:30", lat=10.0, lon=20.0)
+    places = np.arange(batch)
+    targets = None if teacher_dim is None else torch.randn(batch, teacher_dim).half()
+    return Batch(sensor, cube, places, np.zeros(batch, np.uint8), Draws((0,), places), targets)
 
 
 @dataclass(frozen=True)
@@ -247,9 +258,7 @@ class PlannedBatches(Dataset):
         pixels = np.rot90(pixels, draws.batch("turns", 4) if self.turns else 0, axes=(2, 3))
         turned = np.empty_like(pixels, order="C")
         for flip in range(4):
-            rows = slice(None, None, -1 if flip & UP_DOWN else 1)
-            columns = slice(None, None, -1 if flip & LEFT_RIGHT else 1)
-            turned[flips == flip] = pixels[flips == flip][..., rows, columns]
+            turned[flips == flip] = flipped(pixels[flips == flip], flip)
         return turned
 
 

@@ -5,7 +5,6 @@ Both hold what `Encoder.forward` computes with nothing masked and no holes; what
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -25,7 +24,7 @@ from clay_lib.checkpoint import file_of, load_model
 from clay_lib.contract import ContractError
 from clay_lib.datacube import Datacube, latlon_code, time_code
 from clay_lib.encoder import Encoder
-from clay_lib.files import write_whole
+from clay_lib.files import sha256, write_whole
 from clay_lib.model import ClayConfig
 from clay_lib.position import METADATA, frequencies
 from clay_lib.sensors import SENSORS
@@ -270,12 +269,10 @@ def metadata(config: ClayConfig, weights: Path) -> dict[str, str]:
         name: {"gsd": s.gsd, "decibel": s.decibel, "bands": {b.name: [b.wavelength, b.mean, b.std] for b in s.bands}}
         for name, s in SENSORS.items()
     }
-    with open(weights, "rb") as raw:
-        sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
     return {
         "clay_config": json.dumps(asdict(config)),
         "weights": weights.name,
-        "weights_sha256": sha256,
+        "weights_sha256": sha256(weights),
         "contract": json.dumps(CONTRACT),
         "sensors": json.dumps(sensors),  # band: wavelength in um, mean, std
         "torch": torch.__version__,

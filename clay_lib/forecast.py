@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from clay_lib.datamodule import Batch, batches_per_epoch
-from clay_lib.recipe import DataChoice
+from clay_lib.datamodule import Batch, batches_per_epoch, noise_batch
 from clay_lib.training import ClayModule
 
 
@@ -21,7 +20,11 @@ def forecast_run(config, settings, data, guide, epochs, devices, nodes, accelera
     module.setup("fit")
     optimizer = module.configure_optimizers()["optimizer"]
     counts = data.counts()
-    batches = [_made_up(sensor, data, config.teacher_dim).to(device) for sensor in counts]
+    width = config.teacher_dim if data.targets else None
+    batches = [
+        noise_batch(sensor, data.batch_size, data.crop or data.sizes.get(sensor, data.size), width).to(device)
+        for sensor in counts
+    ]
 
     def step(batch: Batch) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -65,25 +68,6 @@ def forecast_run(config, settings, data, guide, epochs, devices, nodes, accelera
             f"Arithmetic: {ranks} processes are taken to be as fast as the one measured, with nothing lost between them."
         )
     return 0
-
-
-def _made_up(sensor: str, data: DataChoice, width: int) -> Batch:
-    """A batch of noise in the shape of the real ones; made-up targets where those are cached."""
-    import numpy as np
-    import torch
-
-    from clay_lib.datacube import make_datacube
-    from clay_lib.datamodule import Draws
-    from clay_lib.sensors import SENSORS
-
-    side, B = data.crop or data.sizes.get(sensor, data.size), data.batch_size
-    mean, std = SENSORS[sensor].statistics()
-    noise = np.random.default_rng(0).normal(size=(B, len(mean), side, side)) * std[:, None, None] + mean[:, None, None]
-    native = 10 ** (noise / 10) if SENSORS[sensor].decibel else noise
-    cube = make_datacube(native.astype(np.float32), sensor, when="2023-06-10T10:30", lat=10, lon=20)
-    places = np.arange(B)
-    targets = torch.randn(B, width).half() if data.targets else None
-    return Batch(sensor, cube, places, np.zeros(B, np.uint8), Draws((0,), places), targets)
 
 
 def steps_of(batches: int, epochs: float, accumulate: int) -> int:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 INDEX, ALL = "index", "index.parquet"
-NO_CHUNK = np.uint64(2**64 - 1)  # in a shard's table: this chunk was never written
 
 
 @dataclass(frozen=True)

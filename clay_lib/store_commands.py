@@ -13,7 +13,7 @@ from clay_lib.makers import WorldMaker, scenes_in
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.shards import encode, filesystem
 from clay_lib.store import ALL, INDEX, ChipStore
-from clay_lib.writer import Maker, native, pending, write_chips
+from clay_lib.writer import Maker, kind_of, native, pending, write_chips
 
 
 def chips(
@@ -98,7 +98,7 @@ def say_forecast(out: str, makers: Sequence[Maker], chips_per_part: int, jobs: i
     for kind in dict.fromkeys(part.kind for part in parts):
         numbers = [part for part in parts if part.kind == kind]
         left = sum(len(part.numbers) for part in numbers)
-        bytes_, seconds = _measure(next(m for m in makers if f"{m.sensor}-{m.size}" == kind), numbers[0].numbers)
+        bytes_, seconds = _measure(next(m for m in makers if kind_of(m) == kind), numbers[0].numbers)
         row = np.array([left, left * bytes_ / 1e6, left * seconds / processes / 60])
         print(f"{kind:<32}{row[0]:>9.0f}{row[1]:>10.1f}{row[2]:>9.2f}")
         total += row

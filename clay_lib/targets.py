@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clay_lib.augment import flipped
 from clay_lib.contract import ContractError
 from clay_lib.files import PARTIAL, write_whole
 from clay_lib.sensors import SENSORS
@@ -201,7 +202,7 @@ def told(teacher: nn.Module, chips, flip: int) -> np.ndarray:
     from clay_lib.datacube import make_datacube
     from clay_lib.training import ask
 
-    pixels = chips.pixels[..., :: -1 if flip & 1 else 1, :: -1 if flip & 2 else 1]
+    pixels = flipped(chips.pixels, flip)
     device = next(iter([*teacher.parameters(), *teacher.buffers()]), torch.empty(0)).device
     seen = make_datacube(np.ascontiguousarray(pixels), chips.sensor).pixels.to(device)
     with torch.inference_mode():

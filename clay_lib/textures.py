@@ -2,7 +2,7 @@
 
 It is not DINOv2, has learned nothing and knows no object: it says how bright and how coloured an image is, how much
 it varies at four scales, how directed that variation is, and how the scales hang together. That is much where land
-cover is told by its texture (on 500 aerial images of ten classes its output gives kNN-20 0.81 by cosine, where random
+cover is told by its texture (on 500 aerial images of ten classes its output gives kNN-20 0.83 by cosine, where random
 convolutions give 0.51) and little where it is not. Sources: oriented energies, Freeman and Adelson 1991; statistics of them as a
 description of texture, Portilla and Simoncelli 2000.
 """

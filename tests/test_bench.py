@@ -7,7 +7,8 @@ import torch
 
 from clay_lib import ContractError
 from clay_lib.bench import bench, median_seconds
-from clay_lib.bench_training import noise_batch, paired, stepper
+from clay_lib.bench_training import SENSOR, paired, stepper
+from clay_lib.datamodule import noise_batch
 from clay_lib.model import ClayConfig
 from clay_lib.training import ClayModule
 
@@ -43,7 +44,7 @@ def test_pairs_take_turns_and_give_the_ratio():
 def test_a_step_trains():
     module = ClayModule(ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=16), cached=True)
     before = [p.detach().clone() for p in module.parameters()]
-    stepper(lambda batch: module.losses(batch, training=True)["loss"], module)(noise_batch(2, 16, 16))
+    stepper(lambda batch: module.losses(batch, training=True)["loss"], module)(noise_batch(SENSOR, 2, 16, 16))
     moved = [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved)
 

@@ -6,8 +6,9 @@ import torch
 from test_training import fake_chips
 
 from clay_lib import ContractError
+from clay_lib.augment import LEFT_RIGHT, UP_DOWN
 from clay_lib.datacube import make_datacube
-from clay_lib.datamodule import LEFT_RIGHT, UP_DOWN, ClayDataModule, Draws, PlannedBatches, SensorBatches
+from clay_lib.datamodule import ClayDataModule, Draws, PlannedBatches, SensorBatches
 
 
 def whole_and_ranks(monkeypatch, sizes, batch_size, ranks=2):
