@@ -27,19 +27,19 @@ def reconstruction_loss(
     whole: the caller knows that no pixel is NaN, which spares looking for them.
     """
     target = patches_of(pixels, patch_size)
-    if whole and target.shape[1] * patch_size**2 == math.prod(pixels.shape[-2:]):  # and none pads
-        if norm_pix_loss:
-            target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-        counted = torch.where(mask.sum() > 0, mask, 1.0)
-        return ((reconstruction - target).abs().mean(-1) * counted).sum() / counted.sum()
-    ones = torch.ones_like(pixels[:1])
-    real = patches_of(F.pad(ones, (0, -ones.shape[-1] % patch_size, 0, -ones.shape[-2] % patch_size)), patch_size)
-    real = real * target.isfinite()
-    target = target.nan_to_num()
+    whole = whole and target.shape[1] * patch_size**2 == math.prod(pixels.shape[-2:])  # and none pads
+    if not whole:
+        ones = torch.ones_like(pixels[:1])
+        real = patches_of(F.pad(ones, (0, -ones.shape[-1] % patch_size, 0, -ones.shape[-2] % patch_size)), patch_size)
+        real = real * target.isfinite()
+        target = target.nan_to_num()
     if norm_pix_loss:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    per_patch = ((reconstruction - target).abs() * real).sum(-1) / real.sum(-1).clamp(min=1)
-    counted = torch.where(mask.sum() > 0, mask, 1.0) * (real.sum(-1) > 0)
+    error, counted = (reconstruction - target).abs(), torch.where(mask.sum() > 0, mask, 1.0)
+    if whole:
+        return (error.mean(-1) * counted).sum() / counted.sum()
+    per_patch = (error * real).sum(-1) / real.sum(-1).clamp(min=1)
+    counted = counted * (real.sum(-1) > 0)
     return (per_patch * counted).sum() / counted.sum().clamp(min=1)
 
 

@@ -221,16 +221,23 @@ def test_wrong_places_are_told(world):
 
 
 def test_speed(world):
-    """15 Sentinel-2 chips of 128 x 128 x 10 a second on a free core; a busy neighbour on it costs threefold."""
+    """15 Sentinel-2 chips of 128 x 128 x 10 a second on a free core: told by plain NumPy work beside it, which a busy
+    neighbour slows as much."""
     places = [world.place(code, 0) for code in CLASSES]
     world.observe(places[0], size=128)
-    took = []
-    for _ in range(3):
+    noise = np.random.default_rng(0).normal(size=(1024, 1024))
+
+    def seconds(work):
         start = time.process_time()
-        for place in places:
-            world.observe(place, size=128)
-        took.append(time.process_time() - start)
-    assert len(places) / min(took) > 2
+        work()
+        return time.process_time() - start
+
+    def plain():
+        for _ in range(11):
+            np.exp(np.fft.irfft2(np.fft.rfft2(noise)))
+
+    ratios = [seconds(lambda: [world.observe(p, size=128) for p in places]) / seconds(plain) for _ in range(3)]
+    assert min(ratios) < 3.5  # 1.8 measured
 
 
 def test_every_optical_sensor_of_the_registry_has_a_camera():

@@ -171,7 +171,7 @@ def test_damage_is_told_by_name_and_mended_by_deleting(tmp_path, teacher):
 
 def test_object_storage_gives_the_same(teacher):
     chips = some_chips()
-    url = "memory://bucket/chips"
+    url = "memory://bucket/chips-with-targets"
     cache = fill_targets(chips, teacher, url, batch_size=4, progress=False)
     flips = np.array([3, 2, 1, 0, 0, 0], np.uint8)
     found = TargetCache(url, fingerprint(teacher)).lookup("naip", chips.hashes, flips)
