@@ -15,14 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from clay_lib.contract import ContractError, warn
 from clay_lib.contract_cube import inspect_cube
 from clay_lib.contract_evidence import Evidence, Finding, failed, short, told
 from clay_lib.contract_rules import of_images
 from clay_lib.contract_said import degrees, of_date, of_distance, of_place
+from clay_lib.datacube import as_numpy
 from clay_lib.sensors import SENSORS, Sensor
 
 SAMPLE = 4096  # pixels looked at, of all chips together
@@ -162,11 +161,8 @@ def check(
 
 def _array(pixels, names: tuple[str, ...], sensor: Sensor) -> np.ndarray:
     """[B, C, H, W], or a ContractError about its shape."""
-    if isinstance(pixels, Tensor):
-        pixels = pixels.detach().cpu()
-        pixels = (pixels.float() if pixels.dtype == torch.bfloat16 else pixels).numpy()
     try:
-        array = np.asarray(pixels)
+        array = as_numpy(pixels)
     except Exception as error:
         array = np.array(f"{type(pixels).__name__} ({error})"[:120])
     if array.dtype.kind not in "iufb":
@@ -193,7 +189,7 @@ def _mask(valid, shape: tuple[int, ...]) -> np.ndarray | None:
     """[B, H, W] or [1, H, W] bool."""
     if valid is None:
         return None
-    mask = np.asarray(valid.detach().cpu() if isinstance(valid, Tensor) else valid)
+    mask = as_numpy(valid)
     B, _, H, W = shape
     if mask.dtype.kind not in "iufb" or mask.shape not in ((H, W), (1, H, W), (B, H, W)):
         raise ContractError(
