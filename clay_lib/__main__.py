@@ -31,6 +31,8 @@ COMMANDS = {  # name: (module:function, what it does)
     "plan": ("clay_lib.plan_page:write_plan", "write what pretraining on 70 million chips would take, on paper"),
     "convert": ("clay_lib.convert:convert", "write a checkpoint's encoder or whole model as safetensors"),
     "bench-load": ("clay_lib.bench_loading:bench_load", "time the loading of weights and measure its memory"),
+    "exercises": ("clay_lib.exercises:exercises", "write notebooks/exercises from the solved exercises of the walk"),
+    "search": ("clay_lib.search:search_command", "find places that look like one, among embedded ones"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 
@@ -50,15 +52,17 @@ def run(
         sensor: the sensor that took the scene, such as sentinel-2-l2a
         overrides: further parameters for every notebook that has them
     """
-    from clay_lib import sweep
+    from clay_lib import profiles
 
     names = [name for name in only.split(",") if name] or None
     overrides = dict(overrides or {})
     if scene or sensor:
         overrides |= _own_scene(scene, sensor)
-        names = names or sweep.scene_walk(profile)
-    out = sweep.RUNS / f"{sweep.read_profile(profile)['name']}-scene" if scene else None  # the walk's results stay
-    results = sweep.run_profile(profile, notebooks=names, overrides=overrides, out=out)
+        names = names or profiles.scene_walk(profile)
+    out = (
+        profiles.RUNS / f"{profiles.read_profile(profile)['name']}-scene" if scene else None
+    )  # the walk's results stay
+    results = profiles.run_profile(profile, notebooks=names, overrides=overrides, out=out)
     return 0 if all(result.ok for result in results) else 1
 
 

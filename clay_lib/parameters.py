@@ -13,6 +13,15 @@ from clay_lib.contract import ContractError
 
 def read_parameters(notebook) -> dict[str, ast.expr]:
     """Name -> type (an annotation's syntax tree) of each literal in the cell tagged `parameters`."""
+    return {name: kind for name, (kind, _) in _literals(notebook).items()}
+
+
+def read_defaults(notebook) -> dict[str, object]:
+    """Name -> value of each literal in the cell tagged `parameters`."""
+    return {name: default for name, (_, default) in _literals(notebook).items()}
+
+
+def _literals(notebook) -> dict[str, tuple[ast.expr, object]]:
     source = next((cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])), None)
     if source is None:
         raise ContractError(
@@ -21,12 +30,13 @@ def read_parameters(notebook) -> dict[str, ast.expr]:
             expected="one such cell",
             cause='the tag is missing: # %% tags=["parameters"]',
         )
-    kinds = {}
+    found = {}
     for line in ast.parse(source).body:
         target = getattr(line, "target", None) or getattr(line, "targets", [None])[0]
         try:
             default = ast.literal_eval(line.value)
-            kinds[target.id] = getattr(line, "annotation", None) or ast.parse(type(default).__name__, mode="eval").body
+            kind = getattr(line, "annotation", None) or ast.parse(type(default).__name__, mode="eval").body
+            found[target.id] = (kind, default)
         except (AttributeError, ValueError, TypeError):
             raise ContractError(
                 "parameters",
@@ -34,7 +44,7 @@ def read_parameters(notebook) -> dict[str, ast.expr]:
                 expected="name: type = literal",
                 cause="a derived value belongs in a later cell",
             ) from None
-    return kinds
+    return found
 
 
 def check_parameters(kinds: Mapping[str, ast.expr], values: Mapping[str, object], where: str) -> None:
@@ -59,6 +69,19 @@ def check_parameters(kinds: Mapping[str, ast.expr], values: Mapping[str, object]
                 expected=ast.unparse(kinds[name]),
                 cause=hint,
             )
+
+
+def in_kind(value: object, kind: ast.expr) -> object:
+    """A value that fits its type, in the one form that stands for it: 1 for a float is 1.0, a tuple is a list."""
+    match kind:
+        case ast.Name(id="float") if isinstance(value, int):
+            return float(value)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return in_kind(value, left if _fits(value, left) else right)
+        case ast.Subscript(value=ast.Name(id="list" | "tuple"), slice=inner):
+            inner = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
+            return [in_kind(v, inner) for v in value]
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _fits(value: object, kind: ast.expr) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clay_lib import __main__ as cli
-from clay_lib import sweep
+from clay_lib import profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,8 +56,8 @@ def test_a_scene_reaches_the_notebooks_as_a_whole_path(monkeypatch, tmp_path):
     seen = {}
     (tmp_path / "a field.tif").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "scene_walk", lambda profile: ["05"])
-    monkeypatch.setattr(sweep, "run_profile", lambda profile, **rest: seen.update(rest) or [])
+    monkeypatch.setattr(profiles, "scene_walk", lambda profile: ["05"])
+    monkeypatch.setattr(profiles, "run_profile", lambda profile, **rest: seen.update(rest) or [])
     assert cli.main(["run", "--scene", "a field.tif", "--sensor", "naip", "--overrides.seed", "4"]) == 0
     assert seen["notebooks"] == ["05"] and seen["out"].name == "demo-scene"
     assert seen["overrides"] == {"scene": str(tmp_path / "a field.tif"), "sensor": "naip", "seed": 4}
@@ -72,8 +72,8 @@ def test_a_failed_notebook_is_exit_code_1(tmp_path):
 import sys
 from functools import partial
 from pathlib import Path
-from clay_lib import __main__ as cli, sweep
-sweep.run_profile = partial(sweep.run_profile, folder=Path({str(folder)!r}), out=Path({str(tmp_path / "runs")!r}))
+from clay_lib import __main__ as cli, profiles
+profiles.run_profile = partial(profiles.run_profile, folder=Path({str(folder)!r}), out=Path({str(tmp_path / "runs")!r}))
 sys.exit(cli.main(["run", "--profile", {str(tmp_path / "tiny.yaml")!r}]))
 """
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -7,7 +7,7 @@ import jupytext
 import nbformat
 import pytest
 
-from clay_lib import sweep
+from clay_lib import profiles
 from clay_lib.parameters import read_parameters
 from clay_lib.runner import is_done, list_notebooks, read_script
 
@@ -63,10 +63,10 @@ def test_opens_with_its_title_and_plain_parameters(script):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> dict[str, sweep.RunResult]:
+def smoke(tmp_path_factory) -> dict[str, profiles.RunResult]:
     """One run of all notebooks under the profile smoke, going on after a failure so that each tells its own."""
     out = tmp_path_factory.mktemp("smoke")
-    return {r.name: r for r in sweep.run_profile("smoke", out=out, keep_going=True, timeout=300)}
+    return {r.name: r for r in profiles.run_profile("smoke", out=out, keep_going=True, timeout=300)}
 
 
 @each
@@ -88,7 +88,7 @@ def test_gives_the_same_numbers_twice(script, smoke, again):
 
 
 @pytest.fixture(scope="module")
-def again(smoke, tmp_path_factory) -> dict[str, sweep.RunResult]:
+def again(smoke, tmp_path_factory) -> dict[str, profiles.RunResult]:
     """The second run of all notebooks."""
     out = tmp_path_factory.mktemp("again")
-    return {r.name: r for r in sweep.run_profile("smoke", out=out, keep_going=True, timeout=300)}
+    return {r.name: r for r in profiles.run_profile("smoke", out=out, keep_going=True, timeout=300)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clay_lib import ContractError, runner, sweep
+from clay_lib import ContractError, profiles, runner
 from clay_lib.runner import is_done, run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def test_a_failed_cell_is_named_and_what_was_done_is_kept(write, profile, tmp_pa
     write("01_good")
     write("02_bad", "\n# %%\nprint('kept')\n\n# %%\n# a remark\nharvest = {}\nharvest['wheat']\n")
     write("03_after")
-    results = sweep.run_profile(profile, out=tmp_path / "runs", folder=tmp_path / "notebooks")
+    results = profiles.run_profile(profile, out=tmp_path / "runs", folder=tmp_path / "notebooks")
     assert [(r.name, r.ok) for r in results] == [("01_good", True), ("02_bad", False)]
     assert results[1].failed_cell == "cell 4 of 5: harvest = {}" and results[1].error == "KeyError: 'wheat'"
     assert results[0].parameters["steps"] == 5
@@ -109,19 +109,19 @@ def test_what_is_not_there_is_named(write, profile, tmp_path):
     write("01_good")
     folder = tmp_path / "notebooks"
     with pytest.raises(ContractError, match="profile: found nowhere"):
-        sweep.run_profile("nowhere", folder=folder)
+        profiles.run_profile("nowhere", folder=folder)
     with pytest.raises(ContractError, match="07"):
-        sweep.run_profile(profile, notebooks=["07"], folder=folder, out=tmp_path / "runs")
+        profiles.run_profile(profile, notebooks=["07"], folder=folder, out=tmp_path / "runs")
     with pytest.raises(ContractError, match="percent script"):
         run_notebook(folder / "09_none.py", tmp_path / "runs", {})
     with pytest.raises(ContractError, match="'pace'"):
-        sweep.run_profile(profile, overrides={"pace": 1}, folder=folder, out=tmp_path / "runs")
+        profiles.run_profile(profile, overrides={"pace": 1}, folder=folder, out=tmp_path / "runs")
     profile.write_text("notebooks: {01_good: {unheard_of: 1}}")
     with pytest.raises(ContractError, match="unheard_of"):
-        sweep.run_profile(profile, folder=folder, out=tmp_path / "runs")
+        profiles.run_profile(profile, folder=folder, out=tmp_path / "runs")
     profile.write_text("notebooks: {08_gone: {steps: 1}}")
     with pytest.raises(ContractError, match="08_gone"):
-        sweep.run_profile(profile, folder=folder, out=tmp_path / "runs")
+        profiles.run_profile(profile, folder=folder, out=tmp_path / "runs")
 
 
 def test_a_notebook_out_of_time_is_ended_and_its_cell_named(write, tmp_path):
@@ -181,9 +181,9 @@ def test_a_scene_of_ones_own_walks_what_takes_one_after_the_training(write, tmp_
     folder = write("01_plain").parent
     write("04_train_clay")
     write("05_map", head=HEAD + 'scene: str = ""\nsensor: str = ""\n')
-    assert sweep.scene_walk(tmp_path / "own.yaml", folder) == ["04_train_clay", "05_map"]
+    assert profiles.scene_walk(tmp_path / "own.yaml", folder) == ["04_train_clay", "05_map"]
     weights.write_bytes(b"trained")
-    assert sweep.scene_walk(tmp_path / "own.yaml", folder) == ["05_map"]
+    assert profiles.scene_walk(tmp_path / "own.yaml", folder) == ["05_map"]
 
 
 def _spawn(script: Path, out: Path, steps: int) -> subprocess.Popen:
