@@ -7,7 +7,7 @@ SCENE   ?=
 SENSOR  ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lab notebooks bench clean
+.PHONY: help demo test test-slow lab notebooks exercises bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,9 @@ lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with i
 notebooks: $(READY)  ## run the demo and put its outputs into notebooks/*.ipynb
 	$(PY) -m clay_lib run --profile demo
 	$(PY) -m clay_lib pair --run papermill_runs/demo
+
+exercises: $(READY)  ## write notebooks/exercises from the solved exercises in the notebooks
+	$(PY) -m clay_lib exercises
 
 bench: $(READY)  ## timings on this machine
 	$(PY) -m clay_lib bench

@@ -37,7 +37,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from clay_lib import SENSORS, Clay, ClayConfig, plots
+from clay_lib import SENSORS, Clay, ClayConfig, checks, plots
 from clay_lib.chips import world_chips
 from clay_lib.embedding import wave_code
 from clay_lib.runner import output_folder, write_metrics
@@ -315,6 +315,77 @@ together = weight[:, s2.indices(["red"])[0]]
 company = ((alone - together).norm() / together.norm()).item()
 print(f"the kernel for red, alone and among ten bands: {company:.1%} apart")
 assert company > 0
+
+# %% [markdown]
+# ## Exercises, solved
+#
+# Three things to write yourself. [The exercises](exercises/01_embed_patches.ipynb) have a notebook of their own, with
+# empty places, hints and checks. Go there first; here they stand with their solutions, which every run of this notebook
+# puts to the same checks.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: a camera of your own
+# *Easy, 5 minutes*
+#
+# The data sheet of a drone camera says: blue 450 nm, green 550 nm, red 660 nm, red edge 735 nm, near infrared 845 nm. Its
+# images hold the bands in this order. Write the tensor of wavelengths, `[5]`, that the network has to be given.
+#
+# **Hint.** All wavelengths in this notebook are in micrometres. A micrometre is 1000 nanometres.
+
+# %% tags=["solution"]
+camera = torch.tensor([0.450, 0.550, 0.660, 0.735, 0.845])  # um
+
+# %% tags=["check"]
+checks.check_wavelengths(camera)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: tokens without a convolution
+# *Medium, 10 minutes*
+#
+# Somebody hands you kernels. Make the tokens from them with reshapes and one matrix product, without `conv2d`: for each
+# patch and each of the D kernels, multiply pixels and kernel, add up over bands and pixels, and add the bias. The tokens
+# come row by row.
+#
+# **Hint.** Cut the pixels into rows of numbers, one row a patch:
+# `rearrange(pixels, "B C (h p) (w q) -> B (h w) (C p q)", p=P, q=P)`.
+#
+# **Hint.** Flatten each kernel in the same order, `(C p q)`. Then `rows @ kernels.T` does the sums.
+
+
+# %% tags=["solution"]
+def tokens_of(pixels, weight, bias):
+    """pixels [B, C, H, W], weight [D, C, P, P], bias [D] -> tokens [B, L, D], row by row."""
+    P = weight.shape[-1]
+    rows = rearrange(pixels, "B C (h p) (w q) -> B (h w) (C p q)", p=P, q=P)
+    return rows @ rearrange(weight, "D C p q -> D (C p q)").T + bias
+
+
+# %% tags=["check"]
+checks.check_tokens(tokens_of)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: what each band adds to a token
+# *Hard, 15 minutes*
+#
+# A token is a sum over bands, plus the bias. Take the sum apart: give each band's part, `[B, C, L, D]`, so that the sum
+# over the bands plus the bias is the token. `embedding.kernels(waves)` gives kernels `[D, C, P, P]` and the bias.
+#
+# **Hint.** It is exercise 2 with one sum less: the axis C stays. `torch.einsum` takes the axes that you name.
+#
+# **Hint.** Does the kernel for red depend on which other bands are asked for at the same time?
+
+
+# %% tags=["solution"]
+def parts_of(embedding, pixels, waves):
+    """A PatchEmbedding, pixels [B, C, H, W], waves [C], um -> each band's part in the tokens [B, C, L, D]."""
+    weight, _ = embedding.kernels(waves)  # of all bands together: they see each other
+    P = weight.shape[-1]
+    patches = rearrange(pixels, "B C (h p) (w q) -> B C (h w) (p q)", p=P, q=P)
+    return torch.einsum("bcln,dcn->bcld", patches, rearrange(weight, "D C p q -> D C (p q)"))
+
+
+# %% tags=["check"]
+checks.check_band_parts(parts_of)
 
 # %% [markdown]
 # ## What was seen

@@ -1,0 +1,195 @@
+"""How a check of an exercise looks at an answer and what it says: a mistake in words, or one line of praise.
+
+A check compares the learner's answer with the right one and, where it differs, with what typical slips would have
+given: the slip that fits names the mistake. All inputs are small and fixed, so the same answer gets the same words.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Mistake(AssertionError):
+    """What is wrong with an answer, in words for the learner. Jupyter shows the words alone, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Not yet. {self}"]
+
+
+def right(what: str) -> None:
+    """The one line of a check that was passed."""
+    print(f"Right. {what}")
+
+
+def require(fine: bool, mistake: str) -> None:
+    """Mistake unless fine."""
+    if not fine:
+        raise Mistake(mistake)
+
+
+def attempt(fn: Callable, *args, **options):
+    """What the learner's function makes of copies of the arguments.
+
+    Told as a Mistake: not a function, stopped with an error (with the learner's own line), nothing returned, an
+    argument changed in place.
+    """
+    require(fn is not ..., "There is nothing here yet: write your lines in place of the dots.")
+    require(
+        callable(fn),
+        f"The check wants the function itself and got {_kind(fn)}: pass its name without brackets, as in check(my_function).",
+    )
+    given, kept = [_copy(a) for a in args], [_copy(a) for a in args]
+    try:
+        got = fn(*given, **{name: _copy(value) for name, value in options.items()})
+    except NotImplementedError:
+        raise Mistake("There is nothing here yet: write your lines in place of the dots.") from None
+    except Exception as error:
+        raise Mistake(_told(fn, error)) from error
+    require(
+        got is not None and got is not ...,
+        "Your function returns nothing yet: it has to end with `return` and the result, indented like its other lines.",
+    )
+    for number, (before, after) in enumerate(zip(kept, given, strict=True), start=1):
+        if isinstance(before, (Tensor, np.ndarray)):
+            same = before.shape == after.shape and np.array_equal(np.asarray(before), np.asarray(after), equal_nan=True)
+            require(same, f"Your function changes its argument number {number}: work on a copy, `x = x.clone()`.")
+    return got
+
+
+def value(answer, kind: type = float):
+    """The learner's answer as one int, float or whatever `kind` is; tensors and arrays of one number count as the number."""
+    require(answer is not ..., "There is nothing here yet: write your answer in place of the dots.")
+    require(answer is not None, "There is nothing here: the answer is None.")
+    if isinstance(answer, (Tensor, np.ndarray, np.generic)) and np.asarray(answer).size == 1:
+        answer = answer.item()
+    fits = isinstance(answer, (int, float) if kind is float else kind) and not isinstance(answer, bool)
+    wanted = {int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
+    require(fits, f"{wanted.capitalize()} is wanted, not {_kind(answer)}.")
+    return answer
+
+
+def compare(
+    got,
+    wanted,
+    *,
+    slips: Mapping[str, object] | None = None,
+    axes: str = "",
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+    what: str = "the values",
+) -> None:
+    """Mistake unless `got` equals `wanted` [any shape] within the tolerances.
+
+    slips: {mistake in words: what this slip would have given, a tensor or number}, tried in order.
+    axes: the meaning of the axes of `wanted`, such as "B L D", for the message about a wrong shape.
+    """
+    wanted = torch.as_tensor(wanted)
+    got = as_tensor(got)
+    if _close(got, wanted, rtol, atol):
+        return
+    for mistake, slipped in (slips or {}).items():
+        if _close(got, torch.as_tensor(slipped), rtol, atol):
+            raise Mistake(mistake)
+    expect_shape(got, wanted.shape, axes)
+    raise Mistake(_difference(got, wanted, what, rtol, atol))
+
+
+def as_tensor(answer) -> Tensor:
+    """Tensors, arrays, numbers and lists of numbers as a tensor; anything else is a Mistake."""
+    require(answer is not ..., "There is nothing here yet: write your lines in place of the dots.")
+    require(answer is not None, "There is nothing here: the answer is None.")
+    try:
+        return torch.as_tensor(answer).detach()
+    except (TypeError, ValueError, RuntimeError):
+        if isinstance(answer, (list, tuple)) and answer and all(isinstance(a, Tensor) for a in answer):
+            shapes = ", ".join(str(tuple(a.shape)) for a in answer[:3])
+            raise Mistake(
+                f"A tensor is wanted, not {_kind(answer)} of {len(answer)} tensors ({shapes}): torch.stack or torch.cat joins them."
+            ) from None
+        raise Mistake(f"A tensor of numbers is wanted, not {_kind(answer)}.") from None
+
+
+def expect_shape(got: Tensor, shape, axes: str = "") -> None:
+    """Mistake unless got has this shape; names axes in a wrong order, missing and added ones."""
+    got_shape, shape = tuple(got.shape), tuple(shape)
+    if got_shape == shape:
+        return
+    meaning = f" ({axes})" if axes else ""
+    found = f"The shape is {list(got_shape)}, wanted is {list(shape)}{meaning}: "
+    if sorted(got_shape) == sorted(shape):
+        raise Mistake(found + "the axes are in another order.")
+    if tuple(n for n in got_shape if n != 1) == tuple(n for n in shape if n != 1):
+        raise Mistake(found + "an axis of length 1 is too many or missing.")
+    if got.numel() == int(np.prod(shape)):
+        how = "laid out differently" if len(got_shape) == len(shape) else f"on {len(got_shape)} axes, not {len(shape)}"
+        raise Mistake(found + f"all numbers are there, but {how}.")
+    if len(got_shape) < len(shape):
+        raise Mistake(found + f"{len(shape) - len(got_shape)} axis too few; was one summed over or dropped?")
+    if len(got_shape) > len(shape):
+        raise Mistake(found + f"{len(got_shape) - len(shape)} axis too many; is one still to be summed over?")
+    names = axes.split() or [f"axis {i}" for i in range(len(shape))]
+    wrong = [f"{n} is {a} instead of {b}" for n, a, b in zip(names, got_shape, shape, strict=False) if a != b]
+    raise Mistake(found + ", ".join(wrong) + ".")
+
+
+# ---- words
+
+
+def _difference(got: Tensor, wanted: Tensor, what: str, rtol: float, atol: float) -> str:
+    a, b = got.double(), wanted.double()
+    if not a.isfinite().all() and b.isfinite().all():
+        return f"The shape is right, but {int((~a.isfinite()).sum())} of {a.numel()} numbers are not finite: a division by zero?"
+    if b.abs().max() > 0:
+        factor = ((a * b).sum() / (b * b).sum()).item()
+        if abs(factor) > 1e-6 and _close(a, factor * b, max(rtol, 1e-3), atol):
+            return f"The shape is right, but all of {what} are {factor:.4g} times what they should be: a unit, a sign or a factor."
+    shift = (a - b).mean().item()
+    if b.numel() > 1 and _close(a - shift, b, rtol, max(atol, 1e-3 * abs(shift))):
+        return f"The shape is right, but all of {what} are off by {shift:+.4g}: something is added that should not be, or left out."
+    off = ~torch.isclose(a, b, rtol=rtol, atol=atol)
+    place = tuple(off.nonzero()[0].tolist())
+    at = f" at {list(place)}" if place else ""
+    return (
+        f"The shape is right, but {what} differ in {int(off.sum())} of {off.numel()} places; "
+        f"first{at}: yours {_number(got[place])}, wanted {_number(wanted[place])}."
+    )
+
+
+def _told(fn: Callable, error: Exception) -> str:
+    """The learner's own line that an exception passed through, and the exception's words."""
+    code = getattr(fn, "__code__", None)
+    line, traceback = None, error.__traceback__
+    while traceback:
+        if code and traceback.tb_frame.f_code.co_filename == code.co_filename:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    words = str(error).strip().split("\n")[0] or "no more is said"
+    if line is None:
+        return f"Your function cannot be called as the exercise asks: {words}"
+    text = linecache.getline(code.co_filename, line).strip()
+    shown = f", `{text}`" if text else ""
+    return f"Your function stops in line {line} of its cell{shown}, with {type(error).__name__}: {words}"
+
+
+def _close(a: Tensor, b: Tensor, rtol: float, atol: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    return torch.allclose(a.double(), b.double(), rtol=rtol, atol=atol, equal_nan=True)
+
+
+def _copy(value):
+    return value.clone() if isinstance(value, Tensor) else value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _number(value: Tensor) -> str:
+    return f"{value.item():.4g}" if value.is_floating_point() else str(value.item())
+
+
+def _kind(answer) -> str:
+    name = type(answer).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
