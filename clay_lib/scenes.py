@@ -162,6 +162,40 @@ def read_scene(
     )
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Where one band lies: file and 1-based band, and what the file's header says of it. transform: as in Scene."""
+
+    path: str
+    index: int
+    crs: str | None
+    transform: tuple[float, ...]
+    height: int
+    width: int
+    dtype: str
+    nodata: float | None
+    alpha: int  # 1-based; 0: none
+
+
+def find_layers(path, sensor: str | Sensor, bands=None) -> dict[str, Layer]:
+    """{band: Layer} of a file, a folder of single-band files or a list of them: as `read_scene`, headers alone."""
+    sensor = SENSORS.resolve(sensor)
+    paths, many = _files(path)
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        layers = _layers([_open(stack, p) for p in paths], many, sensor)
+        chosen = choose([layer.label for layer in layers], sensor, bands, paths[0])
+        return {name: _header(layers[i], sensor) for name, i in chosen.items()}
+
+
+def _header(layer: _Layer, sensor: Sensor) -> Layer:
+    source, place = layer.source, layer.index - 1
+    crs = None if source.crs is None else _crs_text(source.crs)
+    size = (source.height, source.width)
+    said = (source.dtypes[place], source.nodatavals[place])
+    return Layer(source.name, layer.index, crs, tuple(source.transform)[:6], *size, *said, _alpha(source, sensor))
+
+
 def middle_window(path: str | Path, most: int) -> tuple[int, int, int, int] | None:
     """(column, row, width, height) of at most `most` pixels a side in a file's middle; None: it is no larger."""
     if not Path(path).is_file() and not str(path).startswith("/vsi") and "://" not in str(path):

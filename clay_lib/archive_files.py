@@ -1,0 +1,61 @@
+"""Files as an archive: a GeoTIFF, COG, VRT or folder of single-band files becomes a look, read by the same code."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pystac
+import shapely.geometry
+
+from clay_lib.archive_profiles import Archive, Look
+from clay_lib.contract import ContractError
+from clay_lib.datacube import parse_when
+from clay_lib.missing import MODIS_FILL
+from clay_lib.scenes import bounds_wgs84, find_layers
+from clay_lib.sensors import SENSORS, Sensor
+
+
+def file_look(path, sensor: str | Sensor, *, when: str | datetime | None = None, bands=None) -> Look:
+    """A raster file, a folder of single-band files or a list of them as a Look of `sensor`, in native numbers.
+
+    bands: as in `scenes.read_scene`. Nothing but headers is read. Raises ContractError for what cannot be named or
+    has no place on Earth.
+    """
+    sensor = SENSORS.resolve(sensor)
+    layers = find_layers(path, sensor, bands)
+    finest = max(layers.values(), key=lambda layer: layer.height * layer.width)
+    if finest.crs is None:
+        raise ContractError(
+            "path",
+            found=f"{path}, without a CRS",
+            expected="a raster with its place on Earth",
+            cause="a picture, or an export that left the georeference out: embed it with clay_lib.embed instead",
+        )
+    when = parse_when(when)
+    when = when if when is None or when.tzinfo else when.replace(tzinfo=UTC)
+    west, south, east, north = bounds_wgs84(finest.crs, finest.transform, finest.height, finest.width)
+    shape = shapely.geometry.mapping(shapely.geometry.box(west, south, east, north))
+    item = pystac.Item(
+        Path(finest.path).stem, shape, [west, south, east, north], when or datetime(2000, 1, 1, tzinfo=UTC), {}
+    )
+    for band, layer in layers.items():
+        said = {"data_type": layer.dtype} | ({} if layer.nodata is None else {"nodata": layer.nodata})
+        href = layer.path if "://" in layer.path or layer.path.startswith("/vsi") else str(Path(layer.path).resolve())
+        item.add_asset(band, pystac.Asset(href, extra_fields={"raster:bands": [said] * layer.index}))
+    fills = {layer.nodata for layer in layers.values()} - {None}
+    shared = [fill for fill in fills if fill == 0 or (fill == 255 and finest.dtype == "uint8")]
+    archive = Archive(
+        name="files",
+        sensor=sensor.name,
+        url=str(path),
+        kind="files",
+        assets={band: f"{band}.{layer.index}" for band, layer in layers.items()},
+        crs=finest.crs,
+        anchor=finest.transform[2] % abs(finest.transform[0]),
+        gsd=abs(finest.transform[0]),
+        nodata=MODIS_FILL if sensor.name == "modis" else None,
+        together=shared[0] if shared else None,
+        alpha=finest.alpha > 0,
+    )
+    return Look(sensor, archive, when, (item,))

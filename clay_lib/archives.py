@@ -1,0 +1,187 @@
+"""Archives: from an area and dates to looks, the least cloudy first, by STAC.
+
+    >>> looks = find_looks("sentinel-2-l2a", (14.0, 50.0, 14.2, 50.1), "2023-06-01/2023-08-31")
+    >>> pixels = read_look(looks[0], geobox)  # native numbers, an xarray Dataset
+
+archive_profiles.py: the archives; archive_items.py: what an item says; archive_reading.py: pixels onto a grid;
+archive_files.py: local files the same way; static_catalogue.py: an archive without a search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pystac
+import requests
+import shapely
+import shapely.geometry
+from pystac_client import Client
+from pystac_client.exceptions import APIError
+from pystac_client.stac_api_io import StacApiIO
+from urllib3 import Retry
+
+from clay_lib.archive_files import file_look
+from clay_lib.archive_items import moment_of, solar_day
+from clay_lib.archive_profiles import Archive, Look, archives_of, choose_archive
+from clay_lib.archive_reading import read_bytes, read_look
+from clay_lib.contract import ContractError, number
+from clay_lib.sensors import SENSORS, Sensor
+
+__all__ = ["Archive", "Look", "archives_of", "file_look", "find_looks", "parse_area", "read_bytes", "read_look"]
+
+RETRIES = 5  # of a request that met a 429, a 5xx or no answer, after 0.5, 1, 2, ... s
+TIMEOUT = (10, 60)  # s to connect, s to answer
+PAGE = 250  # items a request
+
+
+def find_looks(
+    sensor: str | Sensor,
+    area,
+    dates,
+    *,
+    archive: str | Archive | None = None,
+    url: str | None = None,
+    max_cloud: float = 100.0,
+    limit: int | None = None,
+) -> list[Look]:
+    """What an archive holds of an area: one Look a solar day, the least cloudy first, then by date.
+
+    area: as in `parse_area`. dates: "2023-06-01/2023-08-31", one day, or a pair of dates, both included. archive: a
+    name in archives_of(sensor), its first by default; url: another server with the same collections, such as
+    `local_archive.serve_archive` gives. max_cloud: per cent, items above are left out, those without a figure stay.
+    Raises ContractError for an empty search, and for a server that does not answer after all retries.
+    """
+    sensor = SENSORS.resolve(sensor)
+    archive = choose_archive(sensor, archive)
+    archive = replace(archive, url=url) if url else archive
+    shape, (start, end) = parse_area(area), _dates(dates)
+    max_cloud = number("max_cloud", max_cloud)
+    if archive.kind == "static":
+        from clay_lib.static_catalogue import walk
+
+        items = walk(archive, shape, start, end)
+    else:
+        items = _search(archive, shape, start, end)
+    items = [item for item in items if shapely.geometry.shape(item.geometry).intersects(shape)]
+    clear = [item for item in items if (item.properties.get("eo:cloud_cover") or 0) <= max_cloud]
+    if not clear:
+        raise ContractError(
+            "search",
+            found=f"{len(items)} items, none with at most {max_cloud:g} % of clouds" if items else "no items",
+            expected=f"{sensor.name} in {archive.name} ({archive.url}), {start:%Y-%m-%d} to {end:%Y-%m-%d}, "
+            f"around {shape.centroid.y:.3f}, {shape.centroid.x:.3f}",
+            cause="clouds: allow more, or a longer time" if items else _nothing(archive),
+        )
+    days: dict[date, list[pystac.Item]] = {}
+    for item in sorted(clear, key=lambda item: (moment_of(item), item.id)):
+        days.setdefault(solar_day(item), []).append(item)
+    looks = [_look(sensor, archive, items) for items in days.values()]
+    looks.sort(key=lambda look: (100.0 if look.cloud_cover is None else look.cloud_cover, look.when))
+    return looks[:limit]
+
+
+def parse_area(area) -> shapely.Geometry:
+    """An area in WGS84: (west, south, east, north), a shapely geometry, a GeoDataFrame or GeoSeries, or a file.
+
+    Files: GeoJSON, GeoPackage, GeoParquet. Frames and files are brought to WGS84 by their CRS.
+    """
+    if isinstance(area, (str, Path)):
+        area = _area_file(Path(area))
+    if hasattr(area, "to_crs"):
+        area = (area.to_crs("EPSG:4326") if area.crs is not None else area).geometry.union_all()
+    elif not isinstance(area, shapely.Geometry):
+        try:
+            west, south, east, north = (number("area", value) for value in area)
+        except TypeError:
+            west = south = east = north = 0.0
+        except ValueError as error:
+            if isinstance(error, ContractError):
+                raise
+            west = south = east = north = 0.0
+        if not (west < east and south < north):
+            raise ContractError(
+                "area",
+                found=repr(area),
+                expected="(west, south, east, north) in degrees, a geometry, or a file of one",
+                cause="another order of the four numbers, or an area across the antimeridian: cut it in two",
+            )
+        area = shapely.geometry.box(west, south, east, north)
+    west, south, east, north = area.bounds
+    if area.is_empty or not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
+        raise ContractError(
+            "area",
+            found="an empty geometry" if area.is_empty else f"bounds {tuple(round(v, 3) for v in area.bounds)}",
+            expected="degrees, longitude -180 to 180, latitude -90 to 90",
+            cause="metres of a projection: hand in a GeoDataFrame with its CRS, or degrees",
+        )
+    return area
+
+
+def _area_file(path: Path):
+    import geopandas
+
+    if not path.is_file():
+        raise ContractError("area", found=str(path), expected="a file", cause="a misspelt name, or another folder")
+    try:
+        parquet = path.suffix.lower() in (".parquet", ".geoparquet")
+        return geopandas.read_parquet(path) if parquet else geopandas.read_file(path)
+    except Exception as error:  # of three libraries
+        raise ContractError(
+            "area", found=f"{path}: {error}", expected="GeoJSON, GeoPackage or GeoParquet", cause="another format"
+        ) from None
+
+
+def _look(sensor: Sensor, archive: Archive, items: Sequence[pystac.Item]) -> Look:
+    covers = [cover for item in items if (cover := item.properties.get("eo:cloud_cover")) is not None]
+    return Look(sensor, archive, moment_of(items[0]), tuple(items), sum(covers) / len(covers) if covers else None)
+
+
+def _dates(dates) -> tuple[datetime, datetime]:
+    """First and last moment, UTC."""
+    parts = dates.split("/") if isinstance(dates, str) else [dates] if isinstance(dates, date) else list(dates)
+    try:
+        parts = [part if isinstance(part, date) else datetime.fromisoformat(part.strip()) for part in parts]
+        start, end = parts[0], parts[-1]
+        if len(parts) > 2:
+            raise ValueError
+    except (ValueError, TypeError, AttributeError, IndexError):
+        raise ContractError(
+            "dates",
+            found=repr(dates),
+            expected="'2023-06-01/2023-08-31', one day, or a pair of dates",
+            cause="another order",
+        ) from None
+    start, end = (value if isinstance(value, datetime) else datetime(*value.timetuple()[:3]) for value in (start, end))
+    if (end.hour, end.minute, end.second) == (0, 0, 0):
+        end = end.replace(hour=23, minute=59, second=59)
+    if end < start:
+        raise ContractError("dates", found=repr(dates), expected="the earlier date first", cause="swapped dates")
+    return tuple(value.replace(tzinfo=value.tzinfo or UTC) for value in (start, end))
+
+
+def _search(archive: Archive, shape, start: datetime, end: datetime) -> list[pystac.Item]:
+    """All items of a collection in a box and time, by the API's plain search: filters on clouds are not everywhere."""
+    retry = Retry(total=RETRIES, backoff_factor=0.5, status_forcelist=[429, 500, 502, 503, 504], allowed_methods=None)
+    try:
+        client = Client.open(archive.url, stac_io=StacApiIO(max_retries=retry, timeout=TIMEOUT))
+        found = client.search(collections=[archive.collection], bbox=shape.bounds, datetime=[start, end], limit=PAGE)
+        return list(found.items())
+    except (APIError, requests.RequestException, pystac.STACError, ValueError, KeyError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise ContractError(
+            "archive",
+            found=f"{archive.url}: {type(error).__name__} {told}",
+            expected="a STAC API that answers",
+            cause=f"no network, a wrong address, or a server that failed {RETRIES + 1} times: try again, or work with "
+            "`clay archive` and url=",
+        ) from None
+
+
+def _nothing(archive: Archive) -> str:
+    return (
+        "another area or date (longitude comes first), or a server without the collection "
+        f"{archive.collection or archive.name!r}"
+    )
