@@ -66,6 +66,43 @@ def bars_with_intervals(
     return fig
 
 
+def scores(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """A panel a probe, a row a feature set: dots with intervals for the honest split, rings for the random one.
+
+    table: as `evaluation.Evaluation.table`: features, kind, split, probe, score, low, high. Floors are grey.
+    """
+    probes, names = list(dict.fromkeys(table["probe"])), list(dict.fromkeys(table["features"]))
+    kinds = table.drop_duplicates("features").set_index("features")["kind"]
+    names = [n for n in names if kinds[n] == "floor"] + [n for n in names if kinds[n] != "floor"]
+    honest = next(s for s in ("blocks", "given", "random") if (table["split"] == s).any())
+    with style():
+        size = (2.6 + 2.3 * len(probes), 0.32 * len(names) + 1.5)
+        fig, axes = plt.subplots(1, len(probes), figsize=size, sharey=True, sharex=True, squeeze=False)
+        for ax, probe in zip(axes[0], probes, strict=True):
+            part = table[table["probe"] == probe].set_index(["features", "split"])
+            for y, name in enumerate(names):
+                row, colour = part.loc[(name, honest)], "#6b6b6b" if kinds[name] == "floor" else PALETTE[0]
+                ax.plot([row["low"], row["high"]], [y, y], color=colour, lw=2)
+                ax.plot(row["score"], y, "o", color=colour, ms=6)
+                if honest != "random" and (name, "random") in part.index:
+                    ax.plot(part.loc[(name, "random"), "score"], y, "o", mfc="none", mec=INK, ms=7, mew=1)
+            ax.set_title(probe)
+            ax.set_xlabel({"balanced": "balanced accuracy"}.get(table["metric"].iloc[0], table["metric"].iloc[0]))
+            ax.grid(axis="x", color="#e6e6e6", lw=0.8)
+            ax.set_axisbelow(True)
+        axes[0, 0].set_yticks(range(len(names)), names)
+        axes[0, 0].invert_yaxis()
+        told = {"blocks": "split by blocks", "given": "the given split", "random": "random split"}[honest]
+        keys = [Line2D([], [], color=c, marker="o", lw=2, label=f"{w}, {told}")
+                for c, w in (("#6b6b6b", "floor"), (PALETTE[0], "model"))]  # fmt: skip
+        if honest != "random" and (table["split"] == "random").any():
+            keys.append(Line2D([], [], color=INK, marker="o", mfc="none", lw=0, label="random split"))
+        fig.legend(handles=keys, loc="outside lower right", ncols=len(keys))
+        if title:
+            fig.suptitle(title, x=0.01, ha="left")
+    return fig
+
+
 _DASHES = ("-", "--", ":", "-.")
 
 

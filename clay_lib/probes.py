@@ -4,8 +4,10 @@ A score alone says little: a linear probe on the mean colour of a chip already t
 feature set, floor or model, goes through one preparation (`standardise`) and the same three probes, and the answer to
 "is the model worth it?" is `difference`: model minus best floor, on the same resampled chips, over a spatial split.
 
-Scores are plain accuracy. Hand in class-balanced sets, where it equals balanced accuracy and chance is 1 / classes;
-on unbalanced ones a probe that always says the commonest class looks good.
+Scores are accuracy: on unbalanced sets a probe that always says the commonest class then looks good. "balanced"
+accuracy, the mean over classes, is for those; on balanced sets the two are equal, and chance is 1 / classes.
+
+These are the parts. `evaluation.evaluate` puts them together: floors, splits, seeds, tables and a figure in one call.
 
     table = probe({"pixel statistics": (a, b), "Clay, class token": (c, d)}, train_y, test_y, train_groups=blocks)
 
@@ -19,19 +21,28 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
-from torch.nn import functional
 
 from clay_lib.contract import ContractError
+from clay_lib.floors import colour_histogram, finite, pixel_statistics, random_convolutions
+from clay_lib.intervals import codes, interval, resample
+
+__all__ = [  # the floors are reached from here as well
+    "choose_c", "colour_histogram", "difference", "fit_linear", "gap", "knn_score", "linear_score",
+    "pixel_statistics", "predict", "probe", "random_convolutions", "score", "standardise",
+]  # fmt: skip
 
 KNN = {"kNN-5": (5, "euclidean"), "kNN-20 cosine": (20, "cosine")}  # name -> (k, metric)
+PROBES = (*KNN, "linear")
+NEAREST = "nearest mean"  # of the classes: the probe for very few chips, which has nothing to choose
 FLOORS = ("pixel", "random")  # a feature set whose name starts so is a floor, unless the caller names the floors
 C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)  # inverse strengths: wide, so that 6 and 1024 features both find theirs
+CASES = ("split", "shots", "probe")  # columns that tell one comparison from another, as far as they are there
+METRICS = ("accuracy", "balanced")
 VALIDATION_FOLDS = 4  # a quarter of the training groups chooses C
 
 
@@ -69,19 +80,31 @@ def linear_score(train_x, train_y, test_x, test_y, *, groups=None, seed: int = 0
     """
     train_x, train_y, test_x, test_y = _labelled(train_x, train_y, test_x, test_y)
     c = choose_c(train_x, train_y, groups=groups, seed=seed)
-    return float(_logistic(train_x, train_y, c).score(test_x, test_y))
+    return float(fit_linear(train_x, train_y, c).score(test_x, test_y))
+
+
+def fit_linear(x, y, c: float) -> LogisticRegression:
+    """Logistic regression of inverse strength c on features [N, D] that were standardised, and labels [N]."""
+    # one thread: on matrices this small a second one only waits, and takes five times as long over it
+    with warnings.catch_warnings(), threadpool_limits(1):
+        # a weak C on separable features never settles; what it has after these steps is what validation judges
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(C=c, solver="lbfgs", max_iter=500).fit(x, y)
 
 
 def choose_c(train_x, train_y, *, groups=None, seed: int = 0) -> float:
     """The C of `C_GRID` that is best on a quarter of the training groups, fitted on the rest; a tie takes the smaller.
 
-    No group lies on both sides: neighbours in the validation part would make a weak C look safe.
+    No group lies on both sides: neighbours in the validation part would make a weak C look safe. With one chip a class
+    there is nothing to validate on, and C is 1.
     """
     train_x, train_y = _matrix("train features", train_x), np.asarray(train_y)
     _same_length("train labels", train_y, len(train_x))
     groups = np.arange(len(train_y)) if groups is None else np.asarray(groups)
     _same_length("train_groups", groups, len(train_y))
     counts = np.unique(train_y, return_counts=True)[1]
+    if counts.max() == 1:
+        return 1.0
     folds = min(VALIDATION_FOLDS, len(np.unique(groups)), counts.max())
     if folds < 2:
         found = f"{len(np.unique(groups))} group(s), {counts.max()} chip(s) in the commonest class"
@@ -95,7 +118,7 @@ def choose_c(train_x, train_y, *, groups=None, seed: int = 0) -> float:
         cause = "groups and classes coincide: each group holds one class only"
         found = "one class outside the validation part"
         raise ContractError("train_groups", found=found, expected="at least two", cause=cause)
-    scores = [_logistic(train_x[fit], train_y[fit], c).score(train_x[check], train_y[check]) for c in C_GRID]
+    scores = [fit_linear(train_x[fit], train_y[fit], c).score(train_x[check], train_y[check]) for c in C_GRID]
     return C_GRID[int(np.argmax(scores))]
 
 
@@ -117,8 +140,8 @@ def probe(
     independent witnesses (dates of one place), drawn together for the intervals. floors: the names of the sets that
     are floors; None takes those whose names start with "pixel" or "random".
 
-    Columns: features, kind ("floor" | "model"), probe ("kNN-5" | "kNN-20 cosine" | "linear"), score, low, high,
-    n_train, n_test, dim, seed. low, high: percentile bootstrap, 95 %, over test groups or chips. It knows the luck of
+    Columns: features, kind ("floor" | "model"), probe ("kNN-5" | "kNN-20 cosine" | "linear"),
+    metric, score, low, high, n_train, n_test, dim, seeds. low, high: percentile bootstrap, 95 %, over test groups or chips. It knows the luck of
     the test set, not that of training or of the split; without test_groups it is too narrow where chips are neighbours.
     Raises ContractError for lengths that differ, NaN, a test class without training chips, fewer chips than k.
     """
@@ -128,104 +151,108 @@ def probe(
 
 
 def predict(
-    features, train_y, test_y, *, train_groups=None, test_groups=None, floors=None, seed: int = 0
+    features,
+    train_y,
+    test_y,
+    *,
+    train_groups=None,
+    test_groups=None,
+    floors=None,
+    seed: int = 0,
+    which: Collection[str] = PROBES,
 ) -> pd.DataFrame:
     """`probe` before it is summed up: one row per feature set, probe and test chip, for confusion tables and pairs.
 
     Columns: features, kind, probe, chip (0..M-1), group, label, answer, C (linear only), n_train, dim, seed.
+    which: the probes that are asked. train_groups may be left out where all chips stand alone.
     """
     kinds = _kinds(features, floors)
     test_groups = np.arange(len(test_y)) if test_groups is None else np.asarray(test_groups)
     _same_length("test_groups", test_groups, len(test_y))
+    if unknown := sorted(set(which) - {*PROBES, NEAREST}):
+        raise ContractError("which", found=unknown, expected=f"among {[*PROBES, NEAREST]}", cause="a misspelt name")
     frames = []
     for name, (train_x, test_x) in features.items():
         train_x, train, test_x, test = _labelled(train_x, train_y, test_x, test_y, name=name)
         dim = train_x.shape[1]
         train_x, test_x = standardise(train_x, test_x)
-        said = {p: (_knn(train_x, train, test_x, k=k, metric=metric), np.nan) for p, (k, metric) in KNN.items()}
-        c = choose_c(train_x, train, groups=train_groups, seed=seed)
-        said["linear"] = _logistic(train_x, train, c).predict(test_x), c
-        for p, (answer, c) in said.items():
+        for p in which:
+            c = np.nan
+            if p == "linear":
+                c = choose_c(train_x, train, groups=train_groups, seed=seed)
+                answer = fit_linear(train_x, train, c).predict(test_x)
+            elif p == NEAREST:
+                names = np.unique(train)
+                means = np.stack([train_x[train == name].mean(0) for name in names])
+                answer = _knn(means, names, test_x, k=1, metric="euclidean")
+            else:
+                k, metric = KNN[p]
+                answer = _knn(train_x, train, test_x, k=k, metric=metric)
             told = pd.DataFrame({"chip": np.arange(len(test)), "group": test_groups, "label": test, "answer": answer})
             known = dict(features=name, kind=kinds[name], probe=p, C=c, n_train=len(train), dim=dim, seed=seed)
             frames.append(told.assign(**known))
     return pd.concat(frames, ignore_index=True)
 
 
-def score(answers: pd.DataFrame, *, bootstraps: int = 1000) -> pd.DataFrame:
-    """The table of `probe` from the answers of `predict`."""
-    rows = []
-    for (name, kind, p), part in answers.groupby(["features", "kind", "probe"], sort=False):
-        hit, seed = _hits(part), int(part["seed"].iloc[0])
-        low, high = _interval(hit, bootstraps, seed, part["group"])
-        row = {"features": name, "kind": kind, "probe": p, "score": hit.mean(), "low": low, "high": high}
-        n_train, dim = part[["n_train", "dim"]].iloc[0].tolist()
-        rows.append({**row, "n_train": n_train, "n_test": len(hit), "dim": dim, "seed": seed})
+def score(answers: pd.DataFrame, *, metric: str = "accuracy", bootstraps: int = 1000) -> pd.DataFrame:
+    """The table of `probe` from the answers of `predict`, one row per feature set, probe and further CASES.
+
+    metric: "accuracy", or "balanced": the mean of each class's share of right answers. Where the answers come from
+    several seeds, the score is their mean, and the interval knows the luck of the seeds as well as that of the chips.
+    """
+    _check_metric(metric)
+    keys, rows = ["features", "kind", *_cases(answers)], []
+    for case, part in answers.groupby(keys, sort=False):
+        value, low, high = interval(_resample(part, _groups(part), metric, bootstraps))
+        row = dict(zip(keys, case, strict=True)) | {"metric": metric, "score": value, "low": low, "high": high}
+        row |= {"n_train": int(part["n_train"].mean()), "n_test": part["chip"].nunique()}
+        rows.append(row | {"dim": part["dim"].iloc[0], "seeds": part["seed"].nunique()})
     return pd.DataFrame(rows)
 
 
-def difference(answers: pd.DataFrame, *, bootstraps: int = 1000) -> pd.DataFrame:
+def difference(answers: pd.DataFrame, *, metric: str = "accuracy", bootstraps: int = 1000) -> pd.DataFrame:
     """Each model minus the best floor of the same probe, from the answers of `predict`: one row per model and probe.
 
-    Columns: features, floor, probe, difference, low, high, n_test, seed. Both are scored on the same resampled chips,
-    so what is hard for both cancels. The floor is the best one on the test set: luck is on the floor's side.
+    Columns: those of CASES, features, floor, difference, low, high, n_test, seeds. Both are scored on the same
+    resampled chips, so what is hard for both cancels. The floor is the best one on the test set: luck is on its side.
     """
+    _check_metric(metric)
     for kind in ("floor", "model"):
         if not (answers["kind"] == kind).any():
             cause = f"floors=[...] was not given: then names that start with {' or '.join(FLOORS)} are floors"
             found = f"no {kind} among {sorted(set(answers['features']))}"
             raise ContractError("answers", found=found, expected="at least one floor and one model", cause=cause)
     rows = []
-    for p, part in answers.groupby("probe", sort=False):
-        hits = {key: _hits(rows_) for key, rows_ in part.groupby(["kind", "features"], sort=False)}
-        floor = max((key for key in hits if key[0] == "floor"), key=lambda key: hits[key].mean())
-        seed = int(part["seed"].iloc[0])
-        for key in (key for key in hits if key[0] == "model"):
-            gain = hits[key] - hits[floor]
-            low, high = _interval(gain, bootstraps, seed, part["group"].iloc[: len(gain)])
-            row = {"features": key[1], "floor": floor[1], "probe": p, "difference": gain.mean()}
-            rows.append({**row, "low": low, "high": high, "n_test": len(gain), "seed": seed})
+    for case, part in answers.groupby(_cases(answers), sort=False):
+        at = _groups(part)
+        drawn = {
+            key: _resample(own, at, metric, bootstraps) for key, own in part.groupby(["kind", "features"], sort=False)
+        }
+        floor = max((key for key in drawn if key[0] == "floor"), key=lambda key: drawn[key][0])
+        for key in (key for key in drawn if key[0] == "model"):
+            gain, low, high = interval(drawn[key] - drawn[floor])
+            row = dict(zip(_cases(answers), case, strict=True)) | {"features": key[1], "floor": floor[1]}
+            row |= {"difference": gain, "low": low, "high": high}
+            rows.append(row | {"n_test": part["chip"].nunique(), "seeds": part["seed"].nunique()})
     return pd.DataFrame(rows)
 
 
-# -- floors ----------------------------------------------------------------------------------------------------------
+def gap(answers: pd.DataFrame, *, metric: str = "accuracy", bootstraps: int = 1000) -> pd.DataFrame:
+    """How much a random split flatters: its score minus that of the split by blocks, from answers of both.
 
-
-def pixel_statistics(pixels: np.ndarray) -> np.ndarray:
-    """Mean, then standard deviation, of each band: [N, C, H, W] -> [N, 2C]. Colour and contrast, no shape."""
-    pixels = _pixels(pixels).astype(np.float64)
-    return np.concatenate([pixels.mean((2, 3)), pixels.std((2, 3))], axis=1)
-
-
-def random_convolutions(pixels: np.ndarray, *, n_filters: int = 256, seed: int = 0) -> np.ndarray:
-    """Texture that nobody learned: [N, C, H, W] normalised pixels -> [N, F], F = 2 * n_filters.
-
-    Half of the filters are 3 x 3, half 5 x 5, over all bands; weights N(0, 1), scaled to unit norm; ReLU; then mean
-    and maximum over the chip, without padding. A filter keeps its mean, so that it sees colour beside texture: with
-    centred filters this floor is much lower. The idea is MOSAIKS (Rolf et al. 2021, Nature Communications 12:4392,
-    doi 10.1038/s41467-021-24638-z), whose filters are patches of the images themselves.
-    Normalise with the sensor's statistics or the training set's, never with each chip's own.
+    Columns: probe (and shots), features, kind, gap, low, high. Clearly above zero, neighbours tell the answer.
     """
-    pixels = _pixels(pixels)
-    n, bands, height, width = pixels.shape
-    if n_filters < 2 or min(height, width) < 5:
-        found, expected = f"n_filters={n_filters}, chips of {height} x {width}", "n_filters >= 2, 5 x 5 pixels or more"
-        cause = "chips too small for a 5 x 5 filter, or another order than [N, C, H, W]"
-        raise ContractError("random_convolutions", found=found, expected=expected, cause=cause)
-    generator = torch.Generator().manual_seed(seed)
-    banks = [_filters(n_filters - n_filters // 2, bands, 3, generator), _filters(n_filters // 2, bands, 5, generator)]
-    step = max(1, 2**24 // (n_filters * height * width))  # 64 MiB of responses at a time
-    rows = []
-    for start in range(0, n, step):
-        chips = torch.from_numpy(pixels[start : start + step])
-        seen = [functional.relu(functional.conv2d(chips, bank)) for bank in banks]
-        rows.append(torch.cat([s.mean((2, 3)) for s in seen] + [s.amax((2, 3)) for s in seen], dim=1))
-    return torch.cat(rows).numpy()
-
-
-def _filters(count: int, bands: int, size: int, generator: torch.Generator) -> torch.Tensor:
-    weights = torch.randn(count, bands, size, size, generator=generator)
-    return functional.normalize(weights.flatten(1)).view_as(weights)
+    if "split" not in answers or set(answers["split"]) != {"random", "blocks"}:
+        found = sorted(set(answers["split"])) if "split" in answers else "one split without a name"
+        cause = "groups were not given, so there are no blocks"
+        raise ContractError("split", found=found, expected="'random' and 'blocks'", cause=cause)
+    rows, keys = [], [c for c in _cases(answers) if c != "split"] + ["features", "kind"]
+    for case, part in answers.groupby(keys, sort=False):
+        at = _groups(part)
+        drawn = {s: _resample(own, at, metric, bootstraps) for s, own in part.groupby("split")}
+        value, low, high = interval(drawn["random"] - drawn["blocks"])
+        rows.append(dict(zip(keys, case, strict=True)) | {"gap": value, "low": low, "high": high})
+    return pd.DataFrame(rows)
 
 
 # -- inside ----------------------------------------------------------------------------------------------------------
@@ -240,28 +267,24 @@ def _knn(train_x, train_y, test_x, *, k: int, metric: str) -> np.ndarray:
     return KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(train_x, train_y).predict(test_x)
 
 
-def _logistic(x, y, c: float) -> LogisticRegression:
-    # one thread: on matrices this small a second one only waits, and takes five times as long over it
-    with warnings.catch_warnings(), threadpool_limits(1):
-        # a weak C on separable features never settles; what it has after these steps is what validation judges
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=c, solver="lbfgs", max_iter=500).fit(x, y)
+def _cases(answers: pd.DataFrame) -> list[str]:
+    return [name for name in CASES if name in answers]
 
 
-def _hits(part: pd.DataFrame) -> np.ndarray:
-    return (part["label"] == part["answer"]).to_numpy(np.float64)
+def _resample(part: pd.DataFrame, groups: pd.Series, metric: str, bootstraps: int) -> np.ndarray:
+    stratum = codes(part["label"]) if metric == "balanced" else None
+    hit = part["label"].to_numpy() == part["answer"].to_numpy()
+    known = dict(draw=codes(part["seed"]), stratum=stratum, groups=groups.max() + 1)
+    return resample(hit, groups[part.index], **known, bootstraps=bootstraps)
 
 
-def _interval(values: np.ndarray, bootstraps: int, seed: int, groups=None) -> tuple[float, float]:
-    """95 % percentile interval of the mean of values [M], whole groups [M] drawn at a time.
+def _groups(part: pd.DataFrame) -> pd.Series:
+    return pd.Series(codes(part["group"]), index=part.index)
 
-    The same seed and groups draw the same chips: pairs stay pairs.
-    """
-    member = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    total, size = np.bincount(member, values), np.bincount(member)
-    drawn = np.random.default_rng(seed).integers(0, len(size), (bootstraps, len(size)))
-    means = total[drawn].sum(1) / size[drawn].sum(1)
-    return tuple(float(q) for q in np.quantile(means, (0.025, 0.975)))
+
+def _check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise ContractError("metric", found=metric, expected=f"one of {METRICS}", cause="another name for it")
 
 
 def _kinds(features: Mapping, floors: Collection[str] | None) -> dict[str, str]:
@@ -291,24 +314,7 @@ def _labelled(train_x, train_y, test_x, test_y, *, name: str = "features"):
 
 def _matrix(field: str, x) -> np.ndarray:
     cause = "embeddings still have a patch axis: take the class token or the mean"
-    return _finite(field, np.asarray(x), 2, "[N, D], one row a chip", cause).astype(np.float64)
-
-
-def _pixels(pixels) -> np.ndarray:
-    pixels = _finite("pixels", np.asarray(pixels), 4, "[N, C, H, W]", "one chip without its batch axis")
-    return np.ascontiguousarray(pixels, np.float32)
-
-
-def _finite(field: str, x: np.ndarray, axes: int, shape: str, cause: str) -> np.ndarray:
-    if x.ndim != axes or 0 in x.shape or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
-        expected = f"numbers {shape}, none of them 0 long"
-        raise ContractError(field, found=f"shape {x.shape}, {x.dtype}", expected=expected, cause=cause)
-    if not np.isfinite(x).all():
-        bad = np.unique(np.nonzero(~np.isfinite(x))[0])
-        found = f"NaN or infinity in {len(bad)} of {len(x)} chips, first {bad[0]}"
-        cause = "nodata pixels were left in: fill or drop them"
-        raise ContractError(field, found=found, expected="finite numbers", cause=cause)
-    return x
+    return finite(field, np.asarray(x), 2, "[N, D], one row a chip", cause).astype(np.float64)
 
 
 def _same_width(train: np.ndarray, test: np.ndarray) -> None:

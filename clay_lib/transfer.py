@@ -23,6 +23,7 @@ import pandas as pd
 
 from clay_lib import probes
 from clay_lib.contract import ContractError
+from clay_lib.evaluation import Evaluation, embed_features
 from clay_lib.model import Clay
 from clay_lib.sensors import SENSORS
 
@@ -149,7 +150,9 @@ def probe_images(
 
     def read(model: Clay) -> dict[str, np.ndarray]:
         about = {s: dict(sensor=sensor, bands=list(bands), gsd=gsd * native / s, check=False) for s in images}
-        return readouts({s: embed_images(model, part.pixels, **about[s]) for s, part in images.items()})
+        return readouts(
+            {s: embed_features(model, part.pixels, batch_size=16, **about[s]) for s, part in images.items()}
+        )
 
     ours = read(clay)
     chosen = choose_readout({name: x[train] for name, x in ours.items()}, y[train], folds[train])
@@ -187,32 +190,25 @@ def compare(
     Rows: features, kind, probe, score, low, high, n_train, n_test, dim, seeds, and the lead over the best floor of that
     probe on the same chips: floor, margin, margin_low, margin_high.
     """
-    test_groups = np.arange(len(test_y)) if test_groups is None else np.asarray(test_groups)
     answers = []
-    for name, versions in sets.items():
-        for k in range(seeds):
-            if k < len(versions):
-                groups = dict(train_groups=train_groups, test_groups=test_groups)
-                said = probes.predict({name: versions[k]}, train_y, test_y, **groups)
-            answers.append(said)  # what has one version only answers alike for every seed, so that pairs stay pairs
-    answers = pd.concat(answers, ignore_index=True)
-    table = probes.score(answers, bootstraps=bootstraps).drop(columns=["n_test", "seed"])
-    table = table.assign(n_test=len(test_y), seeds=table["features"].map({name: len(v) for name, v in sets.items()}))
-    lead = probes.difference(answers, bootstraps=bootstraps).drop(columns=["n_test", "seed"])
+    for k in range(seeds):
+        pairs = {name: versions[k % len(versions)] for name, versions in sets.items()}
+        groups = dict(train_groups=train_groups, test_groups=test_groups)
+        # what has one version answers alike for every seed, so that pairs stay pairs
+        if k == 0:
+            first = probes.predict(pairs, train_y, test_y, **groups)
+            answers.append(first)
+            continue
+        anew = {name: pair for name, pair in pairs.items() if len(sets[name]) > 1}
+        parts = [first[~first["features"].isin(list(anew))].assign(seed=k)]
+        if anew:
+            parts.append(probes.predict(anew, train_y, test_y, **groups).assign(seed=k))
+        answers += parts
+    told = Evaluation(pd.concat(answers, ignore_index=True), bootstraps=bootstraps)
+    versions = told.table["features"].map({name: len(v) for name, v in sets.items()})
+    lead = told.lead.drop(columns=["n_test", "seeds"])
     lead = lead.rename(columns={"difference": "margin", "low": "margin_low", "high": "margin_high"})
-    return table.merge(lead, on=["features", "probe"], how="left")
-
-
-def embed_images(clay: Clay, pixels: np.ndarray, *, batch_size: int = 16, **about) -> dict[str, np.ndarray]:
-    """[N, 3, H, W] -> class token, patch mean and patch spread (standard deviation over patches), each [N, D]."""
-    parts = [clay.embed(pixels[i : i + batch_size], **about) for i in range(0, len(pixels), batch_size)]
-    tokens = [part.patches.flatten(1, 2) for part in parts]
-    made = {
-        "class token": [part.chip for part in parts],
-        "patch mean": [t.mean(1) for t in tokens],
-        "patch spread": [t.std(1) for t in tokens],
-    }
-    return {name: np.concatenate([x.cpu().numpy() for x in values]) for name, values in made.items()}
+    return told.table.assign(seeds=versions).merge(lead, on=["features", "probe"], how="left")
 
 
 def readouts(embedded: Mapping[int, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

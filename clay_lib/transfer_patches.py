@@ -150,7 +150,7 @@ def _answers(x: np.ndarray, parts: Patches, train: np.ndarray, test: np.ndarray,
     kept, asked = np.concatenate(drawn), np.flatnonzero(test & np.isin(y, y[train]))
     a, b = probes.standardise(x[kept], x[asked])
     c = probes.choose_c(a, y[kept], groups=parts.window[kept], seed=seed)
-    answer = probes._logistic(a, y[kept], c).predict(b)
+    answer = probes.fit_linear(a, y[kept], c).predict(b)
     table = {"raster": parts.raster[asked], "window": parts.window[asked], "label": y[asked], "answer": answer}
     return pd.DataFrame(table)
 

@@ -11,7 +11,8 @@ from PIL import Image
 from clay_lib import SENSORS, Clay, ClayConfig, probes
 from clay_lib.chips import DATA
 from clay_lib.contract import ContractError
-from clay_lib.transfer import choose_readout, compare, embed_images, probe_images, read_images, readouts, transfer
+from clay_lib.evaluation import embed_features
+from clay_lib.transfer import choose_readout, compare, probe_images, read_images, readouts, transfer
 from clay_lib.transfer_patches import (
     WINDOW,
     _alone,
@@ -192,7 +193,7 @@ def test_shipped_weights_know_real_images_better_than_the_floors_do(mini):
     """Modest: one small size, the listed floors and those measured here; margins are in data/weights/README.md."""
     images = read_images(REAL / "ucmerced", 64)
     about = dict(sensor="naip", bands=["red", "green", "blue"], check=False)
-    made = embed_images(mini, images.pixels, gsd=1.2, **about)
+    made = embed_features(mini, images.pixels, gsd=1.2, **about)
     train, y = images.numbers < 66, images.labels
     pixels = SENSORS["naip"].normalise(images.pixels, about["bands"]).astype(np.float32)
     sets = {"Clay": np.hstack([made["patch mean"], made["patch spread"]]), "Clay, class token": made["class token"]}
