@@ -19,6 +19,7 @@ from clay_lib.contract import ContractError
 
 COMMANDS = {  # name: (module:function, what it does)
     "run": ("clay_lib.__main__:run", "run the notebooks with a profile's values and write the gallery"),
+    "embed": ("clay_lib.embed:embed", "embed an area: vectors of its tiles, a raster of its patches"),
     "check": ("clay_lib.contract_check:check", "tell whether a scene holds what its sensor's files hold"),
     "world": ("clay_lib.__main__:world", "write one chip of the mini-world as a GeoTIFF"),
     "chips": ("clay_lib.store_commands:chips", "write a store of chips, of the mini-world or from scenes"),
@@ -33,6 +34,8 @@ COMMANDS = {  # name: (module:function, what it does)
     "bench-load": ("clay_lib.bench_loading:bench_load", "time the loading of weights and measure its memory"),
     "exercises": ("clay_lib.exercises:exercises", "write notebooks/exercises from the solved exercises of the walk"),
     "search": ("clay_lib.search:search_command", "find places that look like one, among embedded ones"),
+    "sweep": ("clay_lib.sweep:sweep", "run a notebook over many parameters; the same command goes on after a kill"),
+    "archive": ("clay_lib.local_archive:archive", "write and serve an archive of the mini-world, for work offline"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 
@@ -137,12 +140,19 @@ def pair(run: str = "papermill_runs/demo") -> int:
     return 0
 
 
-def _flags_alone(command, options: list[str]) -> list[str]:
-    """`--check` alone for `--check true`, which is all that jsonargparse takes."""
-    flags = {f"--{p.name}" for p in inspect.signature(command).parameters.values() if p.annotation in (bool, "bool")}
+def _spelt(command, options: list[str]) -> list[str]:
+    """What jsonargparse takes: `--dry_run` for `--dry-run`, `--check true` for `--check` alone, and a name for a value
+    that comes first."""
+    given = list(inspect.signature(command).parameters.values())
+    if options and not options[0].startswith("-") and given[0].default is not inspect.Parameter.empty:
+        options = [f"--{given[0].name}", *options]
+    flags = {f"--{p.name}" for p in given if p.annotation in (bool, "bool")}
     filled: list[str] = []
     for option, after in pairwise([*options, "--"]):
-        filled += [option, "true"] if option in flags and after.startswith("--") else [option]
+        name, *value = option.split("=", 1)
+        name = f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
+        filled.append("=".join([name, *value]))
+        filled += ["true"] if option != "--" and name in flags and not value and after.startswith("--") else []
     return filled
 
 
@@ -157,7 +167,7 @@ def _call(name: str, options: list[str]) -> int | None:
     try:
         return auto_cli(
             command,
-            args=_flags_alone(command, options),
+            args=_spelt(command, options),
             prog=f"clay {name}",
             epilog=next((line.strip() for line in command.__doc__.splitlines() if "Example: " in line), None),
             exit_on_error=False,

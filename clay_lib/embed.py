@@ -1,16 +1,28 @@
-"""Products of a trained model: embeddings of many chips, and how well hidden patches are rebuilt."""
+"""Products of a trained model: embeddings of chips or of an area, and how well hidden patches are rebuilt."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange
 
-from clay_lib.chips import Chips
+from clay_lib.chips import Chips, in_cache
+from clay_lib.contract import ContractError
 from clay_lib.encoder import image_of, mask_of
 from clay_lib.model import Clay
 from clay_lib.sensors import SENSORS
+
+
+def __getattr__(name: str):  # `embed_area` needs the libraries of maps and rasters, embedding chips does not
+    if name == "embed_area":
+        from clay_lib.area import embed_area
+
+        return embed_area
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def batches(chips: Chips, size: int):
@@ -67,3 +79,90 @@ def principal_components(patches: np.ndarray, count: int = 3) -> np.ndarray:
     flat = rearrange(patches, "B h w D -> (B h w) D")
     parts = PCA(count, random_state=0).fit_transform(flat)
     return rearrange(parts, "(B h w) n -> B h w n", h=patches.shape[1], w=patches.shape[2])
+
+
+def embed(
+    out: str,
+    area: str = "",
+    dates: str = "",
+    *,
+    weights: str = "clay-mini.safetensors",
+    sensor: str = "sentinel-2-l2a",
+    scene: str = "",
+    archive: str = "",
+    url: str = "",
+    pick: str = "best",
+    max_cloud: float = 100.0,
+    clouds: str = "mask",
+    size: int = 256,
+    min_valid: float = 0.5,
+    store: str = "float16",
+    dense: str = "",
+    overlap: int = -1,
+    components: int = 0,
+    batch_size: int = 8,
+    device: str = "auto",
+    precision: str = "float32",
+    scheduler: str = "",
+    workers: int = 0,
+    processes: bool = False,
+    forecast: bool = False,
+    network: float = 12.5,
+) -> int:
+    """Embed an area: vectors of its tiles as GeoParquet, and patch vectors as a raster. The same command resumes.
+
+    Example: clay embed prague "14.4,50.0,14.6,50.1" 2023-06-01/2023-08-31 --dense cog --components 3 --forecast
+
+    Args:
+        out: folder of the results
+        area: west,south,east,north in degrees, or a GeoJSON, GeoPackage or GeoParquet file; a scene needs none
+        dates: such as 2023-06-01/2023-08-31; of a scene: when it was taken
+        weights: a file of weights, a shipped one, or hub:owner/name/path
+        sensor: one of the registered sensors
+        scene: a raster file or a folder of single bands of your own, instead of an archive
+        archive: another public archive of the sensor than the first
+        url: another STAC API with the same collections
+        pick: best (a tile's clearest date) or all dates
+        max_cloud: percent; images with more are left out
+        clouds: mask or keep what the archive calls clouds
+        size: pixels a side of a tile
+        min_valid: share of a patch that must have been measured
+        store: float16 or int8
+        dense: cog or zarr for patch vectors as a raster
+        overlap: pixels around a tile that dense features see; -1: an eighth of its size
+        components: bands of the raster by principal components; 0: the vectors as they are
+        batch_size: tiles the model sees at once
+        device: auto, cpu or cuda
+        precision: of the weights: float32, bfloat16 or float16
+        scheduler: address of a Dask scheduler, or slurm; by default a cluster of this machine
+        workers: reading threads, or processes, or SLURM jobs
+        processes: read in processes rather than threads
+        forecast: say what it would take, and stop
+        network: MB/s that the forecast assumes of reading
+    """
+    from clay_lib.area import embed_area
+
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise ContractError(
+            "precision", found=precision, expected="float32, bfloat16 or float16", cause="a misspelling"
+        )
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    path = weights if weights.startswith("hub:") else in_cache(weights)
+    clay = Clay.load(path, device=device, dtype=getattr(torch, precision))
+    options: dict[str, Any] = dict(
+        scene=scene or None, archive=archive or None, url=url or None, pick=pick, max_cloud=max_cloud, clouds=clouds,
+        size=size, min_valid=min_valid, store=store, dense=dense, overlap=None if overlap < 0 else overlap,
+        components=components, batch_size=batch_size, scheduler=scheduler, workers=workers, processes=processes,
+        forecast=forecast, network=network, name=Path(weights).stem,
+    )  # fmt: skip
+    where = None if scene and not area else _place(area)
+    print(embed_area(clay, sensor, where, dates or None, out, **options))
+    return 0
+
+
+def _place(area: str):
+    """ "14.4,50.0,14.6,50.1" as four numbers, anything else as a file's name."""
+    try:
+        return tuple(float(part) for part in area.split(","))
+    except ValueError:
+        return area

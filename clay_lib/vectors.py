@@ -139,14 +139,15 @@ def parts_of(folder: str | Path) -> list[Path]:
     return sorted(p for p in Path(folder).rglob("*.parquet") if not p.name.startswith(PARTIAL))
 
 
-def done_ids(out: str | Path, sensor: str, configuration: str) -> set[str]:
-    """Ids that have a row, or were found to have nothing to embed."""
-    done: set[str] = set()
+def done_ids(out: str | Path, sensor: str, configuration: str) -> tuple[set[str], set[str]]:
+    """(ids that have a row, ids that were found to have nothing to embed)."""
+    rows: set[str] = set()
+    empty: set[str] = set()
     for path in parts_of(run_folder(out, sensor, configuration)):
         with pq.ParquetFile(path) as file:
-            done.update(file.read(["id"])["id"].to_pylist())
-            done.update(json.loads(file.schema_arrow.metadata.get(EMPTY, b"[]")))
-    return done
+            rows.update(file.read(["id"])["id"].to_pylist())
+            empty.update(json.loads(file.schema_arrow.metadata.get(EMPTY, b"[]")))
+    return rows, empty
 
 
 def runs_of(out: str | Path) -> dict[str, list[Path]]:
