@@ -3,7 +3,7 @@
 The percent script is the source, so outputs kept beside it can never be stale. A run leaves in its folder
     NN_name.ipynb        the executed notebook, saved after every cell
     NN_name/             the notebook's own `out`: metrics.json and pictures
-    NN_name/run.json     what happened, as a RunResult
+    NN_name/run.json     what happened, as a RunResult, and with which code on which machine; written last and whole
     NN_name/log.txt      everything it printed, line by line, so that a dead run can be read
 """
 
@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clay_lib.contract import ContractError
+from clay_lib.files import write_whole
 from clay_lib.parameters import check_parameters, read_parameters
+from clay_lib.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -43,6 +45,7 @@ class RunResult:
     error: str | None
     metrics: dict
     peak_mb: float  # resident memory of the kernel and its children, at its highest
+    died: bool = False  # ended from outside, or never came up: no fault of a cell that anybody knows of
 
 
 def output_folder(out: str, name: str) -> Path:
@@ -54,7 +57,13 @@ def output_folder(out: str, name: str) -> Path:
 
 def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:
     """metrics.json, the last thing a notebook does: numbers, texts and mappings of them; the gallery shows them."""
-    (Path(folder) / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    write_json(Path(folder) / "metrics.json", metrics)
+
+
+def write_json(path: Path, content: object) -> Path:
+    """A file that is whole or not there at all; TypeError for what JSON does not know."""
+    text = json.dumps(content, indent=1) + "\n"
+    return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def list_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -62,18 +71,22 @@ def list_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
     return sorted(folder.glob("[0-9][0-9]_*.py"))
 
 
-def read_script(script: Path):
-    """A percent script as a notebook in memory, with a kernel named even where its header forgot it."""
+def read_script(script: Path, source: str | None = None):
+    """A percent script as a notebook in memory, with a kernel named even where its header forgot it.
+
+    source: its text where that is kept elsewhere.
+    """
     import jupytext
 
-    if not script.is_file():
+    if source is None and not script.is_file():
         raise ContractError(
             "notebook",
             found=str(script),
             expected="a percent script such as notebooks/01_embed_patches.py",
             cause="a misspelt name",
         )
-    notebook = jupytext.read(script, fmt="py:percent")
+    source = script.read_text(encoding="utf-8") if source is None else source
+    notebook = jupytext.reads(source, fmt="py:percent")
     notebook.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "Python 3", "language": "python"})
     return notebook
 
@@ -88,19 +101,25 @@ def run_notebook(
     *,
     timeout: float | None = None,
     threads: int | None = None,
+    out: Path | None = None,
+    source: str | None = None,
+    env: Mapping[str, str] | None = None,
+    about: Mapping[str, object] | None = None,
 ) -> RunResult:
     """Execute a percent script in this interpreter's kernel, standing in the script's own folder as JupyterLab does.
 
     out_dir: holds the executed notebook NAME.ipynb and the folder NAME/, handed to the notebook as `out`.
     timeout: seconds for the whole notebook; the kernel is ended after them. threads: cap for torch and BLAS.
+    out: another folder in place of NAME/. source: the script's text, where the file may have changed since.
+    env: further variables of the kernel's environment. about: further keys for run.json.
     A notebook that fails is a RunResult with ok=False; ContractError means that it could not be started as asked.
     """
     from papermill.exceptions import PapermillExecutionError
 
     script, out_dir = Path(script).resolve(), Path(out_dir).resolve()
-    notebook = read_script(script)
+    notebook = read_script(script, source)
     kinds = read_parameters(notebook)
-    out = out_dir / script.stem
+    out = Path(out).resolve() if out else out_dir / script.stem
     values = {**parameters, "out": str(out)}
     check_parameters(kinds, values, script.stem)
 
@@ -113,26 +132,27 @@ def run_notebook(
     ]:
         old.unlink(missing_ok=True)
 
-    started, peak = time.time(), 0.0
+    started, peak, died = time.time(), 0.0, False
     for attempt in range(START_UPS):
         failed, error = None, None
         with tempfile.TemporaryDirectory(prefix="k") as prefix, open(out / "log.txt", "w") as log:
             watch = _Watch(prefix, timeout)
             try:
-                _execute(notebook, executed, values, prefix=prefix, log=log, cwd=script.parent, threads=threads)
+                _execute(notebook, executed, values, prefix, log, cwd=script.parent, env=_environment(threads, env))
             except PapermillExecutionError as exception:
                 failed = _cell(notebook, exception.source)
                 error = f"{exception.ename}: {exception.evalue}".strip()
             except Exception as exception:  # the kernel died, or never came up: what it was doing is on disk
                 failed = _running_cell(notebook, executed)
-                error = watch.verdict or f"{type(exception).__name__}: {exception}"
+                error, died = watch.verdict or f"{type(exception).__name__}: {exception}", not watch.verdict
                 if failed is None and not watch.verdict and attempt + 1 < START_UPS:
                     continue
             finally:
                 watch.stop()
                 peak = max(peak, watch.peak_mb)
         break
-    if error is None and not is_done(executed):
+    died = died and error is not None
+    if error is None and not is_done(executed, out):
         error = "it ran to its end but wrote no readable metrics.json"
     metrics = read_json(out / "metrics.json")
     result = RunResult(
@@ -145,33 +165,53 @@ def run_notebook(
         error,
         metrics,
         round(peak, 1),
+        died,
     )
-    (out / "run.json").write_text(
-        json.dumps({**asdict(result), "finished": time.strftime("%Y-%m-%d %H:%M")}, indent=1, default=str)
-    )
+    finished = time.strftime("%Y-%m-%d %H:%M")
+    write_json(out / "run.json", {**asdict(result), "finished": finished, **provenance(), **(about or {})})
     return result
 
 
-def is_done(executed: Path) -> bool:
+def is_done(executed: Path, out: Path | None = None) -> bool:
     """Whether a run on disk is whole: a killed one has no end_time, a failed one an exception, a cut one no metrics."""
     told = read_json(executed).get("metadata", {}).get("papermill", {})
     whole = told.get("exception") is None and told.get("end_time") is not None
-    return whole and bool(read_json(executed.with_suffix("") / "metrics.json"))
+    return whole and bool(read_json((out or executed.with_suffix("")) / "metrics.json"))
 
 
-def _execute(notebook, executed: Path, values: dict, *, prefix: str, log, cwd: Path, threads: int | None) -> None:
+# What the kernel does first: on Linux it asks to be killed with the thread that started it, so that none is left over.
+_LAUNCH = """
+import os, runpy, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 9)
+    if os.getppid() != int(os.environ.get("JPY_PARENT_PID") or os.getppid()):
+        os._exit(1)
+sys.argv[0] = "ipykernel_launcher"
+runpy.run_module("ipykernel_launcher", run_name="__main__")
+"""
+
+
+def _environment(threads: int | None, more: Mapping[str, str] | None) -> dict[str, str]:
+    env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", **(more or {})}
+    if threads:
+        env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return env
+
+
+def _execute(notebook, executed: Path, values: dict, prefix: str, log, *, cwd: Path, env: dict[str, str]) -> None:
     import papermill
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     from traitlets.config import Config
 
-    env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    if threads:
-        env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    argv = [sys.executable, "-c", _LAUNCH, "-f", "{connection_file}"]
 
     class Kernel(AsyncKernelManager):  # this interpreter, whichever kernels the machine has registered
         kernel_spec = KernelSpec(argv=argv, display_name="Python 3", language="python", env=env)
+
+        async def _async_launch_kernel(self, command, **kw):
+            await super()._async_launch_kernel(command, **{**kw, "cwd": str(cwd)})  # papermill moves the whole process
 
     settings = {"connection_file": f"{prefix}/kernel.json"}
     if os.name == "posix":  # among many kernels at once a TCP port is sometimes taken; a socket of our own never is
@@ -181,7 +221,6 @@ def _execute(notebook, executed: Path, values: dict, *, prefix: str, log, cwd: P
         notebook,
         str(executed).replace("{", "{{").replace("}", "}}"),  # papermill reads braces in a path as a template
         values,
-        cwd=cwd,
         kernel_name="python3",
         kernel_manager_class=Kernel,
         config=Config({"KernelManager": settings}),

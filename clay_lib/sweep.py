@@ -1,0 +1,280 @@
+"""Sweeps: the runs of a specification over Dask workers, one kernel each, to be killed and gone on with at any moment.
+
+Nothing is remembered but the runs' folders, so the same command goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from clay_lib import ledger
+from clay_lib.cluster import cores, dask_client
+from clay_lib.contract import ContractError
+from clay_lib.profiles import read_profile
+from clay_lib.promised import promised_metrics
+from clay_lib.runner import RUNS, read_script, write_json
+from clay_lib.specification import Run, Sweep, read_sweep
+from clay_lib.sweep_worker import Task, locked, run_one
+
+KERNEL_MB = 1000  # taken for a run's memory until one has been measured
+
+
+def sweep(
+    file: str = "",
+    *,
+    dry_run: bool = False,
+    scheduler: str = "",
+    workers: int = 0,
+    retry_failed: bool = False,
+    report: bool = False,
+) -> int:
+    """Run a notebook over a grid, a list or random draws of parameters; the same line goes on after a kill.
+
+    Example: clay sweep papermill_runs/sweeps/example.yaml --dry-run
+
+    Args:
+        file: the specification, as papermill_runs/README.md tells it
+        dry_run: check it and tell how many runs and minutes, no more
+        scheduler: address of a running Dask scheduler, or slurm; empty: workers on this machine
+        workers: how many runs at a time; 0: as many as cores (or GPUs) and memory allow
+        retry_failed: run what failed once more
+        report: only write the page; without a file, one page of all sweeps
+    """
+    from clay_lib.report import write_report
+
+    if not (file or report):
+        raise ContractError(
+            "file", found="none", expected="papermill_runs/sweeps/NAME.yaml", cause="only --report goes without one"
+        )
+    asked = read_sweep(file) if file else None
+    table = pd.DataFrame({"status": []})
+    if asked and not report:
+        table = run_sweep(asked, workers=workers, scheduler=scheduler, retry_failed=retry_failed, dry_run=dry_run)
+    if not dry_run:
+        ledger.write_ledger(RUNS)
+        print(f"Open {write_report(RUNS, asked.name if asked else None)}")
+    return 1 if not dry_run and table["status"].isin(["failed", "died"]).any() else 0
+
+
+def run_sweep(
+    asked: Sweep | str | Path,
+    *,
+    workers: int = 0,
+    scheduler: str = "",
+    retry_failed: bool = False,
+    dry_run: bool = False,
+    runs: Path = RUNS,
+) -> pd.DataFrame:
+    """Do the runs of a specification that are not done yet; the ledger's rows of the specification, as they are after.
+
+    workers, scheduler: as the command's. What failed before is left as it is unless retry_failed; what was killed
+    from outside is done again. runs: the folder above the sweep's.
+    """
+    asked = asked if isinstance(asked, Sweep) else read_sweep(asked)
+    home = Path(runs).resolve() / asked.name
+    rows = {run.key: ledger.read_run(home / run.key) for run in asked.runs}
+    states = {key: row["status"] if row else "new" for key, row in rows.items()}
+    leave = {"done"} if retry_failed else {"done", "failed"}
+    todo = [run for run in asked.runs if states[run.key] not in leave]
+    _metrics_written(asked, [row for row in rows.values() if row and row["status"] == "done"])
+    count = workers or _as_many_as_fit(asked, len(todo), [row["peak_mb"] or 0 for row in rows.values() if row])
+    print(_forecast(asked, states, todo, Path(runs), count, retry_failed), flush=True)
+    if todo and not dry_run:
+        home.mkdir(parents=True, exist_ok=True)
+        with locked(home / ".lock", wait=False):
+            write_json(home / "sweep.json", {"runs": [run.key for run in asked.runs], **_remember(asked)})
+            _run(asked, home, todo, count, scheduler)
+    elif not dry_run:
+        write_json(home / "sweep.json", {"runs": [run.key for run in asked.runs], **_remember(asked)})
+    table = ledger.read_ledger(runs, asked.name)
+    table = table[table["run"].isin(list(rows))].reset_index(drop=True)
+    if not dry_run:
+        print(_outcome(asked, table, retry_failed), flush=True)
+    return table
+
+
+# ---- on the driver
+
+
+def _run(asked: Sweep, home: Path, todo: Sequence[Run], count: int, scheduler: str) -> None:
+    """Hand the runs to workers and tell of each as it ends."""
+    from distributed import as_completed
+
+    here, gpus = not scheduler, _gpus()
+    threads = asked.threads or (max(1, cores() // count) if here else None)
+    until = time.time() + 60 * asked.minutes if asked.minutes else None
+    with dask_client(scheduler, workers=min(count, len(todo)), processes=True) as client:
+        _wait_for_workers(client, scheduler)
+        tell = _Teller(asked, len(todo), time.monotonic())
+        futures = {}
+        for place, run in enumerate(todo):
+            task = Task(asked.name, str(asked.script), asked.source, str(home / run.key), run,
+                        threads, asked.timeout, gpus if here else (), until)  # fmt: skip
+            future = client.submit(run_one, task, key=f"{asked.name}-{run.key}", pure=False, priority=-place)
+            futures[future.key] = (future, run)
+        for future in as_completed([future for future, _ in futures.values()]):
+            run = futures.pop(future.key)[1]
+            if future.status == "cancelled":
+                raise ContractError(
+                    "scheduler",
+                    found="it went away",
+                    expected="a scheduler that stays",
+                    cause="start again: what is done is kept",
+                )
+            if future.status == "error" and isinstance(future.exception(), ContractError):
+                raise future.exception()
+            if future.status == "error":
+                row = _lost(home / run.key, run, asked, future.exception())
+            elif (row := future.result()) is not None and ledger.read_run(home / run.key) is None:
+                raise ContractError(
+                    "workers",
+                    found=f"results of {row['machine']} are not in {home}",
+                    expected="one folder for all workers",
+                    cause="a worker on another machine without the shared disk",
+                )
+            future.release()
+            tell(run, row)
+            if row and row["status"] == "done":
+                _metrics_written(asked, [row])
+
+
+def _wait_for_workers(client, scheduler: str, seconds: float = 120) -> None:
+    if scheduler == "slurm":  # the queue decides when
+        return
+    try:
+        client.wait_for_workers(1, timeout=seconds)
+    except TimeoutError:
+        raise ContractError(
+            "workers",
+            found=f"none at {scheduler or 'this machine'} within {seconds:g} s",
+            expected="one at least",
+            cause="a scheduler without workers",
+        ) from None
+
+
+def _lost(folder: Path, run: Run, asked: Sweep, error: BaseException) -> dict:
+    """A run that took every worker with it, kept as one that died."""
+    told = {
+        "ok": False,
+        "died": True,
+        "notebook": f"{asked.script.stem}.ipynb",
+        "error": f"{type(error).__name__}: {error}",
+    }
+    if not (folder / "run.json").exists():
+        write_json(folder / "run.json", told)
+    return ledger.read_run(folder)
+
+
+def _gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, by number or name."""
+    if (told := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(name for name in told.split(",") if name.strip() and name.strip() != "-1")
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return tuple(str(i) for i in range(len(lines))) if listed.returncode == 0 else ()
+
+
+def _as_many_as_fit(asked: Sweep, todo: int, peaks: Sequence[float]) -> int:
+    """Workers: one a GPU, else one for each `threads` cores, and no more than memory and runs allow."""
+    import psutil
+
+    memory = psutil.virtual_memory().available / 2**20 / (max(peaks, default=0) or KERNEL_MB)
+    most = len(_gpus()) or cores() // (asked.threads or 1)
+    return max(1, min(most, int(memory), todo))
+
+
+# ---- what is said
+
+
+class _Teller:
+    """A line for each run that ended."""
+
+    def __init__(self, asked: Sweep, total: int, began: float):
+        self.asked, self.total, self.began, self.told, self.left = asked, total, began, 0, 0
+
+    def __call__(self, run: Run, row: dict | None) -> None:
+        self.told += 1
+        if row is None:
+            self.left += 1
+            return
+        metric = next(iter(self.asked.metrics))
+        value = row["metrics"].get(metric)
+        found = f"{metric} {value:.4g}" if isinstance(value, float) else ""
+        left = (time.monotonic() - self.began) / self.told * (self.total - self.told) / 60
+        settings = " ".join(f"{k}={v}" for k, v in run.settings.items()) or "as given"
+        state = "ok" if row["status"] == "done" else row["status"].upper()
+        print(
+            f"{self.told:>4}/{self.total}  {run.key}  {settings}  {state} {row['seconds'] or 0:.1f} s  {found}  "
+            f"({left:.0f} min left)",
+            flush=True,
+        )
+        if row["status"] != "done":
+            print(f"      in {row['failed_cell'] or 'no cell'}: {row['error']}\n      see {row['folder']}", flush=True)
+
+
+def _forecast(asked: Sweep, states: dict, todo: Sequence[Run], runs: Path, workers: int, retry: bool) -> str:
+    """Runs and minutes: as earlier runs took, those of this sweep first, else as a profile tells."""
+    found = Counter(states.values())
+    parts = [f"{found['done']} done"] + [f"{found[s]} {s}" for s in ("failed", "died", "unfinished") if found[s]]
+    if asked.left_out:
+        parts.append(f"{asked.left_out} beyond the budget of runs")
+    earlier = ledger.read_ledger(runs)
+    earlier = earlier[(earlier["status"] == "done") & (earlier["notebook"] == asked.script.stem)]
+    own = earlier[earlier["sweep"] == asked.name]
+    if len(earlier):
+        each, source = (
+            (own if len(own) else earlier)["seconds"].mean() / 60,
+            f"as {len(own) or len(earlier)} earlier runs",
+        )
+    else:
+        each = asked.forecast or read_profile("demo")["minutes"].get(asked.script.stem)
+        source = "as the profile tells" if asked.forecast else "as the demo takes"
+    about = "duration not yet measured" if each is None else f"about {len(todo) * each / workers:.1f} min {source}"
+    most = f", of which {asked.minutes:g} are allowed" if asked.minutes else ""
+    again = "" if retry or not found["failed"] else "; failed ones are left: --retry-failed"
+    return (
+        f"sweep {asked.name}: {len(asked.runs)} runs of {asked.script.stem} ({', '.join(parts)}{again}); "
+        f"{len(todo)} to do with {workers} worker{'s' * (workers > 1)}, {about}{most}"
+    )
+
+
+def _outcome(asked: Sweep, table: pd.DataFrame, retried: bool) -> str:
+    found = Counter(table["status"])
+    lines = [f"{found['done']} of {len(asked.runs)} runs done, {table['seconds'].sum() / 60:.1f} min of kernels in all"]
+    for row in table[table["status"].isin(["failed", "died"])].itertuples():
+        lines.append(f"{row.status.upper()} {row.run} in {row.failed_cell or 'no cell'}: {row.error}")
+    if found["failed"] and not retried:
+        lines.append("failed runs are kept as they are; --retry-failed runs them again")
+    if missing := len(asked.runs) - found["done"] - found["failed"] - found["died"]:
+        lines.append(f"{missing} not begun or cut short: the same command goes on")
+    return "\n".join(lines)
+
+
+def _metrics_written(asked: Sweep, rows: Sequence[dict]) -> None:
+    """Refuse a metric that finished runs lack, where the notebook's source leaves open what it writes."""
+    if not rows or promised_metrics(read_script(asked.script, asked.source)) is not None:
+        return
+    for metric in asked.metrics:
+        if not any(metric in row["metrics"] for row in rows):
+            written = sorted({name for row in rows for name in row["metrics"]})
+            raise ContractError(
+                f"sweep {asked.name!r}: metric {metric!r}",
+                found="a finished run without it",
+                expected=f"one of {written}",
+                cause="a misspelt name; the runs are kept, mend the specification and start again",
+            )
+
+
+def _remember(asked: Sweep) -> dict:
+    """What the report must know beside the runs."""
+    return {"told": asked.told, "metrics": asked.metrics, "seed": asked.seed, "varied": asked.varied}
