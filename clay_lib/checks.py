@@ -5,10 +5,26 @@ How a check looks and speaks is in checking.py, the checks are in a file for eac
 
 from clay_lib.checking import Mistake
 from clay_lib.checks_embedding import check_band_parts, check_tokens, check_wavelengths
+from clay_lib.checks_looking import check_most_alike, check_patch_mean, check_three_colours
+from clay_lib.checks_maps import check_image_of_rows, check_patch_transform, check_plain_guess
+from clay_lib.checks_probing import check_interval, check_split, check_vote
+from clay_lib.checks_training import check_agreement, check_masked_error, check_rate
 
 __all__ = [
     "Mistake",
+    "check_agreement",
     "check_band_parts",
+    "check_image_of_rows",
+    "check_interval",
+    "check_masked_error",
+    "check_most_alike",
+    "check_patch_mean",
+    "check_patch_transform",
+    "check_plain_guess",
+    "check_rate",
+    "check_split",
+    "check_three_colours",
     "check_tokens",
+    "check_vote",
     "check_wavelengths",
 ]

@@ -25,17 +25,20 @@
 # Data: chips of the mini-world, made here and kept in `data/cache`.
 
 # %%
+import math
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from clay_lib import SENSORS, Clay, ClayConfig, plots
+from clay_lib import SENSORS, Clay, ClayConfig, checks, plots, probes
 from clay_lib.birth import born
 from clay_lib.chips import CACHE, in_cache, world_chips
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
-from clay_lib.embed import reconstruction_scores
+from clay_lib.embed import embed_chips, reconstruction_scores
 from clay_lib.encoder import image_of, patches_of
 from clay_lib.loss import reconstruction_loss, representation_loss
 from clay_lib.runner import output_folder, write_metrics
@@ -57,7 +60,9 @@ test_chips: int = 110  # of each sensor, on land never trained on
 batch_size: int = 16
 max_steps: int = 1600
 lr: float = 1e-3  # the peak of a short schedule
+patch_size: int = 8  # pixels a side of a patch; 8 in the release
 mask_ratio: float = 0.6  # share of the patches that is hidden; 0.75 in the release
+scored_ratio: float = 0.6  # the same when the error is measured at the end; fixed while a sweep varies mask_ratio
 ladder: str = "geometric"  # frequencies of the position code; "released" as in the published weights
 teacher: str = "textures"  # statistics of texture; "stand-in": random DINOv2; its folder or hub name; "none"
 teacher_share: float = 0.5  # of the loss that is the teacher's; 0.05 in the release
@@ -115,7 +120,7 @@ print(f"teacher {note}; it answers with {judge.dim} numbers")
 # the rest. No shape changes, and training moves all of it.
 
 # %%
-config = ClayConfig.named(size, teacher_dim=judge.dim, ladder=ladder, mask_ratio=mask_ratio)
+config = ClayConfig.named(size, patch_size=patch_size, teacher_dim=judge.dim, ladder=ladder, mask_ratio=mask_ratio)
 first_weights = {"by chance": Clay.random(config, seed=seed), "a cosine basis": born(config, seed)}
 s2, P = SENSORS["sentinel-2-l2a"], config.patch_size
 bands = ["blue", "green", "red", "nir", "swir22"]
@@ -293,7 +298,7 @@ _ = plots.save(fig, out_dir / "1_sharper.png")
 # band by band. A ratio of 1 means nothing was learned; half means half the error.
 
 # %%
-scores = pd.concat(reconstruction_scores(trained.clay, unseen[s], mask_ratio=mask_ratio, seed=seed) for s in sensors)
+scores = pd.concat(reconstruction_scores(trained.clay, unseen[s], mask_ratio=scored_ratio, seed=seed) for s in sensors)
 summary = scores.groupby("sensor", sort=False)[["error", "mean_error"]].mean()
 summary["ratio"] = summary["error"] / summary["mean_error"]
 summary["worst band"] = scores.groupby("sensor", sort=False)["ratio"].max()
@@ -307,8 +312,26 @@ fig = plots.bars_with_intervals(
 )
 _ = plots.save(fig, out_dir / "2_error.png")
 # %%
-newborn = reconstruction_scores(born(config, seed), unseen[sensors[0]], mask_ratio=mask_ratio, seed=seed)
+newborn = reconstruction_scores(born(config, seed), unseen[sensors[0]], mask_ratio=scored_ratio, seed=seed)
 assert summary["error"].iloc[0] < newborn["error"].mean(), "it rebuilds unseen land better than before its training"
+
+# %% [markdown]
+# And one number for later. Rebuilding is not what Clay is for: its embeddings are to know land. So each unseen chip of
+# the first sensor asks its five nearest training chips what land cover it is (07 does this with care).
+
+# %%
+corner = np.s_[..., :crop, :crop]
+asked = land[sensors[0]]
+asked = replace(asked, pixels=asked.pixels[corner], labels=asked.labels[corner])
+vectors = [embed_chips(trained.clay, part)["patch mean"] for part in (asked, unseen[sensors[0]])]
+train_x, test_x = probes.standardise(*vectors)
+knn = probes.knn_score(train_x, asked.land_cover, test_x, unseen[sensors[0]].land_cover, k=5)
+chance = 1 / len(np.unique(asked.land_cover))
+print(
+    f"land cover of {len(test_x)} unseen chips by their five nearest of {len(train_x)}: {knn:.0%}; chance {chance:.0%}"
+)
+
+# %%
 likeness = 1 - history["val/representation"].dropna().iloc[-1] if guide else None
 write_metrics(
     out_dir,
@@ -318,9 +341,84 @@ write_metrics(
         "final loss": float(history["train/loss"].dropna().tail(5).mean()),
         "teacher": note.split(":")[0],
         "cosine to the teacher on unseen land": None if likeness is None else round(float(likeness), 3),
+        "error ratio": round(float(summary["ratio"].mean()), 4),
+        "kNN-5": round(knn, 4),
         "error as a share of the visible mean's": {s: round(float(r), 3) for s, r in summary["ratio"].items()},
     },
 )
+
+# %% [markdown]
+# ## Exercises, solved
+#
+# Three things to write yourself. [The exercises](exercises/04_train_clay.ipynb) have a notebook of their own, with empty
+# places, hints and checks; it trains nothing and needs no data.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: the error of what was hidden
+# *Easy, 5 minutes*
+#
+# Write the first loss of Clay: the absolute error of each hidden patch, averaged over its numbers, then averaged over
+# all hidden patches of the batch. In the mask, 1 stands for hidden.
+#
+# **Hint.** `(reconstruction - target).abs().mean(-1)` is the error of each patch, `[B, L]`.
+#
+# **Hint.** Multiply by the mask, add up, and divide by the number of hidden patches.
+
+
+# %% tags=["solution"]
+def masked_error(reconstruction, target, mask):
+    """reconstruction, target [B, L, N], mask [B, L] with 1 = hidden -> mean absolute error of hidden patches."""
+    each = (reconstruction - target).abs().mean(-1)  # [B, L]
+    return (each * mask).sum() / mask.sum()
+
+
+# %% tags=["check"]
+checks.check_masked_error(masked_error)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: agreeing with a teacher
+# *Easy, 5 minutes*
+#
+# Write the second loss: one minus the cosine between what the student says of a chip and what the teacher says of it,
+# averaged over the batch.
+#
+# **Hint.** The cosine is the dot product over D, divided by both lengths: one number a chip.
+
+
+# %% tags=["solution"]
+def disagreement(student, teacher):
+    """student, teacher [B, D] -> 1 - cosine, the mean over the batch."""
+    cosine = (student * teacher).sum(-1) / (student.norm(dim=-1) * teacher.norm(dim=-1))
+    return 1 - cosine.mean()
+
+
+# %% tags=["check"]
+checks.check_agreement(disagreement)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: up, then down
+# *Medium, 10 minutes*
+#
+# Write the learning rate of this notebook. It rises in a straight line: step 0 has `peak / (warmup + 1)`, step 1 twice as
+# much, and so on; at step `warmup` it is at the peak. From there it comes down by half a cosine, and would be 0 at step
+# `steps`. Steps count from 0.
+#
+# **Hint.** While `step < warmup`: `peak * (step + 1) / (warmup + 1)`.
+#
+# **Hint.** Half a cosine: `0.5 + 0.5 * math.cos(math.pi * done)`, where `done` goes from 0 at the end of the warm-up to 1.
+
+
+# %% tags=["solution"]
+def rate(step, warmup, steps, peak):
+    """The learning rate at a step, counted from 0."""
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    done = (step - warmup) / (steps - warmup)
+    return peak * (0.5 + 0.5 * math.cos(math.pi * done))
+
+
+# %% tags=["check"]
+checks.check_rate(rate)
 
 # %% [markdown]
 # ## What was seen

@@ -37,7 +37,7 @@ import torch
 from einops import rearrange
 from IPython.display import display
 
-from clay_lib import SENSORS, Clay, plots
+from clay_lib import SENSORS, Clay, checks, plots
 from clay_lib.chips import Chips, in_cache
 from clay_lib.embed import reconstruction_scores
 from clay_lib.encoder import image_of, patches_of
@@ -275,6 +275,76 @@ if layers:
     fig = static_map(layers, size=2.7)
     _ = plots.save(fig, out_dir / "map.png")
     plt.show()
+
+# %% [markdown]
+# ## Exercises, solved
+#
+# Three things to write yourself. [The exercises](exercises/05_map_reconstructions.ipynb) have a notebook of their own,
+# with empty places, hints and checks.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: cells as large as patches
+# *Easy, 5 minutes*
+#
+# A raster's transform `(a, b, c, d, e, f)` says where on the ground pixel (column, row) begins: x = a column + b row + c,
+# y = d column + e row + f. A map with one cell a patch begins at the same corner. Write its transform.
+#
+# **Hint.** One column of the map is as many metres as `patch` columns of the image.
+
+
+# %% tags=["solution"]
+def transform_of_patches(transform, patch):
+    """(a, b, c, d, e, f) of the pixels, patch in pixels -> the same six numbers for a grid of patches."""
+    a, b, c, d, e, f = transform
+    return a * patch, b * patch, c, d * patch, e * patch, f
+
+
+# %% tags=["check"]
+checks.check_patch_transform(transform_of_patches)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: the guess to beat
+# *Medium, 10 minutes*
+#
+# Fill the hidden pixels of every band with the mean of the visible pixels of that band; keep the visible pixels.
+#
+# **Hint.** `image[:, ~hidden]` holds the visible pixels of all bands, `[C, n]`.
+#
+# **Hint.** `torch.where(hidden, guess, image)` takes the guess where pixels are hidden.
+
+
+# %% tags=["solution"]
+def visible_mean(image, hidden):
+    """image [C, H, W], hidden [H, W] bool -> the image, its hidden pixels replaced by their band's visible mean."""
+    mean = image[:, ~hidden].mean(dim=1)
+    return torch.where(hidden, mean[:, None, None], image)
+
+
+# %% tags=["check"]
+checks.check_plain_guess(visible_mean)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: an image from rows of numbers
+# *Hard, 15 minutes*
+#
+# The decoder gives a row of numbers for each patch, patch after patch, row by row of the grid; in a row all pixels of the
+# first band come first, then those of the second. Put them together to an image `[C, H, W]`. H and W need not be
+# multiples of P: the grid then reaches beyond the image, and what is too much is cut off.
+#
+# **Hint.** The grid has `-(-H // P)` rows (a division that rounds up) and `-(-W // P)` columns.
+#
+# **Hint.** `rearrange(rows, "(h w) (C p q) -> C (h p) (w q)", ...)` needs h, C and p; then cut.
+
+
+# %% tags=["solution"]
+def image_of_rows(rows, C, P, H, W):
+    """rows [L, C*P*P] -> image [C, H, W]."""
+    image = rearrange(rows, "(h w) (C p q) -> C (h p) (w q)", h=-(-H // P), C=C, p=P)
+    return image[:, :H, :W]
+
+
+# %% tags=["check"]
+checks.check_image_of_rows(image_of_rows)
 
 # %% [markdown]
 # ## What was seen

@@ -42,7 +42,7 @@ from IPython.display import display
 from rasterio.warp import transform
 from sklearn.manifold import TSNE
 
-from clay_lib import SENSORS, Clay, plots
+from clay_lib import SENSORS, Clay, checks, plots
 from clay_lib.chips import Chips, in_cache, world_chips
 from clay_lib.embed import embed_chips, principal_components
 from clay_lib.maps import Layer, show_on_map, static_map
@@ -335,6 +335,82 @@ if view.crs:
         again.drop(columns="vector").head(4).to_string(),
         f"\n... {len(again)} rows, vectors of {vectors[kind].shape[1]}",
     )
+
+# %% [markdown]
+# ## Exercises, solved
+#
+# Three things to write yourself. [The exercises](exercises/06_see_embeddings.ipynb) have a notebook of their own, with
+# empty places, hints and checks.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: one vector a chip
+# *Easy, 5 minutes*
+#
+# The encoder gives the class token first and then a token for each patch. Some patches lie under clouds: they are not
+# valid. Average the tokens of the valid patches.
+#
+# **Hint.** `tokens[:, 1:]` are the patches; `valid[..., None]` has an axis that fits theirs.
+#
+# **Hint.** Multiply, add up over L, and divide by each chip's own number of valid patches.
+
+
+# %% tags=["solution"]
+def patch_mean(tokens, valid):
+    """tokens [B, 1 + L, D], class token first, valid [B, L] bool -> mean of the valid patches [B, D]."""
+    weight = valid[..., None].float()
+    return (tokens[:, 1:] * weight).sum(1) / weight.sum(1)
+
+
+# %% tags=["check"]
+checks.check_patch_mean(patch_mean)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: the most alike
+# *Medium, 10 minutes*
+#
+# For each chip, find the k others whose vectors have the largest cosine with its own, the most alike first.
+#
+# **Hint.** Bring each vector to length one; then `unit @ unit.T` holds all cosines.
+#
+# **Hint.** Each chip is most alike to itself: `fill_diagonal_(-torch.inf)` takes it out.
+
+
+# %% tags=["solution"]
+def most_alike(vectors, k):
+    """vectors [N, D] -> indices [N, k] of the most alike other chips, the most alike first."""
+    unit = vectors / vectors.norm(dim=1, keepdim=True)
+    likeness = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    return likeness.argsort(dim=1, descending=True)[:, :k]
+
+
+# %% tags=["check"]
+checks.check_most_alike(most_alike)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: colours from embeddings
+# *Hard, 15 minutes*
+#
+# Give the first three principal components of a scene's patch embeddings: the three directions in which the patches
+# differ most, and where each patch lies along them. Use NumPy alone.
+#
+# **Hint.** Bring the patches into one row, `[h*w, D]`, and take off their mean.
+#
+# **Hint.** `np.linalg.svd(x, full_matrices=False)` gives the directions as the rows of its third result, the one of most
+# spread first.
+
+
+# %% tags=["solution"]
+def three_colours(patches):
+    """patches [h, w, D] -> their first three principal components [h, w, 3]."""
+    h, w, D = patches.shape
+    flat = patches.reshape(h * w, D)
+    flat = flat - flat.mean(axis=0)
+    directions = np.linalg.svd(flat, full_matrices=False)[2]  # [D, D], a direction a row
+    return (flat @ directions[:3].T).reshape(h, w, 3)
+
+
+# %% tags=["check"]
+checks.check_three_colours(three_colours)
 
 # %% [markdown]
 # ## What was seen

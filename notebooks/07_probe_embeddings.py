@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from clay_lib import SENSORS, Clay, plots, probes
+from clay_lib import SENSORS, Clay, checks, plots, probes
 from clay_lib.birth import born
 from clay_lib.chips import in_cache, world_chips
 from clay_lib.embed import batches, embed_chips
@@ -336,6 +336,89 @@ wide = flattery.pivot(index="features", columns="kind", values="value")
 gap = 100 * (wide["random split"] - wide["by blocks"])
 for name, points in gap[list(dict.fromkeys(flattery["features"]))].items():
     print(f"{name:<22} random minus by blocks: {points:+.1f} points")
+
+# %% [markdown]
+# ## Exercises, solved
+#
+# Three things to write yourself. [The exercises](exercises/07_probe_embeddings.ipynb) have a notebook of their own, with
+# empty places, hints and checks.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: a vote
+# *Easy, 10 minutes*
+#
+# Give each test chip the commonest label among its k nearest training chips, by the Euclidean distance. (The check asks
+# an odd number of neighbours about two classes, so there is no tie.)
+#
+# **Hint.** `np.linalg.norm(test_x[:, None] - train_x, axis=2)` holds all distances, `[M, N]`.
+#
+# **Hint.** `np.unique(labels, return_counts=True)` counts the votes of one test chip.
+
+
+# %% tags=["solution"]
+def vote(train_x, train_y, test_x, k):
+    """train_x [N, D], train_y [N], test_x [M, D] -> the label that most of the k nearest have, [M]."""
+    distances = np.linalg.norm(test_x[:, None] - train_x, axis=2)
+    answers = []
+    for nearest in distances.argsort(axis=1)[:, :k]:
+        labels, counts = np.unique(train_y[nearest], return_counts=True)
+        answers.append(labels[counts.argmax()])
+    return np.array(answers)
+
+
+# %% tags=["check"]
+checks.check_vote(vote)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: a split that does not leak
+# *Medium, 10 minutes*
+#
+# Each chip lies in a block of land. Draw about `share` of the blocks for testing, by a seed, and tell for each chip
+# whether it tests. No block may have chips on both sides.
+#
+# **Hint.** Draw among `np.unique(blocks)`, not among the chips: `rng.choice(names, count, replace=False)`.
+#
+# **Hint.** `np.isin(blocks, drawn)` tells for each chip whether its block was drawn.
+
+
+# %% tags=["solution"]
+def tests(blocks, share, seed):
+    """blocks [N], share of the blocks that test -> bool [N], True for a test chip."""
+    names = np.unique(blocks)
+    drawn = np.random.default_rng(seed).choice(names, round(share * len(names)), replace=False)
+    return np.isin(blocks, drawn)
+
+
+# %% tags=["check"]
+checks.check_split(tests)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: how sure are we?
+# *Hard, 15 minutes*
+#
+# `hits` holds 1 where a chip was named correctly and 0 where not. Give the interval in which 95 % of the scores lie when
+# the places are drawn again and again, with replacement (a *bootstrap*). The chips of one place stand or fall together:
+# draw places, and take all chips of each.
+#
+# **Hint.** For each draw: `rng.choice(names, len(names))`, then the mean of all hits of those places, as often as each
+# was drawn.
+#
+# **Hint.** The interval leaves 2.5 % of the drawn means on each side: `np.quantile(means, (0.025, 0.975))`.
+
+
+# %% tags=["solution"]
+def interval(hits, places, draws, seed):
+    """hits [M] 0 or 1, places [M] -> (low, high), 95 % of the mean under redrawn places."""
+    rng = np.random.default_rng(seed)
+    names = np.unique(places)
+    of_place = {name: hits[places == name] for name in names}
+    means = [np.concatenate([of_place[n] for n in rng.choice(names, len(names))]).mean() for _ in range(draws)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return low, high
+
+
+# %% tags=["check"]
+checks.check_interval(interval)
 
 # %% [markdown]
 # ## What was seen

@@ -1,0 +1,120 @@
+"""Checks of the exercises of 05: rows of numbers to an image, the plain guess, the map of patches in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+
+from clay_lib.checking import attempt, compare, right
+
+
+def check_image_of_rows(fn: Callable) -> None:
+    """fn(rows [L, C*P*P], C, P, H, W) -> image [C, H, W], what pads it cut off."""
+    C, P, H, W = 3, 4, 7, 10
+    h, w = -(-H // P), -(-W // P)
+    rows = torch.randn(h * w, C * P * P, generator=torch.Generator().manual_seed(4))
+
+    def image(cut, **sizes):
+        return rearrange(rows, cut, **sizes)[:, :H, :W]
+
+    whole = image("(h w) (C p q) -> C (h p) (w q)", h=h, C=C, p=P)
+    compare(
+        attempt(fn, rows, C, P, H, W),
+        whole,
+        axes="C H W",
+        slips={
+            "The padding is still there: cut the image to H rows and W columns.": rearrange(
+                rows, "(h w) (C p q) -> C (h p) (w q)", h=h, C=C, p=P
+            ),
+            "Each row is read with the bands last. The decoder gives all pixels of the first band, then of the second: "
+            "(C p q).": image("(h w) (p q C) -> C (h p) (w q)", h=h, C=C, p=P),
+            "The patches are set column by column. They come row by row: (h w).": image(
+                "(w h) (C p q) -> C (h p) (w q)", h=h, C=C, p=P
+            ),
+            "Rows and columns are swapped inside the patches.": image("(h w) (C q p) -> C (h p) (w q)", h=h, C=C, p=P),
+            "Pixels of different patches are interleaved: the patch number comes first, (h p), not (p h).": image(
+                "(h w) (C p q) -> C (p h) (q w)", h=h, C=C, p=P
+            ),
+        },
+        what="the image",
+    )
+    right("From rows of numbers to an image of any size: the decoder's answer, ready to be looked at.")
+
+
+def check_plain_guess(fn: Callable) -> None:
+    """fn(image [C, H, W], hidden [H, W] bool) -> the image with hidden pixels at their band's visible mean."""
+    draw = torch.Generator().manual_seed(5)
+    image = torch.randn(3, 4, 6, generator=draw) + torch.tensor([0.0, 2, 5])[:, None, None]
+    hidden = torch.rand(4, 6, generator=draw) < 0.5
+    visible = torch.stack([band[~hidden].mean() for band in image])[:, None, None]
+    zeroed = (image * ~hidden).mean((1, 2), keepdim=True)
+
+    def filled(with_what):
+        return torch.where(hidden, with_what, image)
+
+    compare(
+        attempt(fn, image, hidden),
+        filled(visible),
+        axes="C H W",
+        slips={
+            "The mean is over all pixels, hidden ones too. The guess may look at visible pixels only.": filled(
+                image.mean((1, 2), keepdim=True)
+            ),
+            "This is the mean of the hidden pixels, which nobody could know.": filled(
+                torch.stack([band[hidden].mean() for band in image])[:, None, None]
+            ),
+            "One mean serves all bands. Each band has a mean of its own.": filled(image[:, ~hidden].mean()),
+            "Hidden pixels count as zeros in the mean: divide by the number of visible pixels.": filled(zeroed),
+            "The visible pixels are replaced and the hidden ones kept: the other way round.": torch.where(
+                hidden, image, visible
+            ),
+            "Every pixel is replaced: keep the visible ones as they are.": visible.expand_as(image),
+        },
+        what="the pixels",
+    )
+    right("The floor that every reconstruction has to beat.")
+
+
+def check_patch_transform(fn: Callable) -> None:
+    """fn(transform (a, b, c, d, e, f), patch) -> the transform of a grid with one cell a patch."""
+    a, b, c, d, e, f = given = (10.0, 0.5, 600_000.0, -0.25, -10.0, 5_400_000.0)
+    P = 8
+    compare(
+        attempt(fn, given, P),
+        torch.tensor((a * P, b * P, c, d * P, e * P, f), dtype=torch.float64),
+        slips={
+            "The corner is scaled too: c and f are metres on the ground, and the map begins where the image begins.": [
+                v * P for v in given
+            ],
+            "Only a and e are scaled: b and d turn the grid, and are metres a cell as well.": (
+                a * P,
+                b,
+                c,
+                d,
+                e * P,
+                f,
+            ),
+            "The cells have become smaller: a patch is larger than a pixel, so multiply.": (
+                a / P,
+                b / P,
+                c,
+                d / P,
+                e / P,
+                f,
+            ),  # fmt: skip
+            "The corner has moved by half a patch: c and f belong to the upper left corner, not to the middle of a cell.": (
+                a * P,
+                b * P,
+                c + (a + b) * P / 2,
+                d * P,
+                e * P,
+                f + (d + e) * P / 2,
+            ),  # fmt: skip
+            "This is the image's own transform: its cells are pixels, those of the map are patches.": given,
+        },
+        rtol=1e-9,
+        what="the six numbers",
+    )
+    right("Same corner, cells P times as large: a map of patches lies where its image lies.")

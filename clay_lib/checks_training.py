@@ -1,0 +1,112 @@
+"""Checks of the exercises of 04: the masked error, the agreement with a teacher, the learning rate's way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from clay_lib.checking import attempt, compare, right
+
+
+def check_masked_error(fn: Callable) -> None:
+    """fn(reconstruction [B, L, N], target [B, L, N], mask [B, L], 1 = hidden) -> mean error of the hidden patches."""
+    draw = torch.Generator().manual_seed(2)
+    guess, target = (torch.randn(2, 5, 6, generator=draw) for _ in range(2))
+    mask = torch.tensor([[1.0, 0, 1, 1, 0], [0, 1, 1, 0, 1]])
+    each = (guess - target).abs().mean(-1)  # [B, L]
+    hidden = (each * mask).sum() / mask.sum()
+    compare(
+        attempt(fn, guess, target, mask),
+        hidden,
+        slips={
+            "All patches count. Only hidden ones (mask 1) should: the visible ones were shown to the encoder.": each.mean(),
+            "The visible patches count and the hidden ones do not: in the mask, 1 means hidden.": (
+                each * (1 - mask)
+            ).sum()
+            / (1 - mask).sum(),
+            "Errors are squared; Clay takes their absolute value.": ((guess - target).square().mean(-1) * mask).sum()
+            / mask.sum(),
+            "Errors keep their sign, so that they cancel: take the absolute value.": (
+                (guess - target).mean(-1) * mask
+            ).sum()
+            / mask.sum(),
+            "The sum over hidden patches is divided by the number of all patches: divide by mask.sum().": (
+                each * mask
+            ).mean(),
+            "This is the sum over the hidden patches; the mean is wanted.": (each * mask).sum(),
+            "The pixels of a patch are added up; take their mean, then the mean over hidden patches.": hidden * 6,
+        },
+        what="the error",
+    )
+    right("Absolute error, pixels of a patch averaged, then hidden patches averaged: 95 % of the release's loss.")
+
+
+def check_agreement(fn: Callable) -> None:
+    """fn(student [B, D], teacher [B, D]) -> 1 - cosine, averaged over the batch."""
+    draw = torch.Generator().manual_seed(3)
+    a, b = torch.randn(4, 6, generator=draw) + 0.5, 3 * torch.randn(4, 6, generator=draw) + 1
+    cosine = F.cosine_similarity(a, b, dim=-1)
+    compare(
+        attempt(fn, a, b),
+        1 - cosine.mean(),
+        slips={
+            "This is the cosine, which is largest where both agree. A loss has to be smallest there: 1 - cosine.": cosine.mean(),
+            "This is 1 minus the dot product: divide by both lengths, or the loss rewards long vectors.": 1
+            - (a * b).sum(-1).mean(),
+            "The loss is minus the cosine; with 1 - cosine it is 0 where both agree.": -cosine.mean(),
+            "The cosine is taken over the batch: sum over D, the last axis, one cosine a chip.": 1
+            - F.cosine_similarity(a, b, dim=0).mean(),
+            "All chips are joined into one long vector: take one cosine a chip, then their mean.": 1
+            - F.cosine_similarity(a.flatten(), b.flatten(), dim=0),
+            "There is one number a chip: end with their mean.": 1 - cosine,
+            "Only one of the lengths is divided by.": 1 - ((a * b).sum(-1) / a.norm(dim=-1)).mean(),
+        },
+        what="the loss",
+    )
+    right("0 where both point the same way, 1 where they have nothing in common, 2 where they oppose each other.")
+
+
+def check_rate(fn: Callable) -> None:
+    """fn(step, warmup, steps, peak) -> the learning rate: rising in a straight line, then down by a cosine."""
+
+    def rate(step, warmup, steps, peak, *, turn=math.pi, from_start=False, plain=False):
+        if step < warmup and not plain:
+            return peak * (step + 1) / (warmup + 1)
+        done = step / steps if from_start else (step - warmup) / (steps - warmup)
+        return peak * (0.5 + 0.5 * math.cos(turn * done))
+
+    warmup, steps, peak = 10, 110, 0.02
+    asked = [0, 4, 9, 10, 35, 60, 85, 109]
+    found = [attempt(fn, step, warmup, steps, peak) for step in asked]
+
+    def made(**slip):
+        return [rate(step, warmup, steps, peak, **slip) for step in asked]
+
+    late = [peak * step / (warmup + 1) if step < warmup else rate(step, warmup, steps, peak) for step in asked]
+    full = [peak * step / warmup if step < warmup else rate(step, warmup, steps, peak) for step in asked]
+    one_more = [peak * (step + 1) / warmup if step < warmup else rate(step, warmup, steps, peak) for step in asked]
+    compare(
+        found,
+        made(),
+        slips={
+            "There is no warm-up: the first steps are to rise from small to the peak.": made(plain=True),
+            "The first step has the rate 0 and is lost: begin with (step + 1).": late,
+            "The first step has the rate 0 and is lost: rise by (step + 1) / (warmup + 1).": full,
+            "The peak comes one step early: rise by (step + 1) / (warmup + 1).": one_more,
+            "The cosine begins at step 0: it has to begin where the warm-up ends, (step - warmup) / (steps - warmup).": made(
+                from_start=True
+            ),
+            "The cosine takes degrees: a half turn is math.pi.": made(turn=180),
+            "The cosine runs a whole turn and comes up again: half a turn, math.pi, ends at 0.": made(turn=2 * math.pi),
+            "The cosine runs a quarter of a turn and ends at half the peak: half a turn is math.pi.": made(
+                turn=math.pi / 2
+            ),
+        },
+        rtol=1e-5,
+        atol=1e-9,
+        what="the rates",
+    )
+    right("Up in a straight line, down by half a cosine: what this notebook trains with.")

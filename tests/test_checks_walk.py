@@ -1,0 +1,191 @@
+"""The checks of 04 to 07 name the mistake of each typical wrong answer; that they accept the solutions is proved by
+tests/test_exercises.py."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from clay_lib import checks
+from clay_lib.checking import Mistake
+
+
+def rate(step, warmup, steps, peak, turn=math.pi):
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    return peak * (0.5 + 0.5 * math.cos(turn * (step - warmup) / (steps - warmup)))
+
+
+def masked(error):
+    return lambda r, t, m: (error(r - t).mean(-1) * m).sum() / m.sum()
+
+
+def filled(mean):
+    return lambda x, hidden: torch.where(hidden, mean(x, hidden), x)
+
+
+def cells(image):
+    """The decoder's rows to an image with einops, by a pattern."""
+    from einops import rearrange
+
+    def fn(rows, C, P, H, W):
+        out = rearrange(rows, image, h=-(-H // P), C=C, p=P)
+        return out[:, :H, :W]
+
+    return fn
+
+
+def ranked(likeness):
+    return lambda v, k: likeness(v).argsort(dim=1, descending=True)[:, :k]
+
+
+def components(patches, centre=True, keep=slice(0, 3)):
+    flat = patches.reshape(-1, patches.shape[-1])
+    flat = flat - flat.mean(0) if centre else flat
+    return (flat @ np.linalg.svd(flat, full_matrices=False)[2][keep].T).reshape(*patches.shape[:2], 3)
+
+
+def nearest(train_x, test_x):
+    return np.linalg.norm(test_x[:, None] - train_x, axis=2).argsort(1)
+
+
+def chips_at_random(blocks, share, seed):
+    return np.random.default_rng(seed).random(len(blocks)) < share
+
+
+def some_blocks(blocks, share, seed, rng=None):
+    names = np.unique(blocks)
+    drawn = np.random.default_rng(seed if rng is None else rng).permutation(names)[: round(share * len(names))]
+    return np.isin(blocks, drawn)
+
+
+def by_chip(hits, places, draws, seed):
+    rng = np.random.default_rng(seed)
+    return np.quantile([rng.choice(hits, len(hits)).mean() for _ in range(draws)], (0.025, 0.975))
+
+
+def by_place(hits, places, draws, seed, ends=(0.025, 0.975), replace=True):
+    rng, names = np.random.default_rng(seed), np.unique(places)
+    held = {name: hits[places == name] for name in names}
+    draws = [rng.choice(names, len(names), replace=replace) for _ in range(draws)]
+    return np.quantile([np.concatenate([held[n] for n in drawn]).mean() for drawn in draws], ends)
+
+
+WRONG = {
+    "04 all patches": (checks.check_masked_error, lambda r, t, m: (r - t).abs().mean(), "All patches count"),
+    "04 visible patches": (checks.check_masked_error, lambda r, t, m: masked(torch.abs)(r, t, 1 - m), "1 means hidden"),
+    "04 squared": (checks.check_masked_error, masked(torch.square), "absolute value"),
+    "04 signed": (checks.check_masked_error, masked(lambda d: d), "keep their sign"),
+    "04 the cosine": (checks.check_agreement, lambda a, b: F.cosine_similarity(a, b).mean(), "smallest there"),
+    "04 dot product": (checks.check_agreement, lambda a, b: 1 - (a * b).sum(-1).mean(), "divide by both lengths"),
+    "04 over the batch": (
+        checks.check_agreement,
+        lambda a, b: 1 - F.cosine_similarity(a, b, 0).mean(),
+        "the last axis",
+    ),
+    "04 one a chip": (checks.check_agreement, lambda a, b: 1 - F.cosine_similarity(a, b), "end with their mean"),
+    "04 no warm-up": (
+        checks.check_rate,
+        lambda step, w, n, peak: peak * (0.5 + 0.5 * math.cos(math.pi * (step - w) / (n - w))),
+        "no warm-up",
+    ),
+    "04 first step lost": (
+        checks.check_rate,
+        lambda step, w, n, peak: peak * step / w if step < w else rate(step, w, n, peak),
+        "rate 0 and is lost",
+    ),
+    "04 cosine too early": (
+        checks.check_rate,
+        lambda step, w, n, peak: (
+            rate(step, w, n, peak) if step < w else peak * (0.5 + 0.5 * math.cos(math.pi * step / n))
+        ),
+        "begins at step 0",
+    ),
+    "04 degrees": (checks.check_rate, lambda *a: rate(*a, turn=180), "takes degrees"),
+    "05 corner scaled": (checks.check_patch_transform, lambda t, p: [v * p for v in t], "The corner is scaled too"),
+    "05 smaller cells": (
+        checks.check_patch_transform,
+        lambda t, p: (t[0] / p, t[1] / p, t[2], t[3] / p, t[4] / p, t[5]),
+        "so multiply",
+    ),
+    "05 only a and e": (
+        checks.check_patch_transform,
+        lambda t, p: (t[0] * p, t[1], t[2], t[3], t[4] * p, t[5]),
+        "b and d turn the grid",
+    ),
+    "05 mean of all": (checks.check_plain_guess, filled(lambda x, h: x.mean((1, 2), True)), "hidden ones too"),
+    "05 one mean": (checks.check_plain_guess, filled(lambda x, h: x[:, ~h].mean()), "One mean serves all bands"),
+    "05 zeros counted": (
+        checks.check_plain_guess,
+        filled(lambda x, h: (x * ~h).mean((1, 2), True)),
+        "count as zeros in the mean",
+    ),
+    "05 the wrong ones": (
+        checks.check_plain_guess,
+        lambda x, h: torch.where(h, x, x[:, ~h].mean(1)[:, None, None]),
+        "the other way round",
+    ),
+    "05 bands last": (
+        checks.check_image_of_rows,
+        lambda rows, C, P, H, W: cells("(h w) (C p q) -> C (h p) (w q)")(
+            rows.unflatten(1, (P, P, C)).movedim(3, 1).flatten(1), C, P, H, W
+        ),
+        "bands last",
+    ),
+    "05 column by column": (checks.check_image_of_rows, cells("(w h) (C p q) -> C (h p) (w q)"), "column by column"),
+    "05 not cut": (
+        checks.check_image_of_rows,
+        lambda rows, C, P, H, W: cells("(h w) (C p q) -> C (h p) (w q)")(rows, C, P, -(-H // P) * P, -(-W // P) * P),
+        "padding is still there",
+    ),
+    "06 class token too": (
+        checks.check_patch_mean,
+        lambda t, v: (
+            (t[:, 1:] * v[..., None]).sum(1) / v.sum(1, True) * 0
+            + (t[:, 0] + (t[:, 1:] * v[..., None]).sum(1)) / (1 + v.sum(1, True))
+        ),
+        "The class token is among the patches",
+    ),
+    "06 all patches": (checks.check_patch_mean, lambda t, v: t[:, 1:].mean(1), "not valid have to be left out"),
+    "06 divided by all": (
+        checks.check_patch_mean,
+        lambda t, v: (t[:, 1:] * v[..., None]).mean(1),
+        "divide by the number of valid ones",
+    ),
+    "06 itself": (
+        checks.check_most_alike,
+        ranked(lambda v: F.normalize(v, dim=1) @ F.normalize(v, dim=1).T),
+        "its own neighbour: take it out",
+    ),
+    "06 dot product": (checks.check_most_alike, ranked(lambda v: (v @ v.T).fill_diagonal_(-torch.inf)), "long vectors"),
+    "06 distance": (
+        checks.check_most_alike,
+        ranked(lambda v: (-torch.cdist(v, v)).fill_diagonal_(-torch.inf)),
+        "only the direction counts",
+    ),
+    "06 not centred": (checks.check_three_colours, lambda p: components(p, centre=False), "not centred"),
+    "06 the last ones": (checks.check_three_colours, lambda p: components(p, keep=slice(None, -4, -1)), "differ least"),
+    "06 flat": (checks.check_three_colours, lambda p: components(p).reshape(-1, 3), r"back to \[h, w, 3\]"),
+    "07 farthest": (
+        checks.check_vote,
+        lambda x, y, t, k: np.where((y[nearest(x, t)[:, -k:]] == 20).mean(1) > 0.5, 20, 10),
+        "farthest are asked",
+    ),
+    "07 one only": (checks.check_vote, lambda x, y, t, k: y[nearest(x, t)[:, 0]], "all k of them vote"),
+    "07 averaged": (checks.check_vote, lambda x, y, t, k: y[nearest(x, t)[:, :k]].mean(1), "A label is a name"),
+    "07 chips drawn": (checks.check_split, chips_at_random, "blocks have chips on both sides"),
+    "07 training's share": (checks.check_split, lambda b, s, r: ~some_blocks(b, s, r), "took it for training"),
+    "07 no seed": (checks.check_split, lambda b, s, r: some_blocks(b, s, r, rng=5), "Every seed gives the same"),
+    "07 every chip alone": (checks.check_interval, by_chip, "as if all 320 chips were independent"),
+    "07 ninety": (checks.check_interval, lambda *a: by_place(*a, ends=(0.05, 0.95)), "which is 90 %"),
+    "07 without replacement": (checks.check_interval, lambda *a: by_place(*a, replace=False), "with replacement"),
+    "07 of the hits": (checks.check_interval, lambda h, p, n, s: np.quantile(h, (0.025, 0.975)), "of the hits"),
+}
+
+
+@pytest.mark.parametrize(("check", "answer", "words"), WRONG.values(), ids=WRONG)
+def test_the_mistake_is_named(check, answer, words):
+    with pytest.raises(Mistake, match=words):
+        check(answer)
