@@ -167,15 +167,14 @@ def _load(item, sources: dict[str, Source], geobox, archive, chunks, *, resampli
 
 def _alpha_of(source: Source, archive: Archive) -> Source | None:
     """The alpha band of a file, if it has one: items do not tell."""
-    with rasterio.Env(**GDAL):
-        address = _signed(source.href, archive)
-        meanings = _patiently(address, lambda: _header(address).colorinterp)
-    return Source(source.href, meanings.index(ColorInterp.alpha) + 1) if ColorInterp.alpha in meanings else None
+    address = _signed(source.href, archive)
 
+    def meanings():
+        with rasterio.Env(**GDAL), rasterio.open(address) as file:
+            return file.colorinterp
 
-def _header(address: str) -> rasterio.DatasetReader:
-    with rasterio.open(address) as file:
-        return file
+    found = _patiently(address, meanings)
+    return Source(source.href, found.index(ColorInterp.alpha) + 1) if ColorInterp.alpha in found else None
 
 
 def _all(conditions) -> xr.DataArray:

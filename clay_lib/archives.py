@@ -29,6 +29,7 @@ from clay_lib.archive_profiles import Archive, Look, archives_of, choose_archive
 from clay_lib.archive_reading import read_bytes, read_look
 from clay_lib.contract import ContractError, number
 from clay_lib.sensors import SENSORS, Sensor
+from clay_lib.static_catalogue import walk
 
 __all__ = ["Archive", "Look", "archives_of", "file_look", "find_looks", "parse_area", "read_bytes", "read_look"]
 
@@ -47,7 +48,7 @@ def find_looks(
     max_cloud: float = 100.0,
     limit: int | None = None,
 ) -> list[Look]:
-    """What an archive holds of an area: one Look a solar day, the least cloudy first, then by date.
+    """What an archive holds of an area: one Look a solar day (an aerial survey), the least cloudy first, then by date.
 
     area: as in `parse_area`. dates: "2023-06-01/2023-08-31", one day, or a pair of dates, both included. archive: a
     name in archives_of(sensor), its first by default; url: another server with the same collections, such as
@@ -56,15 +57,12 @@ def find_looks(
     """
     sensor = SENSORS.resolve(sensor)
     archive = choose_archive(sensor, archive)
-    archive = replace(archive, url=url) if url else archive
+    if url:
+        whole = archive.kind == "api" or url.endswith(".json")
+        archive = replace(archive, url=url if whole else f"{url.rstrip('/')}/catalog.json")
     shape, (start, end) = parse_area(area), _dates(dates)
     max_cloud = number("max_cloud", max_cloud)
-    if archive.kind == "static":
-        from clay_lib.static_catalogue import walk
-
-        items = walk(archive, shape, start, end)
-    else:
-        items = _search(archive, shape, start, end)
+    items = _fetch(archive, shape, start, end)
     items = [item for item in items if shapely.geometry.shape(item.geometry).intersects(shape)]
     clear = [item for item in items if (item.properties.get("eo:cloud_cover") or 0) <= max_cloud]
     if not clear:
@@ -75,9 +73,10 @@ def find_looks(
             f"around {shape.centroid.y:.3f}, {shape.centroid.x:.3f}",
             cause="clouds: allow more, or a longer time" if items else _nothing(archive),
         )
-    days: dict[date, list[pystac.Item]] = {}
+    days: dict = {}
     for item in sorted(clear, key=lambda item: (moment_of(item), item.id)):
-        days.setdefault(solar_day(item), []).append(item)
+        key = item.collection_id if archive.kind == "static" else solar_day(item)  # a survey takes a season
+        days.setdefault(key, []).append(item)
     looks = [_look(sensor, archive, items) for items in days.values()]
     looks.sort(key=lambda look: (100.0 if look.cloud_cover is None else look.cloud_cover, look.when))
     return looks[:limit]
@@ -162,19 +161,20 @@ def _dates(dates) -> tuple[datetime, datetime]:
     return tuple(value.replace(tzinfo=value.tzinfo or UTC) for value in (start, end))
 
 
-def _search(archive: Archive, shape, start: datetime, end: datetime) -> list[pystac.Item]:
-    """All items of a collection in a box and time, by the API's plain search: filters on clouds are not everywhere."""
+def _fetch(archive: Archive, shape, start: datetime, end: datetime) -> list[pystac.Item]:
+    """All items in a box and time; clouds are filtered by the caller, since not every archive can."""
     retry = Retry(total=RETRIES, backoff_factor=0.5, status_forcelist=[429, 500, 502, 503, 504], allowed_methods=None)
     try:
+        if archive.kind == "static":
+            return walk(archive, shape, start, end, retry=retry, timeout=TIMEOUT)
         client = Client.open(archive.url, stac_io=StacApiIO(max_retries=retry, timeout=TIMEOUT))
         found = client.search(collections=[archive.collection], bbox=shape.bounds, datetime=[start, end], limit=PAGE)
         return list(found.items())
     except (APIError, requests.RequestException, pystac.STACError, ValueError, KeyError) as error:
-        told = " ".join(str(error).split())[:300]
         raise ContractError(
             "archive",
-            found=f"{archive.url}: {type(error).__name__} {told}",
-            expected="a STAC API that answers",
+            found=f"{archive.url}: {type(error).__name__} {' '.join(str(error).split())[:300]}",
+            expected="a STAC catalogue that answers",
             cause=f"no network, a wrong address, or a server that failed {RETRIES + 1} times: try again, or work with "
             "`clay archive` and url=",
         ) from None

@@ -20,7 +20,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -33,7 +33,7 @@ PATIENCE = 60.0  # s until both servers answer
 def serve_archive(folder: str | Path, *, port: int = 0) -> Iterator[str]:
     """The address of a STAC API over what `write_archive` wrote, while the block runs; files are below it, in ranges.
 
-    port: 0 takes a free one. Static catalogues, such as LINZ's, are at their own path below /files.
+    port: 0 takes a free one. Static catalogues, such as LINZ's, hang below its /catalog.json.
     """
     folder = Path(folder)
     items = folder / "items.json"
@@ -80,8 +80,13 @@ def _app(folder: Path, inner: int) -> Starlette:
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return await run_in_threadpool(_forward, f"http://127.0.0.1:{inner}{path}", request.method, body)
 
+    async def catalogue(request: Request) -> Response:
+        return RedirectResponse("/files/catalog.json")
+
     files = Mount("/files", StaticFiles(directory=folder))
-    return Starlette(routes=[files, Route("/{path:path}", search, methods=["GET", "POST"])])
+    return Starlette(
+        routes=[files, Route("/catalog.json", catalogue), Route("/{path:path}", search, methods=["GET", "POST"])]
+    )
 
 
 def _forward(address: str, method: str, body: bytes) -> Response:
