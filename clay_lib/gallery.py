@@ -210,7 +210,7 @@ def _page(title: str, runs: list[dict]) -> str:
     ]
     return _PAGE.format(
         title=html.escape(title),
-        style=_STYLE,
+        style=STYLE,
         script=_SCRIPT,
         state="failed" if failed else "done",
         facts="".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in facts),
@@ -264,7 +264,7 @@ def _figure(name: str, mime: str, data: bytes) -> str:
     return f'<figure><img loading=lazy alt="{label}" src="data:{mime};base64,{base64.b64encode(data).decode()}"><figcaption>{label}</figcaption></figure>'
 
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--paper:#f6f5f1;--card:#fff;--ink:#1c2321;--soft:#5d6864;--line:#e3e1da;--clay:#a4512d;--leaf:#1f6f5c;--bad:#b3261e;--badbg:#fdecea}
 @media(prefers-color-scheme:dark){:root{--paper:#121614;--card:#1b211f;--ink:#e9ece8;--soft:#9aa6a1;--line:#2c3431;--clay:#e08f68;--leaf:#6cc3aa;--bad:#ff8a80;--badbg:#3a1d1b}}
 *{box-sizing:border-box}html{scroll-behavior:smooth}

@@ -1,5 +1,247 @@
-"""A sweep as one page."""
+"""A sweep as one page that opens without a network: what leads, what each parameter does, what failed, what it cost."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from clay_lib.contract import ContractError
+from clay_lib.files import write_whole
+from clay_lib.gallery import STYLE
+from clay_lib.ledger import read_ledger
+from clay_lib.runner import RUNS, read_json
+
+SETTINGS = 12  # in the table of the leading ones
+PAIRS = 10  # heat maps at most; the parameters named first in the specification come first
 
 
-def write_report(runs, name):
-    return runs / "x"
+def write_report(runs: Path = RUNS, sweep: str | None = None) -> Path:
+    """runs/SWEEP/report.html, or runs/report.html with every sweep that has begun. Links lead to the notebooks."""
+    runs = Path(runs)
+    names = [sweep] if sweep else sorted(p.parent.name for p in runs.glob("*/sweep.json"))
+    if not names or not (runs / names[0] / "sweep.json").is_file():
+        raise ContractError(
+            "report",
+            found=f"no run of {sweep or 'any sweep'} in {runs}",
+            expected="a sweep that has begun",
+            cause="start it first: clay sweep FILE.yaml",
+        )
+    page = runs / sweep / "report.html" if sweep else runs / "report.html"
+    body = "".join(_section(runs, name, page.parent) for name in names)
+    text = _PAGE.format(
+        title=html.escape(sweep or "Sweeps"), style=STYLE + _MORE, body=body, when=time.strftime("%d %B %Y, %H:%M")
+    )
+    return write_whole(page, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _section(runs: Path, name: str, here: Path) -> str:
+    told = read_json(runs / name / "sweep.json")
+    every = read_ledger(runs, name)
+    table = every[every["asked"]] if len(every) else every
+    parts = [_head(name, told, table, len(every) - len(table))]
+    done = table[table["status"] == "done"] if len(table) else table
+    known = {m: d for m, d in told["metrics"].items() if f"metric {m}" in done and done[f"metric {m}"].notna().any()}
+    if known:
+        parts += _answers(done, told["varied"], told["seed"], known)
+    else:
+        parts.append("<article><header><p>No finished run yet that has one of the metrics.</p></header></article>")
+    parts.append(_failures(table, told["varied"], told["seed"], here))
+    parts.append(_runs(table, told, known, here))
+    return "".join(parts)
+
+
+def _head(name: str, told: Mapping, table: pd.DataFrame, other: int) -> str:
+    count = table["status"].value_counts() if len(table) else {}
+    wrong = count.get("failed", 0) + count.get("died", 0)
+    facts = [
+        (f"{count.get('done', 0)} of {len(told['runs'])}", "runs done"),
+        (f"{wrong}", "failed"),
+        (f"{table['seconds'].sum() / 60:.1f} min" if len(table) else "0 min", "of kernels"),
+        (f"{table['peak_mb'].max():.0f} MB" if len(table) and table["peak_mb"].notna().any() else "–", "peak of a run"),
+    ]
+    notes = [
+        f"Notebook {told['told']['notebook']}. Varied: {', '.join(told['varied']) or 'nothing'}"
+        + (f", with seeds in {told['seed']}." if told["seed"] else ", without seeds.")
+    ]
+    states = table.loc[table["status"] == "done", "library"].nunique() if len(table) else 0
+    if states > 1:
+        notes.append(f"The runs come from {states} different states of clay_lib; the table below tells which.")
+    if other:
+        notes.append(f"{other} runs of other settings or of an older notebook are kept in the folder and not shown.")
+    state = "failed" if wrong else "done" if count.get("done", 0) == len(told["runs"]) else "under way"
+    return (
+        f'<div class=top><h1>{html.escape(name)} <span class="badge {state.split()[0]}">{state}</span></h1>'
+        + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+        + "<div class=facts>" + "".join(f"<div><b>{v}</b><span>{k}</span></div>" for v, k in facts) + "</div></div>"
+    )  # fmt: skip
+
+
+def _answers(done: pd.DataFrame, varied: Sequence[str], seed: str | None, metrics: Mapping[str, str]) -> Iterator[str]:
+    """The leading settings, then a picture a parameter, then one a pair."""
+    from clay_lib import sweep_plots
+    from clay_lib.sweep_table import best, over_seeds
+
+    first, direction = next(iter(metrics.items()))
+    lead = best(done, first, direction, varied, seed)
+    others = {m: over_seeds(done, m, varied, seed) for m in metrics if m != first}
+    cost = done.assign(**{"metric seconds": done["seconds"]})
+    others["seconds"] = over_seeds(cost, "seconds", varied, None)
+    head = [*varied, first, "95 % interval", "seeds", *others]
+    rows = []
+    for row in lead.head(SETTINGS).to_dict("records"):
+        same = [
+            next(r for r in part.to_dict("records") if all(r[k] == row[k] for k in varied))
+            for part in others.values()
+            if len(part)
+        ]
+        rows.append(
+            [*(row[k] for k in varied), row["value"], _interval(row), row["seeds"], *(r["value"] for r in same)]
+        )
+    several = lead["seeds"].max() > 1
+    said = (
+        "Intervals are Student's t over the means of the seeds, 95 %; with few seeds they are wide, as they should be. Where they overlap, the order may be luck."
+        if several
+        else "One seed a setting: nothing tells how much of a difference is luck."
+    )
+    ranked = sweep_plots.ranking(done, first, direction, varied, seed)
+    yield _article(
+        "Leading settings",
+        f"By {first}, the {'smallest' if direction == 'min' else 'largest'} first. {said}",
+        _picture(ranked) + _table(head, rows),
+    )
+    figures = [_picture(sweep_plots.effect(done, name, metrics, seed), name) for name in varied]
+    if figures:
+        yield _article(
+            "One parameter at a time",
+            "Blue: the mean over all other settings, with its 95 % interval over seeds. Grey: single runs.",
+            "".join(figures),
+        )
+    pairs = list(itertools.combinations(varied, 2))[:PAIRS]
+    if pairs:
+        maps = [_picture(sweep_plots.pair(done, a, b, first, seed), f"{a} and {b}") for a, b in pairs]
+        yield _article(
+            "Two parameters together",
+            f"Mean {first} over all other settings and seeds.",
+            f"<div class=pair>{''.join(maps)}</div>",
+        )
+
+
+def _failures(table: pd.DataFrame, varied: Sequence[str], seed: str | None, here: Path) -> str:
+    wrong = table[table["status"].isin(["failed", "died"])] if len(table) else table
+    if not len(wrong):
+        return ""
+    names = [*varied, *([seed] if seed else [])]
+    rows = [
+        [
+            *(row[f"parameter {n}"] for n in names),
+            row["status"],
+            row["failed_cell"] or "–",
+            row["error"],
+            _links(row, here),
+        ]
+        for row in wrong.to_dict("records")
+    ]
+    return _article(
+        "Failed runs",
+        "Kept as they ended; --retry-failed runs them again.",
+        _table([*names, "", "cell", "error", ""], rows),
+        bad=True,
+    )
+
+
+def _runs(table: pd.DataFrame, told: Mapping, metrics: Mapping[str, str], here: Path) -> str:
+    if not len(table):
+        return ""
+    names = [*told["varied"], *([told["seed"]] if told["seed"] else [])]
+    rows = [
+        [
+            *(row[f"parameter {n}"] for n in names),
+            row["status"],
+            *(row[f"metric {m}"] for m in metrics),
+            row["seconds"],
+            row["peak_mb"],
+            row["library"],
+            _links(row, here),
+        ]
+        for row in table.sort_values([f"parameter {n}" for n in names], kind="stable").to_dict("records")
+    ]
+    text = _table([*names, "", *metrics, "seconds", "MB", "clay_lib", ""], rows)
+    asked = html.escape(json.dumps(told["told"], indent=1))
+    return _article(
+        "All runs",
+        "",
+        f"<details><summary>{len(rows)} runs with their notebooks</summary>{text}</details><details><summary>The specification</summary><pre>{asked}</pre></details>",
+    )
+
+
+def _links(row: Mapping, here: Path) -> _Html:
+    folder = Path(row["folder"])
+    found = [(folder / f"{row['notebook']}.ipynb", "notebook"), (folder / "log.txt", "log")]
+    return _Html(
+        " ".join(
+            f'<a href="{html.escape(Path(os.path.relpath(path, here)).as_posix())}">{what}</a>'
+            for path, what in found
+            if path.exists()
+        )
+    )
+
+
+class _Html(str):
+    """Text that is markup already."""
+
+
+def _interval(row: Mapping) -> str:
+    return f"{row['low']:.4g} to {row['high']:.4g}" if row["low"] == row["low"] else "–"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
+    def cell(value) -> str:
+        if isinstance(value, _Html):
+            return value
+        if value is None or value != value:
+            return "–"
+        return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+    titles = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    lines = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in rows)
+    return f"<div class=wide><table class=sweep><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>"
+
+
+def _article(title: str, said: str, body: str, *, bad: bool = False) -> str:
+    return f"<main><article{' class=bad' if bad else ''}><header><div><h2>{title}</h2><p>{html.escape(said)}</p></div></header><div class=inside>{body}</div></article></main>"
+
+
+def _picture(figure, caption: str = "") -> str:
+    import matplotlib.pyplot as plt
+
+    drawn = io.StringIO()
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "clay"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    data = base64.b64encode(drawn.getvalue().encode()).decode()
+    return f'<img class=plot alt="{html.escape(caption)}" src="data:image/svg+xml;base64,{data}">'
+
+
+_MORE = """
+.top p{font-size:1rem;max-width:85ch}.inside{padding:0 28px 24px}.wide{overflow-x:auto}
+img.plot{display:block;max-width:100%;height:auto;margin:0 0 18px;background:#fff;border-radius:10px}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(430px,100%),1fr));gap:18px}.pair img{width:100%}
+table.sweep{width:100%}table.sweep th{padding:.4em 1em .4em 0;vertical-align:bottom;border-bottom:1px solid var(--line)}table.sweep td{text-align:left;font-weight:400;padding:.4em 1em .4em 0;min-width:0;white-space:nowrap}
+.bad table.sweep td{white-space:normal}table.sweep a{margin:0 .8em 0 0}pre{overflow-x:auto}main{padding-bottom:0}.badge.under{background:var(--clay)}
+"""
+
+_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
+<title>{title}</title><style>{style}</style>
+{body}
+<div class=end>Written {when} from the runs' folders.</div></html>
+"""

@@ -1,0 +1,129 @@
+"""Pictures of a sweep: what a parameter does, what two do together, which settings lead. Rows of the ledger in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from clay_lib import charts
+from clay_lib.colours import FLOOR, INK, MAGNITUDE, OURS, style
+from clay_lib.sweep_table import best, in_words, over_seeds
+
+MANY = 9  # more numbers than this are a cloud, not levels
+BETTER = {"min": "lower is better", "max": "higher is better"}
+
+
+def effect(table: pd.DataFrame, parameter: str, metrics: Mapping[str, str], seed: str | None = "seed") -> Figure:
+    """One panel a metric {name: "min" | "max"} over one parameter: its mean with the 95 % interval over seeds.
+
+    The mean is over all other settings; grey dots are the single runs. A parameter drawn at random is dots alone.
+    """
+    with style():
+        fig, axes = plt.subplots(1, len(metrics), figsize=(4.6 * len(metrics), 3.3), squeeze=False)
+        for ax, (metric, direction) in zip(axes[0], metrics.items(), strict=True):
+            means = over_seeds(table, metric, [parameter], seed)
+            numeric = pd.api.types.is_numeric_dtype(means[parameter]) and not pd.api.types.is_bool_dtype(
+                means[parameter]
+            )
+            means = means.sort_values(parameter) if numeric else means
+            names = list(means[parameter])
+            at = means[parameter].to_numpy(float) if numeric else np.arange(len(means), dtype=float)
+            runs = table[table["status"] == "done"]
+            x = runs[f"parameter {parameter}"]
+            ax.plot(
+                x if numeric else x.map(names.index),
+                runs[f"metric {metric}"],
+                "o",
+                color=FLOOR,
+                alpha=0.45,
+                ms=3.5,
+                lw=0,
+            )
+            if not (numeric and len(means) > MANY):
+                bars = (means["value"] - means["low"]).fillna(0)
+                ax.errorbar(
+                    at,
+                    means["value"],
+                    bars,
+                    fmt="o-" if numeric else "o",
+                    color=OURS,
+                    ecolor=INK,
+                    capsize=4,
+                    ms=6,
+                    lw=1.6,
+                    elinewidth=1.2,
+                )
+                ax.set_xticks(at, [f"{n:g}" if numeric else str(n) for n in names])
+            if numeric and at.min() > 0 and at.max() > 30 * at.min():
+                ax.set_xscale("log")
+                if len(means) <= MANY:
+                    ax.set_xticks(at, [f"{n:g}" for n in names], minor=False)
+                    ax.set_xticks([], minor=True)
+            elif len(at) > 1 and not numeric:
+                ax.set_xlim(-0.5, len(at) - 0.5)
+            ax.set(xlabel=parameter, ylabel=metric, title=f"{metric} ({BETTER[direction]})")
+            ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+            ax.set_axisbelow(True)
+            if not numeric and max(len(str(n)) for n in names) * len(names) > 40:
+                ax.tick_params(axis="x", rotation=25)
+    return fig
+
+
+def pair(table: pd.DataFrame, rows: str, columns: str, metric: str, seed: str | None = "seed") -> Figure:
+    """The mean of a metric over two parameters: a heat map, or coloured dots where one of them was drawn at random."""
+    means = over_seeds(table, metric, [rows, columns], seed)
+    cloud = [name for name in (rows, columns) if means[name].nunique() > MANY]
+    if not cloud:
+        grid = means.pivot(index=rows, columns=columns, values="value")
+        return charts.matrix(
+            grid.to_numpy(), names=[_short(v) for v in grid.index], columns=[_short(v) for v in grid.columns], label=metric,
+            xlabel=columns, ylabel=rows, form="{:.3g}",
+        )  # fmt: skip
+    with style():
+        fig, ax = plt.subplots(figsize=(5.4, 4.2))
+        shown = ax.scatter(means[columns].map(_plain), means[rows].map(_plain), c=means["value"], cmap=MAGNITUDE, s=46)
+        for name, scale in ((columns, ax.set_xscale), (rows, ax.set_yscale)):
+            if (
+                pd.api.types.is_numeric_dtype(means[name])
+                and means[name].min() > 0
+                and means[name].max() > 30 * means[name].min()
+            ):
+                scale("log")
+        ax.set(xlabel=columns, ylabel=rows)
+        fig.colorbar(shown, ax=ax, label=metric, pad=0.02)
+    return fig
+
+
+def ranking(
+    table: pd.DataFrame, metric: str, direction: str, by: Sequence[str], seed: str | None = "seed", most: int = 12
+) -> Figure:
+    """The leading settings: a dot for the mean, a line for the 95 % interval over seeds, grey dots for single runs."""
+    lead = best(table, metric, direction, by, seed).head(most)
+    runs = table[table["status"] == "done"]
+    with style():
+        fig, ax = plt.subplots(figsize=(7.6, 0.36 * len(lead) + 1.2))
+        for y, row in enumerate(lead.to_dict("records")):
+            same = np.logical_and.reduce([runs[f"parameter {k}"] == row[k] for k in by] or [np.ones(len(runs), bool)])
+            ax.plot(
+                runs.loc[same, f"metric {metric}"], np.full(same.sum(), y), "o", color=FLOOR, alpha=0.6, ms=3.5, lw=0
+            )
+            ax.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.4)
+            ax.plot(row["value"], y, "o", color=OURS, ms=6)
+        ax.set_yticks(range(len(lead)), [in_words({k: row[k] for k in by}) for row in lead.to_dict("records")])
+        ax.invert_yaxis()
+        ax.set(xlabel=f"{metric} ({BETTER[direction]})", title="Leading settings")
+        ax.grid(axis="x", color="#e6e6e6", lw=0.8)
+        ax.set_axisbelow(True)
+    return fig
+
+
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value):
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
