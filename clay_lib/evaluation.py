@@ -131,35 +131,38 @@ def evaluate_features(
     Sets whose names begin with "pixel" or "random" are floors. Chips of a class that training lacks are not asked.
     """
     labels = np.asarray(labels)
-    group = np.arange(len(labels)) if groups is None else np.asarray(groups)
     if metric is None:
         counts = np.unique(labels, return_counts=True)[1]
         metric = "accuracy" if counts.max() <= 1.5 * counts.min() else "balanced"
-    ways = ["given"] if test is not None else ["random"] if groups is None else ["blocks", "random"]
     told = []
     for seed in range(seeds):
-        for split in ways:
-            a, b = _split(split, labels, group, test, seed)
+        for split, a, b, group in split_chips(len(labels), groups, test, seed):
             b = b[np.isin(labels[b], labels[a])]
             if not len(b) or len(np.unique(labels[a])) < 2:
                 cause = "the blocks hold a class each: use smaller ones, or fewer seeds"
                 raise ContractError("groups", found="a split without chips to ask", expected="some", cause=cause)
-            known = dict(test_groups=group[b], seed=seed)
             for few, kept in _shots(labels[a], shots if split != "random" else (), seed):
                 kept = a[kept]
                 pairs = {name: (v[seed % len(v)][kept], v[seed % len(v)][b]) for name, v in sets.items()}
-                asked = [p for p in which if few == 0 or p == "linear"] + (["nearest mean"] if few else [])
-                own = dict(train_groups=group[kept] if few == 0 else None, which=asked)
-                said = probes.predict(pairs, labels[kept], labels[b], **known, **own)
+                asked = [p for p in which if few == 0 or p == "linear"] + ([probes.NEAREST] if few else [])
+                own = dict(train_groups=None if few else group[kept], test_groups=group[b], which=asked, seed=seed)
+                said = probes.predict(pairs, labels[kept], labels[b], **own)
                 told.append(said.assign(split=split, shots=few, chip=b[said["chip"].to_numpy()]))
     return Evaluation(pd.concat(told, ignore_index=True), metric, bootstraps)
 
 
-def _split(split: str, labels, group, test, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    if split == "given":
-        return np.flatnonzero(~np.asarray(test, bool)), np.flatnonzero(test)
-    parts = (1 - SHARE, SHARE)
-    return random_split(len(labels), parts, seed) if split == "random" else split_by_blocks(group, parts, seed)
+def split_chips(n: int, groups, test, seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Name, training chips, test chips and the group of every chip [n], of each split that is to be made."""
+    group, parts = np.arange(n) if groups is None else np.asarray(groups), (1 - SHARE, SHARE)
+    if len(group) != n or (test is not None and np.shape(test) != (n,)):
+        found = f"{len(group)} groups, test {np.shape(test)} for {n} chips"
+        raise ContractError("groups, test", found=found, expected="one a chip", cause="chips were selected apart")
+    if test is not None:
+        yield "given", np.flatnonzero(~np.asarray(test, bool)), np.flatnonzero(test), group
+        return
+    if groups is not None:
+        yield "blocks", *split_by_blocks(group, parts, seed), group
+    yield "random", *random_split(n, parts, seed), group
 
 
 def _shots(labels: np.ndarray, shots: Sequence[int], seed: int) -> Iterator[tuple[int, np.ndarray]]:
