@@ -1,0 +1,164 @@
+"""Heads: small networks that turn what the encoder says of an image into classes or numbers, a chip's or a pixel's.
+
+They take `Features`, the tokens of chosen blocks in their places, so that a frozen encoder need run only once. Patches
+that the encoder was not shown for their holes are NaN in its tokens; here they are zeros, and `valid` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clay_lib.contract import ContractError
+from clay_lib.datacube import Datacube
+from clay_lib.encoder import MIN_VALID, Encoder
+
+USES = ("class token", "patch mean", "both")
+UPSAMPLINGS = ("resize", "transposed")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a head sees of B chips."""
+
+    chip: Tensor  # [B, D] class token of the last block
+    patches: Tensor  # [B, K, D, h, w] tokens of K blocks, the last one at the end; zeros where not valid
+    valid: Tensor  # [B, h, w] bool, False where the encoder was not shown the patch
+    pixels: Tensor  # [B, C, H, W] normalised, zeros in holes
+
+    def __len__(self) -> int:
+        return len(self.chip)
+
+    def __getitem__(self, index) -> Features:
+        return Features(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def to(self, device=None, dtype: torch.dtype | None = None) -> Features:
+        """On another device, its floats in another dtype."""
+        parts = [getattr(self, f.name) for f in fields(self)]
+        return Features(*(x.to(device, dtype if x.is_floating_point() else None) for x in parts))
+
+    @property
+    def mean(self) -> Tensor:
+        """[B, D] of the valid patches after the last block; zeros where there is none."""
+        count = self.valid.sum((1, 2)).clamp(min=1)[:, None]
+        return self.patches[:, -1].sum((2, 3)) / count
+
+
+def features(
+    encoder: Encoder, cube: Datacube, layers: Sequence[int] = (-1,), *, min_valid: float = MIN_VALID
+) -> Features:
+    """The encoder's tokens of all valid patches after these blocks, each after the final norm as `Clay.embed` has it."""
+    inner = [k for k in layers if k not in (-1, len(encoder.transformer.layers) - 1)]
+    encoded = encoder(cube, mask_ratio=0.0, shuffle=False, layers=inner, min_valid=min_valid)
+    h, w = encoded.grid
+    valid = torch.ones_like(encoded.mask, dtype=torch.bool) if encoded.valid is None else encoded.valid
+    valid = rearrange(valid, "B (h w) -> B h w", h=h)
+    patches = torch.stack([encoded.patches(t) for t in (*encoded.layers.values(), encoded.tokens)], dim=1)
+    patches = torch.where(valid[:, None, :, :, None], patches, 0.0)  # where, since 0 times NaN is NaN
+    patches = rearrange(patches, "B K h w D -> B K D h w")
+    return Features(encoded.tokens[:, 0], patches, valid, cube.pixels)
+
+
+def spread_layers(depth: int, count: int = 4) -> tuple[int, ...]:
+    """`count` block numbers evenly spread over an encoder of this depth, ending with its last: 24, 4 -> 5, 11, 17, 23."""
+    count = min(count, depth)
+    return tuple(round(depth * (k + 1) / count) - 1 for k in range(count))
+
+
+class ChipHead(nn.Module):
+    """Features -> [B, outputs]: norm and one linear map of the class token, the mean of the valid patches, or both.
+
+    Scores of classes, or values in units of `finetuning`. dropout: share of inputs withheld while training.
+    """
+
+    def __init__(self, dim: int, outputs: int, *, use: str = "both", dropout: float = 0.0):
+        super().__init__()
+        if use not in USES:
+            raise ContractError("use", found=repr(use), expected=f"one of {list(USES)}", cause="a misspelling")
+        self.use = use
+        wide = 2 * dim if use == "both" else dim
+        self.net = nn.Sequential(nn.LayerNorm(wide), nn.Dropout(dropout), nn.Linear(wide, outputs))
+
+    def forward(self, features: Features) -> Tensor:
+        parts = {"class token": features.chip, "patch mean": features.mean}
+        return self.net(torch.cat(list(parts.values()), dim=1) if self.use == "both" else parts[self.use])
+
+
+class DenseHead(nn.Module):
+    """Features -> [B, outputs, H, W]: tokens of several blocks, doubled in size until they are pixels.
+
+    Each block's tokens pass their own norm and linear map, the class token too, which tells every place of the chip
+    around it; their sum is smoothed by a 3 x 3 convolution. Each doubling is a bilinear resize and a 3 x 3 convolution, in which every pixel is made alike; a transposed convolution
+    (upsampling="transposed", here to compare with) makes pixels of a patch by different weights, which leaves a
+    checkerboard (Odena, Dumoulin and Olah 2016, doi 10.23915/distill.00003).
+    bands: of the pixels, if they shall be seen beside the tokens, through two convolutions, at their full resolution;
+    0: tokens alone, for any sensor. There is no norm over space, so that a hole or a tile's border tells nothing afar.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        outputs: int,
+        *,
+        layers: int = 4,
+        patch_size: int = 8,
+        width: int = 64,
+        bands: int = 0,
+        upsampling: str = "resize",
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        if upsampling not in UPSAMPLINGS:
+            expected = f"one of {list(UPSAMPLINGS)}"
+            raise ContractError("upsampling", found=repr(upsampling), expected=expected, cause="a misspelling")
+        self.patch_size = patch_size
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
+        self.maps = nn.ModuleList(nn.Linear(dim, width) for _ in range(layers))
+        self.context = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.hole = nn.Parameter(torch.zeros(width))  # stands where the encoder was shown nothing
+        self.smooth = nn.Sequential(nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU())
+        stages, reached = [], 1
+        while reached < patch_size:
+            factor = min(2, patch_size / reached)
+            narrow = max(width // 2, 16) if reached > 1 else width
+            stages.append(_enlarge(width, narrow, upsampling))
+            width, reached = narrow, reached * factor
+        self.stages = nn.ModuleList(stages)
+        self.seen = None
+        if bands:
+            self.seen = nn.Sequential(
+                nn.Conv2d(bands, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU()
+            )
+        wide = width * (2 if bands else 1)
+        self.out = nn.Sequential(
+            nn.Dropout2d(dropout), nn.Conv2d(wide, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, outputs, 1)
+        )
+
+    def forward(self, features: Features) -> Tensor:
+        height, width = features.pixels.shape[-2:]
+        tokens = rearrange(features.patches, "B K D h w -> K B h w D")
+        x = sum(f(norm(part)) for f, norm, part in zip(self.maps, self.norms, tokens, strict=True))
+        x = torch.where(features.valid[..., None], x, self.hole) + self.context(features.chip)[:, None, None]
+        x = self.smooth(rearrange(x, "B h w D -> B D h w"))
+        for stage in self.stages:
+            x = stage(x)
+        full = [n * self.patch_size for n in features.valid.shape[-2:]]
+        if list(x.shape[-2:]) != full:  # a patch size that is no power of two
+            x = F.interpolate(x, size=full, mode="bilinear")
+        x = x[..., :height, :width]  # what was padded to whole patches
+        if self.seen is not None:
+            x = torch.cat([x, self.seen(features.pixels)], dim=1)
+        return self.out(x)
+
+
+def _enlarge(wide: int, narrow: int, upsampling: str) -> nn.Module:
+    """[B, wide, h, w] -> [B, narrow, 2h, 2w]."""
+    if upsampling == "transposed":
+        return nn.Sequential(nn.ConvTranspose2d(wide, narrow, 3, stride=2, padding=1, output_padding=1), nn.GELU())
+    resize = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    return nn.Sequential(resize, nn.Conv2d(wide, narrow, 3, padding=1), nn.GELU())
