@@ -183,27 +183,42 @@ def _name_ends(ax, ends) -> None:
         ax.annotate(name, (1.01, share), xycoords="axes fraction", color=colour, fontsize=9, va="center", ha="left")
 
 
-def kernels(weights, *, band_names: Sequence[str] | None = None, count: int = 8, title: str | None = None) -> Figure:
-    """Patch-embedding kernels weights [D, C, P, P]: a row a band, a column a kernel (the `count` strongest)."""
+def kernels(
+    weights,
+    *,
+    band_names: Sequence[str] | None = None,
+    count: int = 8,
+    chosen: Sequence[int] | None = None,
+    own_scale: bool = False,
+    title: str | None = None,
+) -> Figure:
+    """Patch-embedding kernels weights [D, C, P, P]: a row a band, a column a kernel (the `count` strongest, or `chosen`).
+
+    own_scale: each kernel from minus to plus its own largest weight, so that weak ones show their pattern too.
+    """
     weights = array(weights, (4,), "weights [D, C, P, P]").astype(float)
-    strongest = np.sort(np.argsort(-(weights**2).sum(axis=(1, 2, 3)), kind="stable")[:count])
+    if chosen is None:
+        chosen = np.sort(np.argsort(-(weights**2).sum(axis=(1, 2, 3)), kind="stable")[:count])
+    chosen = np.asarray(chosen)
     names = list(band_names) if band_names is not None else [f"band {i}" for i in range(weights.shape[1])]
-    top = np.abs(weights[strongest]).max() or 1.0
+    tops = np.abs(weights[chosen]).max(axis=(1, 2, 3))
+    tops = np.where(tops > 0, tops, 1.0) if own_scale else np.full(len(chosen), tops.max() or 1.0)
+    drawn = weights[chosen] / tops[:, None, None, None]  # [n, C, P, P]
+    P, gap = drawn.shape[-1], 1
+    drawn = np.pad(drawn, [(0, 0), (0, 0), (0, gap), (0, gap)], constant_values=np.nan)
+    sheet = drawn.transpose(1, 2, 0, 3).reshape(len(names) * (P + gap), -1)  # one picture: axes by the hundred are slow
     with style():
-        wide, high = len(strongest), weights.shape[1]
-        fig, axes = plt.subplots(high, wide, figsize=(0.72 * wide + 2.2, 0.72 * high + 0.7), squeeze=False)
-        for row in range(high):
-            for column, kernel in enumerate(strongest):
-                ax = axes[row, column]
-                shown = ax.imshow(weights[kernel, row], cmap=SIGNED, vmin=-top, vmax=top)
-                ax.set_xticks([])
-                ax.set_yticks([])
-                ax.spines[:].set_visible(False)
-                if column == 0:
-                    ax.set_ylabel(names[row], rotation=0, ha="right", va="center", fontsize=9)
-                if row == 0:
-                    ax.set_title(f"#{kernel}", loc="center", fontsize=9)
-        fig.colorbar(shown, ax=axes, label="weight", shrink=0.8, pad=0.02)
+        high, wide = sheet.shape
+        fig, ax = plt.subplots(figsize=(0.08 * wide + 2.2, 0.08 * high + 0.7))
+        top = 1.0 if own_scale else tops[0]
+        shown = ax.imshow(top * sheet, cmap=SIGNED, vmin=-top, vmax=top)
+        ax.set_xticks(np.arange(len(chosen)) * (P + gap) + (P - 1) / 2, [f"#{kernel}" for kernel in chosen])
+        ax.set_yticks(np.arange(len(names)) * (P + gap) + (P - 1) / 2, names)
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0, labelsize=9)
+        ax.spines[:].set_visible(False)
+        label = "weight / largest of the kernel" if own_scale else "weight"
+        fig.colorbar(shown, ax=ax, label=label, shrink=0.8, pad=0.02)
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontsize=11)
     return fig
@@ -249,6 +264,8 @@ def matrix(
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if form:
             for (i, j), value in np.ndenumerate(values):
+                if not np.isfinite(value):
+                    continue
                 tone = shown.cmap(shown.norm(value))[:3]
                 ax.text(
                     j,
