@@ -234,7 +234,7 @@ def _picture(figure, caption: str = "") -> str:
 _MORE = """
 .top p{font-size:1rem;max-width:85ch}.inside{padding:0 28px 24px}.wide{overflow-x:auto}
 img.plot{display:block;max-width:100%;height:auto;margin:0 0 18px;background:#fff;border-radius:10px}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(430px,100%),1fr));gap:18px}.pair img{width:100%}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(430px,100%),1fr));gap:18px}.pair img{width:100%;max-width:560px}
 table.sweep{width:100%}table.sweep th{padding:.4em 1em .4em 0;vertical-align:bottom;border-bottom:1px solid var(--line)}table.sweep td{text-align:left;font-weight:400;padding:.4em 1em .4em 0;min-width:0;white-space:nowrap}
 .bad table.sweep td{white-space:normal}table.sweep a{margin:0 .8em 0 0}pre{overflow-x:auto}main{padding-bottom:0}.badge.under{background:var(--clay)}
 """

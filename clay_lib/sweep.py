@@ -56,7 +56,9 @@ def sweep(
     asked = read_sweep(file) if file else None
     table = pd.DataFrame({"status": []})
     if asked and not report:
-        table = run_sweep(asked, workers=workers, scheduler=scheduler, retry_failed=retry_failed, dry_run=dry_run)
+        table = run_sweep(
+            asked, workers=workers, scheduler=scheduler, retry_failed=retry_failed, dry_run=dry_run, runs=RUNS
+        )
     if not dry_run:
         ledger.write_ledger(RUNS)
         print(f"Open {write_report(RUNS, asked.name if asked else None)}")

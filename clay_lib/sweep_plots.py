@@ -65,7 +65,7 @@ def effect(table: pd.DataFrame, parameter: str, metrics: Mapping[str, str], seed
                     ax.set_xticks([], minor=True)
             elif len(at) > 1 and not numeric:
                 ax.set_xlim(-0.5, len(at) - 0.5)
-            ax.set(xlabel=parameter, ylabel=metric, title=f"{metric} ({BETTER[direction]})")
+            ax.set(xlabel=parameter, title=f"{metric} ({BETTER[direction]})")
             ax.grid(axis="y", color="#e6e6e6", lw=0.8)
             ax.set_axisbelow(True)
             if not numeric and max(len(str(n)) for n in names) * len(names) > 40:
