@@ -59,6 +59,13 @@ class Evaluation:
         part = self.answers[self.answers["shots"] == 0]
         return probes.gap(part, metric=self.metric, bootstraps=self.bootstraps)
 
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """`table` with the lead beside it: floor, margin, margin_low, margin_high; empty for floors."""
+        lead = self.lead.drop(columns=["n_test", "seeds"])
+        lead = lead.rename(columns={"difference": "margin", "low": "margin_low", "high": "margin_high"})
+        return self.table.merge(lead, on=[c for c in (*probes.CASES, "features") if c in lead], how="left")
+
     def figure(self, title: str = ""):
         """Scores of the honest split with intervals, beside those of the random split: see `charts.scores`."""
         from clay_lib.charts import scores

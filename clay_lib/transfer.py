@@ -204,11 +204,8 @@ def compare(
         if anew:
             parts.append(probes.predict(anew, train_y, test_y, **groups).assign(seed=k))
         answers += parts
-    told = Evaluation(pd.concat(answers, ignore_index=True), bootstraps=bootstraps)
-    versions = told.table["features"].map({name: len(v) for name, v in sets.items()})
-    lead = told.lead.drop(columns=["n_test", "seeds"])
-    lead = lead.rename(columns={"difference": "margin", "low": "margin_low", "high": "margin_high"})
-    return told.table.assign(seeds=versions).merge(lead, on=["features", "probe"], how="left")
+    table = Evaluation(pd.concat(answers, ignore_index=True), bootstraps=bootstraps).summary
+    return table.assign(seeds=table["features"].map({name: len(v) for name, v in sets.items()}))
 
 
 def readouts(embedded: Mapping[int, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
