@@ -7,6 +7,8 @@ from clay_lib.checking import Mistake
 from clay_lib.checks_embedding import check_band_parts, check_tokens, check_wavelengths
 from clay_lib.checks_looking import check_most_alike, check_patch_mean, check_three_colours
 from clay_lib.checks_maps import check_image_of_rows, check_patch_transform, check_plain_guess
+from clay_lib.checks_masking import check_mask, check_put_back, check_sequence_length
+from clay_lib.checks_position import check_grid_code, check_same_place, check_week_code
 from clay_lib.checks_probing import check_interval, check_split, check_vote
 from clay_lib.checks_training import check_agreement, check_masked_error, check_rate
 
@@ -14,17 +16,23 @@ __all__ = [
     "Mistake",
     "check_agreement",
     "check_band_parts",
+    "check_grid_code",
     "check_image_of_rows",
     "check_interval",
+    "check_mask",
     "check_masked_error",
     "check_most_alike",
     "check_patch_mean",
     "check_patch_transform",
     "check_plain_guess",
+    "check_put_back",
     "check_rate",
+    "check_same_place",
+    "check_sequence_length",
     "check_split",
     "check_three_colours",
     "check_tokens",
     "check_vote",
     "check_wavelengths",
+    "check_week_code",
 ]

@@ -36,7 +36,7 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from clay_lib import plots
+from clay_lib import checks, plots
 from clay_lib.datacube import latlon_code, time_code
 from clay_lib.position import frequencies, grid_code, position_code
 from clay_lib.runner import output_folder, write_metrics
@@ -319,7 +319,80 @@ assert torch.equal(grids[0][0], torch.arange(32)) and torch.equal(grids[3][:, 0]
 
 # %% [markdown]
 # Each code could be read back to its true column and row: it is unique, as odd as it is.
+
+# %% [markdown]
+# ## Exercises, solved
 #
+# Three things to write yourself. [The exercises](exercises/02_encode_positions.ipynb) have a notebook of their own, with
+# empty places, hints and checks. Go there first; here they stand with their solutions.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: the same place for another sensor
+# *Easy, 5 minutes*
+#
+# A token in column 12 of an image with pixels of 10 m has a certain code. In which column of an image with pixels of 30 m
+# does a token have the same code? Write it for any column and any two pixel sizes.
+#
+# **Hint.** The angle of a code is column times pixel size times a fixed number.
+
+
+# %% tags=["solution"]
+def same_place(column, gsd, other_gsd):
+    """A column and two pixel sizes, m -> the column at other_gsd (not always a whole number) with the same code."""
+    return column * gsd / other_gsd
+
+
+# %% tags=["check"]
+checks.check_same_place(same_place)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: the circle of the year
+# *Medium, 10 minutes*
+#
+# Put a date on the circle of the year as Clay does: take its ISO week, let 52 weeks be one whole turn, and give the sine
+# and the cosine of that angle.
+#
+# **Hint.** A `datetime` knows its ISO week: `date.isocalendar().week`.
+#
+# **Hint.** `math.sin` wants radians. A whole turn is `2 * math.pi`.
+
+
+# %% tags=["solution"]
+def week_code(date):
+    """A datetime -> tensor [2]: sine and cosine of its ISO week."""
+    angle = 2 * math.pi * date.isocalendar().week / 52
+    return torch.tensor([math.sin(angle), math.cos(angle)])
+
+
+# %% tags=["check"]
+checks.check_week_code(week_code)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: the code of any grid
+# *Hard, 15 minutes*
+#
+# Write the part of the position code that says column and row, for a grid of `h` rows and `w` columns that need not be
+# square: for each token, row by row, `sin x | cos x | sin y | cos y`, where x is the column times each frequency and y the
+# row times each frequency. No loop is needed.
+#
+# **Hint.** Begin with two lists of `h * w` numbers: the column of each token, which changes fastest, and its row.
+# `torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")` gives rows and columns as two grids.
+#
+# **Hint.** `columns[:, None] * frequencies` has the shape `[h * w, F]`.
+
+
+# %% tags=["solution"]
+def code_of_grid(h, w, frequencies):
+    """Rows, columns and frequencies [F], radians per step -> [h w, 4 F]."""
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    x, y = columns.flatten()[:, None] * frequencies, rows.flatten()[:, None] * frequencies
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
+
+
+# %% tags=["check"]
+checks.check_grid_code(code_of_grid)
+
+# %% [markdown]
 # ## What was seen
 
 # %%

@@ -30,6 +30,7 @@
 # depend on them. Only the last section, on holes, takes the small trained weights that come with the repository.
 
 # %%
+import math
 import time
 
 import matplotlib.pyplot as plt
@@ -39,7 +40,7 @@ from einops import repeat
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from clay_lib import SENSORS, Clay, ClayConfig, plots
+from clay_lib import SENSORS, Clay, ClayConfig, checks, plots
 from clay_lib.chips import in_cache, world_chips
 from clay_lib.encoder import image_of, pad_to_patches, patches_of, random_mask, take
 from clay_lib.holes import RULES, SHAPES, cloud, removal_study
@@ -440,6 +441,78 @@ kept = {rule: table.loc[("cloud", rule), 0.5] for rule in RULES}
 average = table.mean(axis=1).groupby("rule").mean()
 assert average["left out"] > max(average["mean"], average["zero"])
 print("under a cloud over half of the chip:", ", ".join(f"{rule} {value:.3f}" for rule, value in kept.items()))
+
+# %% [markdown]
+# ## Exercises, solved
+#
+# Three things to write yourself. [The exercises](exercises/03_mask_patches.ipynb) have a notebook of their own, with empty
+# places, hints and checks. Go there first; here they stand with their solutions.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: how long is the sequence?
+# *Easy, 5 minutes*
+#
+# How many tokens enter the encoder's transformer for an image of `height` x `width` pixels? Images are filled up to whole
+# patches, `int(mask_ratio * L)` of the L patches are hidden, and the class token comes in addition.
+#
+# **Hint.** `math.ceil` rounds up: 250 pixels are 32 patches of 8.
+
+
+# %% tags=["solution"]
+def sequence_length(height, width, patch_size, mask_ratio):
+    """Sides and patch size in pixels, the share hidden -> number of tokens, with the class token."""
+    patches = math.ceil(height / patch_size) * math.ceil(width / patch_size)
+    return 1 + patches - int(mask_ratio * patches)
+
+
+# %% tags=["check"]
+checks.check_sequence_length(sequence_length)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: a mask from random numbers
+# *Medium, 10 minutes*
+#
+# Every patch of every image in a batch has drawn a random number. Hide, in each image, the `int(ratio * L)` patches with
+# the smallest numbers: 1 in the mask means hidden, 0 visible.
+#
+# **Hint.** `draw.argsort(dim=1)` gives for each image the numbers of its patches, from the smallest draw to the largest.
+#
+# **Hint.** `torch.zeros(B, L).scatter(1, numbers, 1.0)` writes ones at the places `numbers` [B, n].
+
+
+# %% tags=["solution"]
+def mask_of_draw(draw, ratio):
+    """draw [B, L], share hidden -> mask [B, L] of zeros and ones, 1 = hidden."""
+    hidden = draw.argsort(dim=1)[:, : int(ratio * draw.shape[1])]
+    return torch.zeros_like(draw).scatter(1, hidden, 1.0)
+
+
+# %% tags=["check"]
+checks.check_mask(mask_of_draw)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: put the tokens back
+# *Hard, 15 minutes*
+#
+# The decoder gets the visible tokens in the order in which they were drawn, and needs all L places of every image in row
+# order: `tokens[b, i]` goes to place `visible[b, i]` of image b, and the mask token to every place that got none.
+#
+# **Hint.** Begin with L mask tokens for each image: `repeat(mask_token, "D -> B L D", B=B, L=L)`.
+#
+# **Hint.** One assignment with two lists of indices is enough: `full[torch.arange(B)[:, None], visible] = tokens`.
+
+
+# %% tags=["solution"]
+def put_back(tokens, visible, mask_token, L):
+    """tokens [B, V, D], visible [B, V], mask_token [D], number of places L -> [B, L, D]."""
+    B = len(tokens)
+    full = repeat(mask_token, "D -> B L D", B=B, L=L).clone()
+    full[torch.arange(B)[:, None], visible] = tokens
+    return full
+
+
+# %% tags=["check"]
+checks.check_put_back(put_back)
 
 # %% [markdown]
 # ## What was seen

@@ -1,5 +1,6 @@
 """Checks accept the solution (tests/test_exercises.py) and name the mistake of each typical wrong answer."""
 
+import math
 import re
 
 import numpy as np
@@ -73,6 +74,116 @@ WRONG_01 = {
 
 @pytest.mark.parametrize(("check", "answer", "words"), WRONG_01.values(), ids=WRONG_01)
 def test_01_names_the_mistake(check, answer, words):
+    with pytest.raises(Mistake, match=words):
+        check(answer)
+
+
+# ---- 02 and 03
+
+
+def week_by(part, swap=False):
+    def code(date):
+        angle = torch.tensor(part(date))
+        pair = [angle.sin(), angle.cos()]
+        return torch.stack(pair[::-1] if swap else pair)
+
+    return code
+
+
+def grid(h, w, f, *, swap=False, turned=False, blocks=(0, 1, 2, 3)):
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="xy" if turned else "ij")
+    x, y = ((y, x) if swap else (x, y)) if not turned else (x, y)
+    x, y = x.flatten()[:, None] * f, y.flatten()[:, None] * f
+    parts = [x.sin(), x.cos(), y.sin(), y.cos()]
+    return torch.cat([parts[k] for k in blocks], dim=1)
+
+
+def length(H, W, P, ratio, *, up=True, cls=1, hidden=int):
+    patches = math.prod(math.ceil(n / P) if up else n // P for n in (H, W))
+    return cls + patches - hidden(ratio * patches)
+
+
+def masked(draw, ratio, *, numbers=None):
+    n = int(ratio * draw.shape[1])
+    order = draw.argsort(dim=1)
+    return torch.zeros_like(draw).scatter(1, order[:, :n] if numbers is None else numbers(order, n), 1.0)
+
+
+def back(tokens, visible, token, L):
+    full = token.repeat(len(tokens), L, 1)
+    full[torch.arange(len(tokens))[:, None], visible] = tokens
+    return full
+
+
+WEEKS = 2 * math.pi / 52
+WRONG_02 = {
+    "sizes swapped": (checks.check_same_place, lambda c, a, b: c * b / a, "two pixel sizes are swapped"),
+    "metres": (checks.check_same_place, lambda c, a, b: c * a, "These are metres"),
+    "the same column": (checks.check_same_place, lambda c, a, b: c, "same column at both"),
+    "a text": (checks.check_same_place, lambda c, a, b: f"{c * a / b}", "A number is wanted, not a str"),
+    "cosine first": (
+        checks.check_week_code,
+        week_by(lambda d: WEEKS * d.isocalendar().week, swap=True),
+        "Cosine comes first",
+    ),
+    "degrees": (checks.check_week_code, week_by(lambda d: 360 / 52 * d.isocalendar().week), "in degrees"),
+    "day of the year": (
+        checks.check_week_code,
+        week_by(lambda d: 2 * math.pi * d.timetuple().tm_yday / 365),
+        "This is the day of the year",
+    ),
+    "53 weeks": (checks.check_week_code, week_by(lambda d: 52 / 53 * WEEKS * d.isocalendar().week), "divide by 53"),
+    "half a turn": (checks.check_week_code, week_by(lambda d: WEEKS / 2 * d.isocalendar().week), "factor 2 is missing"),
+    "three numbers": (checks.check_week_code, lambda d: torch.zeros(3), "Two numbers are wanted"),
+    "x and y swapped": (checks.check_grid_code, lambda *a: grid(*a, swap=True), "Rows and columns are swapped"),
+    "column by column": (checks.check_grid_code, lambda *a: grid(*a, turned=True), "column by column"),
+    "cosines first": (checks.check_grid_code, lambda *a: grid(*a, blocks=(1, 0, 3, 2)), "Cosines come before sines"),
+    "sines together": (checks.check_grid_code, lambda *a: grid(*a, blocks=(0, 2, 1, 3)), "order is sin x, sin y"),
+    "columns alone": (checks.check_grid_code, lambda *a: grid(*a, blocks=(0, 1)), "add sin y and cos y"),
+    "a square": (checks.check_grid_code, lambda h, w, f: grid(3, 3, f), "L is 9 instead of 12"),
+}
+WRONG_03 = {
+    "no class token": (checks.check_sequence_length, lambda *a: length(*a, cls=0), "class token is missing"),
+    "sides cut": (checks.check_sequence_length, lambda *a: length(*a, up=False), "Patches at the edge are lost: "),
+    "rounded": (checks.check_sequence_length, lambda *a: length(*a, hidden=round), "cut off, int"),
+    "the hidden ones": (
+        checks.check_sequence_length,
+        lambda H, W, P, r: int(r * length(H, W, P, 0, cls=0)),
+        "These are the hidden patches",
+    ),
+    "a float": (checks.check_sequence_length, lambda H, W, P, r: H * W / P**2 * (1 - r), "whole number is wanted"),
+    "inverted": (checks.check_mask, lambda d, r: 1 - masked(d, r), "0 and 1 are swapped"),
+    "the largest": (checks.check_mask, lambda d, r: masked(-d, r), "largest draws"),
+    "a threshold": (checks.check_mask, lambda d, r: (d < r).float(), "another number of patches"),
+    "numbers for ranks": (checks.check_mask, lambda d, r: (d.argsort(1) < int(r * 11)).float(), "not the rank"),
+    "one mask for all": (checks.check_mask, lambda d, r: masked(d[:1].expand(3, -1), r), "order of its own"),
+    "numbers returned": (checks.check_mask, lambda d, r: d.argsort(1)[:, : int(r * 11)], "L is 6 instead of 11"),
+    "appended": (
+        checks.check_put_back,
+        lambda t, v, m, L: torch.cat([t, m.expand(len(t), L - t.shape[1], -1)], 1),
+        "stand behind the visible ones",
+    ),
+    "zeros": (checks.check_put_back, lambda t, v, m, L: back(t, v, 0 * m, L), "hidden places hold zeros"),
+    "sorted": (checks.check_put_back, lambda t, v, m, L: back(t, v.sort(1)[0], m, L), "that list is not sorted"),
+    "places of the first": (
+        checks.check_put_back,
+        lambda t, v, m, L: back(t, v[:1].expand(len(t), -1), m, L),
+        "places of the first one",
+    ),
+    "hidden ones left out": (
+        checks.check_put_back,
+        lambda t, v, m, L: torch.stack([a[b.argsort()] for a, b in zip(t, v, strict=True)]),
+        "hidden places are missing",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "words"),
+    [*WRONG_02.values(), *WRONG_03.values()],
+    ids=[*(f"02 {name}" for name in WRONG_02), *(f"03 {name}" for name in WRONG_03)],
+)
+def test_02_and_03_name_the_mistake(check, answer, words):
     with pytest.raises(Mistake, match=words):
         check(answer)
 
