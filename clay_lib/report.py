@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -224,7 +225,8 @@ def _picture(figure, caption: str = "") -> str:
     import matplotlib.pyplot as plt
 
     drawn = io.StringIO()
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "clay"}):
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "clay"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # text stays text, and the browser has other fonts
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     data = base64.b64encode(drawn.getvalue().encode()).decode()

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from clay_lib import charts
 from clay_lib.colours import FLOOR, INK, MAGNITUDE, OURS, style
-from clay_lib.sweep_table import best, in_words, over_seeds
+from clay_lib.sweep_table import best, over_seeds
 
 MANY = 9  # more numbers than this are a cloud, not levels
+LONGEST = 28  # characters of a text in a label
 BETTER = {"min": "lower is better", "max": "higher is better"}
 
 
@@ -57,7 +58,7 @@ def effect(table: pd.DataFrame, parameter: str, metrics: Mapping[str, str], seed
                     lw=1.6,
                     elinewidth=1.2,
                 )
-                ax.set_xticks(at, [f"{n:g}" if numeric else str(n) for n in names])
+                ax.set_xticks(at, [f"{n:g}" if numeric else drawn(n) for n in names])
             if numeric and at.min() > 0 and at.max() > 30 * at.min():
                 ax.set_xscale("log")
                 if len(means) <= MANY:
@@ -65,10 +66,10 @@ def effect(table: pd.DataFrame, parameter: str, metrics: Mapping[str, str], seed
                     ax.set_xticks([], minor=True)
             elif len(at) > 1 and not numeric:
                 ax.set_xlim(-0.5, len(at) - 0.5)
-            ax.set(xlabel=parameter, title=f"{metric} ({BETTER[direction]})")
+            ax.set(xlabel=parameter, title=f"{drawn(metric)} ({BETTER[direction]})")
             ax.grid(axis="y", color="#e6e6e6", lw=0.8)
             ax.set_axisbelow(True)
-            if not numeric and max(len(str(n)) for n in names) * len(names) > 40:
+            if not numeric and max(len(drawn(n)) for n in names) * len(names) > 40:
                 ax.tick_params(axis="x", rotation=25)
     return fig
 
@@ -80,7 +81,7 @@ def pair(table: pd.DataFrame, rows: str, columns: str, metric: str, seed: str | 
     if not cloud:
         grid = means.pivot(index=rows, columns=columns, values="value")
         return charts.matrix(
-            grid.to_numpy(), names=[_short(v) for v in grid.index], columns=[_short(v) for v in grid.columns], label=metric,
+            grid.to_numpy(), names=[drawn(v) for v in grid.index], columns=[drawn(v) for v in grid.columns], label=drawn(metric),
             xlabel=columns, ylabel=rows, form="{:.3g}",
         )  # fmt: skip
     with style():
@@ -94,7 +95,7 @@ def pair(table: pd.DataFrame, rows: str, columns: str, metric: str, seed: str | 
             ):
                 scale("log")
         ax.set(xlabel=columns, ylabel=rows)
-        fig.colorbar(shown, ax=ax, label=metric, pad=0.02)
+        fig.colorbar(shown, ax=ax, label=drawn(metric), pad=0.02)
     return fig
 
 
@@ -115,15 +116,25 @@ def ranking(
             ax.plot(row["value"], y, "o", color=OURS, ms=6)
         ax.set_yticks(range(len(lead)), [in_words({k: row[k] for k in by}) for row in lead.to_dict("records")])
         ax.invert_yaxis()
-        ax.set(xlabel=f"{metric} ({BETTER[direction]})", title="Leading settings")
+        ax.set(xlabel=f"{drawn(metric)} ({BETTER[direction]})", title="Leading settings")
         ax.grid(axis="x", color="#e6e6e6", lw=0.8)
         ax.set_axisbelow(True)
     return fig
 
 
-def _short(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def in_words(setting: Mapping[str, object]) -> str:
+    """{"rate": 0.1, "kind": "a"} -> "rate 0.1, kind a"."""
+    return ", ".join(f"{drawn(name)} {drawn(value)}" for name, value in setting.items()) or "as given"
+
+
+def drawn(value) -> str:
+    """A value as a label: short, printable, and no formula to matplotlib whatever it holds."""
+    if not isinstance(value, str):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = "".join(c if c.isprintable() else " " for c in value) or "(empty)"
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return text.replace("$", r"\$")
 
 
 def _plain(value):
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else drawn(value)

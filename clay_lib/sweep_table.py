@@ -58,9 +58,3 @@ def best(
     return over_seeds(table, metric, by, seed).sort_values(
         "value", ascending=direction == "min", kind="stable", ignore_index=True
     )
-
-
-def in_words(setting) -> str:
-    """{"rate": 0.1, "kind": "a"} -> "rate 0.1, kind a"."""
-    told = (f"{k} {f'{v:.4g}' if isinstance(v, float) else v}" for k, v in dict(setting).items())
-    return ", ".join(told) or "as given"
