@@ -35,29 +35,39 @@ def colour_histogram(pixels: np.ndarray, *, bins: int = 16, limits: tuple[float,
     return counts.reshape(n, bands * bins) / (step.shape[2] * step.shape[3])
 
 
-def random_convolutions(pixels: np.ndarray, *, n_filters: int = 256, seed: int = 0) -> np.ndarray:
+def random_convolutions(
+    pixels: np.ndarray,
+    *,
+    n_filters: int = 256,
+    seed: int = 0,
+    sides: tuple[int, ...] = (3, 5),
+    maximum: bool = True,
+) -> np.ndarray:
     """Texture that nobody learned: [N, C, H, W] normalised pixels -> [N, F], F = 2 * n_filters.
 
-    Half of the filters are 3 x 3, half 5 x 5, over all bands; weights N(0, 1), scaled to unit norm; ReLU; then mean
-    and maximum over the chip, without padding. A filter keeps its mean, so that it sees colour beside texture: with
+    As many filters of 3 x 3 as of 5 x 5 (sides), over all bands; weights N(0, 1), scaled to unit norm; ReLU; then
+    mean and maximum over the chip, without padding. maximum=False: the mean alone, F = n_filters. A filter keeps its mean, so that it sees colour beside texture: with
     centred filters this floor is much lower. The idea is MOSAIKS (Rolf et al. 2021, Nature Communications 12:4392,
     doi 10.1038/s41467-021-24638-z), whose filters are patches of the images themselves.
     Normalise with the sensor's statistics or the training set's, never with each chip's own.
     """
     pixels = _pixels(pixels)
     n, bands, height, width = pixels.shape
-    if n_filters < 2 or min(height, width) < 5:
-        found, expected = f"n_filters={n_filters}, chips of {height} x {width}", "n_filters >= 2, 5 x 5 pixels or more"
-        cause = "chips too small for a 5 x 5 filter, or another order than [N, C, H, W]"
+    if n_filters < len(sides) or min(height, width) < max(sides):
+        found, largest = f"n_filters={n_filters}, chips of {height} x {width}", max(sides)
+        expected = f"n_filters >= {len(sides)}, {largest} x {largest} pixels or more"
+        cause = f"chips too small for a {largest} x {largest} filter, or another order than [N, C, H, W]"
         raise ContractError("random_convolutions", found=found, expected=expected, cause=cause)
     generator = torch.Generator().manual_seed(seed)
-    banks = [_filters(n_filters - n_filters // 2, bands, 3, generator), _filters(n_filters // 2, bands, 5, generator)]
+    counts = [len(part) for part in np.array_split(np.arange(n_filters), len(sides))]
+    banks = [_filters(count, bands, side, generator) for count, side in zip(counts, sides, strict=True)]
     step = max(1, 2**24 // (n_filters * height * width))  # 64 MiB of responses at a time
     rows = []
     for start in range(0, n, step):
         chips = torch.from_numpy(pixels[start : start + step])
         seen = [functional.relu(functional.conv2d(chips, bank)) for bank in banks]
-        rows.append(torch.cat([s.mean((2, 3)) for s in seen] + [s.amax((2, 3)) for s in seen], dim=1))
+        pooled = [s.mean((2, 3)) for s in seen] + ([s.amax((2, 3)) for s in seen] if maximum else [])
+        rows.append(torch.cat(pooled, dim=1))
     return torch.cat(rows).numpy()
 
 

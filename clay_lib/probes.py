@@ -238,19 +238,20 @@ def difference(answers: pd.DataFrame, *, metric: str = "accuracy", bootstraps: i
 
 
 def gap(answers: pd.DataFrame, *, metric: str = "accuracy", bootstraps: int = 1000) -> pd.DataFrame:
-    """How much a random split flatters: its score minus that of the split by blocks, from answers of both.
+    """How much a random split flatters: its score minus that of the honest split, from answers of both.
 
     Columns: probe (and shots), features, kind, gap, low, high. Clearly above zero, neighbours tell the answer.
     """
-    if "split" not in answers or set(answers["split"]) != {"random", "blocks"}:
-        found = sorted(set(answers["split"])) if "split" in answers else "one split without a name"
+    names = sorted(set(answers["split"])) if "split" in answers else []
+    if len(names) != 2 or "random" not in names:
         cause = "groups were not given, so there are no blocks"
-        raise ContractError("split", found=found, expected="'random' and 'blocks'", cause=cause)
+        raise ContractError("split", found=names, expected="'random', and one more", cause=cause)
+    honest = next(name for name in names if name != "random")
     rows, keys = [], [c for c in _cases(answers) if c != "split"] + ["features", "kind"]
     for case, part in answers.groupby(keys, sort=False):
         at = _groups(part)
         drawn = {s: _resample(own, at, metric, bootstraps) for s, own in part.groupby("split")}
-        value, low, high = interval(drawn["random"] - drawn["blocks"])
+        value, low, high = interval(drawn["random"] - drawn[honest])
         rows.append(dict(zip(keys, case, strict=True)) | {"gap": value, "low": low, "high": high})
     return pd.DataFrame(rows)
 
