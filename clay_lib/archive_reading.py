@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -33,7 +34,8 @@ from clay_lib.scenes import METRES_PER_DEGREE
 UNKNOWN = datetime(2000, 1, 1, tzinfo=UTC)  # odc-stac wants a date, and none of this depends on it
 logging.getLogger("odc.loader._rio").setLevel(logging.CRITICAL)  # it tells of reads that are tried again, and then do
 BLOCK, HEADER, PACKED = 512, 32_768, 0.7  # px, bytes, share: as the public archives' files have them
-TRIES = 5  # of one read, beside what GDAL tries itself
+TRIES = 3  # of one read, beside what GDAL tries itself
+READERS = 8  # threads, when pixels are wanted now: they wait for the network, not for a core
 PAUSE = 0.5  # s before the second try, doubled before each further one
 GDAL = {  # one request a read where that can be, and no listing of folders
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -98,11 +100,9 @@ def read_bytes(look: Look, geobox: GeoBox) -> int:
             across, down = _metres(shared)
             block = BLOCK * (source.gsd or look.archive.gsd)
             area = (across + block) * (down + block)
-            if source.size:
-                whole = _metres(shape)
-                total += source.size * min(1.0, area / (whole[0] * whole[1])) + HEADER
-            else:
-                total += area / (source.gsd or look.archive.gsd) ** 2 * source.width * PACKED + HEADER
+            whole = math.prod(_metres(shape))
+            full = source.size or whole / (source.gsd or look.archive.gsd) ** 2 * source.width * PACKED
+            total += full * min(1.0, area / whole) + min(HEADER, full)
     return round(total)
 
 
@@ -160,6 +160,7 @@ def _load(item, sources: dict[str, Source], geobox, archive, chunks, *, resampli
         dtype=dtype,
         nodata=nodata,
         driver=PatientDriver(archive),
+        pool=READERS if chunks is None else None,
         stac_cfg={"*": {"warnings": "ignore"}},
     )
     return loaded.isel(time=0, drop=True)
@@ -225,10 +226,14 @@ def _patiently(address: str, read):
     remote = "://" in address.removeprefix("vrt://") or "/vsi" in address
     for attempt in range(TRIES):
         try:
-            return read()
+            if not attempt:
+                return read()
+            # GDAL keeps what it fetched, a range that was cut short included: a second try must not meet it
+            with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=_vsi(address).removeprefix("vrt://").partition("?")[0]):
+                return read()
         except RasterioError as error:
             told = " ".join(str(e) for e in (error.__cause__, error) if e)
-            if not remote or attempt == TRIES - 1 or "response code: 404" in told or "response code: 403" in told:
+            if not remote or attempt == TRIES - 1 or re.search("response code: 40[0-9]", told):
                 raise ContractError(
                     "archive",
                     found=f"{urlsplit(address)._replace(query='').geturl()}: {told}",

@@ -33,7 +33,7 @@ from clay_lib.static_catalogue import walk
 
 __all__ = ["Archive", "Look", "archives_of", "file_look", "find_looks", "parse_area", "read_bytes", "read_look"]
 
-RETRIES = 5  # of a request that met a 429, a 5xx or no answer, after 0.5, 1, 2, ... s
+RETRIES, BACKOFF = 5, 0.5  # of a request that met a 429, a 5xx or no answer, after 0.5, 1, 2, ... s
 TIMEOUT = (10, 60)  # s to connect, s to answer
 PAGE = 250  # items a request
 
@@ -140,10 +140,9 @@ def _look(sensor: Sensor, archive: Archive, items: Sequence[pystac.Item]) -> Loo
 
 def _dates(dates) -> tuple[datetime, datetime]:
     """First and last moment, UTC."""
-    parts = dates.split("/") if isinstance(dates, str) else [dates] if isinstance(dates, date) else list(dates)
     try:
-        parts = [part if isinstance(part, date) else datetime.fromisoformat(part.strip()) for part in parts]
-        start, end = parts[0], parts[-1]
+        parts = dates.split("/") if isinstance(dates, str) else [dates] if isinstance(dates, date) else list(dates)
+        start, end = (p if isinstance(p, date) else datetime.fromisoformat(p.strip()) for p in (parts[0], parts[-1]))
         if len(parts) > 2:
             raise ValueError
     except (ValueError, TypeError, AttributeError, IndexError):
@@ -163,7 +162,9 @@ def _dates(dates) -> tuple[datetime, datetime]:
 
 def _fetch(archive: Archive, shape, start: datetime, end: datetime) -> list[pystac.Item]:
     """All items in a box and time; clouds are filtered by the caller, since not every archive can."""
-    retry = Retry(total=RETRIES, backoff_factor=0.5, status_forcelist=[429, 500, 502, 503, 504], allowed_methods=None)
+    retry = Retry(
+        total=RETRIES, backoff_factor=BACKOFF, status_forcelist=[429, 500, 502, 503, 504], allowed_methods=None
+    )
     try:
         if archive.kind == "static":
             return walk(archive, shape, start, end, retry=retry, timeout=TIMEOUT)

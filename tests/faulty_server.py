@@ -1,11 +1,10 @@
 """A server between client and archive that fails when told to: errors, slowness, a connection cut inside an answer."""
 
+import http.client
 import http.server
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 
 
 class FaultyServer:
@@ -59,19 +58,17 @@ class FaultyServer:
         if fault == "500":
             return self._send(asked, 500, {}, b"")
         headers = {key: asked.headers[key] for key in ("Range", "Content-Type") if key in asked.headers}
-        request = urllib.request.Request(self.upstream + asked.path, body or None, headers, method=asked.command)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                status, said, content = answer.status, dict(answer.headers), answer.read()
-        except urllib.error.HTTPError as error:
-            status, said, content = error.code, dict(error.headers), error.read()
+        there = http.client.HTTPConnection(self.upstream.removeprefix("http://"), timeout=30)  # redirects pass through
+        there.request(asked.command, asked.path, body or None, headers)
+        answer = there.getresponse()
+        status, said, content = answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+        there.close()
         if "json" in said.get("content-type", ""):
             content = content.replace(self.upstream.encode(), self.url.encode())
             said["content-length"] = str(len(content))
         self._send(asked, status, said, content, cut=fault == "cut")
 
     def _send(self, asked, status, said, content, cut=False):
-        said = {key.lower(): value for key, value in said.items()}
         keep = ("content-type", "content-range", "accept-ranges", "last-modified", "etag", "location")
         asked.send_response(status)
         for key in keep:
