@@ -5,6 +5,7 @@ READY   := $(VENV)/.ready
 PROFILE ?= demo
 SCENE   ?=
 SENSOR  ?=
+LAB     ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test test-slow lab notebooks exercises bench clean
@@ -24,7 +25,8 @@ test-slow: $(READY)  ## the slow tests
 	$(PY) -m pytest -m slow --durations=15
 
 lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with its token
-	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 $(firstword $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)) notebooks)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH" \
+	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 $(LAB) $(firstword $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)) notebooks)
 
 notebooks: $(READY)  ## run the demo and put its outputs into notebooks/*.ipynb
 	$(PY) -m clay_lib run --profile demo

@@ -39,6 +39,7 @@ def rebuild(
     pixels,
     sensor: str | Sensor,
     *,
+    have: Sequence[str] | None = None,
     mask_ratio: float = 0.75,
     bands: Sequence[str] | None = None,
     gsd: float | None = None,
@@ -49,11 +50,14 @@ def rebuild(
 ) -> Rebuilt:
     """Hide a share of the patches of a chip and rebuild it.
 
-    pixels: [C, H, W] native numbers, all of the sensor's bands; bands picks some. gsd, when, lat and lon are what the
-    model is told, true or not, so nothing is checked against the image. The same seed hides the same patches.
+    pixels: [C, H, W] native numbers of the bands `have`, by default all of the sensor's; bands picks some of them.
+    gsd, when, lat and lon are what the model is told, true or not, so nothing is checked against the image. The same
+    seed hides the same patches.
     """
     sensor = SENSORS.resolve(sensor)
-    some = np.asarray(pixels)[sensor.indices(bands)]
+    have = list(have or sensor.band_names)
+    bands = list(bands or have)
+    some = np.asarray(pixels)[[have.index(band) for band in bands]]
     cube = clay.cube(some, sensor, bands=bands, gsd=gsd, when=when, lat=lat, lon=lon, check=False)
     out = clay.model(cube, mask_ratio=mask_ratio, generator=torch.Generator(cube.pixels.device).manual_seed(seed))
     layout = dict(grid=out.encoded.grid, patch_size=clay.model.config.patch_size, size=cube.pixels.shape[-2:])
@@ -80,7 +84,7 @@ def show_ratios(clay: Clay, pixels, sensor: str | Sensor, *, ratios: Sequence[fl
     """The still picture: one chip at several mask ratios, what is seen above what is rebuilt."""
     sensor = SENSORS.resolve(sensor)
     tries = [rebuild(clay, pixels, sensor, mask_ratio=ratio, **told) for ratio in ratios]
-    look = dict(sensor=sensor, bands=told.get("bands"), normalised=True, like=tries[0].original)
+    look = dict(sensor=sensor, bands=told.get("bands") or told.get("have"), normalised=True, like=tries[0].original)
     seen = [plots.rgb(made.original, valid=~made.hidden, **look) for made in tries]
     whole = [plots.rgb(np.where(made.hidden, made.pixels, made.original), **look) for made in tries]
     titles = [f"{ratio:.0%} hidden" for ratio in ratios]
@@ -97,6 +101,8 @@ def playground(
     pixels,
     sensor: str | Sensor,
     *,
+    have: Sequence[str] | None = None,
+    gsd: float | None = None,
     when: str | None = None,
     lat: float | None = None,
     lon: float | None = None,
@@ -105,17 +111,19 @@ def playground(
 ) -> Touch:
     """Sliders over `rebuild`: the share hidden, the bands, and what the model is told of pixel size, date and place.
 
-    pixels: one chip [C, H, W] in native numbers; when, lat, lon: its own. Put it at the end of a cell.
+    pixels: one chip [C, H, W] in native numbers; have: its bands, if it lacks some of the sensor's; gsd, when, lat, lon:
+    its own. Put it at the end of a cell.
     """
     sensor = SENSORS.resolve(sensor)
+    have, gsd = tuple(have or sensor.band_names), float(gsd or sensor.gsd)
     quiet = dict(continuous_update=False)  # one redraw a move
     ratio = ipywidgets.FloatSlider(
         value=mask_ratio, min=0.05, max=0.95, step=0.05, readout_format=".0%", **wide("hidden", **quiet)
     )
-    names = ipywidgets.SelectMultiple(options=sensor.band_names, value=sensor.band_names, rows=5, **wide("bands"))
-    sizes = sorted({*GSDS, float(sensor.gsd)})
+    names = ipywidgets.SelectMultiple(options=have, value=have, rows=5, **wide("bands"))
+    sizes = sorted({*GSDS, gsd})
     size = ipywidgets.SelectionSlider(
-        options=[(f"{g:g} m", g) for g in sizes], value=float(sensor.gsd), **wide("told pixel size", **quiet)
+        options=[(f"{g:g} m", g) for g in sizes], value=gsd, **wide("told pixel size", **quiet)
     )
     places = {"its own": (lat, lon)} if lat is not None else {}
     where = ipywidgets.Dropdown(options=[*places, "unknown", *ELSEWHERE], **wide("told place"))
@@ -127,18 +135,18 @@ def playground(
     picture.add_class("clay-playground")
 
     def redraw(_=None):
-        bands = list(names.value) or list(sensor.band_names)  # none chosen: all
+        bands = names.value or have
         place = dict(zip(("lat", "lon"), places[where.value], strict=True))
         told = dict(gsd=size.value, when=dates[date.value], **place)
-        made = rebuild(clay, pixels, sensor, mask_ratio=ratio.value, bands=bands, seed=draw.value, **told)
-        picture.value = as_png(show_rebuilt(made, sensor, bands=bands, gsd=sensor.gsd))
+        made = rebuild(clay, pixels, sensor, have=have, mask_ratio=ratio.value, bands=bands, seed=draw.value, **told)
+        picture.value = as_png(show_rebuilt(made, sensor, bands=bands, gsd=gsd))
 
     for control in (ratio, names, size, where, date, draw):
         control.observe(redraw, "value")
     redraw()
     left, right = ipywidgets.VBox([ratio, draw, names]), ipywidgets.VBox([size, date, where])
     controls = ipywidgets.HBox([left, right], layout=ipywidgets.Layout(flex_flow="row wrap"))
-    told = dict(when=when, lat=lat, lon=lon, seed=seed)
+    told = dict(have=have, gsd=gsd, when=when, lat=lat, lon=lon, seed=seed)
     return Touch([controls, picture], show_ratios(clay, pixels, sensor, **told))
 
 
