@@ -29,7 +29,7 @@ class AreaResult:
     empty: int  # tiles that this call found to hold nothing to embed
     skipped: int  # done by an earlier call
     rasters: tuple[Path, ...] = ()
-    checkerboard: dict[str, float] | None = None  # {raster: dense.checkerboard at the period of the tiles}
+    measures: dict[str, dict[str, float]] | None = None  # {raster: how much of tiles and patches shows, see seams.py}
     seconds: float = 0.0
     model_seconds: float = 0.0
     waited_seconds: float = 0.0  # that the model waited for pixels
@@ -45,7 +45,11 @@ class AreaResult:
             f"{self.rows} vectors written, {self.skipped} tiles were done before, {self.empty} hold nothing to embed",
             f"{self.out / 'vectors'}: configuration {self.configuration}",
             *(f"{path}" for path in self.rasters),
-            *(f"{name}: energy at the tiles' period {value:.2f} times that beside it" for name, value in (self.checkerboard or {}).items()),
+            *(
+                f"{name}: steps across seams {m['seam_step']:.3f} times those elsewhere; checkerboard: energy at the tiles' "
+                f"period {m['tiles']:.2f} and at two patches {m['patches']:.2f} times that beside it"
+                for name, m in (self.measures or {}).items()
+            ),
             f"{self.seconds:.1f} s, of which the model worked {self.model_seconds:.1f} and waited for pixels {self.waited_seconds:.1f}",
         ]  # fmt: skip
         return "\n".join(lines)
@@ -70,6 +74,7 @@ def embed_area(
     dense: str = "",
     overlap: int | None = None,
     components: int = 0,
+    level: bool = True,
     batch_size: int = 8,
     scheduler: str = "",
     workers: int = 0,
@@ -88,14 +93,14 @@ def embed_area(
     clouds: "mask" what the archive calls cloudy, or "keep". size: pixels a side of a tile. min_valid: see `Clay.embed`.
     store: "float16", or "int8" with a scale a vector. dense: "cog" or "zarr" also writes patch vectors as a raster, of
     `components` principal components where that is not 0; overlap: pixels that a tile is read and embedded beyond its
-    edges for them, by default an eighth of its size.
+    edges for them, by default an eighth of its size; level: subtract what vectors owe to their place in the tile.
     scheduler, workers, processes: see `cluster.dask_client`. forecast: only say what it would take; network: MB/s.
     name: of the model, as the rows tell it; by default the file's.
     Vectors: see vectors.py; raster: see dense.py; what shaped them: OUT/configuration-*.json.
     """
     from tqdm.auto import tqdm
 
-    from clay_lib import area_jobs, area_work, vectors
+    from clay_lib import area_jobs, area_work, rasters, vectors
     from clay_lib import dense as features
     from clay_lib.archives import file_look, find_looks, parse_area
     from clay_lib.cluster import dask_client
@@ -114,7 +119,8 @@ def embed_area(
     shape = looks[0].footprint if area is None and looks else parse_area(area)
     looks = looks or find_looks(sensor, shape, dates, archive=archive, url=url, max_cloud=max_cloud)
     tiles = tiles_of(shape, grid_of(looks[0].archive, size))
-    jobs = area_jobs.plan(tiles, looks, pick)
+    blocks = area_jobs.plan(tiles, looks, pick)
+    jobs = [job for block in blocks for job in block.jobs]
     if not jobs:
         raise ContractError(
             "area", found=f"{len(tiles)} tiles, none under an image", expected="an area that the images meet",
@@ -129,7 +135,7 @@ def embed_area(
     if dense:
         lacking |= {j.id for j in jobs if j.id in rows and not features.part_path(home, j.id).is_file()}
     if forecast:
-        return forecast_area(clay, sensor, jobs, lacking, looks, settings, overlap, components, batch_size, network)
+        return forecast_area(clay, sensor, blocks, lacking, looks, settings, overlap, components, batch_size, network)
     with area_work.only_one(out):
         area_work.write_about(out, about)
         others = [c for c in vectors.runs_of(out) if c != about["configuration"]]
@@ -140,7 +146,7 @@ def embed_area(
             bar = tqdm(total=len(jobs), initial=skipped, unit="tile", desc=sensor.name, disable=not progress)
             with bar, dask_client(scheduler, workers=workers, processes=processes) as client:
                 tally = area_work.embed_jobs(
-                    clay, client, jobs, out, about, settings, lacking=lacking, rows_there=rows, overlap=overlap,
+                    clay, client, blocks, out, about, settings, lacking=lacking, rows_there=rows, overlap=overlap,
                     batch_size=batch_size, bar=bar,
                 )  # fmt: skip
         if tally.failed:
@@ -152,14 +158,15 @@ def embed_area(
                 cause="a server or file that fails again and again; all other tiles are kept: the same command asks "
                 "again for those that failed",
             )
-        rasters, measured = (), None
+        paths, measures = (), None
         if dense:
             with area_work.writing(out):
-                rasters, measured = features.write_rasters(
-                    home, jobs, dense, components, dated=pick == "all", overlap=overlap, patch=patch, about=about
-                )
+                paths, measures = rasters.write_rasters(
+                    home, jobs, dense, components, dated=pick == "all", overlap=overlap, patch=patch, level=level,
+                    about=about,
+                )  # fmt: skip
     return AreaResult(
-        out, about["configuration"], len(jobs), tally.rows, tally.empty, skipped, rasters, measured,
+        out, about["configuration"], len(jobs), tally.rows, tally.empty, skipped, paths, measures,
         time.perf_counter() - began, tally.model_seconds, tally.waited_seconds,
     )  # fmt: skip
 

@@ -42,13 +42,17 @@ class AreaForecast:
 
 
 def forecast_area(
-    clay, sensor, jobs, lacking, looks, settings, overlap, components, batch_size, network
+    clay, sensor, blocks, lacking, looks, settings, overlap, components, batch_size, network
 ) -> AreaForecast:
     from clay_lib.archives import read_bytes
 
-    todo = [j for j in jobs if j.id in lacking]
-    asked = todo[:: max(1, len(todo) // 64)]
-    read = sum(read_bytes(j.look, j.tile.geobox(overlap or 0)) for j in asked) * len(todo) / max(1, len(asked))
+    jobs = [job for block in blocks for job in block.jobs]
+    todo = [job for job in jobs if job.id in lacking]
+    fetched = [block for block in blocks if any(job.id in lacking for job in block.jobs)]
+    asked = fetched[:: max(1, len(fetched) // 64)]  # of many blocks, evenly spaced ones tell enough
+    read = (
+        sum(read_bytes(block.look, block.geobox(overlap or 0)) for block in asked) * len(fetched) / max(1, len(asked))
+    )
     dim, number = clay.model.config.dim, 2 if settings.store == "float16" else 1
     write = len(todo) * (2 * dim * number + 700)
     wide = settings.size + 2 * (overlap or 0)

@@ -10,24 +10,72 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pystac
 import shapely
 import shapely.geometry
 
+from clay_lib.archive_items import moment_of
+from clay_lib.archive_profiles import Archive, Look
 from clay_lib.contract import ContractError
 from clay_lib.sensors import Sensor
 from clay_lib.tiles import Tile
 
+BLOCK = 768  # pixels a side that are read in one go, at most, where a tile is smaller
 VERSION = 1  # of all that happens between a file's pixels and a vector
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One tile in one look. look: with only the items that meet the tile. time: of the first of them, UTC."""
+    """One tile in one look. items: those of the look that meet the tile; time: of the first of them, UTC."""
 
     id: str
     tile: Tile
-    look: object
+    look: Look
+    items: tuple[pystac.Item, ...]
     time: datetime | None
+
+    @property
+    def cloud_cover(self) -> float | None:
+        """Percent, the mean over the items that tell it."""
+        told = [cover for i in self.items if (cover := i.properties.get("eo:cloud_cover")) is not None]
+        return sum(told) / len(told) if told else None
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Neighbouring tiles of one look, read in one go: fewer requests, and shared parts of a file fetched once.
+
+    jobs: all that the plan has there, done or not, so that a block is always read with the same window.
+    """
+
+    jobs: tuple[Job, ...]
+
+    @property
+    def look(self) -> Look:
+        wanted = {item.id for job in self.jobs for item in job.items}
+        return replace(self.jobs[0].look, items=tuple(i for i in self.jobs[0].look.items if i.id in wanted))
+
+    @property
+    def corners(self) -> tuple[int, int, int, int]:
+        """(first column, last column, first row, last row) on the grid of tiles, rows northwards."""
+        columns, rows = ([getattr(job.tile, which) for job in self.jobs] for which in ("column", "row"))
+        return min(columns), max(columns), min(rows), max(rows)
+
+    def geobox(self, overlap: int):
+        """odc.geo GeoBox around all tiles and `overlap` pixels."""
+        from odc.geo.geobox import GeoBox
+
+        west, east, south, north = self.corners
+        first = replace(self.jobs[0].tile, column=west, row=north)
+        shape = [many * first.size + 2 * overlap for many in (north - south + 1, east - west + 1)]
+        return GeoBox(tuple(shape), first.geobox(overlap).affine, first.crs)
+
+    def window(self, job: Job, overlap: int) -> tuple[slice, slice]:
+        """(rows, columns) of a job's tile with its overlap in what `geobox` reads."""
+        west, _, _, north = self.corners
+        y, x = (north - job.tile.row) * job.tile.size, (job.tile.column - west) * job.tile.size
+        side = job.tile.size + 2 * overlap
+        return slice(y, y + side), slice(x, x + side)
 
 
 @dataclass(frozen=True)
@@ -40,8 +88,8 @@ class Settings:
     store: str = "float16"
 
 
-def plan(tiles: Sequence[Tile], looks: Sequence, pick: str) -> list[Job]:
-    """Jobs in the order of the tiles. pick: "all" looks at a tile, or the "best", whose clear share promises most.
+def plan(tiles: Sequence[Tile], looks: Sequence[Look], pick: str) -> list[Block]:
+    """Blocks of jobs. pick: "all" looks at a tile, or the "best", whose clear share promises most.
 
     The promise is the share of the tile under the look's footprint times one minus its items' cloud cover; of equal
     ones the first look wins. Tiles that no look meets have no job.
@@ -55,26 +103,34 @@ def plan(tiles: Sequence[Tile], looks: Sequence, pick: str) -> list[Job]:
     for k, look in enumerate(looks):
         covered = shapely.area(shapely.intersection(outlines, look.footprint)) / areas
         promise[k] = np.round(covered, 3) * (1 - (look.cloud_cover or 0) / 100 + 1e-6)
+    side = max(1, BLOCK // tiles[0].size)
+    blocks: dict[tuple, list[Job]] = {}
+    best = promise.argmax(axis=0)
+    for k, look in enumerate(looks):
+        chosen = np.flatnonzero((promise[k] > 0) & ((best == k) | (pick == "all")))
+        for job in _jobs_of(look, [tiles[n] for n in chosen]):
+            tile = job.tile
+            blocks.setdefault((tile.crs, -(tile.row // side), tile.column // side, k), []).append(job)
+    return [Block(tuple(jobs)) for _, jobs in sorted(blocks.items(), key=lambda entry: entry[0])]
+
+
+def _jobs_of(look: Look, tiles: Sequence[Tile]) -> list[Job]:
+    shapes = [shapely.geometry.shape(item.geometry) for item in look.items]
+    moments = [moment_of(item) for item in look.items]
+    stamp = _file_stamp(look)
     jobs = []
-    for n, tile in enumerate(tiles):
-        chosen = [int(promise[:, n].argmax())] if pick == "best" else range(len(looks))
-        jobs += [_job(tile, looks[k]) for k in chosen if promise[k, n] > 0]
+    for tile in tiles:
+        meets = [k for k, shape in enumerate(shapes) if shape.intersects(tile.polygon)]
+        times = [moments[k] for k in meets if moments[k]]
+        when = min(times) if times and look.when else None
+        # The solar day at the tile: the same wherever UTC's midnight falls, and whatever else the area meets.
+        day = f"{when + timedelta(hours=tile.centre[1] / 15):%Y%m%d}" if when else "undated"
+        name = "_".join(filter(None, [tile.id, look.sensor.name, day, stamp]))
+        jobs.append(Job(name, tile, look, tuple(look.items[k] for k in meets), when))
     return jobs
 
 
-def _job(tile: Tile, look) -> Job:
-    items = tuple(i for i in look.items if shapely.intersects(shapely.geometry.shape(i.geometry), tile.polygon))
-    look = replace(look, items=items or look.items)
-    times = [item.datetime for item in look.items if item.datetime]
-    when = min(times) if times and look.when else None
-    # The solar day at the tile: the same wherever UTC's midnight falls, and whichever other items the area meets.
-    day = f"{when + timedelta(hours=tile.centre[1] / 15):%Y%m%d}" if when else "undated"
-    name = f"{tile.id}_{look.sensor.name}_{day}"
-    stamp = _file_stamp(look)
-    return Job(f"{name}_{stamp}" if stamp else name, tile, look, when)
-
-
-def _file_stamp(look) -> str:
+def _file_stamp(look: Look) -> str:
     """Eight digits of which local files these are, as they stand; "" for archives, whose items do not change."""
     if look.archive.kind != "files":
         return ""
@@ -96,7 +152,7 @@ def weights_hash(model) -> str:
     return digest.hexdigest()[:16]
 
 
-def configuration_of(clay, sensor: Sensor, archive, settings: Settings) -> dict:
+def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings) -> dict:
     """All that shapes a vector beside the pixels themselves, in words, and its hash under "configuration"."""
     about = {
         "version": VERSION,

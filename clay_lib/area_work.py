@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from clay_lib import dense, vectors
-from clay_lib.area_jobs import Job, Settings
+from clay_lib.area_jobs import Block, Job, Settings
 from clay_lib.contract import ContractError
 from clay_lib.files import write_whole
 
+READ_AHEAD = 2  # blocks beyond those being read
 PART_ROWS, PART_SECONDS = 1024, 60.0  # rows are published when so many or so old: what a killed job computes again
 FAILURES = 20  # so many tiles that fail, and most of those tried, end the job early
 
@@ -41,7 +42,7 @@ class Tally:
     waited_seconds: float = 0.0  # that the model waited for pixels
 
 
-def read_tile(look, geobox, clouds: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_block(look, geobox, clouds: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """(pixels float32 [C, H, W] with NaN for holes, names of the bands); runs on a Dask worker."""
     from clay_lib.archives import read_look
 
@@ -50,22 +51,26 @@ def read_tile(look, geobox, clouds: str) -> tuple[np.ndarray, tuple[str, ...]]:
     return np.stack([np.asarray(dataset[name], np.float32) for name in names]), names
 
 
-def read_ahead(client, jobs: Sequence[Job], *, overlap: int, clouds: str, ahead: int) -> Iterator[tuple]:
-    """(job, (pixels, bands) or the exception) in the order of the jobs, never more than `ahead` of them under way."""
+def read_ahead(client, blocks: Sequence[Block], *, overlap: int, clouds: str) -> Iterator[tuple]:
+    """(job, (pixels, bands) or the exception) of all jobs of the blocks, in their order.
+
+    Two blocks more than there are readers are under way or waiting here: memory is the same for any area.
+    """
     waiting: deque = deque()
-    rest = iter(jobs)
+    rest = iter(blocks)
     try:
         while True:
-            while len(waiting) < ahead and (job := next(rest, None)) is not None:
-                work = (job.look, job.tile.geobox(overlap), clouds)
-                waiting.append((job, client.submit(read_tile, *work, pure=False, retries=1)))
+            while len(waiting) < READ_AHEAD + sum(client.nthreads().values()) and (block := next(rest, None)):
+                work = (block.look, block.geobox(overlap), clouds)
+                waiting.append((block, client.submit(read_block, *work, pure=False, retries=1)))
             if not waiting:
                 return
-            job, future = waiting.popleft()
+            block, future = waiting.popleft()
             error = future.exception()
             got = future.result() if error is None else error
             del future  # so that its worker forgets the pixels
-            yield job, got
+            for job in block.jobs:
+                yield job, got if error is not None else (got[0][:, *block.window(job, overlap)], got[1])
     finally:
         client.cancel([future for _, future in waiting])
 
@@ -104,7 +109,7 @@ def writing(out: Path) -> Iterator[None]:
 def embed_jobs(
     clay,
     client,
-    jobs: Sequence[Job],
+    blocks: Sequence[Block],
     out: Path,
     about: dict,
     settings: Settings,
@@ -122,10 +127,11 @@ def embed_jobs(
     """
     writer, tally = Writer(out, about, settings.store, clay.model.config.dim), Tally()
     home = dense.folder(out, about, overlap or 0)
+    jobs = [job for block in blocks for job in block.jobs]
     batches = [[job for job in jobs[k : k + batch_size] if job.id in lacking] for k in range(0, len(jobs), batch_size)]
-    todo = [job for batch in batches for job in batch]
-    ahead = 2 * batch_size + 2 * sum(client.nthreads().values())
-    pixels = read_ahead(client, todo, overlap=overlap or 0, clouds=settings.clouds, ahead=ahead)
+    asked = [block for block in blocks if any(job.id in lacking for job in block.jobs)]
+    ahead = read_ahead(client, asked, overlap=overlap or 0, clouds=settings.clouds)
+    pixels = ((job, got) for job, got in ahead if job.id in lacking)
     try:
         for batch in filter(None, batches):
             start = time.perf_counter()
@@ -152,6 +158,7 @@ def embed_jobs(
         writer.publish()
     finally:
         pixels.close()
+        ahead.close()
     tally.rows, tally.empty = writer.rows, writer.empty
     return tally
 
@@ -215,8 +222,8 @@ def embed_batch(clay, read: Sequence[tuple], settings: Settings, overlap: int | 
                 tile=jobs[n].tile.id,
                 geometry=jobs[n].tile.polygon,
                 time=jobs[n].time,
-                items=list(jobs[n].look.ids),
-                cloud_cover=jobs[n].look.cloud_cover,
+                items=[item.id for item in jobs[n].items],
+                cloud_cover=jobs[n].cloud_cover,
                 valid_share=float(np.isfinite(pixels[n]).mean()),
                 vector=chips[n],
                 patch_mean=means[n],
@@ -228,7 +235,8 @@ def embed_batch(clay, read: Sequence[tuple], settings: Settings, overlap: int | 
 def _embed(clay, pixels: np.ndarray, jobs: Sequence[Job], bands: Sequence[str], settings: Settings):
     lat, lon = zip(*(job.tile.centre for job in jobs), strict=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*their outcome is NaN")  # recorded as done, without a row
+        # Tiles reach over the edges of scenes and into clouds; valid_share says how far.
+        warnings.filterwarnings("ignore", message=".*(their outcome is NaN|of the pixels missing)")
         return clay.embed(
             pixels,
             jobs[0].look.sensor,

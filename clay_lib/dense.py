@@ -1,6 +1,6 @@
 """Dense features: patch vectors of many tiles as one georeferenced raster, with blended seams.
 
-    OUT/dense/sensor=SENSOR/run=CONFIGURATION-oOVERLAP/parts/JOB.npy     patch vectors of one tile, float16 [h, w, D]
+    OUT/dense/SENSOR/run=CONFIGURATION-oOVERLAP/parts/JOB.npy     patch vectors of one tile, float16 [h, w, D]
     .../DATE-CRS.tif or .zarr, pca-N.npz                                  what is made from the parts
 
 A tile is embedded together with `overlap` pixels around it, so that two neighbours both know the strip between them.
@@ -11,8 +11,6 @@ function of the parts: made block by block, from at most nine parts each, the sa
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,15 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from clay_lib.contract import ContractError
-from clay_lib.files import PARTIAL, write_whole
+from clay_lib.files import write_whole
 from clay_lib.tiles import Tile, crs_name
 
-SAMPLE = 20_000  # patch vectors that principal components are fitted on
+TILES = 400  # of which the mean at every place is taken, at most
 
 
 def folder(out: str | Path, about: dict, overlap: int) -> Path:
-    return Path(out) / "dense" / f"sensor={about['sensor']}" / f"run={about['configuration']}-o{overlap}"
+    return Path(out) / "dense" / about["sensor"] / f"run={about['configuration']}-o{overlap}"
 
 
 def part_path(home: Path, job_id: str) -> Path:
@@ -75,6 +72,7 @@ class Mosaic:
     cells: int
     overlap: int
     patch: int
+    places: np.ndarray | float = 0.0  # [h, w, D], subtracted from every part: see `place_means`
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -116,6 +114,7 @@ class Mosaic:
                 # Rows of the raster run southwards, so a neighbour to the north has its southern overlap here.
                 rows, columns = _shared(-dy, n, o), _shared(dx, n, o)
                 part = np.load(path, mmap_mode="r")[rows[1], columns[1]].astype(np.float32)
+                part -= self.places if np.isscalar(self.places) else self.places[rows[1], columns[1]]
                 w = ramp(n, o)[rows[1], None] * ramp(n, o)[None, columns[1]]
                 w = np.where(np.isfinite(part[..., 0]), w, 0)[..., None]
                 if total is None:
@@ -146,213 +145,24 @@ def mosaics(home: Path, jobs: Sequence, *, dated: bool, overlap: int, patch: int
     return made
 
 
-# ---- principal components ----
+def place_means(parts: Sequence[Path]) -> np.ndarray:
+    """[h, w, D]: what a patch's vector owes to its place in the tile, from the means over many tiles at every place.
 
-
-@dataclass(frozen=True, eq=False)
-class Components:
-    """mean [D], axes [n, D], share [n]: each one's part of the sample's variance."""
-
-    mean: np.ndarray
-    axes: np.ndarray
-    share: np.ndarray
-
-    def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """[..., D] -> [..., n]."""
-        return (vectors - self.mean) @ self.axes.T
-
-    def save(self, path: Path) -> Path:
-        def write(partial: Path) -> None:
-            with open(partial, "wb") as file:
-                np.savez(file, mean=self.mean, axes=self.axes, share=self.share)
-
-        return write_whole(path, write)
-
-
-def fit_components(parts: Sequence[Mosaic], count: int, *, sample: int = SAMPLE, seed: int = 0) -> Components:
-    """Principal components of at most `sample` blended patch vectors, the same number from every tile.
-
-    An axis points where its largest entry is positive, so that the same area always has the same colours.
+    The model codes where in its image a patch lies, and part of that code stays in the vector: as a grid over the whole
+    raster. Over many tiles the ground at a place is any ground, so the mean there less the mean of all is that part. It
+    is shrunk by what so many tiles would give by chance (James and Stein 1961): of one tile nothing is left.
     """
-    from sklearn.decomposition import PCA
-
-    places = [(mosaic, place) for mosaic in parts for place, _, _ in mosaic.blocks()]
-    rng = np.random.default_rng(seed)
-    if len(places) > sample:
-        places = [places[k] for k in sorted(rng.choice(len(places), sample, replace=False))]
-    each, taken = max(1, sample // len(places)), []
-    for mosaic, place in places:
-        flat = mosaic.read(place)
-        flat = flat[np.isfinite(flat[..., 0])]
-        taken.append(flat[np.sort(rng.permutation(len(flat))[:each])])
-    taken = np.concatenate(taken)
-    if not 1 <= count <= min(taken.shape):
-        raise ContractError(
-            "components",
-            found=count,
-            expected=f"1 to {min(taken.shape)}: {len(taken)} patch vectors of {taken.shape[1]} numbers",
-            cause="more bands than the vectors have numbers, or a very small area",
-        )
-    fitted = PCA(count, svd_solver="full").fit(taken.astype(np.float64))
-    axes = fitted.components_
-    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
-    as_float = [np.asarray(v, np.float32) for v in (fitted.mean_, axes, fitted.explained_variance_ratio_)]
-    return Components(*as_float)
-
-
-# ---- rasters ----
-
-
-def write_cog(mosaic: Mosaic, path: Path, components: Components | None, tags: dict[str, str]) -> Path:
-    """A cloud-optimised GeoTIFF, float32 with NaN for nothing: a band a component, or a band a number of the vectors."""
-    import rasterio
-    from rasterio.enums import Resampling
-    from rasterio.shutil import copy
-
-    box, bands = mosaic.geobox, _bands(mosaic, components)
-    height, width = mosaic.shape
-    profile = dict(driver="GTiff", dtype="float32", count=len(bands), height=height, width=width, nodata=np.nan)
-    profile |= dict(crs=str(box.crs), transform=box.affine, tiled=True, blockxsize=256, blockysize=256)
-    profile |= dict(BIGTIFF="IF_SAFER", INTERLEAVE="BAND" if components is None else "PIXEL", SPARSE_OK=True)
-    scratch = path.with_name(f"{PARTIAL}{os.getpid()}-scratch.tif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with rasterio.Env(GDAL_CACHEMAX=128), rasterio.open(scratch, "w", **profile) as target:
-            for place, rows, columns in mosaic.blocks():
-                block = _block(mosaic, place, components)
-                window = rasterio.windows.Window(columns.start, rows.start, mosaic.cells, mosaic.cells)
-                target.write(block, window=window)
-            for index, text in enumerate(bands, start=1):
-                target.set_band_description(index, text)
-            target.update_tags(**tags)
-            levels = [2**k for k in range(1, 12) if max(height, width) >> k >= 128]
-            if levels:
-                target.build_overviews(levels, Resampling.average)
-        made = dict(driver="GTiff", copy_src_overviews=True, tiled=True, compress="deflate", predictor=3)
-        made |= dict(blockxsize=256, blockysize=256, BIGTIFF="IF_SAFER", interleave=profile["INTERLEAVE"].lower())
-        return write_whole(path, lambda partial: copy(str(scratch), str(partial), **made))
-    finally:
-        for left in path.parent.glob(f"{scratch.name}*"):
-            left.unlink()
-
-
-def write_zarr(mosaic: Mosaic, path: Path, components: Components | None, tags: dict[str, str]) -> Path:
-    """A Zarr group that xarray opens: `vectors` [D, y, x] float16, a chunk a tile, with the CRS in `spatial_ref`."""
-    import zarr
-    from odc.geo.xr import spatial_dims  # noqa: F401  (registers .odc)
-
-    bands = _bands(mosaic, components)
-    box = mosaic.geobox
-    scratch = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        group = zarr.create_group(scratch)
-        shape, chunks = (len(bands), *mosaic.shape), (len(bands), mosaic.cells, mosaic.cells)
-        kind = "float32" if components is not None else "float16"
-        held = group.create_array(
-            "vectors", shape=shape, chunks=chunks, dtype=kind, fill_value=np.nan, dimension_names=("band", "y", "x")
-        )
-        held.attrs.update({"grid_mapping": "spatial_ref"} | tags)
-        x = box.affine.c + box.affine.a * (np.arange(shape[2]) + 0.5)
-        y = box.affine.f + box.affine.e * (np.arange(shape[1]) + 0.5)
-        for name, values in (("x", x), ("y", y)):
-            group.create_array(name, data=values, dimension_names=(name,)).attrs["units"] = "m"
-        group.create_array("band", data=np.arange(len(bands)), dimension_names=("band",))
-        wkt = box.crs.to_wkt()
-        group.create_array("spatial_ref", data=np.array(0)).attrs.update(
-            {"crs_wkt": wkt, "spatial_ref": wkt, "GeoTransform": " ".join(map(str, box.affine.to_gdal()))}
-        )
-        for place, rows, columns in mosaic.blocks():
-            held[:, rows, columns] = _block(mosaic, place, components).astype(kind)
-        zarr.consolidate_metadata(scratch)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(scratch, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return path
-
-
-def _bands(mosaic: Mosaic, components: Components | None) -> list[str]:
-    if components is not None:
-        return [f"component {k + 1} ({share:.0%} of variance)" for k, share in enumerate(components.share)]
-    first = next(iter(mosaic.parts.values()))
-    return [f"vector {k}" for k in range(np.load(first, mmap_mode="r").shape[-1])]
-
-
-def _block(mosaic: Mosaic, place: tuple[int, int], components: Components | None) -> np.ndarray:
-    """[bands, cells, cells] float32."""
-    block = mosaic.read(place)
-    return np.moveaxis(components(block) if components is not None else block, -1, 0).astype(np.float32)
-
-
-# ---- measures ----
-
-
-def checkerboard(raster: np.ndarray, period: int) -> float:
-    """Energy at a period beside that of its neighbouring frequencies, of [C, H, W] or [H, W]; 1: nothing stands out.
-
-    A raster of patch vectors made of tiles may repeat at the period of the tiles (in patches), a picture rebuilt from
-    patches at that of the patches (in pixels). Energy: the power spectrum along x and along y, summed over the other
-    direction and the bands, at the frequency 1 / period and its multiples up to half a cycle a cell; neighbours: the
-    mean of the two frequencies beside each. Cells that are NaN count as the mean.
-    """
-    raster = raster[None] if raster.ndim == 2 else raster
-    found = []
-    for axis in (1, 2):
-        length = raster.shape[axis] // period * period
-        if length < 4 * period:  # the neighbours of a frequency must be others than its multiples
-            continue
-        part = np.take(raster, np.arange(length), axis).astype(np.float64)
-        part = part - np.nanmean(part, axis=(1, 2), keepdims=True)
-        part = np.nan_to_num(part)
-        power = (np.abs(np.fft.rfft(part, axis=axis)) ** 2).sum(axis=tuple({0, 1, 2} - {axis}))
-        at = np.arange(length // period, len(power), length // period)
-        beside = [power[at - 1], power[np.minimum(at + 1, len(power) - 1)]]
-        beside[1] = np.where(at + 1 < len(power), beside[1], beside[0])
-        found.append(power[at].sum() / max(np.mean(beside, axis=0).sum(), 1e-30))
-    return float(np.mean(found)) if found else float("nan")
-
-
-# ---- from parts to rasters ----
-
-
-def write_rasters(
-    home: Path, jobs: Sequence, kind: str, count: int, *, dated: bool, overlap: int, patch: int, about: dict
-) -> tuple[tuple[Path, ...], dict[str, float]]:
-    """A raster of each mosaic of the jobs' parts, kind "cog" or "zarr"; (paths, {name: checkerboard of the tiles}).
-
-    count: principal components, fitted on all of them together and stored beside; 0: the vectors themselves.
-    """
-    made = mosaics(home, jobs, dated=dated, overlap=overlap, patch=patch)
-    if not made:
-        return (), {}
-    components = fit_components(made, count) if count else None
-    what = f"pca-{count}" if count else "vectors"
-    if components is not None:
-        components.save(home / f"{what}.npz")
-    tags = {name: str(about[name]) for name in ("sensor", "model", "weights", "configuration")}
-    tags |= {"blending": f"linear ramps over {2 * overlap} pixels at every seam"}
-    write = {"cog": write_cog, "zarr": write_zarr}[kind]
-    paths = tuple(
-        write(mosaic, home / f"{mosaic.name}-{what}.{'tif' if kind == 'cog' else 'zarr'}", components, tags)
-        for mosaic in made
-    )
-    measured = {
-        path.name: checkerboard(_sample(mosaic, components), mosaic.cells)
-        for mosaic, path in zip(made, paths, strict=True)
-    }
-    return paths, measured
-
-
-def _sample(mosaic: Mosaic, components: Components | None, most: int = 16) -> np.ndarray:
-    """[bands, H, W] of at most `most` x `most` tiles in the raster's north-western corner."""
-    rows, columns = (min(side, most * mosaic.cells) for side in mosaic.shape)
-    bands = 8 if components is None else None  # a few of the vectors' numbers tell as much
-    out = None
-    for place, y, x in mosaic.blocks():
-        if y.start < rows and x.start < columns:
-            block = _block(mosaic, place, components)[:bands]
-            out = np.full((len(block), rows, columns), np.nan, np.float32) if out is None else out
-            out[:, y, x] = block
-    return out
+    paths = [parts[k] for k in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), TILES)).round().astype(int))]
+    total = squares = count = 0.0
+    for path in paths:
+        values = np.load(path).astype(np.float64)
+        held = np.isfinite(values[..., :1])
+        values = np.where(held, values, 0)
+        total, squares, count = total + values, squares + values**2, count + held
+    some = np.maximum(count, 1)
+    means = total / some
+    everywhere = total.sum((0, 1)) / max(count.sum(), 1)
+    owed = np.where(count > 0, means - everywhere, 0)
+    spread = (squares - some * means**2).sum() / max((count - 1).clip(min=0).sum(), 1)  # of a vector at its place
+    chance = (spread / some * (count > 0)).sum()
+    return (max(0.0, 1 - chance / max((owed**2).sum(), 1e-30)) * owed).astype(np.float32)

@@ -100,6 +100,7 @@ def embed(
     dense: str = "",
     overlap: int = -1,
     components: int = 0,
+    level: bool = True,
     batch_size: int = 8,
     device: str = "auto",
     precision: str = "float32",
@@ -131,6 +132,7 @@ def embed(
         dense: cog or zarr for patch vectors as a raster
         overlap: pixels around a tile that dense features see; -1: an eighth of its size
         components: bands of the raster by principal components; 0: the vectors as they are
+        level: subtract from the raster what vectors owe to their place in the tile
         batch_size: tiles the model sees at once
         device: auto, cpu or cuda
         precision: of the weights: float32, bfloat16 or float16
@@ -152,7 +154,7 @@ def embed(
     options: dict[str, Any] = dict(
         scene=scene or None, archive=archive or None, url=url or None, pick=pick, max_cloud=max_cloud, clouds=clouds,
         size=size, min_valid=min_valid, store=store, dense=dense, overlap=None if overlap < 0 else overlap,
-        components=components, batch_size=batch_size, scheduler=scheduler, workers=workers, processes=processes,
+        components=components, level=level, batch_size=batch_size, scheduler=scheduler, workers=workers, processes=processes,
         forecast=forecast, network=network, name=Path(weights).stem,
     )  # fmt: skip
     where = None if scene and not area else _place(area)

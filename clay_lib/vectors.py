@@ -1,6 +1,6 @@
 """Vectors: chip embeddings as GeoParquet, one row a tile and date, appended in whole parts and never rewritten.
 
-    OUT/vectors/sensor=SENSOR/run=CONFIGURATION/year=YEAR/part-*.parquet      year=0: the date is not known
+    OUT/vectors/SENSOR/run=CONFIGURATION/year=YEAR/part-*.parquet      year=0: the date is not known
 
 | column | type | |
 | --- | --- | --- |
@@ -131,7 +131,7 @@ def to_int8(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_folder(out: str | Path, sensor: str, configuration: str) -> Path:
-    return Path(out) / "vectors" / f"sensor={sensor}" / f"run={configuration}"
+    return Path(out) / "vectors" / sensor / f"run={configuration}"
 
 
 def parts_of(folder: str | Path) -> list[Path]:
