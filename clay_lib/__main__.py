@@ -28,6 +28,7 @@ COMMANDS = {  # name: (module:function, what it does)
     "train": ("clay_lib.pretrain:train", "train a model by a configuration; the same command goes on after a kill"),
     "targets": ("clay_lib.targets_command:targets", "compute a teacher's targets for the chips of a store, once"),
     "transfer": ("clay_lib.transfer:transfer", "probe frozen weights on real labelled images, beside floors"),
+    "results": ("clay_lib.results:results", "measure weights beside floors and write the page of results"),
     "export": ("clay_lib.export:export", "write the encoder for other runtimes, as ONNX or torch.export"),
     "plan": ("clay_lib.plan_page:write_plan", "write what pretraining on 70 million chips would take, on paper"),
     "convert": ("clay_lib.convert:convert", "write a checkpoint's encoder or whole model as safetensors"),
@@ -36,6 +37,7 @@ COMMANDS = {  # name: (module:function, what it does)
     "search": ("clay_lib.search:search_command", "find places that look like one, among embedded ones"),
     "sweep": ("clay_lib.sweep:sweep", "run a notebook over many parameters; the same command goes on after a kill"),
     "archive": ("clay_lib.local_archive:archive", "write and serve an archive of the mini-world, for work offline"),
+    "gallery": ("clay_lib.gallery:write_site", "write the walk as a static site that opens without a network"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 

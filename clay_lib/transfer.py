@@ -2,6 +2,7 @@
 
     clay transfer WEIGHTS --images FOLDER                          images in class folders
     clay transfer WEIGHTS --rasters FOLDER --labels FOLDER         rasters, and label rasters of the same names
+    clay transfer WEIGHTS --points FILE --labels FILE              one raster, and one of its labelled pixels
     clay transfer WEIGHTS --world                                  the mini-world's own test land
 
 Images are split by the number in their names, never at random: neighbours in number are often neighbours on the
@@ -23,7 +24,7 @@ import pandas as pd
 
 from clay_lib import probes
 from clay_lib.contract import ContractError
-from clay_lib.evaluation import Evaluation, embed_features
+from clay_lib.evaluation import Evaluation, embed_features, evaluate_features
 from clay_lib.model import Clay
 from clay_lib.sensors import SENSORS
 
@@ -45,9 +46,13 @@ def transfer(
     images: str = "",
     rasters: str = "",
     labels: str = "",
+    points: str = "",
+    scale: float = 1.0,
+    offset: float = 0.0,
+    when: str | None = None,
     world: bool = False,
     sensor: str = "",
-    bands: list[str] | None = None,
+    bands: list[str | None] | None = None,
     raster_bands: list[int] | None = None,
     gsd: float | None = None,
     sizes: list[int] | None = None,
@@ -62,9 +67,13 @@ def transfer(
         images: a folder of class folders of images whose names end in a number
         rasters: a folder of GeoTIFFs
         labels: a folder of rasters of class numbers, with the names and the size of the others; 0 is unknown
+        points: a GeoTIFF whose single pixels are labelled, in the raster `labels`
+        scale: of the numbers of `points`, native = number * scale + offset
+        offset: see scale
+        when: date of `points`, such as 1999-11-18
         world: measure on the mini-world's test land instead: land cover, and what hidden patches are rebuilt to
         sensor: whose statistics and wavelengths the pixels get; naip for images, sentinel-2-l2a for rasters
-        bands: of the sensor, in the file's order; red, green and blue for images
+        bands: of the sensor, in the file's order, null for one to leave out (points); red, green and blue for images
         raster_bands: numbers of the file's bands to read, from 1
         gsd: metres of a pixel of the images as they are
         sizes: sides in pixels to which images are brought; 64 and 128
@@ -72,23 +81,31 @@ def transfer(
         seeds: of random floors, random weights and the patches that are drawn
         out: a CSV file for the table
     """
-    if (bool(images), bool(rasters), world).count(True) != 1 or bool(rasters) != bool(labels):
-        given = {"images": images, "rasters": rasters, "labels": labels, "world": world}
+    kinds = {"images": images, "rasters": rasters, "points": points, "world": world}
+    if sum(map(bool, kinds.values())) != 1 or bool(rasters or points) != bool(labels):
         cause = "the kinds of data are measured one at a time"
-        raise ContractError("data", found=given, expected="images, or rasters with labels, or world", cause=cause)
+        expected = "images, or rasters with labels, or points with labels, or world"
+        raise ContractError("data", found=kinds | {"labels": labels}, expected=expected, cause=cause)
     clay = Clay.load(weights)
     if images:
         sizes = sizes or [64, 128]
         known = {size: read_images(images, size) for size in sizes}
         about = dict(sensor=sensor or "naip", bands=bands or ["red", "green", "blue"])
         scale = {"gsd": 0.3 if gsd is None else gsd, "native": 256}
-        table, chosen = probe_images(clay, known, **about, **scale, first_test=first_test, seeds=seeds)
+        told, chosen = probe_images(clay, known, **about, **scale, first_test=first_test, seeds=seeds)
+        table = told.summary
         print(f"read-out chosen on training folds: {chosen}")
+    elif points:
+        from clay_lib.transfer_points import probe_points, read_points
+
+        reading = dict(bands=bands, scale=scale, offset=offset, when=when)
+        pixels, classes, about = read_points(points, labels, sensor or "landsat-c2l2-sr", **reading)
+        table = probe_points(clay, pixels, classes, **about, seeds=seeds).summary
     elif world:
         from clay_lib.transfer_world import probe_world, rebuild_world
 
         print(rebuild_world(clay, seeds=seeds).round(3).to_string(index=False))
-        table = probe_world(clay, seeds=seeds)
+        table = probe_world(clay, seeds=seeds).summary
     else:
         from clay_lib.transfer_patches import probe_patches, read_rasters
 
@@ -135,10 +152,10 @@ def probe_images(
     first_test: int | None = None,
     seeds: int = 5,
     bootstraps: int = 1000,
-) -> tuple[pd.DataFrame, str]:
-    """The same images at several sizes -> a table of scores, and the chosen read-out.
+) -> tuple[Evaluation, str]:
+    """The same images at several sizes -> what the probes say, and the chosen read-out.
 
-    gsd: metres of a pixel where an image is `native` pixels wide. The table's rows: see `compare`.
+    gsd: metres of a pixel where an image is `native` pixels wide. Splits: "given", by number, and "random".
     """
     one = next(iter(images.values()))
     y, numbers = one.labels, one.numbers
@@ -166,46 +183,18 @@ def probe_images(
     for s, x in seen.items():
         sets[f"pixel statistics, {s} px"] = [probes.pixel_statistics(x)]
         sets[f"random convolutions, {s} px"] = [probes.random_convolutions(x, seed=k) for k in range(seeds)]
+        if np.issubdtype(images[s].pixels.dtype, np.uint8):
+            sets[f"pixel histogram, {s} px"] = [probes.colour_histogram(images[s].pixels)]
     twins = [read(Clay.random(clay.model.config, seed=k)) for k in range(seeds)]
     sets["random weights, class token"] = [twin[shown["class token"]] for twin in twins]
     best = [choose_readout({n: x[train] for n, x in twin.items()}, y[train], folds[train]) for twin in twins]
     sets["random weights, chosen read-out"] = [twin[key] for twin, key in zip(twins, best, strict=True)]
 
-    split = {name: [(x[train], x[~train]) for x in versions] for name, versions in sets.items()}
-    return compare(split, y[train], y[~train], train_groups=folds[train], seeds=seeds, bootstraps=bootstraps), chosen
-
-
-def compare(
-    sets: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
-    train_y,
-    test_y,
-    *,
-    train_groups=None,
-    test_groups=None,
-    seeds: int = 5,
-    bootstraps: int = 1000,
-) -> pd.DataFrame:
-    """`probes.probe` where some feature sets have versions, one for each seed: scores are means over them.
-
-    Rows: features, kind, probe, score, low, high, n_train, n_test, dim, seeds, and the lead over the best floor of that
-    probe on the same chips: floor, margin, margin_low, margin_high.
-    """
-    answers = []
-    for k in range(seeds):
-        pairs = {name: versions[k % len(versions)] for name, versions in sets.items()}
-        groups = dict(train_groups=train_groups, test_groups=test_groups)
-        # what has one version answers alike for every seed, so that pairs stay pairs
-        if k == 0:
-            first = probes.predict(pairs, train_y, test_y, **groups)
-            answers.append(first)
-            continue
-        anew = {name: pair for name, pair in pairs.items() if len(sets[name]) > 1}
-        parts = [first[~first["features"].isin(list(anew))].assign(seed=k)]
-        if anew:
-            parts.append(probes.predict(anew, train_y, test_y, **groups).assign(seed=k))
-        answers += parts
-    table = Evaluation(pd.concat(answers, ignore_index=True), bootstraps=bootstraps).summary
-    return table.assign(seeds=table["features"].map({name: len(v) for name, v in sets.items()}))
+    known = dict(metric="accuracy", seeds=seeds, bootstraps=bootstraps)
+    parts = [evaluate_features(sets, y, groups=folds, test=~train, **known), evaluate_features(sets, y, **known)]
+    # the random split has no blocks of its own: every image is its own witness in both
+    answers = pd.concat([part.answers.assign(group=part.answers["chip"]) for part in parts], ignore_index=True)
+    return Evaluation(answers, "accuracy", bootstraps), chosen
 
 
 def readouts(embedded: Mapping[int, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

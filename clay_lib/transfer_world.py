@@ -8,17 +8,18 @@ import pandas as pd
 from clay_lib import probes
 from clay_lib.chips import Chips, world_chips
 from clay_lib.embed import embed_chips, reconstruction_scores
+from clay_lib.evaluation import Evaluation, evaluate_features
 from clay_lib.model import Clay
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
-from clay_lib.transfer import compare
 
 
 def probe_world(
     clay: Clay, *, chips: int = 660, test_chips: int = 330, seeds: int = 5, bootstraps: int = 1000
-) -> pd.DataFrame:
-    """The commonest land cover of Sentinel-2 chips of 64 px, every place at two dates; floors as in `transfer.compare`.
+) -> Evaluation:
+    """The commonest land cover of Sentinel-2 chips of 64 px, every place at two dates.
 
-    Train and test places lie in different blocks of the world; both dates of a place are drawn together.
+    Split "given": train and test places lie in different blocks of the world. Split "random": all chips mixed.
+    Both dates of a place are drawn together for the intervals.
     """
     train, test = (
         world_chips("sentinel-2-l2a", n, split=s, dates=2) for n, s in ((chips, "train"), (test_chips, "test"))
@@ -36,8 +37,17 @@ def probe_world(
     sets["random convolutions"] = [
         (random(a, n_filters=128, seed=k), random(b, n_filters=128, seed=k)) for k in range(seeds)
     ]
-    groups = dict(train_groups=_places(train), test_groups=_places(test))
-    return compare(sets, train.land_cover, test.land_cover, **groups, seeds=seeds, bootstraps=bootstraps)
+    pooled = {name: [np.concatenate(pair) for pair in versions] for name, versions in sets.items()}
+    y = np.concatenate([train.land_cover, test.land_cover])
+    place = np.concatenate([_places(train), len(train) + _places(test)])
+    test_part = np.arange(len(y)) >= len(train)
+    known = dict(metric="accuracy", seeds=seeds, bootstraps=bootstraps)
+    parts = [
+        evaluate_features(pooled, y, groups=place, test=test_part, **known),
+        evaluate_features(pooled, y, **known),
+    ]
+    answers = pd.concat([p.answers.assign(group=place[p.answers["chip"]]) for p in parts], ignore_index=True)
+    return Evaluation(answers, "accuracy", bootstraps)
 
 
 def rebuild_world(clay: Clay, *, chips: int = 110, sizes: tuple[int, ...] = (64, 128), seeds: int = 5) -> pd.DataFrame:
