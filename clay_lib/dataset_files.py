@@ -38,7 +38,7 @@ def class_folders(
             "folder", found=f"{folder}: images in {len(classes)} subfolder(s)", expected="two or more classes",
             cause="the class folders lie one folder below or above",
         )  # fmt: skip
-    heads = [_head(path) for path in paths]
+    heads = [head_of(path) for path in paths]
     first = read_scene(paths[0], sensor, bands=bands)
     size = size or max(first.pixels.shape[1:])
     boxes = [((h.width - size) // 2, (h.height - size) // 2, size, size) for h in heads]
@@ -78,8 +78,8 @@ def raster_pairs(
     codes = None if classes is None else dict(classes) if isinstance(classes, Mapping) else dict(enumerate(classes))
     rows, names, lat, lon, group = [], [], [], [], []
     for image, label in pairs:
-        head = _head(image)
-        _same_grid(head, _head(label))
+        head = head_of(image)
+        _same_grid(head, head_of(label))
         values = _labels(label, codes, ignore)
         for top in range(0, head.height, size):
             for left in range(0, head.width, size):
@@ -95,7 +95,7 @@ def raster_pairs(
             "labels", found=f"{len(pairs)} pair(s), every pixel ignored", expected="labelled pixels",
             cause="ignore= or nodata is the number of the only class",
         )  # fmt: skip
-    first = read_scene(pairs[0][0], sensor, bands=bands, window=_inside(rows[0][2], _head(pairs[0][0])))
+    first = read_scene(pairs[0][0], sensor, bands=bands, window=_inside(rows[0][2], head_of(pairs[0][0])))
     return LabelledSet(
         sensor=sensor,
         bands=first.bands,
@@ -124,7 +124,7 @@ def points_on_scene(
     with a warning; a chip that reaches over its border is missing there.
     """
     sensor = SENSORS.resolve(sensor)
-    head = _head(scene)
+    head = head_of(scene)
     if label not in points:
         raise ContractError(
             "label", found=repr(label), expected=f"one of {list(points.columns)}", cause="a misspelling"
@@ -167,7 +167,7 @@ def points_on_scene(
 # ---- files ----
 
 
-class _Head:
+class Head:
     """What a raster says of itself before its pixels are read."""
 
     def __init__(self, path: Path):
@@ -197,8 +197,8 @@ class _Head:
 
 
 @lru_cache(maxsize=4096)
-def _head(path) -> _Head:
-    return _Head(Path(path))
+def head_of(path) -> Head:
+    return Head(Path(path))
 
 
 def _rasters(folder: Path) -> list[Path]:
@@ -229,7 +229,7 @@ def _paired(images, labels) -> list[tuple[Path, Path]]:
     return [(p, by_name[p.stem]) for p in images]
 
 
-def _same_grid(image: _Head, label: _Head) -> None:
+def _same_grid(image: Head, label: Head) -> None:
     def told(head):
         return f"{head.height} x {head.width} pixels, {head.crs or 'no CRS'}, corner {head.transform[2]:g}, {head.transform[5]:g}, pixel {head.transform[0]:g}"
 
@@ -277,7 +277,7 @@ def _labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None, win
     return out
 
 
-def _inside(box, head: _Head) -> tuple[int, int, int, int]:
+def _inside(box, head: Head) -> tuple[int, int, int, int]:
     """The part of a box (column, row, width, height) that lies on the raster."""
     left, top, wide, high = box
     right, bottom = min(left + wide, head.width), min(top + high, head.height)
@@ -285,9 +285,10 @@ def _inside(box, head: _Head) -> tuple[int, int, int, int]:
     return left, top, right - left, bottom - top
 
 
-def _chip(path: Path, box, sensor: Sensor, bands: Bands) -> tuple[np.ndarray, tuple[slice, slice], dict]:
-    """(pixels [C, size, size] with NaN where there are none, where on it the raster lies, its georeference)."""
-    head, (left, top, wide, high) = _head(path), box
+def cut(path: Path, box, sensor: Sensor, bands: Bands) -> tuple[np.ndarray, tuple[slice, slice], dict, tuple[str, ...]]:
+    """Of a box (column, row, width, height) that may reach over the raster's border: pixels [C, H, W], NaN where there are
+    none; the rows and columns of them on the raster; their georeference; their bands."""
+    head, (left, top, wide, high) = head_of(path), box
     part = _inside(box, head)
     scene = read_scene(path, sensor, bands=bands, window=part)
     rows, columns = (
@@ -299,18 +300,18 @@ def _chip(path: Path, box, sensor: Sensor, bands: Bands) -> tuple[np.ndarray, tu
     if head.crs is not None:
         a, b, c, d, e, f = head.transform
         transform = (a, b, a * left + b * top + c, d, e, d * left + e * top + f)
-    return pixels, (rows, columns), dict(crs=scene.crs, transform=transform)
+    return pixels, (rows, columns), dict(crs=scene.crs, transform=transform), scene.bands
 
 
 def _chip_sample(paths, boxes, labels, sensor: Sensor, bands: Bands, n: int) -> Sample:
-    pixels, _, where = _chip(paths[n], boxes[n], sensor, bands)
+    pixels, _, where, _ = cut(paths[n], boxes[n], sensor, bands)
     return Sample(pixels, labels[n], **where)
 
 
 def _pair_sample(rows, sensor: Sensor, bands: Bands, codes, ignore, n: int) -> Sample:
     image, label, box = rows[n]
-    pixels, (y, x), where = _chip(image, box, sensor, bands)
-    known = _labels(label, codes, ignore, _inside(box, _head(image)))
+    pixels, (y, x), where, _ = cut(image, box, sensor, bands)
+    known = _labels(label, codes, ignore, _inside(box, head_of(image)))
     labels = np.full(pixels.shape[1:], IGNORE if codes is not None else np.nan, known.dtype)
     labels[y, x] = known
     return Sample(pixels, labels, **where)

@@ -337,7 +337,7 @@ def finetune(
         head_of |= dict(layers=len(layers), patch_size=config.patch_size)
     about = dict(
         task=train.task, unfreeze=unfreeze, layers=layers, head=head_of, config=asdict(config), settings=asdict(s),
-        sensor=train.sensor.name, bands=list(train.bands), classes=list(train.classes), gsd=train.gsd,
+        sensor=train.sensor.name, bands=list(train.bands), classes=list(train.classes), gsd=train.gsd, in_decibel=train.in_decibel,
     )  # fmt: skip
     keeps = unfreeze == 0 and feature_gb(clay, train, len(layers)) <= s.keep_gb
     stock, labels = _stock(clay, train, layers, keep=keeps)
