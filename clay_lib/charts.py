@@ -103,6 +103,36 @@ def scores(table: pd.DataFrame, *, title: str = "") -> Figure:
     return fig
 
 
+def against_bytes(table: pd.DataFrame, *, ylabel: str, title: str = "", floor: tuple[str, float] | None = None) -> Figure:
+    """Dots with intervals over the bytes of a vector (log2), named; columns name, bytes, value, low, high, kind.
+
+    kind: a colour each. floor: (name, level), a grey line.
+    """
+    kinds = list(dict.fromkeys(table["kind"]))
+    with style():
+        fig, ax = plt.subplots(figsize=(7.6, 4.2))
+        for k, kind in enumerate(kinds):
+            part, colour = table[table["kind"] == kind].sort_values("bytes"), PALETTE[k % len(PALETTE)]
+            ends = np.abs(np.stack([part["value"] - part["low"], part["high"] - part["value"]]))
+            ax.errorbar(part["bytes"], part["value"], yerr=ends, fmt="o-", color=colour, lw=1.2, ms=6, capsize=3,
+                        elinewidth=1.2, label=kind)  # fmt: skip
+            for row in part.itertuples():
+                ax.annotate(row.name, (row.bytes, row.value), xytext=(6, 5 if k % 2 else -12),
+                            textcoords="offset points", color=colour, fontsize=8)  # fmt: skip
+        if floor:
+            ax.axhline(floor[1], color=FLOOR, lw=1.2, ls="--", zorder=1)
+            ax.annotate(floor[0], (0.99, floor[1]), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                        textcoords="offset points", ha="right", fontsize=8, color="#6b6b6b")  # fmt: skip
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set(xlabel="bytes of a vector", ylabel=ylabel)
+        ax.set_title(title)
+        ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+        ax.set_axisbelow(True)
+        fig.legend(loc="outside lower right", ncols=len(kinds))
+    return fig
+
+
 _DASHES = ("-", "--", ":", "-.")
 
 
