@@ -8,7 +8,7 @@ SENSOR  ?=
 LAB     ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lab notebooks exercises bench clean
+.PHONY: help demo test test-slow lab gallery notebooks exercises bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,6 +27,9 @@ test-slow: $(READY)  ## the slow tests
 lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with its token
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH" \
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 $(LAB) $(firstword $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)) notebooks)
+
+gallery: $(READY)  ## the executed walk as a static site that opens from disk: papermill_runs/gallery/index.html
+	$(PY) -m clay_lib gallery
 
 notebooks: $(READY)  ## run the demo and put its outputs into notebooks/*.ipynb
 	$(PY) -m clay_lib run --profile demo

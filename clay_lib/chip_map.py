@@ -69,11 +69,14 @@ def neighbours(vectors: np.ndarray, chip: int, count: int = NEIGHBOURS) -> tuple
 
 
 def refit(vectors: np.ndarray, given: Mapping[int, str]) -> np.ndarray | None:
-    """A linear probe on the chips that have a label -> the label of all [N]; None until two kinds are given."""
+    """A linear probe on the chips that have a label -> the label of all [N]; None until two kinds are given.
+
+    Scaled by all chips, labelled or not: two labels alone say nothing of how much a number varies.
+    """
     if len(set(given.values())) < 2:
         return None
-    train, everything = standardise(vectors[list(given)], vectors)
-    return fit_linear(train, np.array(list(given.values())), 0.1).predict(everything)
+    scaled, _ = standardise(vectors, vectors)
+    return fit_linear(scaled[list(given)], np.array(list(given.values())), 0.1).predict(scaled)
 
 
 def agreement(answers: np.ndarray, truth: np.ndarray, given: Mapping[int, str]) -> float:
@@ -238,7 +241,7 @@ class ChipMap(Touch):
             told += " A second kind is needed before the others can be guessed."
         if self.answers is not None:
             told += " The others are coloured by a linear probe on these."
-            if self.atlas.truth is not None:
+            if self.atlas.truth is not None and set(self.given.values()) <= set(self.atlas.truth.tolist()):
                 told += f" It is right for {agreement(self.answers, self.atlas.truth, self.given):.0%} of them."
         self.said.value = f"<b>{text}</b> {told}"
 
@@ -254,6 +257,7 @@ class ChipMap(Touch):
                 shape = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
             edge = "#000000" if chip in self.given or chip == self.chosen else "#ffffff"
             look = dict(color=edge, weight=3 if chip == self.chosen else 2 if chip in self.given else 0.7)
+            look["smoothFactor"] = 0  # corners as they are
             look |= dict(fillColor=to_hex(self.colours[name]) if name else "#ffffff", radius=6)
             look["fillOpacity"] = (0.55 if name else 0.05) if atlas.outlines is not None else (0.95 if name else 0.6)
             features.append({"type": "Feature", "geometry": shape, "properties": {"chip": chip, "style": look}})

@@ -27,14 +27,48 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def write_gallery(folder: Path, *, title: str) -> Path:
     """folder/index.html with a card for each executed notebook in folder, and an HTML export of each."""
     folder = Path(folder)
-    runs = [_read(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
+    return _write_page(folder, title, [_read(path, folder) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))])
+
+
+def write_site(
+    run: str = "papermill_runs/demo", out: str = "papermill_runs/gallery", *, notebooks: Path = NOTEBOOKS
+) -> int:
+    """Write the walk as a static site that opens from disk, without a network: pages, thumbnails, times, notebooks.
+
+    A notebook that has not been run appears with the outputs that came with the repository.
+
+    Args:
+        run: the folder of a headless run
+        out: the folder to write, which can be copied, zipped or put on any web server
+        notebooks: the walk
+    """
+    import nbformat
+
+    home = Path(out)
+    home.mkdir(parents=True, exist_ok=True)
+    runs = []
+    for script in list_notebooks(Path(notebooks)):
+        executed, paired = Path(run) / f"{script.stem}.ipynb", script.with_suffix(".ipynb")
+        ran = is_done(executed)
+        if not ran and not paired.is_file():
+            continue
+        source = executed if ran else paired
+        runs.append(_read(source, home, whole=True))
+        nbformat.write(_calm(nbformat.read(source, as_version=4)), home / source.name)
+    page = _write_page(home, "the walk", runs)
+    size = sum(path.stat().st_size for path in home.iterdir() if path.is_file()) / 1e6
+    print(f"{len(runs)} notebooks, {size:.0f} MB. Open {page}")
+    return 0
+
+
+def _write_page(folder: Path, title: str, runs: list[dict]) -> Path:
     page = folder / "index.html"
     page.write_text(_page(title, runs), encoding="utf-8")
     return page
 
 
-def _read(executed: Path) -> dict:
-    """All that one card shows, from what the run left on disk."""
+def _read(executed: Path, home: Path, *, whole: bool | None = None) -> dict:
+    """All that one card shows, from what the run left on disk; the notebook as a page goes to `home`."""
     import nbformat
 
     notebook = nbformat.read(executed, as_version=4)
@@ -42,7 +76,7 @@ def _read(executed: Path) -> dict:
     told = read_json(out / "run.json")
     heading, question = _opening(notebook)
     pictures = [(p.stem, MIME[p.suffix], p.read_bytes()) for p in sorted(out.glob("*")) if p.suffix in PICTURES]
-    done = is_done(executed) and told.get("ok", True)
+    done = whole if whole is not None else is_done(executed) and told.get("ok", True)
     return {
         "name": executed.stem,
         "title": heading or executed.stem,
@@ -55,7 +89,7 @@ def _read(executed: Path) -> dict:
         "ok": done,
         "failed_cell": told.get("failed_cell"),
         "error": told.get("error") or (None if done else "the run was ended before its last cell"),
-        "export": _export(notebook, executed.with_suffix(".html")).name,
+        "export": _export(notebook, home / f"{executed.stem}.html").name,
     }
 
 
@@ -107,10 +141,15 @@ def flatten(metrics: Mapping, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _export(notebook, path: Path) -> Path:
-    """The notebook as one HTML file. Live widgets need a server, so their static neighbours stand for them."""
+    """The notebook as one HTML file. Live widgets need a server, so their still pictures stand for them.
+
+    Nothing is fetched, MathJax neither: a formula would appear as it was typed.
+    """
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(embed_images=True, require_js_url="", jquery_url="", mermaid_js_url="")
+    exporter = HTMLExporter(
+        embed_images=True, require_js_url="", jquery_url="", mermaid_js_url="", mathjax_url="data:,"
+    )
     path.write_text(exporter.from_notebook_node(_calm(notebook))[0], encoding="utf-8")
     return path
 
@@ -161,17 +200,22 @@ def pair_notebooks(run: Path, folder: Path = NOTEBOOKS) -> list[Path]:
 
 
 def _calm(notebook):
-    """A copy whose outputs hold no live widgets and no machine paths."""
+    """A copy that holds no live widgets, no machine paths and no notes of papermill's."""
     import nbformat
 
     notebook = copy.deepcopy(notebook)
-    notebook.metadata.pop("widgets", None)
+    for noise in ("widgets", "papermill"):
+        notebook.metadata.pop(noise, None)
     for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(r"(?m)^out = .*\n?", "", cell.source)  # where this machine keeps its results
         if cell.get("outputs"):
             cell.outputs = nbformat.from_dict(json.loads(_without_paths(json.dumps(cell.outputs))))
         for output in cell.get("outputs", []):
             if output.get("data", {}).pop(WIDGET, None) is not None:
-                output.data["text/plain"] = "(interactive: run this cell to use it)"
+                if "image/png" not in output.data:
+                    output.data["text/plain"] = "(interactive: run this cell to use it)"
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = _lighter(output.data["image/png"])
     return notebook

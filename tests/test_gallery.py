@@ -59,6 +59,8 @@ def test_the_page_holds_everything_in_one_file(run):
         assert shown in page
     for linked in re.findall(r'href="([^"#]+)"', page):
         assert (run / "runs" / linked).is_file()
+    exported = (run / "runs" / "01_see_land.html").read_text()
+    assert not re.search(r"""src=["']?(https?:)?//""", exported), "the notebook's page asks no network either"
 
 
 def test_a_failed_notebook_stands_out_with_cell_and_message(run):
@@ -109,3 +111,21 @@ def test_headline_is_what_a_notebook_chose(run, tmp_path):
         "a b / deep / d": "no",
     }
     assert json.loads((Path(run) / "runs/01_see_land/metrics.json").read_text())["chips"] == 12345
+
+
+def test_the_site_takes_runs_where_there_are_some_and_else_what_came_with_the_repository(run, tmp_path):
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    for name, title in {"01_see_land": "See", "03_later": "Later"}.items():
+        (notebooks / f"{name}.py").write_text(SCRIPT.format(png=PNG).replace("See", title))
+        kept = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {name[:2]} {title}\n\nWhy?")])
+        nbformat.write(kept, notebooks / f"{name}.ipynb")
+    site = tmp_path / "site"
+    gallery.write_site(str(run / "runs"), str(site), notebooks=notebooks)
+    page = (site / "index.html").read_text()
+    assert page.count('<article class="ok"') == 2 and "alarm" not in page.split("<main>")[1]
+    assert PNG in page and "Later" in page
+    for name in ("01_see_land", "03_later"):
+        assert (site / f"{name}.html").is_file()
+        assert str(run) not in (site / f"{name}.ipynb").read_text()
+    assert "papermill" not in (site / "01_see_land.ipynb").read_text().replace("papermill_runs", "")
