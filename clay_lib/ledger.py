@@ -17,6 +17,7 @@ import pandas as pd
 
 from clay_lib.files import write_whole
 from clay_lib.runner import RUNS, is_done, read_json
+from clay_lib.specification import Sweep
 
 LEDGER = "ledger.parquet"
 STATES = ("done", "failed", "died", "unfinished")  # failed: its own fault or out of time; died: killed from outside
@@ -80,6 +81,17 @@ def read_ledger(runs: Path = RUNS, sweep: str | None = None) -> pd.DataFrame:
 def write_ledger(runs: Path = RUNS) -> Path:
     """runs/ledger.parquet, from the folders."""
     return write_whole(Path(runs) / LEDGER, lambda part: read_ledger(runs).to_parquet(part, index=False))
+
+
+def write_results(asked: Sweep, runs: Path = RUNS, folder: Path = RUNS / "sweeps" / "results") -> Path:
+    """folder/SWEEP.csv, the finished runs of a specification to be kept in git: settings, metrics, cost, code."""
+    table = read_ledger(runs, asked.name)
+    table = table[(table["status"] == "done") & table["run"].isin([run.key for run in asked.runs])]
+    names = [f"parameter {name}" for name in (*asked.varied, *([asked.seed] if asked.seed else []))]
+    metrics = [c for c in table if c.startswith("metric ") and table[c].notna().any()]
+    table = table.sort_values(names)[["status", *names, *metrics, "seconds", "peak_mb", "cores", "library"]]
+    text = table.to_csv(index=False, float_format="%.6g")
+    return write_whole(folder / f"{asked.name}.csv", lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def flat(metrics: Mapping, prefix: str = "") -> Iterator[tuple[str, float | str]]:

@@ -89,7 +89,7 @@ def _head(name: str, told: Mapping, table: pd.DataFrame, other: int) -> str:
 def _answers(done: pd.DataFrame, varied: Sequence[str], seed: str | None, metrics: Mapping[str, str]) -> Iterator[str]:
     """The leading settings, then a picture a parameter, then one a pair."""
     from clay_lib import sweep_plots
-    from clay_lib.sweep_table import best, over_seeds
+    from clay_lib.sweep_table import best, one_at_a_time, others_at, over_seeds
 
     first, direction = next(iter(metrics.items()))
     lead = best(done, first, direction, varied, seed)
@@ -119,21 +119,22 @@ def _answers(done: pd.DataFrame, varied: Sequence[str], seed: str | None, metric
         f"By {first}, the {'smallest' if direction == 'min' else 'largest'} first. {said}",
         _picture(ranked) + _table(head, rows),
     )
-    figures = [_picture(sweep_plots.effect(done, name, metrics, seed), name) for name in varied]
+    base = one_at_a_time(done, varied)
+    if base is not None:
+        minus = _picture(sweep_plots.against(done, first, direction, varied, base, seed))
+        said = "Every setting differs from one base in a single parameter. Differences are taken seed by seed, so that what a seed does to both cancels; the line is the 95 % t-interval. One that holds zero leaves it open."
+        yield _article("Minus the base", said, minus)
+    rows_of = {name: done if base is None else others_at(done, base, name) for name in varied}
+    figures = [_picture(sweep_plots.effect(rows, name, metrics, seed), name) for name, rows in rows_of.items()]
+    mean = "the mean over all other settings" if base is None else "the mean, all else as in the base"
     if figures:
-        yield _article(
-            "One parameter at a time",
-            "Blue: the mean over all other settings, with its 95 % interval over seeds. Grey: single runs.",
-            "".join(figures),
-        )
-    pairs = list(itertools.combinations(varied, 2))[:PAIRS]
+        said = f"Blue: {mean}, with its 95 % interval over seeds. Grey: single runs."
+        yield _article("One parameter at a time", said, "".join(figures))
+    pairs = list(itertools.combinations(varied, 2))[:PAIRS] if base is None else []
     if pairs:
         maps = [_picture(sweep_plots.pair(done, a, b, first, seed), f"{a} and {b}") for a, b in pairs]
-        yield _article(
-            "Two parameters together",
-            f"Mean {first} over all other settings and seeds.",
-            f"<div class=pair>{''.join(maps)}</div>",
-        )
+        said = f"Mean {first} over all other settings and seeds."
+        yield _article("Two parameters together", said, f"<div class=pair>{''.join(maps)}</div>")
 
 
 def _failures(table: pd.DataFrame, varied: Sequence[str], seed: str | None, here: Path) -> str:

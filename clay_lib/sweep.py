@@ -114,7 +114,7 @@ def _run(asked: Sweep, home: Path, todo: Sequence[Run], count: int, scheduler: s
     until = time.time() + 60 * asked.minutes if asked.minutes else None
     with dask_client(scheduler, workers=min(count, len(todo)), processes=True) as client:
         _wait_for_workers(client, scheduler)
-        tell = _Teller(asked, len(todo), time.monotonic())
+        tell = _Teller(asked, len(todo), sum(client.nthreads().values()) or count)
         futures = {}
         for place, run in enumerate(todo):
             task = Task(asked.name, str(asked.script), asked.source, str(home / run.key), run,
@@ -201,23 +201,23 @@ def _as_many_as_fit(asked: Sweep, todo: int, peaks: Sequence[float]) -> int:
 class _Teller:
     """A line for each run that ended."""
 
-    def __init__(self, asked: Sweep, total: int, began: float):
-        self.asked, self.total, self.began, self.told, self.left = asked, total, began, 0, 0
+    def __init__(self, asked: Sweep, total: int, workers: int):
+        self.asked, self.total, self.workers, self.told, self.seconds = asked, total, workers, 0, 0.0
 
     def __call__(self, run: Run, row: dict | None) -> None:
         self.told += 1
-        if row is None:
-            self.left += 1
+        if row is None:  # it was too late to begin
             return
         metric = next(iter(self.asked.metrics))
         value = row["metrics"].get(metric)
         found = f"{metric} {value:.4g}" if isinstance(value, float) else ""
-        left = (time.monotonic() - self.began) / self.told * (self.total - self.told) / 60
+        self.seconds += row["seconds"] or 0
+        left = self.seconds / self.told * (self.total - self.told) / self.workers / 60
         settings = " ".join(f"{k}={v}" for k, v in run.settings.items()) or "as given"
         state = "ok" if row["status"] == "done" else row["status"].upper()
         print(
             f"{self.told:>4}/{self.total}  {run.key}  {settings}  {state} {row['seconds'] or 0:.1f} s  {found}  "
-            f"({left:.0f} min left)",
+            f"({left:.1f} min left)",
             flush=True,
         )
         if row["status"] != "done":

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from clay_lib import charts
 from clay_lib.colours import FLOOR, INK, MAGNITUDE, OURS, style
-from clay_lib.sweep_table import best, over_seeds
+from clay_lib.sweep_table import best, differences, one_at_a_time, over_seeds
 
 MANY = 9  # more numbers than this are a cloud, not levels
 LONGEST = 28  # characters of a text in a label
@@ -114,12 +114,49 @@ def ranking(
             )
             ax.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.4)
             ax.plot(row["value"], y, "o", color=OURS, ms=6)
-        ax.set_yticks(range(len(lead)), [in_words({k: row[k] for k in by}) for row in lead.to_dict("records")])
+        ax.set_yticks(range(len(lead)), _names(lead, one_at_a_time(runs, by)))
         ax.invert_yaxis()
         ax.set(xlabel=f"{drawn(metric)} ({BETTER[direction]})", title="Leading settings")
         ax.grid(axis="x", color="#e6e6e6", lw=0.8)
         ax.set_axisbelow(True)
     return fig
+
+
+def against(
+    table: pd.DataFrame,
+    metric: str,
+    direction: str,
+    by: Sequence[str],
+    base: Mapping[str, object],
+    seed: str | None = "seed",
+    most: int = 12,
+) -> Figure:
+    """Each setting minus `base`, paired by seed: a dot for the mean, a line for the 95 % interval."""
+    told = differences(table, metric, by, base, seed).head(most)
+    with style():
+        fig, ax = plt.subplots(figsize=(7.6, 0.36 * len(told) + 1.3))
+        for y, row in enumerate(told.to_dict("records")):
+            ax.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.4)
+            ax.plot(row["value"], y, "o", color=OURS, ms=6)
+        ax.axvline(0, color=FLOOR, ls="--", lw=1.2)
+        ax.set_yticks(range(len(told)), _names(told[list(by)], base if one_at_a_time(table, by) else None))
+        ax.invert_yaxis()
+        ax.set_ylim(len(told) - 0.5, -0.5)
+        ax.set(xlabel=f"difference in {drawn(metric)} ({BETTER[direction]})", title=f"Minus: {in_words(base)}")
+        ax.grid(axis="x", color="#e6e6e6", lw=0.8)
+        ax.set_axisbelow(True)
+    return fig
+
+
+def _names(settings: pd.DataFrame, base: Mapping[str, object] | None) -> list[str]:
+    """The settings in words; where all differ from a base in one parameter, in that one alone."""
+    by = [name for name in settings if name not in ("value", "low", "high", "seeds", "runs")]
+    rows = [{name: row[name] for name in by} for row in settings.to_dict("records")]
+    if base is None:
+        return [in_words(row) for row in rows]
+    return [
+        in_words({k: v for k, v in row.items() if v != base[k]}) if row != dict(base) else "the base" for row in rows
+    ]
 
 
 def in_words(setting: Mapping[str, object]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,51 @@ def best(
     table: pd.DataFrame, metric: str, direction: str, by: Sequence[str], seed: str | None = "seed"
 ) -> pd.DataFrame:
     """The same for each setting, the best first ("min": smallest)."""
-    return over_seeds(table, metric, by, seed).sort_values(
-        "value", ascending=direction == "min", kind="stable", ignore_index=True
-    )
+    ranked = over_seeds(table, metric, by, seed)
+    return ranked.sort_values("value", ascending=direction == "min", kind="stable", ignore_index=True)
+
+
+def differences(
+    table: pd.DataFrame, metric: str, by: Sequence[str], base: Mapping[str, object], seed: str | None = "seed"
+) -> pd.DataFrame:
+    """Each setting minus `base`, seed by seed, in the columns of `over_seeds`.
+
+    What a seed does to both sides cancels, so this tells differences that the settings' own intervals hide.
+    """
+    column = f"metric {metric}"
+    rows = table[table[column].notna() & (table["status"] == "done")]
+    is_base = _where(rows, base)
+    if not is_base.any():
+        raise ContractError(
+            "base", found=dict(base), expected="a setting with finished runs", cause="a value that was not swept"
+        )
+    pairing = [f"parameter {seed}"] if seed else []
+    if pairing:
+        floor = rows[is_base].groupby(pairing)[column].mean()
+        level = rows[pairing[0]].map(floor)
+    else:
+        level = rows.loc[is_base, column].mean()
+    paired = rows.assign(**{column: rows[column] - level})[~is_base]
+    return over_seeds(paired, metric, by, seed)
+
+
+def one_at_a_time(table: pd.DataFrame, by: Sequence[str]) -> dict | None:
+    """The setting from which all others differ in a single parameter, as in an ablation; None: there is none."""
+    settings = table[[f"parameter {name}" for name in by]].drop_duplicates()
+    if len(by) < 2 or len(settings) < 3:
+        return None
+    base = settings.mode().iloc[0]
+    off = (settings != base).sum(axis=1)
+    return dict(zip(by, base, strict=True)) if off.max() == 1 and (off == 0).any() else None
+
+
+def _where(table: pd.DataFrame, setting: Mapping[str, object]) -> pd.Series:
+    found = pd.Series(True, index=table.index)
+    for name, value in setting.items():
+        found &= table[f"parameter {name}"] == value
+    return found
+
+
+def others_at(table: pd.DataFrame, base: Mapping[str, object], name: str) -> pd.DataFrame:
+    """The rows in which every parameter but `name` is as in `base`."""
+    return table[_where(table, {k: v for k, v in base.items() if k != name})]

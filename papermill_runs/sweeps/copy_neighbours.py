@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Copying the neighbour
 #
-# A made-up land of one band, smooth as real land is: its power falls with the square of the frequency. Patches are
+# A made-up land of one band, smooth as real land is: its power falls with the cube of the frequency. Patches are
 # hidden, each is filled with the nearest one in sight, and the error is counted in standard deviations of the land.
 # Seconds long and without torch: the example that sweeps are shown and tested with.
 
@@ -28,7 +28,7 @@ import numpy as np
 
 rng = np.random.default_rng(seed)
 frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
-amplitude = np.where(frequency > 0, 1 / np.maximum(frequency, 1e-9), 0)  # power 1/f^2
+amplitude = np.where(frequency > 0, np.maximum(frequency, 1e-9) ** -1.5, 0)
 land = np.fft.ifft2(np.fft.fft2(rng.normal(size=(side, side))) * amplitude).real
 land = (land - land.mean()) / land.std()
 
