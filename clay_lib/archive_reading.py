@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import time
+import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
@@ -31,10 +33,15 @@ from clay_lib.clouds import hidden
 from clay_lib.contract import ContractError
 from clay_lib.scenes import METRES_PER_DEGREE
 
+warnings.filterwarnings("ignore", "Dataset has no geotransform", module="rasterio.warp")  # the warper's own arrays
 UNKNOWN = datetime(2000, 1, 1, tzinfo=UTC)  # odc-stac wants a date, and none of this depends on it
 logging.getLogger("odc.loader._rio").setLevel(logging.CRITICAL)  # it tells of reads that are tried again, and then do
 BLOCK, HEADER, PACKED = 512, 32_768, 0.7  # px, bytes, share: as the public archives' files have them
 TRIES = 3  # of one read, beside what GDAL tries itself
+# Amazon's buckets: unsigned, or with keys or a profile of whoever pays. The machine's own identity is never asked for.
+OPEN = {"AWS_NO_SIGN_REQUEST": "YES", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
+PAYING = {"AWS_REQUEST_PAYER": "requester", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
+HOPELESS = "response code: 40[0-9]|AWS_SECRET_ACCESS_KEY"  # answers that trying again does not change
 READERS = 8  # threads, when pixels are wanted now: they wait for the network, not for a core
 PAUSE = 0.5  # s before the second try, doubled before each further one
 GDAL = {  # one request a read where that can be, and no listing of folders
@@ -171,7 +178,7 @@ def _alpha_of(source: Source, archive: Archive) -> Source | None:
     address = _signed(source.href, archive)
 
     def meanings():
-        with rasterio.Env(**GDAL), rasterio.open(address) as file:
+        with rasterio.Env(**_options(archive)), rasterio.open(address) as file:
             return file.colorinterp
 
     found = _patiently(address, meanings)
@@ -196,7 +203,7 @@ class PatientDriver(RioDriver):
         self.archive = archive
 
     def capture_env(self):
-        return GDAL | ({"AWS_REQUEST_PAYER": "requester"} if self.archive.signing == "requester-pays" else {})
+        return _options(self.archive)
 
     def open(self, src, ctx):
         return _PatientReader(src, ctx, self.archive)
@@ -221,6 +228,10 @@ class _PatientReader(RioReader):
         return _patiently(address, lambda: rio_read(source, cfg, dst_geobox, dst=dst, selection=selection))
 
 
+def _options(archive: Archive) -> dict[str, str]:
+    return GDAL | (PAYING if archive.signing == "requester-pays" else OPEN)
+
+
 def _patiently(address: str, read):
     """What read() returns, tried again where the network may have been at fault. ContractError when it never does."""
     remote = "://" in address.removeprefix("vrt://") or "/vsi" in address
@@ -233,7 +244,7 @@ def _patiently(address: str, read):
                 return read()
         except RasterioError as error:
             told = " ".join(str(e) for e in (error.__cause__, error) if e)
-            if not remote or attempt == TRIES - 1 or re.search("response code: 40[0-9]", told):
+            if not remote or attempt == TRIES - 1 or re.search(HOPELESS, told):
                 raise ContractError(
                     "archive",
                     found=f"{urlsplit(address)._replace(query='').geturl()}: {told}",
@@ -262,7 +273,16 @@ def _vsi(address: str) -> str:
 
 
 def _signed(href: str, archive: Archive) -> str:
-    """Microsoft's addresses with a token that is fresh; all others as they are."""
+    """Microsoft's addresses with a token that is fresh, Amazon's only where someone pays; all others as they are."""
+    if href.startswith("s3://") and archive.signing == "requester-pays":
+        if not (os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")):
+            raise ContractError(
+                "archive",
+                found=f"{href}, and neither AWS_ACCESS_KEY_ID nor AWS_PROFILE",
+                expected="keys of an account that pays for what is fetched",
+                cause="a requester-pays bucket: set the variables, or take another of archives_of(sensor)",
+            )
+        return href
     if archive.signing != "planetary-computer" or not (urlsplit(href).hostname or "").endswith("blob.core.windows.net"):
         return href
     try:

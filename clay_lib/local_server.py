@@ -41,8 +41,7 @@ def serve_archive(folder: str | Path, *, port: int = 0) -> Iterator[str]:
         raise ContractError(
             "archive", found=str(items), expected="a folder that write_archive finished", cause="another folder"
         )
-    program = Path(sys.executable).parent / "rustac"
-    program = str(program) if program.is_file() else shutil.which("rustac")
+    program = rustac()
     if program is None:
         raise ContractError("archive", found="no rustac", expected="the package rustac", cause="pip install rustac")
     port, inner = port or _free_port(), _free_port()
@@ -62,6 +61,12 @@ def serve_archive(folder: str | Path, *, port: int = 0) -> Iterator[str]:
         ends.callback(setattr, server, "should_exit", True)
         _wait(url, api, thread, log)
         yield url
+
+
+def rustac() -> str | None:
+    """Where the program is: beside this Python, else on the path."""
+    beside = Path(sys.executable).parent / "rustac"
+    return str(beside) if beside.is_file() else shutil.which("rustac")
 
 
 def _placed(items: dict, root: str) -> dict:

@@ -10,11 +10,12 @@ import time
 class FaultyServer:
     """`url` answers as `upstream` does, with addresses rewritten to itself, but for `faults`.
 
-    faults: [part of the path, what ("500", "cut", "slow 2"), how many times]; seen: "METHOD path" of each request.
+    faults: [part of the path, what ("500", "cut", "slow 2"), how many times]; seen: "METHOD path" of each request, and headers what the last
+    one sent.
     """
 
     def __init__(self, upstream: str):
-        self.upstream, self.faults, self.seen = upstream, [], []
+        self.upstream, self.faults, self.seen, self.headers = upstream, [], [], {}
         self.lock = threading.Lock()
         outer = self
 
@@ -51,6 +52,7 @@ class FaultyServer:
 
     def answer(self, asked):
         self.seen.append(f"{asked.command} {asked.path}")
+        self.headers = dict(asked.headers)
         body = asked.rfile.read(int(asked.headers.get("Content-Length") or 0))
         fault = self._fault(asked.path)
         if fault.startswith("slow"):
@@ -58,8 +60,9 @@ class FaultyServer:
         if fault == "500":
             return self._send(asked, 500, {}, b"")
         headers = {key: asked.headers[key] for key in ("Range", "Content-Type") if key in asked.headers}
-        there = http.client.HTTPConnection(self.upstream.removeprefix("http://"), timeout=30)  # redirects pass through
-        there.request(asked.command, asked.path, body or None, headers)
+        host, _, root = self.upstream.removeprefix("http://").partition("/")
+        there = http.client.HTTPConnection(host, timeout=30)  # through which redirects pass
+        there.request(asked.command, f"/{root}{asked.path}" if root else asked.path, body or None, headers)
         answer = there.getresponse()
         status, said, content = answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
         there.close()

@@ -227,6 +227,56 @@ def test_microsofts_addresses_are_signed_and_no_others(monkeypatch):
         archive_reading._signed(blob, archive)
 
 
+def test_a_paying_bucket_is_asked_as_its_owner_wants(folder, url, monkeypatch):
+    (look,) = find_looks("landsat-c2l1", around(), "2023-08-20", url=url)
+    item = look.items[0].clone()
+    for key in {*look.archive.assets.values(), look.archive.mask}:
+        item.assets[key].extra_fields["alternate"] = {"s3": {"href": f"s3://landsat-c2l1/{item.id}/{key}.tif"}}
+    look, grid = replace(look, items=(item,)), grid_of(file_of(look, folder, url, "red"))
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setattr(rasterio, "open", lambda *_, **__: pytest.fail("without keys nothing is to be opened"))
+    with pytest.raises(ContractError, match="neither AWS_ACCESS_KEY_ID nor AWS_PROFILE.*a requester-pays bucket"):
+        read_look(look, grid)
+    monkeypatch.undo()
+    with FaultyServer(f"{url}/files") as bucket:
+        where = {
+            "AWS_S3_ENDPOINT": bucket.url.removeprefix("http://"),
+            "AWS_HTTPS": "NO",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+        }
+        for key, value in where.items():
+            monkeypatch.setitem(archive_reading.GDAL, key, value)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        got = read_look(look, grid)
+        assert {key.lower(): value for key, value in bucket.headers.items()}["x-amz-request-payer"] == "requester"
+    with rasterio.open(file_of(look, folder, url, "red")) as file:
+        np.testing.assert_array_equal(got["red"].values, file.read(1))
+
+
+def test_alpha_is_missing(folder, url):
+    (look,) = find_looks("linz", around(), "2023-05-20", url=url)
+    path = file_of(look, folder, url, "visual")
+    with rasterio.open(path) as file:
+        pixels, profile = file.read(), file.profile
+    opaque = np.full((1, *pixels.shape[1:]), 255, np.uint8)
+    opaque[:, 10:30, 10:20] = 0
+    pixels[:, 40:, 40:] = 0  # black in all bands is fill, in one it is measured
+    pixels[1, :5, :5] = 0
+    with rasterio.open(
+        folder / "rgba.tif", "w", **(profile | dict(driver="GTiff", count=4, photometric="RGB", alpha="YES"))
+    ) as file:
+        file.write(np.concatenate([pixels, opaque]))
+    item = look.items[0].clone()
+    item.assets["visual"].href = f"{url}/files/rgba.tif"
+    got = array_of(read_look(replace(look, items=(item,)), grid_of(path)))
+    expected = pixels.astype(np.float32)
+    expected[:, 10:30, 10:20] = np.nan
+    expected[:, 40:, 40:] = np.nan
+    np.testing.assert_array_equal(got, expected)
+
+
 def test_nodata_is_missing(tmp_path):
     rng = np.random.default_rng(2)
     pixels = rng.integers(8000, 20000, (6, 64, 64)).astype(np.uint16)
@@ -398,7 +448,7 @@ def test_real_images_as_items(sensor, source, tmp_path):
 # ---- faults ----
 
 
-def test_passing_faults_end_in_the_right_numbers(folder, url, hasty):
+def test_passing_faults_end_in_the_right_numbers(folder, url, hasty, monkeypatch):
     with FaultyServer(url) as between:
         between.faults = [["/search", "500", 2], ["/search", "slow 0.5", 1]]
         look = find_looks("sentinel-2-l2a", around(), "2023-08-20", url=between.url)[0]
@@ -416,7 +466,8 @@ def test_passing_faults_end_in_the_right_numbers(folder, url, hasty):
         got = read_look(look, grid)
         assert all(left == 0 for _, _, left in between.faults)
         xr.testing.assert_equal(got, clean)
-        between.faults = [["green.tif", "cut", 2]]
+        monkeypatch.setitem(archive_reading.GDAL, "GDAL_HTTP_LOW_SPEED_TIME", "1")
+        between.faults = [["green.tif", "slow 4", 1], ["swir22.tif", "cut", 2]]  # longer than a request may be silent
         xr.testing.assert_equal(read_look(look, grid, chunks={"x": 32, "y": 32}).compute(), clean)
 
 
