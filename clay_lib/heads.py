@@ -123,11 +123,10 @@ class DenseHead(nn.Module):
         self.hole = nn.Parameter(torch.zeros(width))  # stands where the encoder was shown nothing
         self.smooth = nn.Sequential(nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU())
         stages, reached = [], 1
-        while reached < patch_size:
-            factor = min(2, patch_size / reached)
-            narrow = max(width // 2, 16) if reached > 1 else width
+        while reached < patch_size:  # half as many channels at every size: what is large must be light
+            narrow = max(width // 2, 16)
             stages.append(_enlarge(width, narrow, upsampling))
-            width, reached = narrow, reached * factor
+            width, reached = narrow, 2 * reached
         self.stages = nn.ModuleList(stages)
         self.seen = None
         if bands:
@@ -136,7 +135,7 @@ class DenseHead(nn.Module):
             )
         wide = width * (2 if bands else 1)
         self.out = nn.Sequential(
-            nn.Dropout2d(dropout), nn.Conv2d(wide, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, outputs, 1)
+            nn.Dropout2d(dropout), nn.Conv2d(wide, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, outputs, 1)
         )
 
     def forward(self, features: Features) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +26,7 @@ from clay_lib.finetuning import (
 )
 from clay_lib.heads import ChipHead
 
-CONFIG = ClayConfig(64, 3, 2, 32, 2, 32, 1, 2, 16, 2)
+CONFIG = ClayConfig(32, 3, 2, 16, 2, 32, 1, 2, 16, 2)
 QUICK = FinetuneSettings(epochs=40, batch_size=4, lr=5e-3, encoder_lr=1e-3, flip=False, weight_decay=0.0, balance=0.0)
 CPU = dict(accelerator="cpu", progress=False)
 
@@ -59,11 +61,20 @@ def clay():
     return Clay.random(CONFIG)
 
 
-@pytest.mark.parametrize("task", ["segmentation", "classification", "regression", "dense regression"])
-@pytest.mark.parametrize("unfreeze", [0, 1, "all"])
+@pytest.mark.parametrize(
+    "task, unfreeze",
+    [
+        ("segmentation", 0),
+        ("segmentation", "all"),
+        ("classification", 1),
+        ("classification", 0),
+        ("regression", 0),
+        ("dense regression", 1),
+    ],
+)
 def test_a_few_chips_are_learned_by_heart(clay, task, unfreeze):
     data, before = planted(task), fingerprint(clay.model.encoder)
-    head = dict(width=32, dropout=0.0, bands=3) if data.dense else {}
+    head = dict(width=16, dropout=0.0, bands=3) if data.dense else {}
     settings = QUICK if data.dense else replace(QUICK, epochs=100, lr=0.05)
     tuned = finetune(clay, data, unfreeze=unfreeze, settings=settings, **head, **CPU)
     losses = tuned.history["train/loss"]
@@ -90,7 +101,7 @@ def test_rates_fall_layer_by_layer(clay):
     assert [encoder_factor(f"transformer.layers.{k}.0.norm.weight", 3, 0.5) for k in range(3)] == [0.25, 0.5, 1]
     assert encoder_factor("patch_embedding.x", 3, 0.5) == encoder_factor("cls_token", 3, 0.5) == 0.125
     assert encoder_factor("transformer.norm.weight", 3, 0.5) == 1
-    s, head = FinetuneSettings(lr=1.0, encoder_lr=0.1, layer_decay=0.5, weight_decay=0.3), ChipHead(64, 2)
+    s, head = FinetuneSettings(lr=1.0, encoder_lr=0.1, layer_decay=0.5, weight_decay=0.3), ChipHead(32, 2)
     unfreeze_last(clay.model.encoder, "all")
     groups = parameter_groups(clay.model.encoder, head, s)
     rate = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
@@ -155,8 +166,8 @@ def test_saved_and_loaded_again(clay, unfreeze, tmp_path):
     encoder = sum(p.numel() * 4 for p in clay.model.encoder.parameters())
     assert (size > encoder) is (unfreeze != 0), "a frozen encoder is not stored again"
 
-    with pytest.raises(ContractError, match="dim 32"):
-        Finetuned.load(tmp_path / "best.safetensors", Clay.random(replace(CONFIG, dim=32)))
+    with pytest.raises(ContractError, match="dim 64"):
+        Finetuned.load(tmp_path / "best.safetensors", Clay.random(replace(CONFIG, dim=64)))
     if unfreeze == 0:
         with pytest.raises(ContractError, match="other weights of the same size"):
             Finetuned.load(tmp_path / "best.safetensors", Clay.random(CONFIG, seed=1))
@@ -212,3 +223,37 @@ def test_sets_that_cannot_be_learned_are_told(clay, change, told):
 
 def _blank(read, n):
     return replace(read(n), label=np.full((16, 16), IGNORE))
+
+
+LARGE = """
+import resource, sys, time
+import numpy as np, torch
+from clay_lib import Clay, ClayConfig, SENSORS
+from clay_lib.datasets import LabelledSet, Sample, place_table
+from clay_lib.finetuning import FinetuneSettings, finetune
+from clay_lib.model import ClayMAE
+
+torch.set_num_threads(2)
+spec, rng = SENSORS["sentinel-2-l2a"], np.random.default_rng(0)
+mean, std = (v[:, None, None] for v in spec.statistics())
+pixels = np.maximum(mean + 0.3 * std * rng.standard_normal((10, 256, 256)), 1).astype(np.float32)
+label = rng.integers(0, 5, (256, 256))
+data = LabelledSet(spec, spec.band_names, 10.0, tuple("abcde"), True, place_table(["one"]), lambda n: Sample(pixels, label))
+clay = Clay(ClayMAE(ClayConfig.named("large"), encoder_only=True))
+settings = FinetuneSettings(epochs=1, batch_size=1, flip=False)
+tuned = finetune(clay, data, unfreeze=int(sys.argv[1]), settings=settings, accelerator="cpu", progress=False, bands=10)
+scores = tuned.predict(data)
+assert scores.shape == (1, 5, 256, 256) and np.isfinite(scores).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unfreeze", [0, 2])
+def test_the_large_model_takes_a_step_in_eight_gigabytes(unfreeze):
+    """A 256 x 256 chip of ten bands, 1024 tokens: a head's training step and a prediction, frozen and the last two."""
+    run = subprocess.run([sys.executable, "-c", LARGE, str(unfreeze)], capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stderr
+    peak = float(run.stdout.split()[-1])
+    print(f"peak {peak:.2f} GiB with {unfreeze} blocks learning")
+    assert peak * 2**30 < 8e9
