@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -29,6 +29,7 @@ from clay_lib.contract import ContractError
 
 MERCATOR, DEGREES = "EPSG:3857", "EPSG:4326"
 METRES_PER_DEGREE = 111_320.0
+OUTLINES = ("#E69F00", "#56B4E9", "#F0E442")
 FINEST, COARSEST = (
     2048,
     512,
@@ -78,11 +79,13 @@ def show_on_map(
     center: tuple[float, float] | None = None,
     basemap: str | None = None,
     height: str = "480px",
+    outlines: Mapping | None = None,
 ):
     """A leafmap.Map (ipyleaflet) of the layers, the first undermost, with a layer list and opacity sliders.
 
     bounds: (west, south, east, north) in degrees; by default all that they cover. center: (lat, lon), zoom: Leaflet's.
     basemap: a name that leafmap knows ("OpenStreetMap"); it asks the network for tiles, so none is drawn by default.
+    outlines: {name: GeoDataFrame} drawn as lines above all layers, the first in orange, the second in blue.
     """
     import ipyleaflet  # with leafmap about five seconds: paid where a map is made
     import ipywidgets
@@ -124,6 +127,10 @@ def show_on_map(
     for layer, (url, box) in zip(layers, pictures, strict=True):
         added.append(ipyleaflet.ImageOverlay(url=url, bounds=box, name=layer.name, opacity=layer.opacity))
         shown.add(added[-1])
+    for (name, frame), colour in zip((outlines or {}).items(), OUTLINES, strict=False):
+        drawn = frame[["geometry"]].to_crs(DEGREES).__geo_interface__
+        look = dict(color=colour, weight=2.5, opacity=1, fill=False)
+        shown.add(ipyleaflet.GeoJSON(data=drawn, style=look, name=name))
     shown.add(ipyleaflet.LayersControl(position="topright"))
     sliders = []
     for layer in added[1:] or added:  # the bottom layer needs none
@@ -145,9 +152,17 @@ def show_on_map(
 
 
 def static_map(
-    layers: Layer | Sequence[Layer], *, columns: int = 2, size: float = 4.2, title: str | None = None
+    layers: Layer | Sequence[Layer],
+    *,
+    columns: int = 2,
+    size: float = 4.2,
+    title: str | None = None,
+    outlines: Mapping | None = None,
 ) -> Figure:
-    """The same layers as a figure: a panel each, opaque, on one common extent; degrees, scale bar, north arrow."""
+    """The same layers as a figure: a panel each, opaque, on one common extent; degrees, scale bar, north arrow.
+
+    outlines: as in `show_on_map`; a column "rank" is written into them.
+    """
     layers = _listed(layers)
     warped = [
         _warp(_colours(layer.values, layer.cmap, layer.limits, layer.valid), layer.crs, layer.transform, DEGREES)
@@ -171,6 +186,7 @@ def static_map(
             ax.set(xlim=(west, east), ylim=(south, north), aspect=1 / squeeze, title=layer.name)
             ax.spines[:].set_visible(True)
             _degree_ticks(ax)
+            _draw_outlines(ax, outlines or {})
             plots.scale_bar(ax, (east - west) * squeeze * METRES_PER_DEGREE)
             ax.text(
                 0.965,
@@ -191,10 +207,24 @@ def static_map(
                 fig.colorbar(scale, ax=ax, label=layer.label, shrink=0.85, pad=0.02)
         for ax in axes.flat[len(layers) :]:
             ax.set_axis_off()
+        if outlines:
+            lines = [plt.Line2D([], [], color=colour, lw=2) for colour in OUTLINES[: len(outlines)]]
+            fig.legend(lines, list(outlines), loc="outside lower left", ncols=len(outlines))
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     fig.draw_without_rendering()  # the layout needs a first pass to know how wide the colour bars' numbers are
     return fig
+
+
+def _draw_outlines(ax, outlines: Mapping) -> None:
+    for (_, frame), colour in zip(outlines.items(), OUTLINES, strict=False):
+        frame = frame.to_crs(DEGREES)
+        for width, ink in ((3.2, "black"), (1.8, colour)):  # the dark rim keeps a line visible on any picture
+            frame.boundary.plot(ax=ax, color=ink, linewidth=width, aspect=None)
+        ax.set(xlabel="", ylabel="")  # geopandas writes its own
+        for shape, rank in zip(frame.geometry, frame.get("rank", ()), strict=False):
+            ax.annotate(rank, shape.representative_point().coords[0], color="white", fontsize=7, ha="center",
+                        va="center", bbox=dict(boxstyle="square,pad=0.1", fc="black", ec="none", alpha=0.55))  # fmt: skip
 
 
 def _listed(layers) -> list[Layer]:

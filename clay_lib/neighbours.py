@@ -9,7 +9,7 @@ import numpy as np
 
 from clay_lib.contract import ContractError
 
-BLOCK = 16_384  # rows compared at once: what is copied or made float stays small however long the table is
+BLOCK = 32_768  # rows compared at once: what is copied or made float stays small however long the table is
 ROUNDING = 2e-6  # of usearch's single-precision cosines
 
 
@@ -33,12 +33,12 @@ def nearest(
         count = min(len(block), 4 * k + 16)
         while count:
             found = usearch_search(block, rounded, count, exact=True)
-            best = np.asarray(found.keys, int)
-            cosines = _cosines(block[best], query)
-            merged, merged_scores = _best(np.append(rows, at[best]), np.append(scores, cosines), k)
-            unseen = 1 - float(found.distances[-1]) + slack  # no row that was not named is nearer than this
-            if count == len(block) or (len(merged) == k and merged_scores[-1] > unseen):
-                rows, scores = merged, merged_scores
+            most = 1 - np.asarray(found.distances, np.float64) + slack  # what their true cosines may be, at most
+            floor = scores[-1] if len(rows) == k else -np.inf
+            best = np.asarray(found.keys, int)[most >= floor]
+            merged = _best(np.append(rows, at[best]), np.append(scores, _cosines(block[best], query)), k)
+            if count == len(block) or (len(merged[0]) == k and merged[1][-1] > most[-1]):  # none beyond is nearer
+                rows, scores = merged
                 break
             count = min(len(block), 4 * count)
     return rows, scores

@@ -133,7 +133,7 @@ def _kept(vectors: Vectors, sensor: str, dates, area) -> np.ndarray:
 
         shape = parse_area(area)
         shapely.prepare(shape)
-        near = np.flatnonzero(keep & shapely.intersects(shape, shapely.box(*vectors.bounds.T)))
+        near = np.flatnonzero(keep & shapely.intersects(shape, shapely.box(*vectors.bounds)))
         keep[:] = False
         keep[near] = shapely.intersects(shape, vectors.shapes(near))
     if not keep.any():
@@ -194,7 +194,7 @@ def _point(text: str) -> tuple[float, float]:
 def _row_at(vectors: Vectors, lat: float, lon: float, keep: np.ndarray) -> int:
     over = vectors.over(lat, lon)
     if not len(over):
-        edges = (*vectors.bounds[:, :2].min(axis=0), *vectors.bounds[:, 2:].max(axis=0))
+        edges = (*vectors.bounds[:2].min(axis=1), *vectors.bounds[2:].max(axis=1))
         box = ", ".join(f"{v:.4f}" for v in edges)
         raise ContractError(
             "place",

@@ -23,13 +23,14 @@ class Vectors:
 
     rows: pa.Table  # id, geometry (WKB), time, sensor
     values: np.ndarray  # [N, D] int8 or float16; a row's scale is left out, since a cosine does not know it
-    bounds: np.ndarray  # [N, 4] west, south, east, north of the outlines, degrees
+    bounds: np.ndarray  # [4, N] west, south, east, north of the outlines, degrees
     middles: np.ndarray  # [N, 2] lat, lon
 
     def over(self, lat: float, lon: float) -> np.ndarray:
         """Rows whose outline holds a point."""
-        west, south, east, north = self.bounds.T
-        near = np.flatnonzero((west <= lon) & (lon <= east) & (south <= lat) & (lat <= north))
+        west, south, east, north = self.bounds
+        near = np.flatnonzero((west <= lon) & (lon <= east))
+        near = near[(south[near] <= lat) & (lat <= north[near])]
         return near[shapely.intersects_xy(self.shapes(near), lon, lat)] if len(near) else near
 
     def shapes(self, rows: np.ndarray) -> np.ndarray:
@@ -54,19 +55,20 @@ def open_vectors(source: str | Path | pa.Table, *, column: str = "vector", confi
         )
     kind = data.schema.field(column).type
     values = np.empty((total, kind.list_size), kind.value_type.to_pandas_dtype())
-    bounds, middles = np.empty((total, 4)), np.empty((total, 2))
+    bounds, middles = np.empty((4, total)), np.empty((total, 2))
     names = ["sensor", *(name for name in ONE_ONLY if name in data.schema.names)]
     kinds, parts, at = set(), [], 0
     for batch in data.to_batches(columns=[*dict.fromkeys([*KEPT, *names, column])], filter=asked):
         here = slice(at, at + len(batch))
         values[here] = _stored(batch, column)
-        bounds[here], middles[here] = _places(batch.column("geometry"))
+        bounds[:, here], middles[here] = _places(batch.column("geometry"))
         told = pa.Table.from_batches([batch.select(names)]).group_by(names).aggregate([])
         kinds.update(tuple(row[name] for name in names) for row in told.to_pylist())
         parts.append(batch.select(KEPT))
         at += len(batch)
     _refuse_mixtures(kinds, names, source)
-    return Vectors(pa.Table.from_batches(parts), values, bounds, middles)
+    rows = pa.Table.from_batches(parts).combine_chunks()  # picking from many chunks is slow
+    return Vectors(rows, values, bounds, middles)
 
 
 def _name(source) -> str:
@@ -119,10 +121,10 @@ def _stored(batch: pa.RecordBatch, name: str) -> np.ndarray:
 
 
 def _places(outlines: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(bounds [n, 4], middles [n, 2] as lat, lon) of WKB outlines; one cut at the date line has its first part's middle."""
+    """(bounds [4, n], middles [n, 2] as lat, lon) of WKB outlines; one cut at the date line has its first part's middle."""
     shapes = shapely.from_wkb(outlines.to_numpy(zero_copy_only=False))
     west, south, east, north = shapely.bounds(shapely.get_geometry(shapes, 0)).T
-    return shapely.bounds(shapes), np.stack([(south + north) / 2, (west + east) / 2], axis=1)
+    return shapely.bounds(shapes).T, np.stack([(south + north) / 2, (west + east) / 2], axis=1)
 
 
 def _refuse_mixtures(kinds: set[tuple], names: list[str], source) -> None:

@@ -1,0 +1,437 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 08 Maps of embeddings
+#
+# > **Where else does it look like here, and what changed?**
+#
+# You will see
+# - an area and a date turned into vectors on a fixed grid, with the cost told beforehand,
+# - the places most like one that you point at, and how a few examples for and against sharpen the answer,
+# - the same area on two dates, and a map of what changed, by embeddings and by plain pixels side by side.
+#
+# | needs | minutes | data |
+# | --- | --- | --- |
+# | small weights, shipped in `data/weights`; see [06 Seeing embeddings](06_see_embeddings.ipynb) for what they know | about 1.5 on two cores; no GPU needed (not measured there) | an archive of the mini-world, served on this machine; or a public archive, with a network |
+#
+# The client is the same for both: it searches a STAC archive, reads the pixels it needs over HTTP and embeds them. For true
+# satellite images set `online`, `area`, `before` and `after` below.
+
+# %%
+import atexit
+from contextlib import ExitStack
+
+import geopandas as gpd
+import matplotlib.pyplot as plt
+import numpy as np
+import rasterio
+import requests
+import torch
+from IPython.display import display
+from odc.geo.geobox import GeoBox
+from sklearn.metrics import roc_auc_score
+
+from clay_lib import Clay, plots
+from clay_lib.archives import archives_of, find_looks, read_look
+from clay_lib.chips import in_cache
+from clay_lib.embed import embed_area, principal_components
+from clay_lib.local_archive import Event, serve_archive, write_archive
+from clay_lib.maps import Layer, show_on_map, static_map
+from clay_lib.miniworld import MiniWorld
+from clay_lib.runner import output_folder, write_metrics
+from clay_lib.scenes import write_raster
+from clay_lib.search import search, write_geojson
+from clay_lib.search_table import open_vectors
+from clay_lib.sensors import SENSORS
+
+_ = torch.set_grad_enabled(False)
+
+# %% tags=["parameters"]
+seed: int = 0  # of the mini-world
+out: str = ""  # folder for results; empty: papermill_runs/lab/08_map_embeddings
+weights: str = "clay-mini.safetensors"  # shipped; or a path, or what 04 put into data/cache: notebook_04.safetensors
+sensor: str = "sentinel-2-l2a"  # whose archive is asked
+online: bool = False  # ask the sensor's public archive; needs a network
+url: str = ""  # another STAC API with the same collections; empty: the public one
+area: list = []  # west, south, east, north in degrees, for a real archive; empty: the mini-world's
+before: str = "2023-01-14"  # a day, or first/last day; of these the clearest image of each tile
+after: str = "2024-01-16"  # the same, after the event
+extent: int = 5760  # metres a side, of the mini-world's area
+tile: int = 64  # pixels a side of a tile: one vector each
+overlap: int = 16  # pixels beyond a tile's edges that its patches see
+like: list = []  # lat, lon of the place to find more of; empty: the middle, in the mini-world a tile of land_cover
+land_cover: int = 50  # WorldCover code of that tile: 50 is built-up
+k: int = 6  # hits
+
+# %% [markdown]
+# ## An archive
+#
+# Satellite archives speak one language, STAC: tell them an area and dates, they answer with a list of images. Without a
+# network a small archive is made here: two images of a piece of the mini-world, a year apart, behind a true STAC server and
+# a file server on this machine. Between the dates a forest is cleared, so that there is a change whose place is known.
+
+# %%
+out_dir = output_folder(out, "08_map_embeddings")
+address = url or archives_of(sensor)[0].url
+reachable = False
+if online:
+    try:
+        reachable = requests.get(address, timeout=5).ok
+    except requests.RequestException as error:
+        print(f"{address} does not answer ({type(error).__name__}): the mini-world instead")
+made = not reachable
+server, world, event = (
+    ExitStack(),
+    MiniWorld(seed),
+    Event("2023-09-01", 60, 0.225 * extent, 0.295 * extent, 0.07 * extent),
+)
+_ = atexit.register(server.close)
+if made:
+    place = world.place(30, 3, "test")  # grass, forest, fields, a town and a river; never trained on
+    written = write_archive(out_dir / "archive", sensors=[sensor], place=place, extent=extent,
+                            dates=[before, after], events=[event], seed=seed)  # fmt: skip
+    address = server.enter_context(serve_archive(written))
+    tall = (extent / 2 - tile * SENSORS[sensor].gsd) / 111_320  # degrees: tiles that touch the area lie in the images
+    wide = tall / np.cos(np.radians(place.lat))
+    area = [place.lon - wide, place.lat - tall, place.lon + wide, place.lat + tall]
+assert len(area) == 4, "a real archive needs an area: west, south, east, north"
+print(
+    f"{'the mini-world' if made else sensor} at", "west {:.4f}, south {:.4f}, east {:.4f}, north {:.4f}".format(*area)
+)
+
+# %% [markdown]
+# ## What it would cost
+#
+# The earth is cut into tiles on a grid that never moves: a place has the same tile, with the same name, in every run. The
+# forecast counts tiles, bytes and minutes before a single pixel is fetched.
+
+# %%
+clay = Clay.load(in_cache(weights))
+how = dict(url=address, size=tile, dense="cog", overlap=overlap, store="int8", name=weights.split(".")[0])
+print(embed_area(clay, sensor, area, before, out_dir / "before", forecast=True, **how))
+
+# %% [markdown]
+# ## From a place to vectors
+#
+# Now in earnest, for both dates. Each tile becomes one row of a GeoParquet table: its outline, its date, and its **vector**
+# in 8-bit whole numbers. Each patch of 8 x 8 pixels also becomes one cell of a raster with as many bands as the vector has
+# numbers. A tile is read a little beyond its edges, and neighbours are blended, so that tiles leave few traces. Run again,
+# nothing is done twice.
+
+# %%
+results = {}
+for name, dates in {"before": before, "after": after}.items():
+    results[name] = embed_area(clay, sensor, area, dates, out_dir / name, progress=False, **how)
+    done = results[name]
+    print(f"{name}: {done.jobs} tiles, {done.rows} vectors written, {done.skipped} there already")
+
+
+# %%
+def read_raster(path):
+    """(bands [D, h, w], its transform, its CRS)."""
+    with rasterio.open(path) as file:
+        return file.read(), file.transform, str(file.crs)
+
+
+rasters = {name: read_raster(done.rasters[0]) for name, done in results.items()}
+(first, cells, crs), (second, cells_after, _) = rasters.values()
+D, h, w = first.shape
+P = clay.model.config.patch_size
+assert (D, cells) == (clay.model.config.dim, cells_after) and second.shape == first.shape
+known = np.isfinite(first).all(axis=0) & np.isfinite(second).all(axis=0)  # [h, w] where both dates have data
+print(f"{D} bands of {h} x {w} patches of {cells.a:g} m in {crs}, {known.mean():.0%} of them seen on both dates")
+
+# %% [markdown]
+# ## The pixels, for the eye
+#
+# The same images on the pixels below those patches. Some pictures are drawn at half their detail to keep this file small.
+
+# %%
+gsd = cells.a / P
+grid = GeoBox((h * P, w * P), cells * cells.scale(1 / P), crs)
+pixels = {}
+for name, dates in {"before": before, "after": after}.items():
+    look = find_looks(sensor, area, dates, url=address)[0]
+    seen = read_look(look, grid, clouds="keep")
+    pixels[name] = np.stack([seen[band].values for band in SENSORS[sensor].band_names])  # [C, H, W]
+    print(f"{name}: {look.when:%Y-%m-%d}, {pixels[name].shape}, {', '.join(look.ids)}")
+server.close()
+pictures = {name: plots.rgb(image, sensor, like=pixels["before"]) for name, image in pixels.items()}
+
+# %% [markdown]
+# ## A map of alikeness
+#
+# The three directions in which the patches of both dates differ most (principal components) become red, green and blue.
+# Alike colours are alike embeddings, on the left and on the right; the colours themselves have no meaning.
+
+# %%
+both = np.stack([first, second]).transpose(0, 2, 3, 1)  # [2, h, w, D]
+parts = principal_components(np.nan_to_num(both))  # [2, h, w, 3]
+low, high = np.percentile(parts[:, known].reshape(-1, 3), (2, 98), axis=0)
+colours = np.clip((parts - low) / (high - low), 0, 1)
+layers = {
+    "before": Layer("before", pictures["before"], crs, grid.transform),
+    "after": Layer("after", pictures["after"], crs, grid.transform),
+    "embeddings before": Layer("embeddings before", colours[0], crs, cells, valid=known),
+    "embeddings after": Layer("embeddings after", colours[1], crs, cells, valid=known),
+}
+fig = static_map(list(layers.values()), size=2.9)
+_ = plots.save(fig, out_dir / "embeddings.png")
+plt.show()
+
+# %% [markdown]
+# ## Where else does it look like here
+#
+# The likeness of two places is the cosine of the angle between their vectors: 1 for the same direction, 0 for unrelated
+# ones. The search compares the place with every row of the table, as exactly as if all were written out in NumPy, and it
+# stays under a second for a million rows. The place itself is left out, on all dates.
+
+# %%
+tiles = results["before"].vectors()  # the table as a GeoDataFrame: id, geometry, time, vector, ...
+
+
+def land_of(bounds):
+    """(commonest land cover of 5 x 5 points in west, south, east, north, its share), as only the mini-world can tell."""
+    west, south, east, north = bounds
+    lon, lat = np.meshgrid(np.linspace(west, east, 7)[1:-1], np.linspace(south, north, 7)[1:-1])
+    codes, counts = np.unique(world.land_cover(lat, lon), return_counts=True)
+    return int(codes[counts.argmax()]), counts.max() / counts.sum()
+
+
+lands = {i: land_of(bounds) for i, bounds in zip(tiles.id, tiles.bounds.to_numpy(), strict=True)} if made else {}
+if like or not made:
+    here = tuple(like) or ((area[1] + area[3]) / 2, (area[0] + area[2]) / 2)
+else:
+    here = max(lands, key=lambda i: (lands[i][0] == land_cover) * lands[i][1])
+
+# %%
+table = open_vectors(out_dir / "before")
+hits = search(table, here, k=k)
+hits[["rank", "id", "similarity"]].round(4)
+
+# %% [markdown]
+# By hand it is one matrix product. The table's 8-bit numbers are what `search` sees; how long a vector is plays no part.
+
+# %%
+numbers = table.values.astype(np.float64)
+names = np.array(table.rows["id"].to_pylist())
+asked = search(table, here, k=1, apart=None).id[0]  # the row that lies over the place: the most alike is it itself
+query = numbers[names == asked][0]
+cosines = numbers @ query / np.linalg.norm(numbers, axis=1) / np.linalg.norm(query)
+order = np.argsort(-cosines)
+order = order[names[order] != asked][:k]
+
+assert names[order].tolist() == hits.id.tolist()
+torch.testing.assert_close(torch.from_numpy(cosines[order]), torch.from_numpy(hits.similarity.to_numpy()))
+print(f"{len(numbers)} rows of {D} numbers ({table.values.dtype}): the same {len(order)} hits in the same order")
+
+# %% [markdown]
+# The hits on the map, beside the same question put to every patch of the scene: how alike is its vector to the mean of the
+# patches in the place? All patches of a scene have much in common, so the scene's mean is taken away first; without that the
+# cosines of all of them lie close together.
+
+
+# %%
+def unit(patches):
+    """[D, ...] -> the same directions at length one."""
+    return patches / np.linalg.norm(patches, axis=0).clip(1e-9)
+
+
+def centred(patches):
+    """[D, h, w] without the scene's mean, at length one."""
+    return unit(patches - patches[:, known].mean(axis=1)[:, None, None])
+
+
+outlines = {"hits": hits, "the place": tiles.loc[tiles.id == asked, ["geometry"]]}
+shape = outlines["the place"].to_crs(crs).geometry.iloc[0]
+rows, columns = np.mgrid[:h, :w] + 0.5
+middles = gpd.GeoSeries.from_xy(*(cells * (columns.ravel(), rows.ravel())))
+inside = middles.within(shape).to_numpy().reshape(h, w) & known
+likeness = np.einsum("d,dhw->hw", unit(centred(first)[:, inside].mean(axis=1)), centred(first))
+top = float(np.nanmax(np.abs(likeness[~inside])))
+layers["likeness"] = Layer(
+    "likeness to the place", np.where(known, likeness, np.nan), crs, cells, "RdBu_r",
+    (-top, top), "cosine of patch vectors", opacity=0.7,
+)  # fmt: skip
+fig = static_map([layers["before"], layers["likeness"]], size=3.4, outlines=outlines)
+_ = plots.save(fig, out_dir / "hits.png")
+plt.show()
+
+# %% [markdown]
+# ## A few examples
+#
+# One place leaves open what was meant by it. Examples say more: name hits that are right and hits that are wrong. The search
+# then follows the mean of the right vectors, minus half the mean of the wrong ones. Half, because all land has much in
+# common, and taking away all of the wrong ones takes that away too. In the mini-world the true land cover plays the person
+# who looks at the hits; it is asked for every place in turn, so that no lucky choice decides.
+
+
+# %%
+def helped(start, each=2):
+    """Share of right answers among the next k, without and with examples; None where there is nothing to choose from."""
+    ranked, same = search(table, start, k=3 * k), [i for i in lands if lands[i][0] == lands[start][0]]
+    right, wrong = ([i for i in ranked.id if (i in same) == want][:each] for want in (True, False))
+    if min(len(right), len(wrong)) < each or len(same) < 2 * each + 2:
+        return None
+    rest = ranked[~ranked.id.isin([*right, *wrong])][:k]  # the same candidates, in the order of the first search
+    better = search(table, start, positives=right, negatives=wrong, k=len(rest))
+    return [found.id.isin(same).mean() for found in (rest, better)]
+
+
+precision = np.array([pair for start in lands if (pair := helped(start)) is not None]).reshape(-1, 2)
+if len(precision):
+    without, with_examples = precision.mean(axis=0)
+    print(
+        f"{len(precision)} places asked: {without:.0%} of hits are of the same land, {with_examples:.0%} with examples"
+    )
+
+# %% [markdown]
+# The hits leave as GeoJSON, which every mapping program and every web map opens.
+
+# %%
+path = write_geojson(hits, out_dir / "hits.geojson")
+again = gpd.read_file(path)
+assert again.id.tolist() == hits.id.tolist()
+np.testing.assert_allclose(again.bounds, hits.bounds, atol=1e-6)
+print(f"{path.name}: {len(again)} polygons, {path.stat().st_size / 1000:.1f} kB")
+
+# %% [markdown]
+# ## What changed
+#
+# Two dates of one place differ for many reasons: haze, rain, the height of a crop, and now and then because the place is
+# another. Plain pixels count them all. The distance of embeddings (one minus the cosine of a patch's vectors on the two
+# dates) is hoped to count the last kind more than the others. From each date its mean over the scene is taken away first,
+# in both measures, so that what befell the whole image alike does not count.
+
+
+# %%
+distance = np.where(known, 1 - (centred(first) * centred(second)).sum(axis=0), np.nan)  # [h, w], 0 to 2
+normal = [SENSORS[sensor].normalise(image) for image in pixels.values()]
+shift = [image - np.nanmean(image, axis=(1, 2), keepdims=True) for image in normal]
+difference = np.abs(shift[1] - shift[0]).mean(axis=0).reshape(h, P, w, P).mean(axis=(1, 3))  # [h, w]
+difference = np.where(known, difference, np.nan)
+write_raster(out_dir / "change.tif", distance[None].astype(np.float32), crs=crs, transform=tuple(cells)[:6],
+             descriptions=["1 - cosine of patch vectors"], nodata=float("nan"))  # fmt: skip
+
+# %%
+score, contrast = {}, {}
+if made:
+    x, y = gpd.GeoSeries.from_xy([place.lon], [place.lat], crs="EPSG:4326").to_crs(crs).get_coordinates().to_numpy()[0]
+    px, py = cells * (columns, rows)
+    away = np.hypot(px - x - event.east, py - y - event.north) / event.radius  # 1: about the edge of the clearing
+    cleared, others = known & (away < 0.75), known & (away > 1.35)  # its edge is wavy; patches across it are neither
+    for what, values in {"embeddings": distance, "pixels": difference}.items():
+        score[what] = roc_auc_score(cleared[cleared | others], values[cleared | others])
+        contrast[what] = np.median(values[cleared]) / np.median(values[others])
+        print(
+            f"{what:<10} cleared above other patches in {score[what]:.1%} of pairs; medians {contrast[what]:.1f} to 1"
+        )
+    assert score["embeddings"] > 0.9, "the change lies where the forest was cleared"
+
+# %%
+panels = {
+    "change": (distance, "1 - cosine of patch vectors"),
+    "pixels": (difference, "mean difference, standard deviations"),
+}
+titles = {"change": "change of embeddings", "pixels": "change of pixels"}
+for what, (values, label) in panels.items():
+    limits = (0, float(np.nanpercentile(values, 99.5)))
+    layers[what] = Layer(titles[what], values, crs, cells, "magma", limits, label, opacity=0.7)
+outline = {}
+if made:
+    circle = gpd.GeoSeries.from_xy([x + event.east], [y + event.north], crs=crs).buffer(event.radius)
+    outline = {"cleared in between, about": gpd.GeoDataFrame(geometry=circle)}
+fig = static_map([layers["change"], layers["pixels"]], size=3.2, outlines=outline)
+_ = plots.save(fig, out_dir / "change.png")
+plt.show()
+
+# %% [markdown]
+# A clearing is an easy change, which plain pixels find as well. Around it the embeddings have changed a little too, in the
+# shape of tiles: a patch's vector is made in view of all patches of its tile, so it knows of a change next door. Pixels do
+# not, and show the sharper edge.
+#
+# ## All of it on one map
+#
+# The sliders at the lower right blend the layers. Nothing is fetched: the pictures travel in the notebook. With a network,
+# `basemap="OpenStreetMap"` puts streets below.
+
+# %%
+half = {
+    name: Layer(name, pictures[name][::2, ::2], crs, tuple(grid.transform * grid.transform.scale(2))[:6])
+    for name in pictures
+}
+shown = show_on_map([half["before"], half["after"], layers["embeddings after"], layers["likeness"], layers["change"]],
+                    outlines=outlines)  # fmt: skip
+shown.to_html(str(out_dir / "map.html"))
+display(shown)
+
+# %% [markdown]
+# ## What lies in the folder now
+#
+# | file | what | in QGIS |
+# | --- | --- | --- |
+# | `before/vectors/.../*.parquet` | GeoParquet: outline, date, vector of each tile | drag onto the map (GDAL 3.8 or newer with Parquet) |
+# | `before/dense/.../*.tif` | patch vectors, a band for each number | drag; three bands as red, green and blue |
+# | `change.tif` | one band: change of embeddings | drag; singleband pseudocolour |
+# | `hits.geojson` | hits with rank and similarity | drag; label with `rank` |
+# | `map.html` | the map above as a page of its own | opens in a browser (with a network) |
+#
+# `after/` holds the same for the second date. Python opens them with geopandas and rasterio, DuckDB reads the Parquet.
+
+# %%
+left = sorted(
+    p for p in out_dir.rglob("*") if p.suffix in (".parquet", ".tif", ".geojson") and "archive" not in p.parts
+)
+for file in left:
+    print(f"{file.stat().st_size / 1000:9,.0f} kB  {file.relative_to(out_dir)}")
+with rasterio.open(out_dir / "change.tif") as file:
+    np.testing.assert_array_equal(file.read(1), distance.astype(np.float32))
+    assert file.bounds == rasterio.transform.array_bounds(h, w, cells)
+
+# %% [markdown]
+# ## What was seen
+
+# %%
+metrics = {
+    "tiles a date": len(tiles),
+    "numbers a vector": D,
+    "hits": len(hits),
+    "best similarity": float(hits.similarity[0]),
+}
+if len(precision):
+    metrics |= {"hits of the same land": float(without), "the same with examples": float(with_examples)}
+for what in score:
+    metrics |= {f"change found by {what}": float(score[what]), f"contrast of change, {what}": float(contrast[what])}
+write_metrics(out_dir, metrics)
+print(
+    f"- {len(tiles)} tiles a date became vectors of {D} numbers and {h} x {w} patches, with their place and date, in open formats."
+)
+print(
+    f"- The most alike of {len(tiles) - 1} other tiles has a cosine of {hits.similarity[0]:.3f}; {len(hits)} hits are a GeoJSON file."
+)
+if len(precision):
+    print(
+        f"- Over {len(precision)} places, {without:.0%} of hits were of the same land, {with_examples:.0%} with two right and two wrong ones named."
+    )
+if score:
+    print(
+        f"- The clearing stands out {contrast['embeddings']:.0f} to 1 in the embeddings, {contrast['pixels']:.0f} to 1 in plain pixels."
+    )
+
+# %% [markdown]
+# The same from a command line: `clay embed`, with `--forecast` first, then `clay search OUT --like "lat,lon" --geojson
+# hits.geojson`. `clay archive data/cache/archive` serves the mini-world's archive for work without a network.
+#
+# Back to the start: [01 Embedding patches](01_embed_patches.ipynb).
