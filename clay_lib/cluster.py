@@ -50,7 +50,11 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
             count = workers or max(4, cores())
             shape = dict(n_workers=count, threads_per_worker=1) if processes else dict(threads_per_worker=count)
             cluster = LocalCluster(
-                processes=processes, dashboard_address=None, silence_logs=50, **({"n_workers": 1} | shape)
+                processes=processes,
+                dashboard_address=None,
+                silence_logs=50,
+                **({"n_workers": 1} | shape),
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # any free port: several jobs on one machine
             )
         with cluster, Client(cluster) as client:
             yield client
