@@ -95,10 +95,17 @@ class Mosaic:
         step = self.patch * self.tile.gsd
         return GeoBox(self.shape, Affine(step, 0, west, 0, -step, north), self.tile.crs)
 
-    def blocks(self):
-        """((column, row), slice of rows, slice of columns) of every tile's place in the raster, row by row."""
+    def blocks(self, *, everywhere: bool = False):
+        """((column, row), slice of rows, slice of columns) of every tile's place in the raster, row by row.
+
+        everywhere: of the places without a tile as well.
+        """
         west, north = self.corner
-        for column, row in sorted(self.parts, key=lambda place: (-place[1], place[0])):
+        places = list(self.parts)
+        if everywhere:
+            down, across = (side // self.cells for side in self.shape)
+            places = [(west + x, north - y) for y in range(down) for x in range(across)]
+        for column, row in sorted(places, key=lambda place: (-place[1], place[0])):
             y, x = (north - row) * self.cells, (column - west) * self.cells
             yield (column, row), slice(y, y + self.cells), slice(x, x + self.cells)
 
@@ -159,6 +166,8 @@ def place_means(parts: Sequence[Path]) -> np.ndarray:
         held = np.isfinite(values[..., :1])
         values = np.where(held, values, 0)
         total, squares, count = total + values, squares + values**2, count + held
+    if np.max(count) < 2:
+        return np.zeros(total.shape, np.float32)
     some = np.maximum(count, 1)
     means = total / some
     everywhere = total.sum((0, 1)) / max(count.sum(), 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from clay_lib.dense import Mosaic, mosaics, place_means
 from clay_lib.files import PARTIAL, write_whole
 from clay_lib.seams import checkerboard, seam_step
 
+BLOCK_BYTES = 16e6
 SAMPLE = 20_000  # patch vectors that principal components are fitted on
 
 
@@ -65,31 +68,54 @@ def fit_components(parts: Sequence[Mosaic], count: int, *, sample: int = SAMPLE,
 def write_cog(mosaic: Mosaic, path: Path, components: Components | None, tags: dict[str, str]) -> Path:
     """A cloud-optimised GeoTIFF, float32 with NaN for nothing: a band a component, or a band a number of the vectors."""
     import rasterio
+    from rasterio._err import CPLE_BaseError
     from rasterio.enums import Resampling
+    from rasterio.errors import RasterioError
     from rasterio.shutil import copy
+    from rasterio.windows import Window
 
     box, bands = mosaic.geobox, _bands(mosaic, components)
     height, width = mosaic.shape
     profile = dict(driver="GTiff", dtype="float32", count=len(bands), height=height, width=width, nodata=np.nan)
-    profile |= dict(crs=str(box.crs), transform=box.affine, tiled=True, blockxsize=256, blockysize=256)
-    profile |= dict(BIGTIFF="IF_SAFER", INTERLEAVE="BAND" if components is None else "PIXEL", SPARSE_OK=True)
+    # All numbers of a place lie together, in blocks that are not too large to be read for one place.
+    side = next((side for side in (256, 128) if side**2 * 4 * len(bands) <= BLOCK_BYTES), 64)
+    layout = dict(tiled=True, blockxsize=side, blockysize=side, BIGTIFF="IF_SAFER", INTERLEAVE="PIXEL")
+    profile |= dict(crs=str(box.crs), transform=box.affine, SPARSE_OK=True) | layout
     scratch = path.with_name(f"{PARTIAL}{os.getpid()}-scratch.tif")
     path.parent.mkdir(parents=True, exist_ok=True)
+    sums: dict[Window, int] = {}
+
+    def publish(partial: Path) -> None:
+        copy(
+            str(scratch),
+            str(partial),
+            driver="GTiff",
+            copy_src_overviews=True,
+            compress="deflate",
+            predictor=3,
+            **layout,
+        )
+        with rasterio.open(partial) as file:  # GDAL does not tell of a disk that fills up while it closes a file
+            for window, told in sums.items():
+                if zlib.crc32(file.read(window=window)) != told:
+                    raise OSError(f"{path} could not be written whole")
+
     try:
-        with rasterio.Env(GDAL_CACHEMAX=128), rasterio.open(scratch, "w", **profile) as target:
-            for place, rows, columns in mosaic.blocks():
-                block = _block(mosaic, place, components)
-                window = rasterio.windows.Window(columns.start, rows.start, mosaic.cells, mosaic.cells)
-                target.write(block, window=window)
-            for index, text in enumerate(bands, start=1):
-                target.set_band_description(index, text)
-            target.update_tags(**tags)
-            levels = [2**k for k in range(1, 12) if max(height, width) >> k >= 128]
-            if levels:
-                target.build_overviews(levels, Resampling.average)
-        made = dict(driver="GTiff", copy_src_overviews=True, tiled=True, compress="deflate", predictor=3)
-        made |= dict(blockxsize=256, blockysize=256, BIGTIFF="IF_SAFER", interleave=profile["INTERLEAVE"].lower())
-        return write_whole(path, lambda partial: copy(str(scratch), str(partial), **made))
+        with rasterio.Env(GDAL_CACHEMAX=128):
+            with rasterio.open(scratch, "w", **profile) as target:
+                for place, rows, columns in mosaic.blocks(everywhere=True):
+                    block, window = _block(mosaic, place, components), Window.from_slices(rows, columns)
+                    sums[window] = zlib.crc32(block)
+                    target.write(block, window=window)
+                for index, text in enumerate(bands, start=1):
+                    target.set_band_description(index, text)
+                target.update_tags(**tags)
+                levels = [2**k for k in range(1, 12) if max(height, width) >> k >= 128]
+                if levels:
+                    target.build_overviews(levels, Resampling.average)
+            return write_whole(path, publish)
+    except (RasterioError, CPLE_BaseError) as error:
+        raise OSError(f"{path} could not be written: {error}") from error
     finally:
         for left in path.parent.glob(f"{scratch.name}*"):
             left.unlink()
@@ -110,7 +136,7 @@ def write_zarr(mosaic: Mosaic, path: Path, components: Components | None, tags: 
         held = group.create_array(
             "vectors", shape=shape, chunks=chunks, dtype=kind, fill_value=np.nan, dimension_names=("band", "y", "x")
         )
-        held.attrs.update({"grid_mapping": "spatial_ref"} | tags)
+        held.attrs.update({"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"} | tags)
         x = box.affine.c + box.affine.a * (np.arange(shape[2]) + 0.5)
         y = box.affine.f + box.affine.e * (np.arange(shape[1]) + 0.5)
         for name, values in (("x", x), ("y", y)):
@@ -122,7 +148,9 @@ def write_zarr(mosaic: Mosaic, path: Path, components: Components | None, tags: 
         )
         for place, rows, columns in mosaic.blocks():
             held[:, rows, columns] = _block(mosaic, place, components).astype(kind)
-        zarr.consolidate_metadata(scratch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # not in the specification of Zarr 3 yet, but xarray looks for it
+            zarr.consolidate_metadata(scratch)
         if path.exists():
             shutil.rmtree(path)
         os.replace(scratch, path)
@@ -140,8 +168,10 @@ def _bands(mosaic: Mosaic, components: Components | None) -> list[str]:
 
 def _block(mosaic: Mosaic, place: tuple[int, int], components: Components | None) -> np.ndarray:
     """[bands, cells, cells] float32."""
+    if place not in mosaic.parts:
+        return np.full((len(_bands(mosaic, components)), mosaic.cells, mosaic.cells), np.nan, np.float32)
     block = mosaic.read(place)
-    return np.moveaxis(components(block) if components is not None else block, -1, 0).astype(np.float32)
+    return np.ascontiguousarray(np.moveaxis(components(block) if components is not None else block, -1, 0), np.float32)
 
 
 def write_rasters(
