@@ -31,7 +31,7 @@ def read_run(folder: Path) -> dict | None:
     if not told:
         status = "unfinished"
     elif told["ok"]:
-        status = "done" if is_done(folder / Path(told["notebook"]).name, folder) else "unfinished"
+        status = "done" if _whole(folder, told) else "unfinished"
     else:
         status = "died" if told["died"] else "failed"
     environment, git = told.get("environment", {}), told.get("git", {})
@@ -52,6 +52,13 @@ def read_run(folder: Path) -> dict | None:
         "torch": environment.get("packages", {}).get("torch"),
         "folder": str(folder),
     }
+
+
+def _whole(folder: Path, told: Mapping) -> bool:
+    """Whether notebook and metrics are there as the run left them; a notebook that somebody saved again is read."""
+    executed = folder / Path(told["notebook"]).name
+    unchanged = executed.is_file() and executed.stat().st_size == told.get("bytes")
+    return bool(read_json(folder / "metrics.json")) if unchanged else is_done(executed, folder)
 
 
 def read_ledger(runs: Path = RUNS, sweep: str | None = None) -> pd.DataFrame:

@@ -167,8 +167,8 @@ def run_notebook(
         round(peak, 1),
         died,
     )
-    finished = time.strftime("%Y-%m-%d %H:%M")
-    write_json(out / "run.json", {**asdict(result), "finished": finished, **provenance(), **(about or {})})
+    left = {"finished": time.strftime("%Y-%m-%d %H:%M"), "bytes": executed.stat().st_size if executed.exists() else 0}
+    write_json(out / "run.json", {**asdict(result), **left, **provenance(), **(about or {})})
     return result
 
 

@@ -112,14 +112,14 @@ def _run(asked: Sweep, home: Path, todo: Sequence[Run], count: int, scheduler: s
     here, gpus = not scheduler, _gpus()
     threads = asked.threads or (max(1, cores() // count) if here else None)
     until = time.time() + 60 * asked.minutes if asked.minutes else None
-    with dask_client(scheduler, workers=min(count, len(todo)), processes=True) as client:
+    with dask_client(scheduler, workers=min(count, len(todo)), processes=True) as client:  # jobs, under SLURM
         _wait_for_workers(client, scheduler)
         tell = _Teller(asked, len(todo), sum(client.nthreads().values()) or count)
         futures = {}
         for place, run in enumerate(todo):
             task = Task(asked.name, str(asked.script), asked.source, str(home / run.key), run,
                         threads, asked.timeout, gpus if here else (), until)  # fmt: skip
-            future = client.submit(run_one, task, key=f"{asked.name}-{run.key}", pure=False, priority=-place)
+            future = client.submit(run_one, task, key=str(home / run.key), pure=False, priority=-place)
             futures[future.key] = (future, run)
         for future in as_completed([future for future, _ in futures.values()]):
             run = futures.pop(future.key)[1]
