@@ -18,15 +18,16 @@
 # > **How does the model know where, when and how large?**
 #
 # You will see
+# - that a transformer without a position code cannot tell an image from its shuffled pieces,
 # - how column, row and pixel size become sines and cosines, and how the same step in metres gives the same code,
 # - what is odd about the released code: nearly a single frequency, so that neighbours do not look alike,
 # - how date and place become eight numbers, and why zeros mean "unknown".
 #
 # | needs | minutes | data |
 # | --- | --- | --- |
-# | [01 Patch embedding](01_embed_patches.ipynb) | under 1 on two cores; no GPU needed (not measured there) | none |
+# | [01 Patch embedding](01_embed_patches.ipynb) | under 1 on two cores; no GPU needed (not measured there) | one chip of the mini-world, made here; small weights, shipped |
 #
-# There are **no weights** here: the position code is a formula. Nothing of it is learned.
+# The position code itself is a formula. Nothing of it is learned; weights are needed for the first section only.
 
 # %%
 import math
@@ -36,16 +37,21 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from clay_lib import checks, plots
+from clay_lib import SENSORS, Clay, checks, plots
+from clay_lib.chips import in_cache, world_chips
 from clay_lib.datacube import latlon_code, time_code
+from clay_lib.encoder import image_of, patches_of
 from clay_lib.position import frequencies, grid_code, position_code
 from clay_lib.runner import output_folder, write_metrics
 
+_ = torch.set_grad_enabled(False)
+
 # %% tags=["parameters"]
-seed: int = 0  # no random number is drawn here; kept so that all notebooks take the same parameters
+seed: int = 0  # of the mini-world and of the shuffled patches
 out: str = ""  # folder for results; empty: papermill_runs/lab/02_encode_positions
 dim: int = 1024  # width of a token, D: 1024 in the released model, 192 in tiny
 side: int = 32  # patches along a side: 32 of 8 pixels are 256 pixels
+weights: str = "clay-mini.safetensors"  # shipped; whose transformer is asked in the first section
 
 # %%
 out_dir = output_folder(out, "02_encode_positions")
@@ -55,9 +61,35 @@ print(f"a token has {D} numbers: 4 x {quarter} say column and row, the last 8 sa
 # %% [markdown]
 # ## Why a code is needed
 #
-# A transformer treats its tokens as a set. Shuffle the patches of an image and the outcome is the same, shuffled: it
-# cannot tell a river's source from its mouth. So each token is given a **code** of where it lies, added to its numbers.
-# In Clay the code also says how large a pixel is, when the image was taken and where on Earth.
+# A transformer treats its tokens as a set. Here is a chip, and the same chip with its patches shuffled. To the eye they are
+# two images.
+
+# %%
+s2 = SENSORS["sentinel-2-l2a"]
+chip = world_chips(s2.name, 1, classes=[40], first=1, split="test", size=128, seed=seed, jobs=1)
+encoder = Clay.load(in_cache(weights)).model.encoder
+pixels = torch.from_numpy(s2.normalise(chip.pixels)).float()
+patches = patches_of(pixels, 8)  # [1, L, C*8*8]
+order = torch.randperm(patches.shape[1], generator=torch.Generator().manual_seed(seed))
+shuffled = image_of(patches[:, order], grid=(16, 16), patch_size=8, size=(128, 128))
+views = [plots.rgb(p[0], s2, normalised=True, like=pixels[0]) for p in (pixels, shuffled)]
+fig = plots.show_row(views, ["a chip", "the same patches, shuffled"], gsd=s2.gsd, size=2.8)
+
+# %% [markdown]
+# To the transformer of a trained Clay, without a position code, they are one: every patch gets the same features, wherever
+# it lies. It cannot tell a river's source from its mouth.
+
+# %%
+waves = torch.from_numpy(s2.waves())
+with_places, mixed = (encoder.transformer(encoder.patch_embedding(p, waves)) for p in (pixels, shuffled))
+torch.testing.assert_close(with_places[:, order], mixed, rtol=1e-3, atol=1e-3)
+print(
+    f"{len(order)} patches, the same features in both: largest difference {(with_places[:, order] - mixed).abs().max():.0e}"
+)
+
+# %% [markdown]
+# So each token is given a **code** of where it lies, added to its numbers. In Clay the code also says how large a pixel is,
+# when the image was taken and where on Earth.
 #
 # ## By hand
 #
@@ -77,6 +109,7 @@ def code_by_hand(h, w, gsd, time, latlon):
     return torch.stack(rows)[None]
 
 
+# %%
 when, lat, lon = "2023-06-10T10:30", -3.40, 34.07
 time, latlon = time_code(when), latlon_code(lat, lon)
 mine = code_by_hand(4, 6, 10.0, time, latlon)
@@ -171,8 +204,9 @@ print(f"10 radians per patch look like {apparent:.3f}: {turns:.2f} turns forward
 # %% [markdown]
 # ## Who looks like whom
 #
-# The cosine of the centre token's code with that of every other token, for three pixel sizes. Above the released code,
-# below the usual ladder. The eight numbers of time and place are left out, being the same everywhere.
+# The cosine of the centre token's code with that of every other token, for three pixel sizes: red is alike, blue is
+# opposite, one small square a patch. Above the released code, below the usual ladder. The eight numbers of time and place
+# are left out, being the same everywhere.
 
 
 # %%
@@ -184,7 +218,7 @@ def likeness(gsd, ladder):
 
 sizes, ladders = (10.0, 30.0, 500.0), ("released", "geometric")
 maps = {(ladder, gsd): likeness(gsd, ladder) for ladder in ladders for gsd in sizes}
-titles = [f"{ladder}, {gsd:g} m" for ladder, gsd in maps]
+titles = [f"{ladder}, {gsd:g} m: {side * 8 * gsd / 1000:.3g} km across" for ladder, gsd in maps]
 label = "cosine with the centre's code"
 fig = plots.show_row(maps.values(), titles, columns=3, cmap="RdBu_r", limits=(-1, 1), label=label, size=2.5)
 _ = plots.save(fig, out_dir / "likeness.png")
@@ -240,6 +274,8 @@ assert max(pairs.values()) < 1 - 1e-4  # no two tokens share a code
 weeks = [time_code(f"2023-{month:02d}-15T10:30")[0] for month in range(1, 13)]
 hours = [time_code(f"2023-06-10T{hour:02d}:00")[0] for hour in range(0, 24, 2)]
 months = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+
+# %%
 with plots.style():
     fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.7))
     for ax, points, names, at in zip(
@@ -296,29 +332,6 @@ swapped = torch.cat([turned[:, 2 * quarter : 4 * quarter], turned[:, : 2 * quart
 torch.testing.assert_close(wide, swapped)
 moved = int(((wide - tall).norm(dim=1) > 1e-3).sum())
 print(f"{len(wide)} tokens each; {moved} of them differ between wide and tall")
-
-
-# %%
-def column_and_row(code, h, w):
-    """Where each token's code says it is, found again among the codes of all places."""
-    known = grid_code(side, side, D - 8, 10.0)
-    found = torch.cdist(code[:, :-8], known).argmin(dim=1)
-    return [rearrange(v, "(h w) -> h w", h=h) for v in (found % side, found // side)]
-
-
-grids = [grid for code, h, w in ((wide, 8, 32), (tall, 32, 8)) for grid in column_and_row(code, h, w)]
-with plots.style():
-    fig, axes = plt.subplots(1, 4, figsize=(9.4, 2.6), width_ratios=(4, 4, 1.3, 1.3))
-    names = ("64 x 256: column", "64 x 256: row", "256 x 64:\ncolumn", "256 x 64:\nrow")
-    for ax, grid, name in zip(axes, grids, names, strict=True):
-        shown = ax.imshow(grid, cmap="viridis", vmin=0, vmax=side - 1)
-        ax.set_title(name, fontsize=10)
-        ax.set_axis_off()
-    fig.colorbar(shown, ax=axes, label="patch number, read back from the code", shrink=0.9)
-assert torch.equal(grids[0][0], torch.arange(32)) and torch.equal(grids[3][:, 0], torch.arange(32))
-
-# %% [markdown]
-# Each code could be read back to its true column and row: it is unique, as odd as it is.
 
 # %% [markdown]
 # ## Exercises, solved

@@ -18,16 +18,14 @@
 # > **What does the encoder still see?**
 #
 # You will see
-# - one place, seen by an optical and a radar sensor, with 0, 50, 75 and 95 % of its patches hidden,
+# - one place, seen by an optical and a radar sensor, with 0, 50, 75 and 95 % of its patches hidden, and how much of the
+#   chip's embedding is left,
 # - how much work hidden patches save, and how hard they make the task: why Clay hides 75 %,
 # - how the hidden places are filled again, and how the same idea serves images of odd sizes and images with holes.
 #
 # | needs | minutes | data |
 # | --- | --- | --- |
 # | [02 Positional encoding](02_encode_positions.ipynb) | under 1 on two cores; no GPU needed (not measured there) | ten chips of the mini-world, made here; small weights, shipped |
-#
-# The weights are **untrained** (drawn at random from a seed). Which patches are hidden, and what that costs, does not
-# depend on them. Only the last section, on holes, takes the small trained weights that come with the repository.
 
 # %%
 import math
@@ -37,6 +35,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from einops import repeat
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,22 +43,23 @@ from clay_lib import SENSORS, Clay, ClayConfig, checks, plots
 from clay_lib.chips import in_cache, world_chips
 from clay_lib.encoder import image_of, pad_to_patches, patches_of, random_mask, take
 from clay_lib.holes import RULES, SHAPES, cloud, removal_study
+from clay_lib.playground import playground
 from clay_lib.position import position_code
 from clay_lib.runner import output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
 
 # %% tags=["parameters"]
-seed: int = 0  # of the mini-world, of the untrained weights and of what is hidden
+seed: int = 0  # of the mini-world and of what is hidden
 out: str = ""  # folder for results; empty: papermill_runs/lab/03_mask_patches
-size: str = "tiny"  # model size: tiny, small, base or large
+weights: str = "clay-mini.safetensors"  # shipped; or a path, such as one to the released weights
 chip_size: int = 128  # pixels a side, a multiple of 8
 repeats: int = 5  # timed passes for each mask ratio; the fastest counts
 
 # %%
 out_dir = output_folder(out, "03_mask_patches")
 ratios = (0.0, 0.5, 0.75, 0.95)
-clay = Clay.random(ClayConfig.named(size), seed=seed)
+clay = Clay.load(in_cache(weights))
 encoder, config = clay.model.encoder, clay.model.config
 P, L = config.patch_size, (chip_size // config.patch_size) ** 2
 side = chip_size // P
@@ -83,7 +83,7 @@ print(f"{chip_size} x {chip_size} pixels in patches of {P} x {P}: L = {L} patche
 # visible.
 
 # %%
-ratio = config.mask_ratio
+ratio = 0.75  # as in the release; the shipped weights were trained with three fifths hidden
 draw = torch.rand(1, L, generator=torch.Generator().manual_seed(seed))
 order = draw.argsort(dim=1)
 masked, visible = order[:, : int(ratio * L)], order[:, int(ratio * L) :]
@@ -113,10 +113,10 @@ print("tokens", tuple(tokens.shape), "-> visible tokens", tuple(kept.shape))
 
 
 # %%
-def hidden_pixels(ratio, *, shuffle=True):
+def hidden_pixels(ratio):
     """[H, W] bool, True where hidden."""
     generator = torch.Generator().manual_seed(seed)
-    mask = random_mask(1, L, mask_ratio=ratio, shuffle=shuffle, generator=generator)[2]
+    mask = random_mask(1, L, mask_ratio=ratio, shuffle=True, generator=generator)[2]
     return repeat(mask[0], "(h w) -> (h p) (w q)", h=side, p=P, q=P).bool().numpy()
 
 
@@ -143,6 +143,40 @@ for sensor, cube in cubes.items():
         assert V == L - int(ratio * L) and encoded.tokens.shape[1] == 1 + V and encoded.mask.sum() == L - V
 
 # %% [markdown]
+# ## What is left of the embedding
+#
+# The class token of the whole chip is its embedding. Is it still the same when the encoder sees a part of the chip only?
+# Here are chips of eight land covers: the cosine of the class token to that of the whole chip, over the share hidden.
+# Dashed is how alike the whole chips are among each other; an embedding that falls to that line tells chips no longer apart.
+
+# %%
+places = world_chips("sentinel-2-l2a", 8, split="test", size=chip_size, seed=seed, jobs=1)
+eight = clay.cube(places.pixels, "sentinel-2-l2a", **places.place_and_time)
+whole = F.normalize(encoder(eight).tokens[:, 0], dim=1)
+shares = (0.1, 0.25, 0.5, 0.6, 0.75, 0.85, 0.9, 0.95)
+left = []
+for share in shares:
+    part = encoder(eight, mask_ratio=share, generator=torch.Generator().manual_seed(seed)).tokens[:, 0]
+    left.append((F.normalize(part, dim=1) * whole).sum(dim=1))
+left = torch.stack(left)  # [shares, chips]
+others = (whole @ whole.T)[~torch.eye(len(whole), dtype=torch.bool)].median().item()
+left75 = left[shares.index(0.75)].median().item()
+print(f"75 % hidden: cosine {left75:.3f} to the whole chip; two different chips have {others:.3f}")
+assert left75 > others
+
+# %%
+with plots.style():
+    fig, ax = plt.subplots(figsize=(7.2, 3.2))
+    ax.plot(shares, left.median(dim=1).values, "o-", color=plots.PALETTE[0], label="median of eight chips")
+    low, high = left.quantile(torch.tensor([0.25, 0.75]), dim=1)
+    ax.fill_between(shares, low, high, color=plots.PALETTE[0], alpha=0.15, lw=0, label="middle half of them")
+    ax.axhline(others, color="#9a9a9a", ls="--", lw=1.2, label="different chips, median")
+    ax.set(xlabel="share of patches hidden", ylabel="cosine to the whole chip", xlim=(0, 1), ylim=(None, 1.02))
+    ax.set_title("What the class token keeps")
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+_ = plots.save(fig, out_dir / "kept.png")
+
+# %% [markdown]
 # ## What it saves
 #
 # The encoder's work is counted in floating-point operations (FLOP; a multiplication and an addition are two). Per token
@@ -159,8 +193,13 @@ def block_flops(tokens, c=config):
     return 2 * c.depth * (n * per_token + n * n * per_pair)
 
 
+# %% [markdown]
+# Is this formula right? torch can count the operations while the blocks run.
+
+
+# %%
 def counted_flops(ratio):
-    """The same, counted by torch while the blocks run."""
+    """FLOP of the same blocks as torch counts them."""
     x = torch.zeros(1, 1 + L - int(ratio * L), config.dim)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         encoder.transformer(x)
@@ -184,6 +223,8 @@ def fastest(ratio):
 
 
 seconds = {ratio: fastest(ratio) for ratio in ratios}
+
+# %%
 large, tokens_256 = ClayConfig.named("large"), 1024
 print("hidden   encoder blocks here        time here   released size, 256 x 256 pixels")
 for ratio in ratios:
@@ -202,7 +243,7 @@ for ratio in ratios:
 # nearest visible patch. Its error is the mean absolute difference on hidden patches, in standard deviations of each band.
 
 # %%
-places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(L, 2).float()
+at = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(L, 2).float()
 
 
 def lazy(cube, ratio, draws=8):
@@ -210,12 +251,13 @@ def lazy(cube, ratio, draws=8):
     generator = torch.Generator().manual_seed(seed)
     patches = patches_of(cube.pixels, P).expand(draws, -1, -1)
     visible, masked, _ = random_mask(draws, L, mask_ratio=ratio, shuffle=True, generator=generator)
-    distance = torch.cdist(places[masked], places[visible])
+    distance = torch.cdist(at[masked], at[visible])
     nearest = visible.gather(1, distance.argmin(dim=2))
     error = (take(patches, nearest) - take(patches, masked)).abs().mean()
     return error.item(), (distance.amin(dim=2) < 1.5).float().mean().item()  # diagonal neighbours touch: 1.41
 
 
+# %%
 grid = (0.1, 0.25, 0.5, 0.625, 0.75, 0.85, 0.9, 0.95)
 errors = {sensor: [lazy(cube, r)[0] for r in grid] for sensor, cube in cubes.items()}
 touching = [lazy(cubes["sentinel-2-l2a"], r)[1] for r in grid]
@@ -234,7 +276,7 @@ with plots.style():
     axes[1].set(title="Error of copying the nearest visible patch", ylabel="standard deviations")
     axes[1].set_ylim(0, 1.3 * max(map(max, errors.values())))
     for ax in axes:
-        ax.axvline(config.mask_ratio, color="#9a9a9a", ls="--", lw=1.2)
+        ax.axvline(0.75, color="#9a9a9a", ls="--", lw=1.2)
         ax.legend(loc="upper left", fontsize=8.5)
         ax.set(xlabel="share of patches hidden (dashed: Clay's 75 %)", xlim=(0, 1))
 _ = plots.save(fig, out_dir / "why_75.png")
@@ -252,23 +294,6 @@ work75 = block_flops(L - int(0.75 * L)) / block_flops(L)
 tokens_share = (1 + L - int(0.75 * L)) / (1 + L)  # with the class token, which is never hidden
 assert work75 < tokens_share and at75 > at95
 print(f"at 75 %: {work75:.0%} of the work, {at75:.0%} of hidden patches touch a visible one (at 95 %: {at95:.0%})")
-
-# %% [markdown]
-# ## Without shuffling
-#
-# `shuffle=False` keeps the patches in row order, so that the first share hidden is the top rows. That is of little use
-# for training, and of much use for testing: the outcome is known beforehand. With a ratio of 0 it gives embeddings
-# whose patches stay in their order.
-
-# %%
-top = hidden_pixels(0.5, shuffle=False)
-assert top[: chip_size // 2].all() and not top[chip_size // 2 :].any()
-shown = [
-    plots.rgb(seen.pixels[0], sensor, valid=~hide, like=seen.pixels[0])
-    for sensor, seen in chips.items()
-    for hide in (hidden_pixels(0.5), top)
-]
-fig = plots.show_row(shown, ["50 %, shuffled", "50 %, not shuffled"] * 2, gsd=SENSORS["sentinel-2-l2a"].gsd, size=2.3)
 
 # %% [markdown]
 # ## Putting tokens back
@@ -297,24 +322,21 @@ handed = []
 hook = decoder.transformer.register_forward_pre_hook(lambda module, inputs: handed.append(inputs[0]))
 rebuilt = decoder(encoded, cube)
 hook.remove()
-code = position_code(*encoded.grid, decoder.dim, cube.gsd, cube.time, cube.latlon)
+place = dict(time=cube.time, latlon=cube.latlon, ladder=encoder.ladder)
+code = position_code(*encoded.grid, decoder.dim, cube.gsd, **place)
 torch.testing.assert_close(back + code, handed[0][:, 1:])
 print("the decoder's transformer gets", tuple(handed[0].shape), "and pixels come out as", tuple(rebuilt.shape))
 
 # %% [markdown]
-# The same order carries pixels there and back. Patches that are taken apart and put together again are the image.
+# ## Try it
+#
+# Hide more or less of the chip, take bands away, tell the model another place or date, and see what it paints. It gets a
+# corner of 64 x 64 pixels, the size that these weights were trained on. (Where no kernel runs, a picture of four ratios
+# stands here.)
 
 # %%
-patches = patches_of(cube.pixels, P)
-order = torch.cat([encoded.visible, encoded.masked], dim=1)
-restored = torch.empty_like(patches).scatter(
-    1, repeat(order, "B L -> B L n", n=patches.shape[-1]), take(patches, order)
-)
-again = image_of(restored, grid=encoded.grid, patch_size=P, size=cube.pixels.shape[-2:])
-torch.testing.assert_close(again, cube.pixels, rtol=0, atol=0)
-print(
-    "pixels", tuple(cube.pixels.shape), "-> patches", tuple(patches.shape), "-> shuffled, restored:", tuple(again.shape)
-)
+own = {name: values[0] for name, values in chips["sentinel-2-l2a"].place_and_time.items()}
+playground(clay, chips["sentinel-2-l2a"].pixels[0, :, :64, :64], "sentinel-2-l2a", **own)
 
 # %% [markdown]
 # ## Odd sizes
@@ -333,12 +355,7 @@ by_hand = torch.cat([by_hand, by_hand[..., -1:, :].expand(-1, -1, -high % P, -1)
 
 torch.testing.assert_close(padded, by_hand, rtol=0, atol=0)
 assert image.shape == odd.pixels.shape
-for name, shape in {
-    "image": odd.pixels.shape, "padded": padded.shape, "grid of patches": output.encoded.grid,
-    "visible": output.encoded.visible.shape, "hidden": output.encoded.masked.shape,
-    "rebuilt patches": output.reconstruction.shape, "rebuilt image": image.shape,
-}.items():  # fmt: skip
-    print(f"{name:<16}", *shape)
+print("image", *odd.pixels.shape, "-> padded", *padded.shape, "-> grid", *output.encoded.grid, "-> image", *image.shape)
 
 # %%
 hide = repeat(output.encoded.mask[0], "(h w) -> (h p) (w q)", h=output.encoded.grid[0], p=P, q=P).bool().numpy()
@@ -359,12 +376,11 @@ fig = plots.show_row(views, titles, gsd=cube.gsd, size=2.3)
 # Here is a chip under a ragged cloud. Its pixels are NaN, and `embed` leaves their patches out.
 
 # %%
-trained = Clay.load(in_cache("clay-mini.safetensors"))  # small weights, shipped in data/weights
 optical = chips["sentinel-2-l2a"]
 native, known = optical.pixels.astype(np.float32), optical.place_and_time
 covered = cloud(side, side, 0.4, np.random.default_rng(seed))  # [h, w], True: not one pixel measured
 holed = np.where(np.kron(covered, np.ones((P, P), bool)), np.nan, native)
-seen_through = trained.embed(holed, "sentinel-2-l2a", **known)
+seen_through = clay.embed(holed, "sentinel-2-l2a", **known)
 
 assert np.array_equal(seen_through.valid[0].numpy(), ~covered) and seen_through.chip.isfinite().all()
 assert seen_through.patches[0][covered].isnan().all()  # nothing is claimed where nothing was seen
@@ -375,11 +391,11 @@ print(f"{covered.mean():.0%} of the patches covered, {int(seen_through.valid.sum
 # class token in front and run the blocks. The result is the same, so nothing of the hole has reached a number.
 
 # %%
-cube, model = trained.cube(native, "sentinel-2-l2a", **known), trained.model.encoder
-code = position_code(side, side, model.dim, cube.gsd, cube.time, cube.latlon, ladder=model.ladder)
-tokens = model.patch_embedding(cube.pixels, cube.waves) + code
-clear = torch.cat([model.cls_token, tokens[:, ~covered.ravel()]], dim=1)
-by_hand = model.transformer(clear)
+cube = clay.cube(native, "sentinel-2-l2a", **known)
+code = position_code(side, side, encoder.dim, cube.gsd, cube.time, cube.latlon, ladder=encoder.ladder)
+tokens = encoder.patch_embedding(cube.pixels, cube.waves) + code
+clear = torch.cat([encoder.cls_token, tokens[:, ~covered.ravel()]], dim=1)
+by_hand = encoder.transformer(clear)
 
 torch.testing.assert_close(by_hand[:, 0], seen_through.chip, rtol=0, atol=1e-5)
 torch.testing.assert_close(by_hand[0, 1:], seen_through.patches[seen_through.valid], rtol=0, atol=1e-5)
@@ -398,14 +414,13 @@ _ = plots.save(fig, out_dir / "holes.png")
 
 # %% [markdown]
 # How much does it matter? `removal_study` takes away 10 to 90 % of the patches, scattered or as one cloud, and compares
-# the class token with that of the full chip. A cosine of 1 means that the hole went unnoticed. Eight chips of eight land
-# covers, because a fill can be near the truth by luck: zero is close to dark water.
+# the class token with that of the full chip. A cosine of 1 means that the hole went unnoticed. The same eight chips again,
+# because on a single one a fill can be near the truth by luck: zero is close to dark water.
 
 # %%
-places = world_chips("sentinel-2-l2a", 8, split="test", size=chip_size, seed=seed, jobs=1)
 shares = (0.1, 0.3, 0.5, 0.7, 0.9)
 asked = dict(shares=shares, draws=1, seed=seed, **places.place_and_time)
-study = removal_study(trained, places.pixels, "sentinel-2-l2a", **asked)
+study = removal_study(clay, places.pixels, "sentinel-2-l2a", **asked)
 table = study.pivot_table(index=["shape", "rule"], columns="share", values="class_token", aggfunc="median")
 print(table.round(3).to_string())
 
@@ -435,7 +450,7 @@ _ = plots.save(fig, out_dir / "holes_study.png")
 valid = ~np.isnan(holed[0]).any(0)
 for rubbish in (0.0, 65535.0, -1e9):
     spoilt = np.where(valid, native, rubbish)
-    again = trained.embed(spoilt, "sentinel-2-l2a", valid=valid, **known)
+    again = clay.embed(spoilt, "sentinel-2-l2a", valid=valid, **known)
     torch.testing.assert_close(again.chip, seen_through.chip, rtol=0, atol=0)
 kept = {rule: table.loc[("cloud", rule), 0.5] for rule in RULES}
 average = table.mean(axis=1).groupby("rule").mean()
@@ -523,6 +538,8 @@ metrics = {
     "visible at 75 %": L - int(0.75 * L),
     "encoder's work at 75 %, share": round(work75, 3),
     "hidden patches with a visible neighbour at 75 %": round(at75, 3),
+    "class token at 75 %, cosine to the whole chip": round(left75, 3),
+    "class tokens of different chips, cosine": round(others, 3),
     "error of copying the nearest patch, Sentinel-2, at 75 %": round(errors["sentinel-2-l2a"][grid.index(0.75)], 3),
     "encoder milliseconds, nothing hidden": round(seconds[0.0] * 1e3, 1),
     "encoder milliseconds, 75 % hidden": round(seconds[0.75] * 1e3, 1),
@@ -531,6 +548,7 @@ metrics = {
 }
 write_metrics(out_dir, metrics)
 print(f"""- At 75 % the encoder sees {L - int(0.75 * L)} of {L} patches, and removing the others leaves {work75:.0%} of its work.
+- Its class token keeps a cosine of {left75:.3f} to that of the whole chip; different chips have {others:.3f}.
 - {at75:.0%} of the hidden patches then touch a visible one, at 95 % {at95:.0%}: hard, but there is something to go by.
 - Images of any size are filled up by their edge, and holes are left out: half a chip under a cloud leaves a cosine of
   {kept["left out"]:.3f} to the full chip's class token, filled with zero {kept["zero"]:.3f}.""")
