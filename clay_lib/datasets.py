@@ -143,7 +143,7 @@ def world_set(
         labels = labels if target == "leaf area" else labels.mean((1, 2))
     spec = SENSORS[sensor]
     names = [f"{split} {n}" for n in range(len(chips))]
-    group = np.unique(np.stack([chips.lat, chips.lon]), axis=1, return_inverse=True)[1].ravel()
+    group = [f"{lat:.5f} {lon:.5f}" for lat, lon in zip(chips.lat, chips.lon, strict=True)]
     return LabelledSet(
         sensor=spec,
         bands=spec.band_names,

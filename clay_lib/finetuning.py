@@ -372,7 +372,7 @@ def finetune(
         num_sanity_val_steps=0,
         logger=False,
     )
-    trainer.fit(module, *loaders)
+    trainer.fit(module.train(), *loaders)
     history = pd.DataFrame(module.rows)
     if out is not None:
         tuned.save(Path(out) / "last.safetensors")
