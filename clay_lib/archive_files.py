@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pystac
 import shapely.geometry
+from rasterio.crs import CRS
 
 from clay_lib.archive_profiles import Archive, Look
 from clay_lib.contract import ContractError
@@ -45,17 +47,19 @@ def file_look(path, sensor: str | Sensor, *, when: str | datetime | None = None,
         item.add_asset(band, pystac.Asset(href, extra_fields={"raster:bands": [said] * layer.index}))
     fills = {layer.nodata for layer in layers.values()} - {None}
     shared = [fill for fill in fills if fill == 0 or (fill == 255 and finest.dtype == "uint8")]
+    a, b, left, d, e, top = finest.transform
+    gsd = abs(a)
+    own = CRS.from_user_input(finest.crs).is_projected and b == d == 0 and math.isclose(gsd, abs(e), rel_tol=1e-6)
+    grid = dict(crs=finest.crs, gsd=gsd, anchor=(left % gsd, top % gsd)) if own else {}  # else squares of the sensor's
     archive = Archive(
         name="files",
         sensor=sensor.name,
         url=str(path),
         kind="files",
         assets={band: f"{band}.{layer.index}" for band, layer in layers.items()},
-        crs=finest.crs,
-        anchor=finest.transform[2] % abs(finest.transform[0]),
-        gsd=abs(finest.transform[0]),
         nodata=MODIS_FILL if sensor.name == "modis" else None,
         together=shared[0] if shared else None,
         alpha=finest.alpha > 0,
+        **(grid or {"gsd": sensor.gsd}),
     )
     return Look(sensor, archive, when, (item,))

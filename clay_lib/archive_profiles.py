@@ -24,7 +24,8 @@ from clay_lib.sensors import SENSORS, Sensor
 class Archive:
     """One archive of one sensor. assets: {band: asset key, or key.n for the n-th band of a file}.
 
-    crs: "utm", or the one of all its tiles. anchor, gsd: metres; pixel corners lie at anchor modulo gsd.
+    crs: "utm"; "utm-north", as Landsat has it: northern zones on both hemispheres; or the one of all its tiles. anchor,
+    gsd: metres; pixel corners lie at anchor modulo gsd, a pair where x and y differ.
     native, stated: {scale, offset}, see archives.yaml. baseline: Sentinel-2's offset follows the processing baseline.
     nodata: where neither item nor file says it; together: a fill that counts where all bands hold it, since one band
     may measure it. mask, masks: the asset that classifies pixels, and what hides the ground.
@@ -38,7 +39,7 @@ class Archive:
     collection: str = ""
     kind: str = "api"  # or static: a catalogue to walk
     crs: str = "utm"
-    anchor: float = 0.0  # m
+    anchor: float | tuple[float, float] = 0.0  # m
     gsd: float = 0.0  # m; 0: the sensor's own
     native: Mapping[str, float] | None = None
     stated: Mapping[str, float] = field(default_factory=dict)

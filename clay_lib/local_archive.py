@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ __all__ = ["Event", "archive", "serve_archive", "write_archive"]
 
 FEWEST, MOST = 64, 2048  # pixels a side of one sensor's scene
 STATIC = "nz-imagery"
+SUMMER = (38.0, 52.0)  # degrees of latitude
 NEAR = 6  # places among which an event looks for its land
 
 
@@ -66,13 +68,13 @@ def write_archive(
 ) -> Path:
     """COGs and items of the mini-world around a place, and of raster files, in a folder that `serve_archive` serves.
 
-    place: by default a forest. extent: metres a side, or {sensor: metres}, within 64 to 2048 pixels of each sensor.
+    place: by default a northern forest. extent: metres a side, or {sensor: metres}, within 64 to 2048 pixels of each sensor.
     clouds: a share for each date, radar sees through. rasters: {sensor: files or Scenes} beside it.
     archives: {sensor: name} where another than the first archive of a sensor is to be imitated.
     Returns the folder; items.json is written last.
     """
     folder, earth = Path(folder), MiniWorld(seed)
-    place = place or earth.place(10, 0, "test")
+    place = place or _forest(earth)
     items: list[dict] = []
     for sensor in sensors:
         known = choose_archive(SENSORS.resolve(sensor), (archives or {}).get(sensor))
@@ -144,6 +146,12 @@ def archive(
 # ---- scenes ----
 
 
+def _forest(earth: MiniWorld) -> Place:
+    """The first forest where the days of `dates` are summer."""
+    places = (earth.place(10, n, "test") for n in count())
+    return next(place for place in places if SUMMER[0] < place.lat < SUMMER[1])
+
+
 def _observe(folder, archive: Archive, earth: MiniWorld, place, day, size, cover, events) -> dict:
     when = day if "T" in day else f"{day}T10:30"
     chip = earth.observe(place, archive.sensor, when, size, cover)
@@ -152,7 +160,12 @@ def _observe(folder, archive: Archive, earth: MiniWorld, place, day, size, cover
         if day >= event.day:
             _paint(pixels, labels, chip, event, earth)
     utc = (chip.when - timedelta(hours=chip.lon / 15)).replace(tzinfo=UTC, microsecond=0)
-    a, b, c, d, e, f = chip.transform
+    (a, b, c, d, e, f), crs = chip.transform, chip.crs
+    if archive.crs == "utm-north" and crs.startswith("EPSG:327"):
+        crs, f = (
+            crs.replace("EPSG:327", "EPSG:326"),
+            f - 10_000_000.0,
+        )  # Landsat's southern scenes lie below the equator
     return write_item(
         folder,
         archive,
@@ -161,7 +174,7 @@ def _observe(folder, archive: Archive, earth: MiniWorld, place, day, size, cover
         missing=np.zeros(pixels.shape, bool),
         labels=labels,
         cloud=np.zeros_like(chip.cloud) if SENSORS[archive.sensor].decibel else chip.cloud,
-        crs=chip.crs,
+        crs=crs,
         transform=(a, b, c + archive.anchor, d, e, f - archive.anchor),  # the archive's own grid, half a pixel off
         when=utc,
     )

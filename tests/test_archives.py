@@ -390,6 +390,16 @@ def test_files_read_alike(tmp_path):
         file_look(tmp_path / "nothing.tif", "sentinel-2-l2a")
 
 
+def test_files_say_their_grid(tmp_path):
+    band = np.ones((2, 8, 8), np.float32)
+    square = write_raster(tmp_path / "a.tif", band, crs="EPSG:32633", transform=(10, 0, 500003, 0, -10, 5300007))
+    archive = file_look(square, "sentinel-1-rtc").archive
+    assert (archive.crs, archive.gsd, archive.anchor) == ("EPSG:32633", 10, (3, 7))
+    degrees = write_raster(tmp_path / "b.tif", band, crs="EPSG:4326", transform=(1e-4, 0, 15, 0, -1e-4, 48))
+    archive = file_look(degrees, "sentinel-1-rtc").archive
+    assert (archive.crs, archive.gsd, archive.anchor) == ("utm", 10, 0)
+
+
 def test_white_is_measured_where_only_one_band_holds_the_fill(tmp_path):
     pixels = np.random.default_rng(4).integers(1, 250, (4, 32, 32)).astype(np.uint8)
     pixels[0, 5:10, 5:10] = 255
