@@ -6,9 +6,10 @@ PROFILE ?= demo
 SCENE   ?=
 SENSOR  ?=
 LAB     ?=
+KIT     ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lab gallery notebooks exercises bench clean
+.PHONY: help demo test test-slow lab gallery kit notebooks exercises bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -30,6 +31,9 @@ lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with i
 
 gallery: $(READY)  ## the executed walk as a static site that opens from disk: papermill_runs/gallery/index.html
 	$(PY) -m clay_lib gallery
+
+kit: $(READY)  ## a folder for a room without network: KIT="--wheels true --archive true" for packages and a zip
+	$(PY) -m clay_lib kit $(KIT)
 
 notebooks: $(READY)  ## run the demo and put its outputs into notebooks/*.ipynb
 	$(PY) -m clay_lib run --profile demo

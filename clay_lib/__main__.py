@@ -38,6 +38,7 @@ COMMANDS = {  # name: (module:function, what it does)
     "sweep": ("clay_lib.sweep:sweep", "run a notebook over many parameters; the same command goes on after a kill"),
     "archive": ("clay_lib.local_archive:archive", "write and serve an archive of the mini-world, for work offline"),
     "gallery": ("clay_lib.gallery:write_site", "write the walk as a static site that opens without a network"),
+    "kit": ("clay_lib.kit:kit", "write a folder with all that a room without network needs"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 

@@ -305,7 +305,7 @@ def _table(metrics: list[tuple[str, str]]) -> str:
 
 def _figure(name: str, mime: str, data: bytes) -> str:
     label = html.escape(re.sub(r"^\d+[_ -]*", "", name).replace("_", " "))
-    return f'<figure><img loading=lazy alt="{label}" src="data:{mime};base64,{base64.b64encode(data).decode()}"><figcaption>{label}</figcaption></figure>'
+    return f'<figure><img alt="{label}" src="data:{mime};base64,{base64.b64encode(data).decode()}"><figcaption>{label}</figcaption></figure>'
 
 
 STYLE = """
