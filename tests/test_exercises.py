@@ -110,10 +110,28 @@ def test_notebooks_that_somebody_worked_in_are_not_written_over(walk, tmp_path, 
     assert exercises.exercises(str(tmp_path / "out"), overwrite=True) == 0 and path.read_text() == before
 
 
+def test_saving_one_in_jupyter_leaves_no_script_beside_it(walk, tmp_path):
+    jupytext = pytest.importorskip("jupytext", reason="saves pairs of notebooks")
+    from jupytext.config import load_jupytext_config
+    from jupytext.formats import long_form_multiple_formats
+
+    path = tmp_path / "01_bricks_exercises.ipynb"
+    path.write_text(exercises.exercise_text(walk))
+    config = load_jupytext_config(str(NOTEBOOKS))
+    assert config.default_formats("notebooks/exercises/01_bricks.ipynb"), "the project pairs every notebook it can"
+    notebook = jupytext.read(path, config=config)
+    formats = long_form_multiple_formats(notebook.metadata["jupytext"]["formats"])
+    assert [f["extension"] for f in formats] == [".ipynb"]
+
+
 @each
 def test_what_is_in_git_is_what_the_walk_says(script):
     path = NOTEBOOKS / "exercises" / f"{script.stem}.ipynb"
     assert path.is_file() and path.read_text() == exercises.exercise_text(script), "make exercises, and commit it"
+
+
+def test_every_notebook_of_the_walk_has_exercises():
+    assert {f"0{number}" for number in range(1, 8)} <= {script.stem[:2] for script in WALKS}
 
 
 def test_no_exercises_without_a_walk():
