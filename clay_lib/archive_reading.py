@@ -1,20 +1,12 @@
 """Reading archives: a look onto a grid, in native numbers, with NaN where nothing was measured or clouds hide it.
 
-odc-stac reads the ranges that the grid needs and reprojects; its driver is made patient here, since archives answer
-with errors now and then, and loud, since a read that failed must never look like missing pixels.
+odc-stac reads the ranges that the grid needs and reprojects, by the patient driver of archive_access.py.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import re
-import time
-import warnings
-from dataclasses import replace
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 import numpy as np
 import odc.stac
@@ -23,39 +15,18 @@ import rasterio
 import shapely.geometry
 import xarray as xr
 from odc.geo.geobox import GeoBox
-from odc.loader._rio import RioDriver, RioReader, rio_read
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
 
+from clay_lib.archive_access import PatientDriver, options, patiently, signed
 from clay_lib.archive_items import Source, mask_of, moment_of, sources_of
 from clay_lib.archive_profiles import Archive, Look
 from clay_lib.clouds import hidden
 from clay_lib.contract import ContractError
 from clay_lib.scenes import METRES_PER_DEGREE
 
-warnings.filterwarnings("ignore", "Dataset has no geotransform", module="rasterio.warp")  # the warper's own arrays
 UNKNOWN = datetime(2000, 1, 1, tzinfo=UTC)  # odc-stac wants a date, and none of this depends on it
-logging.getLogger("odc.loader._rio").setLevel(logging.CRITICAL)  # it tells of reads that are tried again, and then do
 BLOCK, HEADER, PACKED = 512, 32_768, 0.7  # px, bytes, share: as the public archives' files have them
-TRIES = 3  # of one read, beside what GDAL tries itself
-# Amazon's buckets: unsigned, or with keys or a profile of whoever pays. The machine's own identity is never asked for.
-OPEN = {"AWS_NO_SIGN_REQUEST": "YES", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
-PAYING = {"AWS_REQUEST_PAYER": "requester", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
-HOPELESS = "response code: 40[0-9]|AWS_SECRET_ACCESS_KEY"  # answers that trying again does not change
 READERS = 8  # threads, when pixels are wanted now: they wait for the network, not for a core
-PAUSE = 0.5  # s before the second try, doubled before each further one
-GDAL = {  # one request a read where that can be, and no listing of folders
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_HTTP_MAX_RETRY": "3",
-    "GDAL_HTTP_RETRY_DELAY": "0.5",
-    "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504",
-    "GDAL_HTTP_CONNECTTIMEOUT": "15",
-    "GDAL_HTTP_LOW_SPEED_TIME": "30",  # s below the limit (bytes a second) until a request counts as dead
-    "GDAL_HTTP_LOW_SPEED_LIMIT": "100",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
-    "VSI_CACHE": "FALSE",
-}
 
 
 def read_look(look: Look, geobox: GeoBox, *, clouds: str = "mask", chunks: dict | None = None) -> xr.Dataset:
@@ -175,13 +146,13 @@ def _load(item, sources: dict[str, Source], geobox, archive, chunks, *, resampli
 
 def _alpha_of(source: Source, archive: Archive) -> Source | None:
     """The alpha band of a file, if it has one: items do not tell."""
-    address = _signed(source.href, archive)
+    address = signed(source.href, archive)
 
     def meanings():
-        with rasterio.Env(**_options(archive)), rasterio.open(address) as file:
+        with rasterio.Env(**options(archive)), rasterio.open(address) as file:
             return file.colorinterp
 
-    found = _patiently(address, meanings)
+    found = patiently(address, meanings)
     return Source(source.href, found.index(ColorInterp.alpha) + 1) if ColorInterp.alpha in found else None
 
 
@@ -190,108 +161,3 @@ def _all(conditions) -> xr.DataArray:
     for condition in rest:
         first = first & condition
     return first
-
-
-# ---- the driver ----
-
-
-class PatientDriver(RioDriver):
-    """odc-stac's reader of rasters that tries again, then raises; it signs addresses as late as may be."""
-
-    def __init__(self, archive: Archive):
-        super().__init__()
-        self.archive = archive
-
-    def capture_env(self):
-        return _options(self.archive)
-
-    def open(self, src, ctx):
-        return _PatientReader(src, ctx, self.archive)
-
-
-class _PatientReader(RioReader):
-    def __init__(self, src, ctx, archive: Archive):
-        super().__init__(src, ctx)
-        self.archive = archive
-
-    def read(self, cfg, dst_geobox, *, dst=None, selection=None):
-        href, _, index = self._src.uri.rpartition("#")
-        said = None if self._src.meta is None else self._src.meta.nodata
-        address = _signed(href, self.archive)
-        fallback = self.archive.nodata
-        if self.archive.together is not None:
-            said = fallback = None
-            if "?" not in address:  # a nodata tag would take single bands out where they measured that number
-                address = f"vrt://{_vsi(address)}?a_nodata=none"
-        cfg = replace(cfg, src_nodata_override=said, src_nodata_fallback=fallback)
-        source = self._src.patch(uri=address, band=int(index))
-        return _patiently(address, lambda: rio_read(source, cfg, dst_geobox, dst=dst, selection=selection))
-
-
-def _options(archive: Archive) -> dict[str, str]:
-    return GDAL | (PAYING if archive.signing == "requester-pays" else OPEN)
-
-
-def _patiently(address: str, read):
-    """What read() returns, tried again where the network may have been at fault. ContractError when it never does."""
-    remote = "://" in address.removeprefix("vrt://") or "/vsi" in address
-    for attempt in range(TRIES):
-        try:
-            if not attempt:
-                return read()
-            # GDAL keeps what it fetched, a range that was cut short included: a second try must not meet it
-            with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=_vsi(address).removeprefix("vrt://").partition("?")[0]):
-                return read()
-        except RasterioError as error:
-            told = " ".join(str(e) for e in (error.__cause__, error) if e)
-            if not remote or attempt == TRIES - 1 or re.search(HOPELESS, told):
-                raise ContractError(
-                    "archive",
-                    found=f"{urlsplit(address)._replace(query='').geturl()}: {told}",
-                    expected="a raster that can be read to its end",
-                    cause=_cause(told, remote),
-                ) from None
-            time.sleep(PAUSE * 2**attempt)
-
-
-def _cause(told: str, remote: bool) -> str:
-    if "404" in told:
-        return "the archive no longer holds this file"
-    if "403" in told or "409" in told:
-        return 'the archive wants a signed address: pip install -e ".[planetary]", or credentials of a paying account'
-    if not remote:
-        return "a truncated download, or a file that moved"
-    return f"a truncated file, or a server that failed {TRIES} times: try again later, what was read is kept"
-
-
-def _vsi(address: str) -> str:
-    """An address as GDAL's own file systems call it."""
-    scheme, _, rest = address.partition("://")
-    if scheme in ("http", "https"):
-        return f"/vsicurl/{address}"
-    return {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}[scheme] + rest if rest else address
-
-
-def _signed(href: str, archive: Archive) -> str:
-    """Microsoft's addresses with a token that is fresh, Amazon's only where someone pays; all others as they are."""
-    if href.startswith("s3://") and archive.signing == "requester-pays":
-        if not (os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")):
-            raise ContractError(
-                "archive",
-                found=f"{href}, and neither AWS_ACCESS_KEY_ID nor AWS_PROFILE",
-                expected="keys of an account that pays for what is fetched",
-                cause="a requester-pays bucket: set the variables, or take another of archives_of(sensor)",
-            )
-        return href
-    if archive.signing != "planetary-computer" or not (urlsplit(href).hostname or "").endswith("blob.core.windows.net"):
-        return href
-    try:
-        import planetary_computer
-    except ImportError:
-        raise ContractError(
-            "archive",
-            found=f"{archive.name}, and no planetary_computer package",
-            expected="signed addresses",
-            cause='install it: pip install -e ".[planetary]"',
-        ) from None
-    return planetary_computer.sign_url(href)

@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from scipy import ndimage
 
-from clay_lib import archive_reading, archives
+from clay_lib import archive_access, archives
 from clay_lib.archive_items import sources_of
 from clay_lib.archives import archives_of, file_look, find_looks, parse_area, read_bytes, read_look
 from clay_lib.clouds import hidden
@@ -53,8 +53,8 @@ def url(folder):
 @pytest.fixture
 def hasty(monkeypatch):
     """The waits of real archives, shortened."""
-    monkeypatch.setattr(archive_reading, "PAUSE", 0.01)
-    monkeypatch.setitem(archive_reading.GDAL, "GDAL_HTTP_RETRY_DELAY", "0.01")
+    monkeypatch.setattr(archive_access, "PAUSE", 0.01)
+    monkeypatch.setitem(archive_access.GDAL, "GDAL_HTTP_RETRY_DELAY", "0.01")
     monkeypatch.setattr(archives, "BACKOFF", 0.01)
 
 
@@ -221,10 +221,10 @@ def test_scaling_comes_from_the_item():
 def test_microsofts_addresses_are_signed_and_no_others(monkeypatch):
     archive = archives_of("naip")[0]
     blob = "https://naipeuwest.blob.core.windows.net/naip/x.tif"
-    assert archive_reading._signed("http://127.0.0.1/x.tif", archive) == "http://127.0.0.1/x.tif"
+    assert archive_access.signed("http://127.0.0.1/x.tif", archive) == "http://127.0.0.1/x.tif"
     monkeypatch.setitem(sys.modules, "planetary_computer", None)  # as if it were not installed
     with pytest.raises(ContractError, match=r'pip install -e "\.\[planetary\]"'):
-        archive_reading._signed(blob, archive)
+        archive_access.signed(blob, archive)
 
 
 def test_a_paying_bucket_is_asked_as_its_owner_wants(folder, url, monkeypatch):
@@ -246,7 +246,7 @@ def test_a_paying_bucket_is_asked_as_its_owner_wants(folder, url, monkeypatch):
             "AWS_VIRTUAL_HOSTING": "FALSE",
         }
         for key, value in where.items():
-            monkeypatch.setitem(archive_reading.GDAL, key, value)
+            monkeypatch.setitem(archive_access.GDAL, key, value)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         got = read_look(look, grid)
@@ -390,6 +390,19 @@ def test_files_read_alike(tmp_path):
         file_look(tmp_path / "nothing.tif", "sentinel-2-l2a")
 
 
+def test_a_files_neighbours_are_read_too(tmp_path):
+    """Place and nodata beside the file, in a world file and GDAL's .aux.xml."""
+    band = np.random.default_rng(6).random((2, 8, 8), np.float32)
+    band[:, 0] = -1
+    how = dict(driver="GTiff", count=2, height=8, width=8, dtype="float32", crs="EPSG:32633", nodata=-1)
+    how |= dict(transform=rasterio.Affine(10, 0, 500000, 0, -10, 5300000), profile="BASELINE", TFW="YES")
+    with rasterio.open(tmp_path / "a.tif", "w", **how) as file:
+        file.write(band)
+    assert (tmp_path / "a.tfw").is_file() and (tmp_path / "a.tif.aux.xml").is_file()
+    got = array_of(read_look(file_look(tmp_path / "a.tif", "sentinel-1-rtc"), grid_of(tmp_path / "a.tif")))
+    np.testing.assert_array_equal(got, np.where(band == -1, np.nan, band))
+
+
 def test_files_say_their_grid(tmp_path):
     band = np.ones((2, 8, 8), np.float32)
     square = write_raster(tmp_path / "a.tif", band, crs="EPSG:32633", transform=(10, 0, 500003, 0, -10, 5300007))
@@ -476,7 +489,7 @@ def test_passing_faults_end_in_the_right_numbers(folder, url, hasty, monkeypatch
         got = read_look(look, grid)
         assert all(left == 0 for _, _, left in between.faults)
         xr.testing.assert_equal(got, clean)
-        monkeypatch.setitem(archive_reading.GDAL, "GDAL_HTTP_LOW_SPEED_TIME", "1")
+        monkeypatch.setitem(archive_access.GDAL, "GDAL_HTTP_LOW_SPEED_TIME", "1")
         between.faults = [["green.tif", "slow 4", 1], ["swir22.tif", "cut", 2]]  # longer than a request may be silent
         xr.testing.assert_equal(read_look(look, grid, chunks={"x": 32, "y": 32}).compute(), clean)
 
