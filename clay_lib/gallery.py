@@ -113,11 +113,15 @@ def _opening(notebook) -> tuple[str, str]:
 
 
 def _output_pictures(notebook) -> Iterator[tuple[str, str, bytes]]:
-    for number, cell in enumerate(notebook.cells, start=1):
+    """Pictures among the outputs, under the heading they stand below."""
+    heading = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = next(iter(re.findall(r"^#+\s+(.+)$", cell.source, re.M)[::-1]), heading)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:
-                yield f"cell {number}", "image/png", base64.b64decode(data["image/png"])
+                yield heading, "image/png", base64.b64decode(data["image/png"])
 
 
 def _headline(metrics: dict) -> dict:
@@ -248,8 +252,7 @@ def _page(title: str, runs: list[dict]) -> str:
     failed = [r for r in runs if not r["ok"]]
     facts = [
         (f"{len(runs) - len(failed)} of {len(runs)}", "notebooks done"),
-        (f"{minutes:.1f} min", "in all"),
-        (f"{peak / 1024:.1f} GB", "peak memory"),
+        *([(f"{minutes:.1f} min", "in all"), (f"{peak / 1024:.1f} GB", "peak memory")] if minutes else []),
         (f"{sum(len(r['pictures']) for r in runs)}", "pictures"),
     ]
     return _PAGE.format(
@@ -284,7 +287,7 @@ def _card(run: dict) -> str:
 <article class="{"ok" if run["ok"] else "bad"}" id="{text["name"]}">
   <header><span class=number>{text["name"][:2]}</span><div><h2>{text["title"]}</h2><p>{text["question"]}</p></div></header>
   {alarm}
-  <div class="body{"" if figures else " bare"}"><div class=pictures>{figures}</div><aside>{table}</aside></div>
+  <div class="body{"" if figures else " bare"}{"" if table else " solo"}"><div class=pictures>{figures}</div><aside>{table}</aside></div>
   <footer><span>{" · ".join(filter(None, cost))}</span><nav><a href="{text["export"]}">Read</a><a href="{text["name"]}.ipynb">Notebook</a></nav></footer>
 </article>"""
 
@@ -324,7 +327,7 @@ article.bad{border-color:var(--bad);box-shadow:0 0 0 1px var(--bad)}
 article header{display:flex;gap:18px;padding:26px 28px 18px}.number{flex:none;font-weight:700;font-size:1.05rem;color:var(--clay);padding-top:.3em;font-variant-numeric:tabular-nums}
 .bad .number{color:var(--bad)}h2{margin:0;font-size:1.5rem;line-height:1.25;letter-spacing:-.01em}header p{margin:.35em 0 0;color:var(--soft);max-width:75ch}
 .alarm{margin:0 28px 18px;padding:14px 18px;border-radius:12px;background:var(--badbg);color:var(--bad);overflow-wrap:anywhere}.alarm pre{margin:.4em 0 0;white-space:pre-wrap;font:14px/1.5 ui-monospace,SFMono-Regular,Menlo,monospace}
-.body{display:grid;grid-template-columns:minmax(0,1fr) 290px;gap:28px;padding:0 28px 22px}.body.bare{grid-template-columns:1fr}.body.bare .pictures{display:none}
+.body{display:grid;grid-template-columns:minmax(0,1fr) 290px;gap:28px;padding:0 28px 22px}.body.bare,.body.solo{grid-template-columns:1fr}.body.solo aside{display:none}.body.bare .pictures{display:none}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(170px,1fr));gap:14px;align-content:start}
 figure{margin:0;cursor:zoom-in}figure:first-child{grid-column:1/-1}figure img{display:block;width:100%;height:130px;object-fit:contain;background:#fff;border:1px solid var(--line);border-radius:10px}
 figure:first-child img{height:auto;max-height:460px}figcaption{margin-top:.35em;color:var(--soft);font-size:.85rem;text-align:center}
