@@ -228,6 +228,7 @@ def _execute(notebook, executed: Path, values: dict, prefix: str, log, *, cwd: P
         stderr_file=log,
         progress_bar=False,
         autosave_cell_every=10,
+        store_widget_state=False,  # live widgets need a kernel; their state would be megabytes in the file
     )
 
 
