@@ -39,8 +39,9 @@ def shrink(vectors: np.ndarray, form: str, *, fit_on: np.ndarray | None = None) 
     found = re.fullmatch(r"(?:PCA-(\d+))? ?(float32|float16|int8)?", form)
     vectors = np.asarray(vectors, np.float32)
     dim = int(found[1]) if found and found[1] else vectors.shape[1]
-    if not form or not found or not 1 <= dim <= min(vectors.shape[1], len(vectors if fit_on is None else fit_on)):
-        expected = f"float32, float16, int8, PCA-K, PCA-K float16 or PCA-K int8 with K up to {vectors.shape[1]}"
+    most = min(vectors.shape[1], len(vectors if fit_on is None else fit_on))  # there are no more components
+    if not form or not found or (found[1] and not 1 <= dim <= most):
+        expected = f"float32, float16, int8, PCA-K, PCA-K float16 or PCA-K int8 with K up to {most}"
         raise ContractError("form", found=form, expected=expected, cause="more components than numbers or vectors")
     if found[1]:
         mean, components = principal_axes(vectors if fit_on is None else fit_on, dim)

@@ -17,7 +17,7 @@ def resample(hit, group, *, draw=None, stratum=None, groups=None, bootstraps: in
 
     group: codes 0..G-1; groups: G, where this part of a comparison need not hold the last of them. draw: under which seed an answer was given, 0..S-1.
     stratum: codes 0..K-1, such as the true class: then the mean over strata of their means, which for classes is
-    balanced accuracy; a stratum that was not drawn is left out of that resampling.
+    balanced accuracy; a resampling in which a stratum was not drawn asks another question and is NaN.
     """
     hit, group = np.asarray(hit, np.float64), np.asarray(group)
     draw, stratum = (np.zeros(len(hit), int) if v is None else np.asarray(v) for v in (draw, stratum))
@@ -28,9 +28,8 @@ def resample(hit, group, *, draw=None, stratum=None, groups=None, bootstraps: in
     groups, draws = times(G, bootstraps, seed), times(S, bootstraps, [seed, 1])
     total = sum(draws[:, [s]] * (groups @ hits[s]) for s in range(S))  # [1 + bootstraps, K]
     size = sum(draws[:, [s]] * (groups @ counts[s]) for s in range(S))
-    known = size > 0
-    means = np.where(known, total / np.maximum(size, 1), 0)
-    return means.sum(1) / np.maximum(known.sum(1), 1)
+    with np.errstate(invalid="ignore"):
+        return (total / size)[:, size[0] > 0].mean(axis=1)
 
 
 def times(n: int, bootstraps: int, seed=0) -> np.ndarray:
@@ -40,7 +39,10 @@ def times(n: int, bootstraps: int, seed=0) -> np.ndarray:
 
 def interval(scores: np.ndarray) -> tuple[float, float, float]:
     """What `resample` gave -> the measured score, and both ends of its 95 % percentile interval."""
-    low, high = np.quantile(scores[1:], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    drawn = scores[1:][np.isfinite(scores[1:])]
+    if not len(drawn):
+        return float(scores[0]), np.nan, np.nan
+    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(scores[0]), float(low), float(high)
 
 

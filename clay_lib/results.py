@@ -108,7 +108,7 @@ def results_page(table: pd.DataFrame) -> str:
         rows = table[table["study"] == name]
         parts.append(f"## {study.title}\n\n{study.what}")
         if rows.empty:
-            parts.append("Not measured yet: the data were not there.")
+            parts.append("Not measured yet.")
             continue
         one = rows.iloc[0]
         told = f"Seeds 0 to {rows['seeds'].max() - 1}; weights `{one['weights']}` (SHA-256); measured {one['made']}."

@@ -42,6 +42,13 @@ def test_balanced_interval_covers_the_balanced_truth():
     assert 0.88 <= covered / 150 <= 0.99
 
 
+def test_a_class_of_few_places_does_not_lift_the_interval_where_it_is_not_drawn():
+    """Class 1 has two places out of twenty and is always wrong: no resampling that asks for both classes exceeds half."""
+    group, label = np.repeat(np.arange(20), 5), np.repeat([0] * 18 + [1] * 2, 5)
+    value, low, high = of(label == 0, group, stratum=label)
+    assert value == low == high == 0.5
+
+
 def test_copies_are_no_new_witnesses():
     """Every place seen four times with one outcome: the interval is that of the places, and wider than the chips'."""
     places = np.random.default_rng(0).random(100) < 0.7

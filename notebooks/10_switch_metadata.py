@@ -1,0 +1,299 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 10 Switching metadata off
+#
+# > **Which of the things that Clay is told about an image does it use?**
+#
+# Beside the pixels, Clay is told four things: the bands' wavelengths, the size of a pixel (GSD), the place and the
+# time. Here they are taken away one at a time.
+#
+# You will see
+# - what happens to the kernels when all bands are said to be of one wavelength,
+# - how far each embedding moves, and what a probe of land cover loses by it,
+# - what it costs when only the images that are asked about lack the information,
+# - how much worse hidden pixels are rebuilt.
+#
+# | needs | minutes | data |
+# | --- | --- | --- |
+# | small weights, shipped in `data/weights`, or your own; [07 Probing](07_probe_embeddings.ipynb) tells what probes and intervals are | about 1 on two cores (not measured on a GPU) | chips of the mini-world, made here and kept in `data/cache` |
+
+# %%
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from clay_lib import SENSORS, Clay, plots, probes
+from clay_lib.ablation import SETTINGS, WRONG_GSD, cosine_change, withhold, without
+from clay_lib.chips import in_cache, world_chips
+from clay_lib.embed import embed_chips, reconstruction_scores
+from clay_lib.evaluation import Evaluation
+from clay_lib.runner import output_folder, write_metrics
+from clay_lib.splits import spatial_blocks
+
+_ = torch.set_grad_enabled(False)
+
+# %% tags=["parameters"]
+seed: int = 0  # of the mini-world, of what is hidden and of every draw
+out: str = ""  # folder for results; empty: papermill_runs/lab/10_switch_metadata
+weights: str = "clay-mini.safetensors"  # shipped; or a path, or what 04 put into data/cache: notebook_04.safetensors
+off: str = "all"  # wavelengths, gsd, place or time: this alone; all: each of them, and the four together
+sensor: str = "sentinel-2-l2a"
+kind: str = "patch mean"  # which vector of a chip: "patch mean" or "class token"
+chips: int = 330  # to train the probes on
+test_chips: int = 165  # on other land
+chip_size: int = 64  # pixels a side
+dates: int = 2  # at which every place is seen
+draws: int = 5  # halves of the training places, and draws of what is hidden
+bootstraps: int = 1000  # resamplings behind every interval
+
+# %% [markdown]
+# ## What "off" means
+#
+# The model always takes a number for each of the four, so nothing can simply be left out. Place and time have a code
+# for *unknown*: zeros, which training used now and then. For the other two there is none. Wavelengths are taken away by
+# telling every band the same one, their mean. The pixel size is taken away by telling a wrong one, a tenth of the
+# true: that asks not what knowing it is worth but whether the model listens.
+
+# %%
+out_dir = output_folder(out, "10_switch_metadata")
+settings = SETTINGS if off == "all" else (off,)
+common = dict(size=chip_size, seed=seed, dates=dates)
+train = world_chips(sensor, chips, split="train", **common)
+test = world_chips(sensor, test_chips, split="test", **common)
+clay = Clay.load(in_cache(weights))
+print(f"train {train.pixels.shape}, test {test.pixels.shape}; to be switched off: {', '.join(settings)}")
+
+# %% [markdown]
+# ## By hand
+#
+# A `Datacube` holds the pixels and the four codes. Replacing one code and asking the encoder again is all there is to
+# it. The library's `withhold` gives a Clay that does so with every image it is handed.
+
+# %%
+few = test[:8]
+cube = clay.cube(few.pixels, sensor, **few.place_and_time)
+blind = replace(cube, latlon=torch.zeros_like(cube.latlon))
+by_hand = clay.model.encoder(blind, mask_ratio=0.0, shuffle=False).tokens[:, 0]
+
+library = withhold(clay, "place").embed(few.pixels, sensor, **few.place_and_time).chip
+torch.testing.assert_close(by_hand, library)
+torch.testing.assert_close(by_hand, clay.embed(few.pixels, sensor, when=few.place_and_time["when"]).chip)
+moved = torch.cosine_similarity(by_hand, clay.embed(few.pixels, sensor, **few.place_and_time).chip)
+print("1 - cosine of the class tokens with and without place:", (1 - moved).numpy().round(6))
+
+# %% [markdown]
+# ## One wavelength for all bands
+#
+# Clay makes the kernels that cut an image into tokens from the wavelengths alone
+# ([01](01_embed_patches.ipynb)). If all bands have the same wavelength they get the same kernels: the model then sees
+# the sum of the bands, a grey image.
+
+# %%
+made = {"wavelengths told": cube, "one wavelength for all": without(cube, "wavelengths")}
+names = SENSORS[sensor].band_names
+shown = [0, len(names) // 2, len(names) - 1]
+for title, one in made.items():
+    kernels = clay.model.encoder.patch_embedding.kernels(one.waves)[0]  # [D, C, P, P]
+    fig = plots.kernels(kernels[:, shown], band_names=[names[b] for b in shown], count=6, title=f"Kernels, {title}")
+    plt.show()
+same = kernels - kernels[:, :1]
+assert same.abs().max() < 1e-5, "bands of one wavelength have one kernel"
+
+# %% [markdown]
+# ## Embedding everything, once for each setting
+#
+# Both the training and the test chips lose the information, as in an archive that never had it.
+
+# %%
+models = {"nothing": clay, **{name: withhold(clay, name) for name in settings}}
+found = {name: [embed_chips(model, part)[kind] for part in (train, test)] for name, model in models.items()}
+places = np.unique(np.stack([test.lat, test.lon]), axis=1, return_inverse=True)[1].ravel()
+cosines = pd.DataFrame(
+    {
+        name: cosine_change(found["nothing"][1], found[name][1], groups=places, bootstraps=bootstraps)
+        for name in settings
+    }
+).T
+cosines.round(4)
+
+# %% [markdown]
+# A cosine of 1 means that nothing moved. For scale: `unlike` is the mean cosine of the embeddings of *different* chips,
+# one told and one not. A setting whose cosine comes near it has made a chip as strange to itself as any other.
+
+# %%
+bars = cosines.rename(columns={"cosine": "value"}).rename_axis("name").reset_index().assign(kind="Clay")
+plain = found["nothing"][1] / np.linalg.norm(found["nothing"][1], axis=1, keepdims=True)
+unlike = ((plain.sum(0) ** 2).sum() - len(plain)) / (len(plain) * (len(plain) - 1))
+reference = {"name": "another chip", "value": unlike, "low": np.nan, "high": np.nan, "kind": "floor"}
+bars = pd.concat([bars[["name", "value", "low", "high", "kind"]], pd.DataFrame([reference])], ignore_index=True)
+fig = plots.bars_with_intervals(
+    bars.replace({"kind": {"Clay": "the same chip, told less"}}),
+    label=f"cosine to the embedding that was told everything ({kind})",
+    title="How far embeddings move when something is not told",
+)
+plots.save(fig, out_dir / "cosines.png")
+plt.show()
+
+# %% [markdown]
+# ## What a probe loses
+#
+# Moving is not yet losing: all embeddings may move together. So the probes of [07](07_probe_embeddings.ipynb) tell land
+# cover from each setting's own embeddings, on land that they were not trained on. Each draw takes half of the training
+# places; the interval (95 %) knows the luck of the draws and of the test places. Pixel statistics stand beside them as
+# a floor: they are told nothing but the pixels.
+
+# %%
+which = ("kNN-20 cosine", "linear")
+seen = [SENSORS[sensor].normalise(part.pixels) for part in (train, test)]
+sets = {f"told all but {name}" if name != "nothing" else "told everything": v for name, v in found.items()}
+sets = {name.replace("all but all", "nothing"): v for name, v in sets.items()}
+sets["pixel statistics"] = [probes.pixel_statistics(x) for x in seen]
+blocks = spatial_blocks(train.lat, train.lon, 6.0)
+
+
+def answers_of(sets):
+    """Answers of the probes, trained on half of the places of `train`, `draws` times."""
+    told = []
+    for draw in range(draws):
+        rng = np.random.default_rng([seed, draw])
+        place = np.unique(np.stack([train.lat, train.lon]), axis=1, return_inverse=True)[1].ravel()
+        part = rng.permutation(place.max() + 1)[place] % 2 == 0
+        known = dict(train_groups=blocks[part], test_groups=places, which=which, seed=draw)
+        pairs = {name: (a[part], b) for name, (a, b) in sets.items()}
+        asked = np.isin(test.land_cover, train.land_cover[part])
+        pairs = {name: (a, b[asked]) for name, (a, b) in pairs.items()}
+        known["test_groups"] = places[asked]
+        told.append(probes.predict(pairs, train.land_cover[part], test.land_cover[asked], **known))
+    return pd.concat(told, ignore_index=True)
+
+
+own = Evaluation(answers_of(sets), bootstraps=bootstraps)
+scores = own.table.pivot(index="features", columns="probe", values="score").loc[list(sets)]
+scores.round(3)
+
+# %%
+for probe in which:
+    part = own.table[own.table["probe"] == probe].rename(columns={"features": "name", "score": "value"})
+    fig = plots.bars_with_intervals(
+        part.replace({"kind": {"model": "Clay"}}),
+        label="share of test chips named correctly",
+        title=f"Land cover, {probe}",
+        limits=(0, 1),
+    )
+    plots.save(fig, out_dir / f"scores_{probe.split(' ')[0]}.png")
+    plt.show()
+
+# %% [markdown]
+# ## The difference, chip by chip
+#
+# Both scores come from the same chips, so their difference is surer than either. Below zero, the information was worth
+# something; an interval that holds zero leaves it open. And a harder question: what if the probe was trained on chips
+# that were told everything, and only the chips to be told apart lack it, such as photographs without a date?
+
+# %%
+lost = {}
+for name in settings:
+    label = "told nothing" if name == "all" else f"told all but {name}"
+    late = answers_of({"told everything": found["nothing"], label: (found["nothing"][0], found[name][1])})
+    both = own.answers[own.answers["features"].isin([label, "told everything"])]
+    for when, told in (("never told", both), ("not told at the end", late)):
+        floor = np.where(told["features"] == "told everything", "floor", "model")  # what the other is compared with
+        gain = probes.difference(told.assign(kind=floor), bootstraps=bootstraps)
+        for row in gain.itertuples():
+            lost[name, when, row.probe] = (100 * row.difference, 100 * row.low, 100 * row.high)
+lost = pd.DataFrame(lost, index=["points", "low", "high"]).T.rename_axis(["off", "when", "probe"])
+lost.round(1)
+
+# %%
+with plots.style():
+    fig, axes = plt.subplots(1, len(which), figsize=(8.4, 0.55 * len(settings) + 1.6), sharey=True, sharex=True)
+    for ax, probe in zip(axes, which, strict=True):
+        for k, (when, colour) in enumerate((("never told", 0), ("not told at the end", 1))):
+            part = lost.xs((when, probe), level=("when", "probe")).loc[list(settings)]
+            y = np.arange(len(settings)) + 0.16 * (2 * k - 1)
+            ends = [part["points"] - part["low"], part["high"] - part["points"]]
+            ax.errorbar(part["points"], y, xerr=ends, fmt="os"[k], color=plots.PALETTE[colour], label=when, capsize=3)
+        ax.axvline(0, color="#9a9a9a", ls="--", lw=1.2)
+        ax.set(title=probe, xlabel="points against being told everything")
+    axes[0].set_yticks(range(len(settings)), settings)
+    axes[0].invert_yaxis()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+plots.save(fig, out_dir / "lost.png")
+plt.show()
+
+# %% [markdown]
+# ## Rebuilding hidden pixels
+#
+# Three quarters of each chip are hidden and rebuilt. The error is that of the hidden pixels over that of guessing the
+# mean of what is visible; 1 means that nothing was gained by the model.
+
+# %%
+rows = []
+for name, model in models.items():
+    tables = [reconstruction_scores(model, test, seed=seed + k) for k in range(draws)]
+    ratios = [float(t["error"].mean() / t["mean_error"].mean()) for t in tables]
+    rows.append({"off": name, "ratio": np.mean(ratios), "low": min(ratios), "high": max(ratios)})
+rebuilt = pd.DataFrame(rows).set_index("off")
+if "wavelengths" in settings:
+    assert rebuilt.loc["wavelengths", "low"] > rebuilt.loc["nothing", "high"], "bands cannot be told apart any more"
+bars = rebuilt.rename(columns={"ratio": "value"}).rename_axis("name").reset_index()
+fig = plots.bars_with_intervals(
+    bars.assign(kind=np.where(bars["name"] == "nothing", "told everything", "told less")),
+    label=f"error of hidden pixels over that of the visible mean ({draws} draws: mean, least, most)",
+    title="Rebuilding hidden pixels with something switched off",
+)
+plots.save(fig, out_dir / "rebuilt.png")
+plt.show()
+
+# %% [markdown]
+# ## What was seen
+
+# %%
+knn, line = (lost.xs(("never told", probe), level=("when", "probe")) for probe in which)
+late = lost.xs(("not told at the end", which[0]), level=("when", "probe"))
+last = "told nothing" if off == "all" else f"told all but {off}"
+write_metrics(
+    out_dir,
+    {
+        "off": off,
+        "knn": round(float(scores.loc[last, which[0]]), 4),
+        "linear": round(float(scores.loc[last, which[1]]), 4),
+        "knn told everything": round(float(scores.loc["told everything", which[0]]), 4),
+        "linear told everything": round(float(scores.loc["told everything", which[1]]), 4),
+        "knn points": round(float(knn.loc[off, "points"]), 2),
+        "knn points low": round(float(knn.loc[off, "low"]), 2),
+        "knn points high": round(float(knn.loc[off, "high"]), 2),
+        "knn points if lost at the end": round(float(late.loc[off, "points"]), 2),
+        "cosine": round(float(cosines.loc[off, "cosine"]), 4),
+        "error ratio": round(float(rebuilt.loc[off, "ratio"]), 4),
+        "error ratio told everything": round(float(rebuilt.loc["nothing", "ratio"]), 4),
+        "points by setting": {name: round(float(knn.loc[name, "points"]), 2) for name in settings},
+    },
+)
+moved = cosines["cosine"].idxmin()
+worst, dear = knn["points"].idxmin(), late["points"].idxmin()
+print(f"""- Embeddings move most without {moved} (cosine {cosines.loc[moved, "cosine"]:.3f}; another chip {unlike:.3f}).
+- kNN-20 changes most without {worst}: {knn.loc[worst, "points"]:+.1f} points ({knn.loc[worst, "low"]:+.1f} to \
+{knn.loc[worst, "high"]:+.1f}); if only the test chips lack it, most without {dear}: {late.loc[dear, "points"]:+.1f}.
+- Hidden pixels: error ratio {rebuilt.loc["nothing", "ratio"]:.2f} told everything, \
+{rebuilt.loc[settings[-1], "ratio"]:.2f} without {settings[-1]}. The pixel size was told as {WRONG_GSD:g} of the true one.""")
+
+# %% [markdown]
+# These are the shipped small weights on a synthetic Earth. The question is the same for any weights: set `weights`. One
+# setting at a time, over several seeds, is a sweep: `off` and `seed` are parameters.
+#
+# Next: [12 Small embeddings](12_shrink_embeddings.ipynb), in which the embeddings themselves are cut down.

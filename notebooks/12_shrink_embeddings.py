@@ -1,0 +1,248 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 12 Small embeddings
+#
+# > **How few bytes will do?**
+#
+# An archive of embeddings is as large as it is useful: a hundred million chips in float32 fill a disk. Here one set of
+# embeddings is kept in fewer bytes, and asked what it still knows.
+#
+# You will see
+# - how int8 works, with one scale a vector, and what its rounding does,
+# - score against bytes, with intervals, for float16, int8, principal components and both together,
+# - how many of a chip's nearest neighbours stay its neighbours, which is what a search needs.
+#
+# | needs | minutes | data |
+# | --- | --- | --- |
+# | small weights, shipped in `data/weights`, or your own; [07 Probing](07_probe_embeddings.ipynb) tells what probes and intervals are | about 1 on two cores (not measured on a GPU) | chips of the mini-world, made here and kept in `data/cache` |
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from clay_lib import SENSORS, Clay, plots, probes
+from clay_lib.charts import against_bytes
+from clay_lib.chips import in_cache, world_chips
+from clay_lib.compress import from_int8, neighbours_kept, principal_axes, shrink
+from clay_lib.embed import embed_chips
+from clay_lib.evaluation import Evaluation
+from clay_lib.intervals import interval, resample
+from clay_lib.runner import output_folder, write_metrics
+from clay_lib.splits import spatial_blocks
+from clay_lib.vectors import to_int8
+
+# %% tags=["parameters"]
+seed: int = 0  # of the mini-world and of every draw
+out: str = ""  # folder for results; empty: papermill_runs/lab/12_shrink_embeddings
+weights: str = "clay-mini.safetensors"  # shipped; or a path, or what 04 put into data/cache: notebook_04.safetensors
+sensor: str = "sentinel-2-l2a"
+kind: str = "patch mean"  # which vector of a chip: "patch mean" or "class token"
+components: list = [128, 64, 16]  # principal components to keep; for released weights, such as [256, 64, 16]
+chips: int = 330  # to train the probes and the components on
+test_chips: int = 165  # on other land
+chip_size: int = 64  # pixels a side
+dates: int = 2  # at which every place is seen
+k: int = 10  # nearest neighbours that should stay
+bootstraps: int = 1000  # resamplings behind every interval
+
+# %% [markdown]
+# ## One set of embeddings
+#
+# A vector a chip, of chips on land where the probes are trained, and on other land where they are tested.
+
+# %%
+out_dir = output_folder(out, "12_shrink_embeddings")
+common = dict(size=chip_size, seed=seed, dates=dates)
+train = world_chips(sensor, chips, split="train", **common)
+test = world_chips(sensor, test_chips, split="test", **common)
+clay = Clay.load(in_cache(weights))
+train_x, test_x = (embed_chips(clay, part)[kind] for part in (train, test))
+N, D = train_x.shape
+places = np.unique(np.stack([test.lat, test.lon]), axis=1, return_inverse=True)[1].ravel()
+print(f"train {train_x.shape}, test {test_x.shape}, {train_x.dtype}: {4 * D} bytes a vector")
+
+# %% [markdown]
+# ## int8, by hand
+#
+# A float32 takes four bytes. An int8 takes one, and holds whole numbers from -127 to 127. So each vector is divided by
+# its own scale, its largest number over 127, and rounded; the scale is kept beside it. Nothing is off by more than half
+# a scale.
+
+# %%
+scale = np.abs(test_x).max(axis=1) / 127
+whole = np.rint(test_x / scale[:, None]).astype(np.int8)
+back = whole.astype(np.float32) * scale[:, None]
+
+values, scales = to_int8(test_x)
+np.testing.assert_array_equal(values, whole)
+np.testing.assert_allclose(from_int8(values, scales), back, rtol=1e-6)
+assert (np.abs(back - test_x) <= 0.5001 * scale[:, None]).all()
+print(f"bytes: {test_x[0].nbytes} -> {whole[0].nbytes} + {scales[0].nbytes} for the scale")
+
+# %%
+with plots.style():
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
+    left.plot(test_x[0][:24], "o", color=plots.PALETTE[0], ms=6, label="float32")
+    left.plot(back[0][:24], "x", color=plots.PALETTE[1], ms=6, label="int8 times scale")
+    left.set(title="24 numbers of one embedding", xlabel="number of the vector", ylabel="value")
+    left.legend(loc="best")
+    error = ((back - test_x) / scale[:, None]).ravel()
+    right.hist(error, bins=40, color=plots.PALETTE[0])
+    right.set(title="Rounding, all test chips", xlabel="error in scales", ylabel="numbers")
+plots.save(fig, out_dir / "int8.png")
+plt.show()
+
+# %% [markdown]
+# ## Principal components
+#
+# The other way is to keep fewer numbers. The directions in which embeddings differ most are found once, on training
+# chips and without labels; then each vector is its position along the first few. The rest of the variance is gone.
+
+# %%
+mean, axes = principal_axes(train_x, min(D, N - 1))
+variance = ((train_x - mean) @ axes.T).var(axis=0)
+share = np.cumsum(variance) / variance.sum()
+with plots.style():
+    fig, ax = plt.subplots(figsize=(6.4, 3.2))
+    ax.plot(np.arange(1, len(share) + 1), 100 * share, color=plots.PALETTE[0], lw=1.8)
+    for c in components:
+        ax.plot(c, 100 * share[c - 1], "o", color=plots.PALETTE[1])
+        ax.annotate(f"{c}: {share[c - 1]:.1%}", (c, 100 * share[c - 1]), xytext=(6, -14), textcoords="offset points")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel="principal components", ylabel="variance kept (%)", title="How many numbers an embedding is made of")
+plots.save(fig, out_dir / "variance.png")
+plt.show()
+
+# %% [markdown]
+# ## Every form, scored
+#
+# Each form is read back as a reader of the archive would get it, and the probes of [07](07_probe_embeddings.ipynb) are
+# trained and tested on that. Intervals (95 %) come from drawing test places.
+
+# %%
+forms = ["float32", "float16", "int8"]
+forms += [f"PCA-{c}{end}" for c in components for end in ("", " float16", " int8")]
+small = {form: [shrink(x, form, fit_on=train_x) for x in (train_x, test_x)] for form in forms}
+sets = {form: tuple(part.vectors for part in pair) for form, pair in small.items()}
+seen = [SENSORS[sensor].normalise(part.pixels) for part in (train, test)]
+sets["pixel statistics"] = tuple(probes.pixel_statistics(x) for x in seen)
+which = ("kNN-20 cosine", "linear")
+groups = dict(train_groups=spatial_blocks(train.lat, train.lon, 6.0), test_groups=places)
+answers = probes.predict(sets, train.land_cover, test.land_cover, **groups, which=which, seed=seed)
+table = Evaluation(answers, bootstraps=bootstraps).table
+floor = table[table["features"] == "pixel statistics"].set_index("probe")["score"]
+
+# %%
+bytes_of = {form: pair[0].bytes for form, pair in small.items()}
+how = {f: f"PCA, {(f.split() + ['float32'])[1]}" if f.startswith("PCA") else "all numbers" for f in forms}
+for probe in which:
+    part = table[(table["probe"] == probe) & (table["features"] != "pixel statistics")]
+    part = part.assign(
+        name=part["features"].str.replace(r" (float16|int8)", "", regex=True),
+        bytes=part["features"].map(bytes_of),
+        value=100 * part["score"],
+        low=100 * part["low"],
+        high=100 * part["high"],
+        kind=part["features"].map(how),
+    )
+    known = dict(title=f"Land cover, {probe}", floor=("pixel statistics", 100 * floor[probe]))
+    fig = against_bytes(part, ylabel="test chips named correctly (%)", **known)
+    plots.save(fig, out_dir / f"bytes_{probe.split(' ')[0].split('-')[0]}.png")
+    plt.show()
+
+# %% [markdown]
+# ## What is lost, chip by chip
+#
+# The intervals above overlap because the same test chips are easy or hard for all. Compared chip by chip with float32,
+# the differences are much surer.
+
+# %%
+compared = answers[answers["features"] != "pixel statistics"]
+compared = compared.assign(kind=np.where(compared["features"] == "float32", "floor", "model"))
+loss = probes.difference(compared, bootstraps=bootstraps).set_index(["features", "probe"])
+loss = 100 * loss[["difference", "low", "high"]]
+for form in forms[1:]:
+    told = [f"{p} {loss.loc[(form, p), 'difference']:+5.1f} ({loss.loc[(form, p), 'low']:+5.1f} to "
+            f"{loss.loc[(form, p), 'high']:+5.1f})" for p in which]  # fmt: skip
+    print(f"{form:<15}{bytes_of[form]:>5} bytes   {'   '.join(told)}")
+assert abs(loss.loc[("float16", "kNN-20 cosine"), "difference"]) < 2, "float16 changes next to nothing"
+
+# %% [markdown]
+# ## Neighbours
+#
+# A search shows the nearest embeddings. How many of the ten nearest by full precision are still among the ten nearest?
+# Neighbours are a stricter question than labels: any exchange counts, even for a chip of the same kind.
+
+# %%
+kept = {}
+for form in forms:
+    share_kept = neighbours_kept(test_x - mean, small[form][1].vectors - (0 if "PCA" in form else mean), k=k)
+    kept[form] = interval(resample(share_kept, places, bootstraps=bootstraps))
+kept = pd.DataFrame(kept, index=["kept", "low", "high"]).T
+assert kept.loc["float32", "kept"] == 1.0
+bars = kept.rename(columns={"kept": "value"}).rename_axis("name").reset_index()
+bars = bars.assign(name=[f"{form}, {bytes_of[form]} bytes" for form in forms], kind=[how[form] for form in forms])
+fig = plots.bars_with_intervals(
+    bars,
+    label=f"share of the {k} nearest chips that stay among the {k} nearest",
+    title="Neighbours kept",
+    limits=(0, 1),
+)
+plots.save(fig, out_dir / "neighbours.png")
+plt.show()
+
+# %% [markdown]
+# Distances were taken from the mean of the training embeddings: all embeddings of a model share a large common part,
+# which would make any two look alike, and which principal components leave out by themselves.
+#
+# ## What was seen
+
+# %%
+knn = table[table["probe"] == which[0]].set_index("features")["score"]
+line = table[table["probe"] == which[1]].set_index("features")["score"]
+good = [f for f in forms[1:] if loss.loc[(f, which[0]), "low"] > -5 and loss.loc[(f, which[1]), "low"] > -5]
+least = min(good, key=bytes_of.get) if good else "float32"
+narrow = f"PCA-{components[-1]} int8"
+write_metrics(
+    out_dir,
+    {
+        "knn float32": round(float(knn["float32"]), 4),
+        "knn float16": round(float(knn["float16"]), 4),
+        "knn int8": round(float(knn["int8"]), 4),
+        "linear float32": round(float(line["float32"]), 4),
+        "linear int8": round(float(line["int8"]), 4),
+        "neighbours kept int8": round(float(kept.loc["int8", "kept"]), 4),
+        "bytes float32": bytes_of["float32"],
+        "bytes int8": bytes_of["int8"],
+        "smallest form that surely loses less than 5 points": least,
+        "its bytes": bytes_of[least],
+        "knn by form": {form: round(float(knn[form]), 4) for form in forms},
+        "linear by form": {form: round(float(line[form]), 4) for form in forms},
+        "neighbours by form": {form: round(float(kept.loc[form, "kept"]), 4) for form in forms},
+    },
+)
+disk = {form: 1e8 * bytes_of[form] / 1e9 for form in ("float32", "int8", least)}
+print(f"""- int8 takes {bytes_of["int8"]} bytes instead of {bytes_of["float32"]} and keeps {kept.loc["int8", "kept"]:.1%} of the neighbours; \
+kNN-20 {knn["float32"]:.1%} -> {knn["int8"]:.1%}, linear {line["float32"]:.1%} -> {line["int8"]:.1%}.
+- {narrow} takes {bytes_of[narrow]} bytes: kNN-20 {knn[narrow]:.1%}, linear {line[narrow]:.1%}, neighbours {kept.loc[narrow, "kept"]:.1%}.
+- Smallest form whose intervals stay above -5 points: {least}. A hundred million chips: float32 {disk["float32"]:.0f} GB, \
+int8 {disk["int8"]:.0f} GB, {least} {disk[least]:.1f} GB.""")
+
+# %% [markdown]
+# How much can be left out depends on the weights and on the question: these are the shipped small weights, eleven kinds
+# of land, and few test places. Ask again with your own, by `weights`.
+#
+# `clay embed` writes int8 or float16 vectors: see [08 Searching an area](README.md).
