@@ -4,23 +4,28 @@ import json
 import os
 import resource
 
+import geopandas
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 import shapely
 
 from clay_lib import Clay, ClayConfig, vectors
 from clay_lib.__main__ import main
-from clay_lib.archives import file_look
+from clay_lib.archives import file_look, find_looks, read_look
 from clay_lib.area import embed_area
 from clay_lib.contract import ContractError
+from clay_lib.local_archive import serve_archive, write_archive
+from clay_lib.miniworld import Place
 from clay_lib.scenes import write_raster
-from clay_lib.sensors import SENSORS
+from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.tiles import grid_of, project, tiles_of
 
 CLAY = Clay.random(ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=12), seed=1)
 S2, SIDE, SIZE = "sentinel-2-l2a", 200, 64
 WEST, NORTH, CRS = 5_000_000 / 10 + 37 * 10, 5_540_000 + 110, "EPSG:32633"  # off the grid of tiles, on that of pixels
+DATES = "2023-06-10", "2023-07-20"
 QUIET = dict(size=SIZE, progress=False)
 
 
@@ -215,3 +220,54 @@ def test_one_job_a_folder(tmp_path):
     with only_one(tmp_path / "out"), pytest.raises(ContractError, match="another job"):
         run(tmp_path / "out", scene)
     assert run(tmp_path / "out", scene).rows > 0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(address, items) of an archive of all sensors, 64 pixels a side, two dates, the first cloudier than the second."""
+    folder = write_archive(
+        tmp_path_factory.mktemp("archive"), sensors=WORLD_SENSORS, place=Place(50.05, 14.4), extent=1, dates=DATES,
+        clouds=(0.5, 0.0),
+    )  # fmt: skip
+    with serve_archive(folder) as address:
+        yield address
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("sensor", WORLD_SENSORS)
+def test_from_an_archive_to_files_that_others_open(served, tmp_path, sensor):
+    """Search, read, embed, GeoParquet, GeoTIFF, of every sensor's profile against real servers."""
+    area = shapely.Point(14.4, 50.05).buffer(1e-4)
+    looks = find_looks(sensor, area, f"{DATES[0]}/{DATES[1]}", url=served)
+    area = looks[0].footprint
+    asked = dict(url=served, size=32, dense="cog", overlap=8, components=2, progress=False)
+    result = embed_area(CLAY, sensor, area, f"{DATES[0]}/{DATES[1]}", tmp_path / "best", **asked)
+    grid = grid_of(looks[0].archive, 32)
+    tiles = {tile.id: tile for tile in tiles_of(area, grid)}
+    assert 4 <= result.rows + result.empty == result.jobs <= len(tiles)
+    frame = result.vectors()
+    by_id = {look.when.date(): look for look in looks}
+    for _, row in frame.iterrows():
+        tile, look = tiles[row["tile"]], by_id[row["time"].date()]
+        assert row["items"].tolist() == list(look.ids) and row["sensor"] == sensor
+        box = tile.geobox()
+        x, y = zip(box.affine @ (0, 0), box.affine @ (32, 32), strict=True)
+        lon, lat = pyproj.Transformer.from_crs(tile.crs, 4326, always_xy=True).transform(x, y)
+        west, south, east, north = row["geometry"].bounds
+        pixel = grid.gsd / 111_320
+        assert abs(min(lon) - west) < 32 * pixel and row["geometry"].buffer(pixel / 100).covers(
+            shapely.Point(lon[0], lat[0])
+        )
+        dataset = read_look(look, box)
+        made = CLAY.embed(dataset, sensor, when=row["time"], lat=tile.centre[0], lon=tile.centre[1], check=False)
+        np.testing.assert_allclose(row["vector"], made.chip[0].numpy(), atol=4e-3)
+    with rasterio.open(result.rasters[0]) as file:
+        step = 8 * grid.gsd
+        corner = [(v - a) / step for v, a in zip((file.transform.c, file.transform.f), grid.anchor, strict=True)]
+        np.testing.assert_allclose(corner, np.round(corner), atol=1e-6)
+        assert file.transform.a == pytest.approx(step) and file.count == 2 and np.isfinite(file.read()).any()
+    assert geopandas.read_parquet(tmp_path / "best" / "vectors").crs == "EPSG:4326"
+    both = embed_area(
+        CLAY, sensor, area, f"{DATES[0]}/{DATES[1]}", tmp_path / "all", url=served, pick="all", size=32, progress=False
+    )
+    assert both.jobs == result.jobs * len(looks)
