@@ -63,9 +63,10 @@ def set_kernels(layer: PatchEmbedding | PixelHead) -> float:
 def cosine_kernels(layer: PatchEmbedding | PixelHead, waves: Tensor) -> Tensor:
     """The kernels to be written for these bands, [C, D*P*P] in the layer's own order."""
     patterns, frequency = _cosines(layer.patch_size)
-    # Every pattern in every colour, the loudest D of them.
+    # Every pattern in every colour, the loudest D of them; small patches have fewer, and use the loudest again.
     loud = torch.outer(torch.tensor([1.0] + [COLOUR_SHARE] * COLOURS), frequency**-FALL)
-    order = loud.flatten().argsort(descending=True, stable=True)[: layer.dim]
+    order = loud.flatten().argsort(descending=True, stable=True)
+    order = order.repeat(-(-layer.dim // len(order)))[: layer.dim]
     colour, pattern = order // len(patterns), order % len(patterns)
     place = torch.from_numpy(np.interp(waves.numpy(), WAVES, PLACES)).float()
     kernels = torch.einsum("dc, dpq -> cdpq", torch.cos(math.pi * torch.outer(colour, place)), patterns[pattern])

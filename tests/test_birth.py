@@ -1,5 +1,7 @@
 """Kernels at birth: what the generators are made to write, and what stays as it was."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -23,8 +25,9 @@ def angles(clay, sensor):
     return rows @ rows.T
 
 
-def test_generators_write_the_cosine_kernels():
-    model = Clay.random(TINY, seed=1).model
+@pytest.mark.parametrize("patch_size", [4, 8, 16])
+def test_generators_write_the_cosine_kernels(patch_size):
+    model = Clay.random(replace(TINY, patch_size=patch_size), seed=1).model
     for layer in (model.encoder.patch_embedding, model.decoder.embed_to_pixels):
         assert set_kernels(layer) > 0.9
         waves = torch.from_numpy(SENSORS["naip"].waves()).float()
