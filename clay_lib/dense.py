@@ -88,8 +88,8 @@ class Mosaic:
 
     @property
     def geobox(self):
-        from affine import Affine
         from odc.geo.geobox import GeoBox
+        from rasterio.transform import Affine
 
         west, _, _, north = replace(self.tile, column=self.corner[0], row=self.corner[1]).bounds
         step = self.patch * self.tile.gsd

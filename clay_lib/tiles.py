@@ -79,8 +79,8 @@ class Tile:
 
     def geobox(self, overlap: int = 0):
         """odc.geo GeoBox, north up, widened by `overlap` pixels on every side."""
-        from affine import Affine
         from odc.geo.geobox import GeoBox
+        from rasterio.transform import Affine
 
         west, _, _, north = self.bounds
         wider = overlap * self.gsd
