@@ -156,7 +156,7 @@ print(f"{D} bands of {h} x {w} patches of {cells.a:g} m in {crs}, {known.mean():
 # %% [markdown]
 # ## The pixels, for the eye
 #
-# The same images on the pixels below those patches. Some pictures are drawn at half their detail to keep this file small.
+# The same images on the pixels below those patches. The pictures are drawn at half their detail, which keeps this file small.
 
 # %%
 gsd = cells.a / P
@@ -168,7 +168,11 @@ for name, dates in {"before": before, "after": after}.items():
     pixels[name] = np.stack([seen[band].values for band in SENSORS[sensor].band_names])  # [C, H, W]
     print(f"{name}: {look.when:%Y-%m-%d}, {pixels[name].shape}, {', '.join(look.ids)}")
 server.close()
-pictures = {name: plots.rgb(image, sensor, like=pixels["before"]) for name, image in pixels.items()}
+halves = {
+    name: image.reshape(len(image), h * P // 2, 2, w * P // 2, 2).mean(axis=(2, 4)) for name, image in pixels.items()
+}
+pictures = {name: plots.rgb(image, sensor, like=halves["before"]) for name, image in halves.items()}
+coarse = tuple(grid.transform * grid.transform.scale(2))[:6]
 
 # %% [markdown]
 # ## A map of alikeness
@@ -182,12 +186,12 @@ parts = principal_components(np.nan_to_num(both))  # [2, h, w, 3]
 low, high = np.percentile(parts[:, known].reshape(-1, 3), (2, 98), axis=0)
 colours = np.clip((parts - low) / (high - low), 0, 1)
 layers = {
-    "before": Layer("before", pictures["before"], crs, grid.transform),
-    "after": Layer("after", pictures["after"], crs, grid.transform),
+    "before": Layer("before", pictures["before"], crs, coarse),
+    "after": Layer("after", pictures["after"], crs, coarse),
     "embeddings before": Layer("embeddings before", colours[0], crs, cells, valid=known),
     "embeddings after": Layer("embeddings after", colours[1], crs, cells, valid=known),
 }
-fig = static_map(list(layers.values()), size=2.9)
+fig = static_map(list(layers.values()), size=2.5)
 _ = plots.save(fig, out_dir / "embeddings.png")
 plt.show()
 
@@ -265,7 +269,7 @@ layers["likeness"] = Layer(
     "likeness to the place", np.where(known, likeness, np.nan), crs, cells, "RdBu_r",
     (-top, top), "cosine of patch vectors", opacity=0.7,
 )  # fmt: skip
-fig = static_map([layers["before"], layers["likeness"]], size=3.4, outlines=outlines)
+fig = static_map([layers["before"], layers["likeness"]], size=3.0, outlines=outlines)
 _ = plots.save(fig, out_dir / "hits.png")
 plt.show()
 
@@ -368,11 +372,7 @@ plt.show()
 # `basemap="OpenStreetMap"` puts streets below.
 
 # %%
-half = {
-    name: Layer(name, pictures[name][::2, ::2], crs, tuple(grid.transform * grid.transform.scale(2))[:6])
-    for name in pictures
-}
-shown = show_on_map([half["before"], half["after"], layers["embeddings after"], layers["likeness"], layers["change"]],
+shown = show_on_map([layers["before"], layers["after"], layers["embeddings after"], layers["likeness"], layers["change"]],
                     outlines=outlines)  # fmt: skip
 shown.to_html(str(out_dir / "map.html"))
 display(shown)
