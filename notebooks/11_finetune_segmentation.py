@@ -45,6 +45,7 @@ from clay_lib.classwise import class_scores, confusions, iou, lead, pixel_classi
 from clay_lib.dataset_files import raster_pairs
 from clay_lib.datasets import IGNORE, world_set
 from clay_lib.finetuning import Finetuned, FinetuneSettings, finetune
+from clay_lib.heads import spread_layers
 from clay_lib.miniworld import CLASS_COLOURS, CLASSES, MiniWorld
 from clay_lib.predictions import predict_raster
 from clay_lib.runner import output_folder, write_metrics
@@ -154,7 +155,7 @@ print(f"mean IoU of single pixels: {np.mean(by_hand):.3f}, by hand as by the lib
 # %%
 clay = Clay.load(in_cache(weights))
 settings = FinetuneSettings(epochs=epochs, batch_size=4, balance=0.25, seed=seed)
-same = dict(settings=settings, layers=[1, 3, 5], bands=len(train.bands), progress=False)
+same = dict(settings=settings, layers=spread_layers(clay.model.config.depth, 3), bands=len(train.bands), progress=False)
 frozen = finetune(clay, train, val, out=out_dir / "frozen", **same)
 print(f"the head has {sum(p.numel() for p in frozen.head.parameters()):,} numbers to learn")
 frozen.history.round(3)
@@ -334,4 +335,4 @@ print(
 )
 
 # %% [markdown]
-# Next: [12 Small embeddings](12_compress_embeddings.ipynb), or back to [07 Probing embeddings](07_probe_embeddings.ipynb).
+# Next: [12 Small embeddings](12_shrink_embeddings.ipynb), or back to [07 Probing embeddings](07_probe_embeddings.ipynb).
