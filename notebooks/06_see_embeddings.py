@@ -43,6 +43,7 @@ from rasterio.warp import transform
 from sklearn.manifold import TSNE
 
 from clay_lib import SENSORS, Clay, checks, plots
+from clay_lib.chip_map import chip_map, world_background
 from clay_lib.chips import Chips, in_cache, world_chips
 from clay_lib.embed import embed_chips, principal_components
 from clay_lib.maps import Layer, show_on_map, static_map
@@ -269,6 +270,17 @@ fig = plots.show_row([thumbnails[i] for i in order.ravel()], titles, columns=ord
 for ax in fig.axes:
     ax.title.set_fontsize(6.5)
 _ = plots.save(fig, out_dir / "neighbours.png")
+
+# %% [markdown]
+# Now choose for yourself. Run the cell, **click a dot**, and its neighbours appear. Give it a label, click a chip of
+# another kind, and give that one a label too: all others take the colour of the label that they are most like.
+
+# %%
+if not scene:
+    once = np.unique(place, return_index=True)[1]  # one date a place: two dots would hide each other
+    pictures = [thumbnails[n] for n in once]
+    about = dict(thumbnails=pictures, truth=labels[once], colours=colours)
+    display(chip_map(chips[once], vectors[kind][once], world_background(world), **about))
 
 # %% [markdown]
 # ## Every patch in its colour
