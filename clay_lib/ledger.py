@@ -26,7 +26,7 @@ STATES = ("done", "failed", "died", "unfinished")  # failed: its own fault or ou
 def read_run(folder: Path) -> dict | None:
     """One run's row, {sweep, run, status, ...}; None: nothing was begun there. Done is only what is whole."""
     asked, told = read_json(folder / "parameters.json"), read_json(folder / "run.json")
-    if not asked:
+    if "sweep" not in asked:
         return None
     if not told:
         status = "unfinished"
@@ -72,7 +72,7 @@ def read_ledger(runs: Path = RUNS, sweep: str | None = None) -> pd.DataFrame:
         row = read_run(asked.parent)
         if row is not None:
             present = read_json(asked.parents[1] / "sweep.json").get("runs", [])
-            values = {f"parameter {k}": v for k, v in row.pop("parameters").items()}
+            values = {f"parameter {k}": "none" if v is None else v for k, v in row.pop("parameters").items()}
             values |= {f"metric {k}": v for k, v in row.pop("metrics").items()}
             del row["settings"]
             rows.append({**row, "asked": row["run"] in present, **values})
@@ -111,7 +111,7 @@ def flat(metrics: Mapping, prefix: str = "") -> Iterator[tuple[str, float | str]
 
 
 def _one_type(column: pd.Series) -> pd.Series:
-    """A column that Parquet takes: where sweeps disagree about a name's type, and for lists, its values as JSON."""
+    """A column that Parquet takes: where sweeps disagree about a name's type, and for lists, its values as text."""
     if column.dtype != object:
         return column
     kinds = {type(v) for v in column if v is not None and v == v}
@@ -119,4 +119,4 @@ def _one_type(column: pd.Series) -> pd.Series:
         return column
     if kinds <= {int, float}:
         return column.astype(float)
-    return column.map(lambda v: v if v is None or v != v else json.dumps(v))
+    return column.map(lambda v: v if isinstance(v, str) or v is None or v != v else json.dumps(v))

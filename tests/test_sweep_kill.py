@@ -116,7 +116,7 @@ def test_killed_drivers_workers_and_kernels_leave_every_run_done_once(tmp_path):
             driver = start(path, runs)
         victim = _find(driver.pid, plan[0])
         if victim is None:
-            assert time.monotonic() - waited < 120, f"no {plan[0]} came up"
+            assert time.monotonic() - waited < 600, f"no {plan[0]} came up"
             time.sleep(0.02)
             continue
         time.sleep(rng.uniform(0, 1.5))
@@ -135,15 +135,15 @@ def test_killed_drivers_workers_and_kernels_leave_every_run_done_once(tmp_path):
             assert time.monotonic() < end, f"left over by a killed {kills[-1]}: {left}"
             time.sleep(0.05)
         whole |= _whole(runs, asked, whole)
+        print(f"kill {len(kills)}: {kills[-1]}, {len(whole)} of {len(asked)} runs done", flush=True)
     if driver is not None:
-        driver.wait(timeout=300)
+        driver.wait(timeout=900)
     last = start(path, runs)
-    assert last.wait(timeout=300) == 0
+    assert last.wait(timeout=900) == 0
     final = _whole(runs, asked, whole)
     assert set(final) == set(asked) and len(kills) == 20
     assert {p.name for p in (runs / "many").iterdir() if p.is_dir()} == set(asked)
     assert len(ledger.read_ledger(runs)) == len(asked) and not list(runs.rglob(".part-*"))
-    print(kills)
 
 
 def _find(driver: int, kind: str) -> psutil.Process | None:
