@@ -22,7 +22,7 @@ from test_embed_area import CLAY, S2, run
 from clay_lib import area_jobs, area_work, vectors
 import clay_lib.rasters, clay_lib.archives, distributed, odc.stac, rasterio, sklearn.decomposition, tqdm.auto
 
-KILLS = 12
+KILLS = 8
 area_work.PART_ROWS = 16
 area_jobs.BLOCK = 128
 scene, killed, whole = map(Path, sys.argv[2:5])
@@ -82,7 +82,7 @@ def hashes(out):
 
 @pytest.mark.slow
 def test_kills_lose_and_double_nothing(tmp_path):
-    scene = some_scene(tmp_path / "scene.tif", side=720)
+    scene = some_scene(tmp_path / "scene.tif", side=464)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(scene), str(killed), str(whole)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -151,7 +151,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_killed_workers_lose_nothing(tmp_path):
     """On a scheduler by address whose workers are processes: what one had in hand is read by another."""
-    scene = some_scene(tmp_path / "scene.tif", side=720)
+    scene = some_scene(tmp_path / "scene.tif", side=464)
     script = tmp_path / "job.py"
     script.write_text(SCHEDULER)
     command = [sys.executable, str(script), str(Path(__file__).parent), str(scene), str(tmp_path / "killed")]
