@@ -106,9 +106,13 @@ print("1 - cosine of the class tokens with and without place:", (1 - moved).nump
 made = {"wavelengths told": cube, "one wavelength for all": without(cube, "wavelengths")}
 names = SENSORS[sensor].band_names
 shown = [0, len(names) // 2, len(names) - 1]
-for title, one in made.items():
-    kernels = clay.model.encoder.patch_embedding.kernels(one.waves)[0]  # [D, C, P, P]
-    fig = plots.kernels(kernels[:, shown], band_names=[names[b] for b in shown], count=6, title=f"Kernels, {title}")
+made = {title: clay.model.encoder.patch_embedding.kernels(one.waves)[0] for title, one in made.items()}  # [D, C, P, P]
+strong = np.argsort(-made["wavelengths told"].abs().mean(dim=(1, 2, 3)).numpy())[:6]
+for title, kernels in made.items():
+    bands = [names[b] for b in shown]
+    fig = plots.kernels(
+        kernels[:, shown], band_names=bands, chosen=strong, own_scale=True, title=f"Six kernels, {title}"
+    )
     plt.show()
 same = kernels - kernels[:, :1]
 assert same.abs().max() < 1e-5, "bands of one wavelength have one kernel"
@@ -138,12 +142,13 @@ cosines.round(4)
 bars = cosines.rename(columns={"cosine": "value"}).rename_axis("name").reset_index().assign(kind="Clay")
 plain = found["nothing"][1] / np.linalg.norm(found["nothing"][1], axis=1, keepdims=True)
 unlike = ((plain.sum(0) ** 2).sum() - len(plain)) / (len(plain) * (len(plain) - 1))
-reference = {"name": "another chip", "value": unlike, "low": np.nan, "high": np.nan, "kind": "floor"}
+reference = {"name": "another chip", "value": unlike, "low": np.nan, "high": np.nan, "kind": "two unlike chips"}
 bars = pd.concat([bars[["name", "value", "low", "high", "kind"]], pd.DataFrame([reference])], ignore_index=True)
 fig = plots.bars_with_intervals(
     bars.replace({"kind": {"Clay": "the same chip, told less"}}),
     label=f"cosine to the embedding that was told everything ({kind})",
     title="How far embeddings move when something is not told",
+    form="{:.3f}",
 )
 plots.save(fig, out_dir / "cosines.png")
 plt.show()
@@ -205,16 +210,17 @@ for probe in which:
 # that were told everything, and only the chips to be told apart lack it, such as photographs without a date?
 
 # %%
-lost = {}
-for name in settings:
-    label = "told nothing" if name == "all" else f"told all but {name}"
-    late = answers_of({"told everything": found["nothing"], label: (found["nothing"][0], found[name][1])})
-    both = own.answers[own.answers["features"].isin([label, "told everything"])]
-    for when, told in (("never told", both), ("not told at the end", late)):
-        floor = np.where(told["features"] == "told everything", "floor", "model")  # what the other is compared with
-        gain = probes.difference(told.assign(kind=floor), bootstraps=bootstraps)
-        for row in gain.itertuples():
-            lost[name, when, row.probe] = (100 * row.difference, 100 * row.low, 100 * row.high)
+label = {name: "told nothing" if name == "all" else f"told all but {name}" for name in settings}
+untold = {label[name]: (found["nothing"][0], found[name][1]) for name in settings}  # trained on what was told all
+late, lost = answers_of({"told everything": found["nothing"], **untold}), {}
+for when, told in (("never told", own.answers), ("not told at the end", late)):
+    told = told[told["features"].isin(["told everything", *label.values()])]
+    floor = np.where(told["features"] == "told everything", "floor", "model")  # what the others are compared with
+    gains = probes.difference(told.assign(kind=floor), bootstraps=bootstraps).set_index(["features", "probe"])
+    for name in settings:
+        for probe in which:
+            row = gains.loc[(label[name], probe)]
+            lost[name, when, probe] = (100 * row["difference"], 100 * row["low"], 100 * row["high"])
 lost = pd.DataFrame(lost, index=["points", "low", "high"]).T.rename_axis(["off", "when", "probe"])
 lost.round(1)
 
@@ -284,8 +290,9 @@ write_metrics(
         "points by setting": {name: round(float(knn.loc[name, "points"]), 2) for name in settings},
     },
 )
-moved = cosines["cosine"].idxmin()
-worst, dear = knn["points"].idxmin(), late["points"].idxmin()
+single = [name for name in settings if name != "all"]
+moved = cosines.loc[single, "cosine"].idxmin()
+worst, dear = knn.loc[single, "points"].idxmin(), late.loc[single, "points"].idxmin()
 print(f"""- Embeddings move most without {moved} (cosine {cosines.loc[moved, "cosine"]:.3f}; another chip {unlike:.3f}).
 - kNN-20 changes most without {worst}: {knn.loc[worst, "points"]:+.1f} points ({knn.loc[worst, "low"]:+.1f} to \
 {knn.loc[worst, "high"]:+.1f}); if only the test chips lack it, most without {dear}: {late.loc[dear, "points"]:+.1f}.
