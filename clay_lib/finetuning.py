@@ -342,9 +342,13 @@ def finetune(
     keeps = unfreeze == 0 and feature_gb(clay, train, len(layers)) <= s.keep_gb
     stock, labels = _stock(clay, train, layers, keep=keeps)
     weights, about["scale"] = _targets(train, labels, s)
-    module = HeadModule(
-        encoder, make_head(**head_of), layers, s, weights=weights, scale=about["scale"], classes=train.classes
-    )
+    made = make_head(**head_of)
+    some = np.random.default_rng(s.seed).permutation(len(train))[:256]
+    with torch.no_grad():
+        made.settle(
+            stock[some] if keeps else features(encoder, read_batch(clay, train, some[:16])[0], layers).to("cpu")
+        )
+    module = HeadModule(encoder, made, layers, s, weights=weights, scale=about["scale"], classes=train.classes)
     tuned = Finetuned(clay, module.head, train.sensor, train.bands, train.classes, about)
     best: dict[str, dict] = {}
 

@@ -70,8 +70,32 @@ def spread_layers(depth: int, count: int = 4) -> tuple[int, ...]:
     return tuple(round(depth * (k + 1) / count) - 1 for k in range(count))
 
 
+class Standardise(nn.Module):
+    """[..., D] by the mean and spread that `settle` found, number by number; as they are before it is called.
+
+    Most of a token is common to all of them, and what tells them apart is small beside it: a head that is not freed
+    of the common part learns many times slower.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("spread", torch.ones(dim))
+
+    @torch.no_grad()
+    def settle(self, x: Tensor) -> None:
+        """x [N, D] of the training set."""
+        if len(x):
+            spread = x.float().std(0, correction=0)
+            self.mean.copy_(x.float().mean(0))
+            self.spread.copy_(torch.where(spread > 1e-6, spread, 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.spread
+
+
 class ChipHead(nn.Module):
-    """Features -> [B, outputs]: norm and one linear map of the class token, the mean of the valid patches, or both.
+    """Features -> [B, outputs]: standardised, and one linear map of the class token, the mean of the valid patches, or both.
 
     Scores of classes, or values in units of `finetuning`. dropout: share of inputs withheld while training.
     """
@@ -82,17 +106,24 @@ class ChipHead(nn.Module):
             raise ContractError("use", found=repr(use), expected=f"one of {list(USES)}", cause="a misspelling")
         self.use = use
         wide = 2 * dim if use == "both" else dim
-        self.net = nn.Sequential(nn.LayerNorm(wide), nn.Dropout(dropout), nn.Linear(wide, outputs))
+        self.net = nn.Sequential(Standardise(wide), nn.Dropout(dropout), nn.Linear(wide, outputs))
+
+    def _input(self, features: Features) -> Tensor:
+        parts = {"class token": features.chip, "patch mean": features.mean}
+        return torch.cat(list(parts.values()), dim=1) if self.use == "both" else parts[self.use]
+
+    def settle(self, features: Features) -> None:
+        """Standardise by these."""
+        self.net[0].settle(self._input(features))
 
     def forward(self, features: Features) -> Tensor:
-        parts = {"class token": features.chip, "patch mean": features.mean}
-        return self.net(torch.cat(list(parts.values()), dim=1) if self.use == "both" else parts[self.use])
+        return self.net(self._input(features))
 
 
 class DenseHead(nn.Module):
     """Features -> [B, outputs, H, W]: tokens of several blocks, doubled in size until they are pixels.
 
-    Each block's tokens pass their own norm and linear map, the class token too, which tells every place of the chip
+    Each block's tokens are standardised and pass their own linear map, the class token too, which tells every place of the chip
     around it; their sum is smoothed by a 3 x 3 convolution. Each doubling is a bilinear resize and a 3 x 3 convolution, in which every pixel is made alike; a transposed convolution
     (upsampling="transposed", here to compare with) makes pixels of a patch by different weights, which leaves a
     checkerboard (Odena, Dumoulin and Olah 2016, doi 10.23915/distill.00003).
@@ -117,9 +148,9 @@ class DenseHead(nn.Module):
             expected = f"one of {list(UPSAMPLINGS)}"
             raise ContractError("upsampling", found=repr(upsampling), expected=expected, cause="a misspelling")
         self.patch_size = patch_size
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
+        self.norms = nn.ModuleList(Standardise(dim) for _ in range(layers))
         self.maps = nn.ModuleList(nn.Linear(dim, width) for _ in range(layers))
-        self.context = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.context = nn.Sequential(Standardise(dim), nn.Linear(dim, width))
         self.hole = nn.Parameter(torch.zeros(width))  # stands where the encoder was shown nothing
         self.smooth = nn.Sequential(nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU())
         stages, reached = [], 1
@@ -137,6 +168,12 @@ class DenseHead(nn.Module):
         self.out = nn.Sequential(
             nn.Dropout2d(dropout), nn.Conv2d(wide, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, outputs, 1)
         )
+
+    def settle(self, features: Features) -> None:
+        """Standardise tokens by these."""
+        for norm, part in zip(self.norms, features.patches.unbind(1), strict=True):
+            norm.settle(rearrange(part, "B D h w -> B h w D")[features.valid])
+        self.context[0].settle(features.chip)
 
     def forward(self, features: Features) -> Tensor:
         height, width = features.pixels.shape[-2:]
