@@ -260,7 +260,8 @@ def test_from_an_archive_to_files_that_others_open(served, tmp_path, sensor):
         )
         dataset = read_look(look, box)
         made = CLAY.embed(dataset, sensor, when=row["time"], lat=tile.centre[0], lon=tile.centre[1], check=False)
-        np.testing.assert_allclose(row["vector"], made.chip[0].numpy(), atol=4e-3)
+        # A raster in another CRS is warped, which GDAL does to an eighth of a pixel, by the window that is read.
+        np.testing.assert_allclose(row["vector"], made.chip[0].numpy(), atol=0.02 if sensor == "linz" else 4e-3)
     with rasterio.open(result.rasters[0]) as file:
         step = 8 * grid.gsd
         corner = [(v - a) / step for v, a in zip((file.transform.c, file.transform.f), grid.anchor, strict=True)]
