@@ -59,13 +59,15 @@ def effect(table: pd.DataFrame, parameter: str, metrics: Mapping[str, str], seed
                     elinewidth=1.2,
                 )
                 ax.set_xticks(at, [f"{n:g}" if numeric else drawn(n) for n in names])
-            if numeric and at.min() > 0 and at.max() > 30 * at.min():
+            if numeric and _wide(at):
                 ax.set_xscale("log")
                 if len(means) <= MANY:
                     ax.set_xticks(at, [f"{n:g}" for n in names], minor=False)
                     ax.set_xticks([], minor=True)
-            elif len(at) > 1 and not numeric:
+            elif not numeric:
                 ax.set_xlim(-0.5, len(at) - 0.5)
+            else:
+                ax.margins(x=0.08)
             ax.set(xlabel=parameter, title=f"{drawn(metric)} ({BETTER[direction]})")
             ax.grid(axis="y", color="#e6e6e6", lw=0.8)
             ax.set_axisbelow(True)
@@ -77,24 +79,25 @@ def effect(table: pd.DataFrame, parameter: str, metrics: Mapping[str, str], seed
 def pair(table: pd.DataFrame, rows: str, columns: str, metric: str, seed: str | None = "seed") -> Figure:
     """The mean of a metric over two parameters: a heat map, or coloured dots where one of them was drawn at random."""
     means = over_seeds(table, metric, [rows, columns], seed)
-    cloud = [name for name in (rows, columns) if means[name].nunique() > MANY]
-    if not cloud:
+    title = f"Mean {drawn(metric)}"
+    if all(means[name].nunique() <= MANY for name in (rows, columns)):
         grid = means.pivot(index=rows, columns=columns, values="value")
-        return charts.matrix(
-            grid.to_numpy(), names=[drawn(v) for v in grid.index], columns=[drawn(v) for v in grid.columns], label=drawn(metric),
+        names = [[drawn(value) for value in axis] for axis in (grid.index, grid.columns)]
+        fig = charts.matrix(
+            grid.to_numpy(), names=names[0], columns=names[1], label=drawn(metric), title=title,
             xlabel=columns, ylabel=rows, form="{:.3g}",
         )  # fmt: skip
+        if max(map(len, names[1])) < 6:
+            fig.axes[0].tick_params(axis="x", rotation=0)
+            plt.setp(fig.axes[0].get_xticklabels(), ha="center", rotation_mode="default")
+        return fig
     with style():
         fig, ax = plt.subplots(figsize=(5.4, 4.2))
         shown = ax.scatter(means[columns].map(_plain), means[rows].map(_plain), c=means["value"], cmap=MAGNITUDE, s=46)
         for name, scale in ((columns, ax.set_xscale), (rows, ax.set_yscale)):
-            if (
-                pd.api.types.is_numeric_dtype(means[name])
-                and means[name].min() > 0
-                and means[name].max() > 30 * means[name].min()
-            ):
+            if pd.api.types.is_numeric_dtype(means[name]) and _wide(means[name]):
                 scale("log")
-        ax.set(xlabel=columns, ylabel=rows)
+        ax.set(xlabel=columns, ylabel=rows, title=title)
         fig.colorbar(shown, ax=ax, label=drawn(metric), pad=0.02)
     return fig
 
@@ -115,7 +118,7 @@ def ranking(
             ax.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.4)
             ax.plot(row["value"], y, "o", color=OURS, ms=6)
         ax.set_yticks(range(len(lead)), _names(lead, one_at_a_time(runs, by)))
-        ax.invert_yaxis()
+        ax.set_ylim(len(lead) - 0.5, -0.5)
         ax.set(xlabel=f"{drawn(metric)} ({BETTER[direction]})", title="Leading settings")
         ax.grid(axis="x", color="#e6e6e6", lw=0.8)
         ax.set_axisbelow(True)
@@ -140,7 +143,6 @@ def against(
             ax.plot(row["value"], y, "o", color=OURS, ms=6)
         ax.axvline(0, color=FLOOR, ls="--", lw=1.2)
         ax.set_yticks(range(len(told)), _names(told[list(by)], base if one_at_a_time(table, by) else None))
-        ax.invert_yaxis()
         ax.set_ylim(len(told) - 0.5, -0.5)
         ax.set(xlabel=f"difference in {drawn(metric)} ({BETTER[direction]})", title=f"Minus: {in_words(base)}")
         ax.grid(axis="x", color="#e6e6e6", lw=0.8)
@@ -175,3 +177,8 @@ def drawn(value) -> str:
 
 def _plain(value):
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else drawn(value)
+
+
+def _wide(values) -> bool:
+    """Whether numbers span so much that they want a logarithmic axis."""
+    return values.min() > 0 and values.max() > 30 * values.min()

@@ -78,7 +78,7 @@ assert len(asked.runs) == len(hidden) * len(patch) * seeds
 # found out after hours, or never.
 
 # %%
-for wrong in ({"grid": {"hiden": [0.5]}}, {"grid": {"patch": [4, 8.5]}}, {"metrics": {"errors": "min"}}):
+for wrong in ({"grid": {"concealed": [0.5]}}, {"grid": {"patch": [4, 8.5]}}, {"metrics": {"errors": "min"}}):
     try:
         make_sweep({**asked_for, **wrong}, name="copying", folder=RUNS / "sweeps")
         raise AssertionError("a wrong specification passed")

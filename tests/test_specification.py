@@ -118,7 +118,7 @@ WRONG = [
     ({"metrics": {"loss": "least"}}, "direction"),
     ({"metrics": {}}, "direction"),
     ({"metrics": None}, "direction"),
-    ({"gird": {"rate": [1]}}, "'gird'"),
+    ({"grids": {"rate": [1]}}, "'grids'"),
     ({"seeds": []}, "empty list"),
     ({"seeds": ["one"]}, "int"),
     ({"seeds": True}, "bool"),
