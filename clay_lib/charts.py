@@ -117,12 +117,13 @@ def against_bytes(table: pd.DataFrame, *, ylabel: str, title: str = "", floor: t
             ax.errorbar(part["bytes"], part["value"], yerr=ends, fmt="o-", color=colour, lw=1.2, ms=6, capsize=3,
                         elinewidth=1.2, label=kind)  # fmt: skip
             for row in part.itertuples():
-                ax.annotate(row.name, (row.bytes, row.value), xytext=(6, 5 if k % 2 else -12),
-                            textcoords="offset points", color=colour, fontsize=8)  # fmt: skip
+                side = -1 if k == len(kinds) - 1 else 1  # the last family's names stand left, out of the others' way
+                ax.annotate(row.name, (row.bytes, row.value), xytext=(6 * side, 5 if k % 2 else -12), fontsize=8,
+                            ha="left" if side > 0 else "right", textcoords="offset points", color=colour)  # fmt: skip
         if floor:
             ax.axhline(floor[1], color=FLOOR, lw=1.2, ls="--", zorder=1)
-            ax.annotate(floor[0], (0.99, floor[1]), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                        textcoords="offset points", ha="right", fontsize=8, color="#6b6b6b")  # fmt: skip
+            ax.annotate(floor[0], (0.01, floor[1]), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                        textcoords="offset points", ha="left", fontsize=8, color="#6b6b6b")  # fmt: skip
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set(xlabel="bytes of a vector", ylabel=ylabel)

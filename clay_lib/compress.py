@@ -26,12 +26,15 @@ class Shrunk:
     """Vectors as they come back from a form."""
 
     form: str
-    vectors: np.ndarray  # [N, K] float32
+    vectors: np.ndarray  # [N, D] float32, multiplied out
     bytes: int  # a vector
 
 
 def shrink(vectors: np.ndarray, form: str, *, fit_on: np.ndarray | None = None) -> Shrunk:
-    """[N, D] -> the vectors that a reader of this form gets, in K dimensions.
+    """[N, D] -> the vectors that a reader of this form gets, multiplied out to D numbers again.
+
+    Multiplied out, since a probe that standardises the components themselves would make the weakest, which are noise,
+    as loud as the strongest. Distances are the same either way.
 
     fit_on: [M, D], vectors that choose the principal components; by default `vectors`. They need no labels, but fit
     them on training vectors where a score is to be told.
@@ -43,13 +46,13 @@ def shrink(vectors: np.ndarray, form: str, *, fit_on: np.ndarray | None = None) 
     if not form or not found or (found[1] and not 1 <= dim <= most):
         expected = f"float32, float16, int8, PCA-K, PCA-K float16 or PCA-K int8 with K up to {most}"
         raise ContractError("form", found=form, expected=expected, cause="more components than numbers or vectors")
+    kind, axes = found[2] or "float32", None
     if found[1]:
-        mean, components = principal_axes(vectors if fit_on is None else fit_on, dim)
-        vectors = (vectors - mean) @ components.T
-    kind = found[2] or "float32"
-    if kind == "int8":
-        return Shrunk(form, from_int8(*to_int8(vectors)), dim + SCALE)
-    return Shrunk(form, vectors.astype(kind).astype(np.float32), dim * NUMBERS[kind])
+        mean, axes = principal_axes(vectors if fit_on is None else fit_on, dim)
+        vectors = (vectors - mean) @ axes.T
+    back = from_int8(*to_int8(vectors)) if kind == "int8" else vectors.astype(kind).astype(np.float32)
+    size = dim * NUMBERS[kind] + (SCALE if kind == "int8" else 0)
+    return Shrunk(form, back if axes is None else back @ axes + mean, size)
 
 
 def from_int8(values: np.ndarray, scale: np.ndarray) -> np.ndarray:

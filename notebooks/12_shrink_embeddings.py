@@ -129,8 +129,10 @@ plt.show()
 # %% [markdown]
 # ## Every form, scored
 #
-# Each form is read back as a reader of the archive would get it, and the probes of [07](07_probe_embeddings.ipynb) are
-# trained and tested on that. Intervals (95 %) come from drawing test places.
+# Each form is read back as a reader of the archive would get it, components multiplied out to the full width again, and
+# the probes of [07](07_probe_embeddings.ipynb) are trained and tested on that. (Multiplied out, because probes bring
+# every number to the same spread: done to the components themselves, the last of them, which are next to nothing, would
+# be as loud as the first.) Intervals (95 %) come from drawing test places.
 
 # %%
 forms = ["float32", "float16", "int8"]
@@ -189,7 +191,7 @@ assert abs(loss.loc[("float16", "kNN-20 cosine"), "difference"]) < 2, "float16 c
 # %%
 kept = {}
 for form in forms:
-    share_kept = neighbours_kept(test_x - mean, small[form][1].vectors - (0 if "PCA" in form else mean), k=k)
+    share_kept = neighbours_kept(test_x - mean, small[form][1].vectors - mean, k=k)
     kept[form] = interval(resample(share_kept, places, bootstraps=bootstraps))
 kept = pd.DataFrame(kept, index=["kept", "low", "high"]).T
 assert kept.loc["float32", "kept"] == 1.0
