@@ -126,6 +126,7 @@ def against_bytes(table: pd.DataFrame, *, ylabel: str, title: str = "", floor: t
                         textcoords="offset points", ha="left", fontsize=8, color="#6b6b6b")  # fmt: skip
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
+        ax.margins(x=0.12)
         ax.set(xlabel="bytes of a vector", ylabel=ylabel)
         ax.set_title(title)
         ax.grid(axis="y", color="#e6e6e6", lw=0.8)

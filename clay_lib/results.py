@@ -217,7 +217,7 @@ STUDIES = {
     ),
     "landsat": Study(
         "Labelled pixels of a real Landsat 7 scene",
-        "718 pixels of five classes, a chip of 8 x 8 pixels of 30 m around each. They were drawn in 27 clumps, of which "
+        "718 pixels of five classes, a chip of 8 x 8 pixels of 30 m around each (eight lie too near the border). They were drawn in 27 clumps, of which "
         "whole ones are held back, so the intervals are wide. Balanced accuracy; intervals over clumps and seeds.",
         ("landsat-sr",),
         _landsat,
