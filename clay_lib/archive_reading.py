@@ -6,6 +6,7 @@ odc-stac reads the ranges that the grid needs and reprojects, by the patient dri
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -104,7 +105,10 @@ def _read_item(item, look: Look, bands, geobox: GeoBox, clouds: str, chunks) -> 
         hides.append(_all(seen[band] == archive.together for band in bands))
     mask = mask_of(item, archive) if clouds == "mask" else None
     if mask is not None:
-        classes = _load(item, {"mask": mask}, geobox, archive, chunks, resampling="nearest", dtype="uint16", nodata=0)
+        of_classes = replace(archive, nodata=None)  # the fill of the measured bands may be no number of the classes
+        classes = _load(
+            item, {"mask": mask}, geobox, of_classes, chunks, resampling="nearest", dtype="uint16", nodata=0
+        )
         hides.append(
             xr.apply_ufunc(
                 hidden, classes["mask"], kwargs={"fields": archive.masks}, dask="parallelized", output_dtypes=[bool]
