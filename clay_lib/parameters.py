@@ -55,7 +55,9 @@ def check_parameters(kinds: Mapping[str, ast.expr], values: Mapping[str, object]
                 f"parameter {name!r}",
                 found=f"no such parameter in {where}",
                 expected=f"one of {sorted(kinds)}",
-                cause="a misspelt name, or one meant for another notebook",
+                cause="YAML reads on, off, yes and no as true and false: put the name in quotes"
+                if isinstance(name, bool)
+                else "a misspelt name, or one meant for another notebook",
             )
         if not _fits(value, kinds[name]):
             hint = (

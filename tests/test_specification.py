@@ -167,3 +167,11 @@ def test_metrics_are_read_from_the_source_where_it_tells(folder):
     (folder / "tiny.py").write_text(SCRIPT + "\nfound |= measure()\n")
     assert promised_metrics(read_script(folder / "tiny.py")) is None  # a function hands them over: nobody can tell
     assert make(folder, metrics={"anything": "max"}).metrics
+
+
+def test_a_name_that_yaml_takes_for_a_truth_value_is_told(tmp_path):
+    """`off: [...]` without quotes is False in YAML 1.1."""
+    from clay_lib.parameters import check_parameters
+
+    with pytest.raises(ContractError, match="put the name in quotes"):
+        check_parameters({"off": None}, {False: ["place"]}, "10_switch_metadata")

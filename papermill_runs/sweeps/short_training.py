@@ -1,0 +1,67 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A short training
+#
+# What a sweep runs again and again: a very small Clay learns to rebuild one sensor's chips of the mini-world, alone,
+# without a teacher, and is asked on unseen land how well it rebuilds and what its embeddings know of land cover. Under a
+# minute on one thread.
+
+# %%
+from clay_lib import ClayConfig, probes
+from clay_lib.birth import born
+from clay_lib.chips import world_chips
+from clay_lib.datamodule import ClayDataModule
+from clay_lib.embed import embed_chips, reconstruction_scores
+from clay_lib.runner import output_folder, write_metrics
+from clay_lib.training import TrainSettings, train
+
+# %% tags=["parameters"]
+seed: int = 0  # of the first weights, of what is drawn, and of what is hidden
+out: str = ""  # folder for results; empty: papermill_runs/lab/short_training
+sensor: str = "sentinel-2-l2a"
+patch_size: int = 8  # pixels a side
+mask_ratio: float = 0.75  # share of the patches that is hidden in training
+scored_ratio: float = 0.75  # the same when it is asked at the end
+steps: int = 300
+batch_size: int = 64
+lr: float = 3e-3  # the peak
+chips: int = 704  # of 64 x 64 pixels, to train on
+test_chips: int = 220  # on land never trained on
+
+# %%
+out_dir = output_folder(out, "short_training")
+land = world_chips(sensor, chips, split="train", size=64, dates=2)  # one world for all seeds
+unseen = world_chips(sensor, test_chips, split="test", size=64)
+config = ClayConfig(
+    dim=96, depth=3, heads=3, dim_head=32, mlp_ratio=2, decoder_dim=64, decoder_depth=1, decoder_heads=2,
+    decoder_dim_head=32, decoder_mlp_ratio=2, patch_size=patch_size, ladder="geometric", mask_ratio=mask_ratio,
+)  # fmt: skip
+settings = TrainSettings(
+    lr=lr, schedule="one_cycle", warmup_steps=steps // 20, max_steps=steps, reconstruction_weight=1.0,
+    representation_weight=0.0, clip_gradient=1.0, drop_all_bands=0.0, drop_half_bands=0.0, seed=seed,
+)  # fmt: skip
+data = ClayDataModule({sensor: land}, {sensor: unseen}, batch_size=batch_size, seed=seed)
+trained = train(config, settings, data, out=out_dir, start=born(config, seed), check_val_every_n_epoch=steps)
+
+# %%
+scores = reconstruction_scores(trained.clay, unseen, mask_ratio=scored_ratio, seed=seed)
+train_x, test_x = probes.standardise(*(embed_chips(trained.clay, part)["patch mean"] for part in (land, unseen)))
+knn = probes.knn_score(train_x, land.land_cover, test_x, unseen.land_cover, k=5)
+ratio = float(scores["error"].mean() / scores["mean_error"].mean())
+print(f"hidden pixels: {ratio:.2f} of the visible mean's error; land cover by five neighbours: {knn:.0%}")
+assert 0 < ratio < 10
+
+# %%
+write_metrics(out_dir, {"error ratio": round(ratio, 4), "kNN-5": round(float(knn), 4)})
