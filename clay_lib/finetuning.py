@@ -24,22 +24,17 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from clay_lib.augment import flipped
-from clay_lib.classwise import class_scores, confusions
 from clay_lib.contract import ContractError
 from clay_lib.datacube import Datacube
 from clay_lib.datasets import IGNORE, LabelledSet
-from clay_lib.encoder import Encoder
-from clay_lib.heads import ChipHead, DenseHead, Features, features, spread_layers
+from clay_lib.head_batches import feature_gb, loader_of, read_batch, slices, stock_of
+from clay_lib.head_training import HeadModule, class_weights, unfreeze_last
+from clay_lib.heads import ChipHead, DenseHead, features, spread_layers
 from clay_lib.model import Clay
 from clay_lib.sensors import Sensor
-from clay_lib.training import _precision
+from clay_lib.training import precision_of
 from clay_lib.weightfile import open_weights, write_safetensors
-
-PIXEL_STEP = 4  # of a dense head, while it trains: one pixel in sixteen
 
 
 @dataclass(frozen=True)
@@ -57,165 +52,6 @@ class FinetuneSettings:
     clip_gradient: float = 1.0  # norm
     keep_gb: float = 4.0  # of features of a frozen encoder; above it they are made anew in every epoch
     seed: int = 0
-
-
-def encoder_factor(name: str, depth: int, decay: float) -> float:
-    """What a parameter of the encoder multiplies the rate by: 1 in the last block and norm, decay^depth before the first."""
-    part = name.split(".")
-    if part[:2] == ["transformer", "layers"]:
-        return decay ** (depth - 1 - int(part[2]))
-    return 1.0 if part[0] == "transformer" else decay**depth
-
-
-def parameter_groups(encoder: Encoder, head: nn.Module, s: FinetuneSettings) -> list[dict]:
-    """Groups of equal rate and weight decay, for what is not frozen."""
-    depth, groups = len(encoder.transformer.layers), {}
-    rates = {
-        f"encoder.{n}": s.encoder_lr * encoder_factor(n, depth, s.layer_decay) for n, _ in encoder.named_parameters()
-    }
-    for prefix, module in (("head", head), ("encoder", encoder)):
-        for name, parameter in module.named_parameters(prefix=prefix):
-            if parameter.requires_grad:
-                decays = s.weight_decay if parameter.ndim > 1 and not name.endswith("cls_token") else 0.0
-                groups.setdefault((rates.get(name, s.lr), decays), []).append(parameter)
-    return [dict(params=params, lr=lr, weight_decay=decay) for (lr, decay), params in groups.items()]
-
-
-def unfreeze_last(encoder: Encoder, unfreeze: int | str) -> None:
-    """Let the last blocks and the final norm learn, or "all", or none; the rest is frozen."""
-    depth = len(encoder.transformer.layers)
-    whole = isinstance(unfreeze, int) and not isinstance(unfreeze, bool)
-    if unfreeze != "all" and not (whole and 0 <= unfreeze <= depth):
-        raise ContractError(
-            "unfreeze",
-            found=repr(unfreeze),
-            expected=f"0 to {depth} last blocks, or 'all'",
-            cause="a model of another depth",
-        )
-    encoder.requires_grad_(unfreeze == "all")
-    if unfreeze != "all" and unfreeze > 0:
-        encoder.transformer.norm.requires_grad_(True)
-        encoder.transformer.layers[depth - unfreeze :].requires_grad_(True)
-
-
-def class_weights(counts: np.ndarray, balance: float) -> Tensor:
-    """Labels of each class [K] -> weights [K], share^-balance, with mean 1 over the labels; 0 for a class without any."""
-    share = counts / max(counts.sum(), 1)
-    weights = np.where(counts > 0, np.maximum(share, 1e-12) ** -balance, 0.0)
-    return torch.as_tensor(weights / max((weights * share).sum(), 1e-12), dtype=torch.float32)
-
-
-def task_loss(scores: Tensor, labels: Tensor, weights: Tensor | None, scale: tuple[float, float]) -> Tensor:
-    """Cross entropy over labels that are not IGNORE, or squared error, in units of scale = (mean, std), where not NaN.
-
-    A batch without a label gives zero, and zero gradients, not NaN.
-    """
-    if weights is not None:
-        known = labels != IGNORE
-        if not known.any():
-            return 0.0 * scores.sum()
-        return F.cross_entropy(scores.float(), labels, weight=weights.to(scores.device), ignore_index=IGNORE)
-    target = (labels - scale[0]) / scale[1]
-    known = target.isfinite()
-    error = scores.float().squeeze(1) - torch.where(known, target, 0.0)
-    return (error.square() * known).sum() / known.sum().clamp(min=1)
-
-
-class HeadModule(L.LightningModule):
-    """One training step of a head, on batches ((Datacube or Features), labels)."""
-
-    def __init__(self, encoder: Encoder, head: nn.Module, layers: Sequence[int], settings: FinetuneSettings, **task):
-        super().__init__()
-        self.head, self.layers, self.settings = head, tuple(layers), settings
-        self.learns = any(p.requires_grad for p in encoder.parameters())
-        self._frozen = [] if self.learns else [encoder]  # in a list, where torch does not look for modules
-        self.learning = encoder if self.learns else None
-        self.weights: Tensor | None = task.get("weights")  # of the classes; None: regression
-        self.scale: tuple[float, float] = task.get("scale", (0.0, 1.0))
-        self.names: tuple[str, ...] = task.get("classes", ())
-        self.rows: list[dict] = []
-        self._losses, self._seen, self.best, self.keep = [], [], None, None
-
-    @property
-    def encoder(self) -> Encoder:
-        return self.learning if self.learns else self._frozen[0]
-
-    def setup(self, stage: str) -> None:
-        self._frozen = [encoder.to(self.device) for encoder in self._frozen]
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        self.encoder.eval() if not self.learns else self.encoder.train(mode)
-        return self
-
-    def forward(self, seen: Datacube | Features, **pick) -> Tensor:
-        """[B, K] or [B, K, H, W]: scores of classes, or standardised values."""
-        if isinstance(seen, Datacube):
-            with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-                seen = features(self.encoder, seen, self.layers)
-        return self.head(seen, **pick)
-
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        seen, labels = batch
-        return seen.to(device), labels.to(device)
-
-    def training_step(self, batch, batch_idx: int) -> Tensor:
-        seen, labels = batch
-        pick = {}
-        if labels.ndim == 3:  # neighbours say much the same: every few pixels, from another corner each time
-            rows, columns = (slice(int(k), None, PIXEL_STEP) for k in torch.randint(PIXEL_STEP, (2,)))
-            labels, pick = labels[:, rows, columns], {"pick": (rows, columns)}
-        loss = task_loss(self(seen, **pick), labels, self.weights, self.scale)
-        self._losses.append(loss.detach())
-        return loss
-
-    def validation_step(self, batch, batch_idx: int) -> None:
-        seen, labels = batch
-        scores = self(seen)
-        loss = task_loss(scores, labels, self.weights, self.scale)
-        if self.weights is not None:
-            told = confusions(labels.cpu().numpy(), scores.argmax(1).cpu().numpy(), len(self.weights))
-        else:
-            told = (scores.float().squeeze(1) * self.scale[1] + self.scale[0] - labels).square().flatten().cpu().numpy()
-        self._seen.append((loss.item(), told))
-
-    def on_validation_epoch_end(self) -> None:
-        told = np.concatenate([t for _, t in self._seen])
-        row = {"epoch": self.current_epoch, "val/loss": float(np.mean([loss for loss, _ in self._seen]))}
-        if self.weights is not None:
-            table = class_scores(told, self.names, bootstraps=0).set_index("class")
-            row |= {"val/mean IoU": table.loc["mean", "IoU"], "val/mean F1": table.loc["mean", "F1"]}
-            good = row["val/mean IoU"]
-        else:
-            row["val/RMSE"] = float(np.sqrt(np.nanmean(told)))
-            good = -row["val/RMSE"]
-        self._seen.clear()
-        if self.trainer.sanity_checking:
-            return
-        self.rows.append(row)
-        if self.keep is not None and (self.best is None or good > self.best):
-            self.best = good
-            self.keep()
-
-    def on_train_epoch_end(self) -> None:
-        row = {"epoch": self.current_epoch, "train/loss": float(torch.stack(self._losses).mean())}
-        self._losses.clear()
-        if self.rows and self.rows[-1]["epoch"] == row["epoch"]:
-            self.rows[-1] |= row
-        else:
-            self.rows.append(row)
-
-    def configure_optimizers(self):
-        groups = parameter_groups(self.encoder, self.head, self.settings)
-        optimizer = torch.optim.AdamW(groups)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            [group["lr"] for group in groups],
-            total_steps=self.trainer.estimated_stepping_batches,
-            pct_start=self.settings.warmup,
-            cycle_momentum=False,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,11 +75,12 @@ class Finetuned:
         """[B, K] or [B, K, H, W]: probabilities of the classes; or values [B, 1] or [B, 1, H, W] in their own units."""
         raw = self.head.eval()(features(self.clay.model.encoder, cube, self.about["layers"])).float()
         mean, std = self.about["scale"]
+        raw[:, self.about.get("missing", [])] = -torch.inf
         return raw.softmax(1) if self.classes else raw * std + mean
 
     def predict(self, data: LabelledSet, *, batch_size: int = 16) -> np.ndarray:
         """[N, K] or [N, K, H, W], as `scores` has them, of a set's chips."""
-        cubes = (read_batch(self.clay, data, rows)[0] for rows in _slices(len(data), batch_size))
+        cubes = (read_batch(self.clay, data, rows)[0] for rows in slices(len(data), batch_size))
         return np.concatenate([self.scores(cube).cpu().numpy() for cube in cubes])
 
     def save(self, path: str | Path) -> Path:
@@ -346,8 +183,9 @@ def finetune(
         sensor=train.sensor.name, bands=list(train.bands), classes=list(train.classes), gsd=train.gsd, in_decibel=train.in_decibel,
     )  # fmt: skip
     keeps = unfreeze == 0 and feature_gb(clay, train, len(layers)) <= s.keep_gb
-    stock, labels = _stock(clay, train, layers, keep=keeps)
+    stock, labels = stock_of(clay, train, layers, keep=keeps)
     weights, about["scale"] = _targets(train, labels, s)
+    about["missing"] = [] if weights is None else (weights == 0).nonzero().flatten().tolist()
     made = make_head(**head_of)
     some = np.random.default_rng(s.seed).permutation(len(train))[:256]
     with torch.no_grad():
@@ -366,13 +204,13 @@ def finetune(
             tuned.save(Path(out) / "best.safetensors")
 
     module.keep = keep
-    loaders = [_loader(clay, train, stock, labels, s, training=True)]
+    loaders = [loader_of(clay, train, stock, labels, s, training=True)]
     if val is not None:
-        loaders.append(_loader(clay, val, *_stock(clay, val, layers, keep=keeps), s, training=False))
+        loaders.append(loader_of(clay, val, *stock_of(clay, val, layers, keep=keeps), s, training=False))
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
-        precision=_precision(accelerator),
+        precision=precision_of(accelerator),
         max_epochs=s.epochs,
         gradient_clip_val=s.clip_gradient,
         callbacks=[TQDMProgressBar(refresh_rate=10)] if progress else [],
@@ -391,50 +229,8 @@ def finetune(
         module.head.load_state_dict(best["head"])
         if module.learns:
             encoder.load_state_dict(best["encoder"])
-    encoder.requires_grad_(True)  # as it came
+    encoder.requires_grad_(True).eval()  # as it came
     return replace(tuned, head=module.head.eval(), history=history)
-
-
-# ---- batches ----
-
-
-def read_batch(clay: Clay, data: LabelledSet, rows, *, flip: int = 0, check: bool = False) -> tuple[Datacube, Tensor]:
-    """Chips of a set by their place in it: the normalised batch on the model's device, and labels [B] or [B, H, W]."""
-    samples = [data[int(i)] for i in rows]
-    if len(shapes := {s.pixels.shape for s in samples}) > 1:
-        raise ContractError(
-            "pixels", found=sorted(shapes), expected="one shape", cause="images of several sizes: size="
-        )
-    pixels = np.stack([flipped(s.pixels, flip) for s in samples])
-    cube = clay.cube(pixels, data.sensor, check=check, **data.about(np.asarray(rows)))
-    labels = [flipped(s.label, flip) if data.dense else s.label for s in samples]
-    return cube, torch.from_numpy(np.array(labels, np.int64 if data.classes else np.float32))
-
-
-def feature_gb(clay: Clay, data: LabelledSet, layers: int) -> float:
-    """Gigabytes of what a frozen encoder says of a set."""
-    config, (C, H, W) = clay.model.config, data[0].pixels.shape
-    patches = -(-H // config.patch_size) * -(-W // config.patch_size)
-    return len(data) * 4 * (config.dim * (1 + layers * patches) + C * H * W) / 1e9
-
-
-def _stock(clay: Clay, data: LabelledSet, layers, *, keep: bool) -> tuple[Features | None, Tensor]:
-    """What can be made once: the features if they are kept, and all labels."""
-    if not len(data):
-        raise ContractError("data", found="no chip", expected="at least one", cause="an empty split")
-    kept, labels = [], []
-    for rows in _slices(len(data), 16):
-        if keep:
-            cube, some = read_batch(clay, data, rows, check=not labels)
-            with torch.inference_mode():
-                kept.append(features(clay.model.encoder, cube, layers).to("cpu"))
-        else:
-            some = torch.as_tensor(np.array([data[int(i)].label for i in rows]))
-        labels.append(some)
-    if not keep:  # units, band order and place are looked at once
-        read_batch(clay, data, np.arange(min(16, len(data))), check=True)
-    whole = Features(*(torch.cat([getattr(f, name) for f in kept]).clone() for name in vars(kept[0]))) if kept else None
-    return whole, torch.cat(labels)
 
 
 def _targets(train: LabelledSet, labels: Tensor, s: FinetuneSettings) -> tuple[Tensor | None, tuple[float, float]]:
@@ -463,23 +259,6 @@ def _targets(train: LabelledSet, labels: Tensor, s: FinetuneSettings) -> tuple[T
             "FinetuneSettings(allow_missing=True), and it is never answered",
         )  # fmt: skip
     return class_weights(counts, s.balance), (0.0, 1.0)
-
-
-def _loader(clay: Clay, data: LabelledSet, stock: Features | None, labels: Tensor, s, *, training: bool) -> DataLoader:
-    rng = np.random.default_rng(s.seed)
-
-    def collate(rows):
-        rows = np.asarray(rows)
-        if stock is not None:
-            return stock[rows], labels[rows]
-        return read_batch(clay, data, rows, flip=int(rng.integers(4)) if training and s.flip else 0)
-
-    order = torch.Generator().manual_seed(s.seed)
-    return DataLoader(range(len(data)), s.batch_size, shuffle=training, collate_fn=collate, generator=order)
-
-
-def _slices(count: int, size: int):
-    return (np.arange(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def fingerprint(encoder: nn.Module) -> str:

@@ -340,7 +340,7 @@ def train(
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=devices or ("auto" if torch.cuda.is_available() else 1),
-        precision=precision or _precision(accelerator),
+        precision=precision or precision_of(accelerator),
         max_steps=s.max_steps,
         max_epochs=1,  # to Lightning a run is one epoch of batches; ours are counted by the sampler
         accumulate_grad_batches=s.accumulate,
@@ -398,7 +398,7 @@ def _check_same_run(old: dict, new: dict) -> None:
             )
 
 
-def _precision(accelerator: str) -> str:
+def precision_of(accelerator: str) -> str:
     return "bf16-mixed" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "32-true"
 
 

@@ -88,6 +88,24 @@ def test_resized_pixels_are_made_alike(clay):
     assert spread["resize"] < 1e-6 < 1e-4 < spread["transposed"]
 
 
+@pytest.mark.parametrize("upsampling", ["resize", "transposed"])
+def test_picked_pixels_are_those_of_the_whole_answer(clay, upsampling):
+    """With bands, holes and padding: asking for some pixels is the same as taking them from the answer."""
+    native = pixels()
+    native[0, :, :8, :16] = float("nan")
+    seen = features(clay.model.encoder, make_datacube(native, "sentinel-2-l2a"), (0, -1))
+    head = DenseHead(32, 3, layers=2, width=16, bands=10, upsampling=upsampling).eval()
+    whole = head(seen)
+    for pick in (
+        (slice(1, None, 4), slice(3, None, 4)),
+        (slice(0, 5), slice(20, None)),
+        (slice(None), slice(27, None)),
+    ):
+        some = head(seen, pick=pick)
+        torch.testing.assert_close(some, whole[:, :, *pick])
+        assert some.shape[-2:] == seen.pixels[0, 0][pick].shape
+
+
 def test_layers_spread_evenly_and_misspellings():
     assert spread_layers(24) == (5, 11, 17, 23) and spread_layers(6, 3) == (1, 3, 5) and spread_layers(2) == (0, 1)
     with pytest.raises(ContractError, match="resize"):
