@@ -26,6 +26,7 @@ from clay_lib.contract import ContractError
 from clay_lib.files import write_whole
 
 READ_AHEAD = 2  # blocks beyond those being read
+WITHOUT_READERS = 120  # s without any worker until a job gives up
 PART_ROWS, PART_SECONDS = 1024, 60.0  # rows are published when so many or so old: what a killed job computes again
 FAILURES = 20  # so many tiles that fail, and most of those tried, end the job early
 
@@ -66,13 +67,31 @@ def read_ahead(client, blocks: Sequence[Block], *, overlap: int, clouds: str) ->
             if not waiting:
                 return
             block, future = waiting.popleft()
-            error = future.exception()
+            error = _outcome(client, future)
             got = future.result() if error is None else error
             del future  # so that its worker forgets the pixels
             for job in block.jobs:
                 yield job, got if error is not None else (got[0][:, *block.window(job, overlap)], got[1])
     finally:
         client.cancel([future for _, future in waiting])
+
+
+def _outcome(client, future) -> BaseException | None:
+    """The exception of a read, None where it went well. That all readers are gone is told, not waited for."""
+    alone = time.monotonic()
+    while True:
+        try:
+            return future.exception(timeout=5)
+        except TimeoutError:
+            alone = time.monotonic() if client.nthreads() else alone
+            if time.monotonic() - alone > WITHOUT_READERS:
+                raise ContractError(
+                    "scheduler",
+                    found=f"no worker for {WITHOUT_READERS} s",
+                    expected="at least one that reads",
+                    cause="all workers were killed, most often for their memory: take fewer (workers=), or smaller tiles, and "
+                    "give the same command again; what was done is kept",
+                ) from None
 
 
 @contextmanager

@@ -50,10 +50,14 @@ assert os.waitpid(child(whole), 0)[1] == 0
 took = time.time() - began
 kills, rng, reached = 0, random.Random(0), []
 for attempt in range(10 * KILLS):
-    pid, moment = child(killed), time.time() + (rng.uniform(0.1, 0.6) * took if kills < KILLS else 1e9)
+    # Every third dies at any moment from its start on, the others soon after they wrote something: else it would be done.
+    pid, parts, started = child(killed), len(vectors.parts_of(killed)), time.time()
+    moment = started + rng.uniform(0.0, 0.4) * took if kills % 3 == 0 else None
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
-        if done or time.time() > moment:
+        if moment is None and kills < KILLS and len(vectors.parts_of(killed)) > parts:
+            moment = time.time() + rng.uniform(0.0, 0.05) * took
+        if done or (kills < KILLS and moment is not None and time.time() > moment):
             break
         time.sleep(0.005)
     if done:
@@ -114,7 +118,8 @@ def main():
         def kill_some():
             for _ in range(3):  # as often as a block has to be read again at most, and the job is not over
                 before = done.n
-                while done.n < before + 4 and not over.is_set():
+                # both readers at work: one that is killed while it starts is not started again by Dask
+                while (done.n < before + 4 or len(cluster.scheduler.workers) < 2) and not over.is_set():
                     time.sleep(0.01)
                 pids = [w.pid for n in list(cluster.workers.values()) if (w := getattr(n, "process", None)) and w.pid]
                 if over.is_set() or not pids:
