@@ -21,7 +21,7 @@
 # - a tiny Clay trained from nothing on chips of a synthetic Earth, each batch from one sensor: what it makes of land
 #   it never saw grows sharper, and is held against a simple guess.
 #
-# Builds on 01 to 03. About 5 minutes on two CPU cores; a GPU is used where there is one (not yet timed there).
+# Builds on 01 to 03. About 4 minutes on two CPU cores; a GPU is used where there is one (not yet timed there).
 # Data: chips of the mini-world, made here and kept in `data/cache`.
 
 # %%
@@ -58,7 +58,7 @@ chip_size: int = 128  # pixels, as made
 crop: int = 64  # pixels, as trained on: a random window of each chip
 test_chips: int = 110  # of each sensor, on land never trained on
 batch_size: int = 16
-max_steps: int = 1600
+max_steps: int = 1200
 lr: float = 1e-3  # the peak of a short schedule
 patch_size: int = 8  # pixels a side of a patch; 8 in the release
 mask_ratio: float = 0.6  # share of the patches that is hidden; 0.75 in the release
@@ -433,7 +433,7 @@ print(f"""- Clay's loss is two lines: an absolute error over hidden patches, and
 # %% [markdown]
 # The release trained 100 epochs on 70 million chips; this took minutes, and learned first how bright a place is and
 # where its large shapes lie. The weights carry their own configuration: `Clay.load` needs nothing else. The notebooks
-# that follow start from `clay-mini.safetensors`, shipped in `data/weights`: the same network trained some ten times
+# that follow start from `clay-mini.safetensors`, shipped in `data/weights`: the same network trained some fifteen times
 # longer on more chips by `clay train --config data/weights/clay-mini.yaml`. Put the name of yours into their
 # parameter `weights` to compare.
 #

@@ -64,7 +64,7 @@ sensor: str = "sentinel-2-l2a"
 chips: int = 440  # of the mini-world, to train and validate on
 test_chips: int = 220  # on other land
 chip_size: int = 64  # pixels a side, a multiple of 8
-epochs: int = 12  # passes over the training chips, encoder frozen
+epochs: int = 8  # passes over the training chips, encoder frozen
 deeper_epochs: int = 2  # the same while the last blocks learn too, where a pass takes much longer
 last_blocks: int = 2  # of the encoder, that learn in the second run
 scene_pixels: int = 192  # a side, of the scene to map
@@ -245,12 +245,12 @@ plt.show()
 # ## Why resize
 #
 # A transposed convolution, the other common way to enlarge, makes neighbouring pixels by different weights, and its
-# pattern repeats with the patches: a checkerboard. The same head is trained with it, without seeing the pixels and for half
+# pattern repeats with the patches: a checkerboard. The same head is trained with it, without seeing the pixels and for a quarter
 # as long, so that what each way leaves behind shows. The measure compares the energy of the class scores at the period of the
 # patches, and its multiples, with that of the frequencies beside it; 1 means that nothing stands out.
 
 # %%
-bare = same | dict(bands=0, settings=replace(settings, epochs=max(1, epochs // 2)))
+bare = same | dict(bands=0, settings=replace(settings, epochs=max(1, epochs // 4)))
 ways = {way: finetune(clay, train, val, upsampling=way, **bare) for way in ("resize", "transposed")}
 blind = {way: tuned.predict(test) for way, tuned in ways.items()}
 P = clay.model.config.patch_size
