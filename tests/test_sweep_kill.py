@@ -91,8 +91,9 @@ def _cell_seconds(notebook: Path) -> float:
 def _kernel_start() -> float:
     """Seconds from a kernel's start to its end, two at once as in the sweep, without papermill."""
     code = (
-        "import time; from jupyter_client.manager import start_new_kernel as s; t = time.time(); "
-        "km, kc = s(transport='ipc'); kc.stop_channels(); km.shutdown_kernel(); print(time.time() - t)"
+        "import tempfile, time; from jupyter_client.manager import KernelManager; t = time.time(); "
+        "km = KernelManager(transport='ipc', ip=tempfile.mkdtemp(prefix='k') + '/k'); km.start_kernel(); kc = km.client(); "
+        "kc.start_channels(); kc.wait_for_ready(timeout=90); kc.stop_channels(); km.shutdown_kernel(); print(time.time() - t)"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     return max(float(one.communicate(timeout=120)[0]) for one in both)
