@@ -103,7 +103,9 @@ def scores(table: pd.DataFrame, *, title: str = "") -> Figure:
     return fig
 
 
-def against_bytes(table: pd.DataFrame, *, ylabel: str, title: str = "", floor: tuple[str, float] | None = None) -> Figure:
+def against_bytes(
+    table: pd.DataFrame, *, ylabel: str, title: str = "", floor: tuple[str, float] | None = None
+) -> Figure:
     """Dots with intervals over the bytes of a vector (log2), named; columns name, bytes, value, low, high, kind.
 
     kind: a colour each. floor: (name, level), a grey line.
