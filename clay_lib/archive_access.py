@@ -37,7 +37,6 @@ GDAL = {  # one request a read where that can be, and no listing of folders
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
     "VSI_CACHE": "FALSE",
-    "GDAL_CACHEMAX": "64",  # MB: left alone it takes a twentieth of the machine, and grows with the area until then
 }
 # Amazon's buckets: unsigned, or with keys or a profile of whoever pays. The machine's own identity is never asked for.
 OPEN = {"AWS_NO_SIGN_REQUEST": "YES", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
