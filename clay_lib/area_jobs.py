@@ -17,6 +17,7 @@ import shapely.geometry
 from clay_lib.archive_items import moment_of
 from clay_lib.archive_profiles import Archive, Look
 from clay_lib.contract import ContractError
+from clay_lib.files import hash_tensors
 from clay_lib.sensors import Sensor
 from clay_lib.tiles import Tile
 
@@ -142,14 +143,8 @@ def _file_stamp(look: Look) -> str:
 
 def weights_hash(model) -> str:
     """16 hex digits of the encoder's tensors: the same for every file that holds them, with or without a decoder."""
-    import torch
-
-    digest = hashlib.sha256(repr([model.config.ladder, model.config.patch_size, model.config.heads]).encode())
-    for name, values in sorted(model.encoder.state_dict().items()):
-        values = values.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    told = repr([model.config.ladder, model.config.patch_size, model.config.heads])
+    return hash_tensors(model.encoder.state_dict(), told)[:16]
 
 
 def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings) -> dict:

@@ -9,7 +9,6 @@ in the same numbers as work that was not.
 from __future__ import annotations
 
 import fcntl
-import json
 import time
 import warnings
 from collections import deque
@@ -23,7 +22,7 @@ import numpy as np
 from clay_lib import dense, vectors
 from clay_lib.area_jobs import Block, Job, Settings
 from clay_lib.contract import ContractError
-from clay_lib.files import write_whole
+from clay_lib.files import write_json
 
 READ_AHEAD = 2  # blocks beyond those being read
 WITHOUT_READERS = 120  # s without any worker until a job gives up
@@ -273,7 +272,7 @@ def write_about(out: Path, about: dict) -> Path:
     path = out / f"configuration-{about['configuration']}.json"
     if not path.is_file():
         with writing(out):
-            write_whole(path, lambda partial: partial.write_text(json.dumps(about, indent=1, default=str) + "\n"))
+            write_json(path, about)
     return path
 
 

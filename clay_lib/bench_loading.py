@@ -50,14 +50,14 @@ def load_memory(path: str | Path) -> Loaded:
 def _load() -> None:
     from clay_lib.checkpoint import load_model
 
-    before, start, busy = _peak_resident(), time.perf_counter(), time.process_time()
+    before, start, busy = peak_resident(), time.perf_counter(), time.process_time()
     model = load_model(sys.argv[1])
-    seconds, processor, peak = time.perf_counter() - start, time.process_time() - busy, _peak_resident()
+    seconds, processor, peak = time.perf_counter() - start, time.process_time() - busy, peak_resident()
     own = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     print(json.dumps(asdict(Loaded(seconds, processor, own, before, peak))))
 
 
-def _peak_resident() -> int:
+def peak_resident() -> int:
     """Bytes. Linux's ru_maxrss of a new process begins with its parent's, so that its own mark is read there."""
     status = Path("/proc/self/status")
     if status.exists():

@@ -25,6 +25,7 @@ from clay_lib.colours import INK, MISSING, PALETTE
 from clay_lib.contract import ContractError
 from clay_lib.maps import DEGREES, Layer, show_on_map
 from clay_lib.miniworld import CLASS_COLOURS, MiniWorld
+from clay_lib.neighbours import nearest
 from clay_lib.probes import fit_linear, standardise
 from clay_lib.scenes import Scene
 from clay_lib.touch import Touch, as_png
@@ -60,12 +61,8 @@ class Atlas:
 
 def neighbours(vectors: np.ndarray, chip: int, count: int = NEIGHBOURS) -> tuple[np.ndarray, np.ndarray]:
     """(numbers [count] of the chips most alike, their cosines), by vectors [N, D] less their mean; not itself."""
-    v = vectors - vectors.mean(axis=0)
-    v = v / np.linalg.norm(v, axis=1, keepdims=True).clip(1e-12)
-    alike = v @ v[chip]
-    order = np.argsort(-alike, kind="stable")
-    order = order[order != chip][:count]
-    return order, alike[order]
+    centred = vectors - vectors.mean(axis=0)
+    return nearest(centred, centred[chip], count, keep=np.arange(len(vectors)) != chip)
 
 
 def refit(vectors: np.ndarray, given: Mapping[int, str]) -> np.ndarray | None:

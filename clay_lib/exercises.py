@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clay_lib.contract import ContractError
-from clay_lib.files import write_whole
-from clay_lib.runner import NOTEBOOKS, list_notebooks, read_json, read_script
+from clay_lib.files import read_json, write_whole
+from clay_lib.runner import NOTEBOOKS, list_notebooks, read_script
 
 STARS = {"Easy": "★☆☆", "Medium": "★★☆", "Hard": "★★★"}
 CODE_TAGS = ("given", "solution", "check")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 PARTIAL = ".part-"  # what the name of an unfinished file begins with; it ends as the whole one's does
@@ -29,7 +30,34 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def write_json(path: str | Path, content: object) -> Path:
+    """A file that is whole or not there at all; TypeError for what JSON does not know."""
+    text = json.dumps(content, indent=1) + "\n"
+    return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: str | Path) -> dict:
+    """What a JSON file holds; {} where there is none, or something else."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def sha256(path: str | Path) -> str:
     """The file's hash, hexadecimal: weights are known by it wherever a result names them."""
     with open(path, "rb") as raw:
         return hashlib.file_digest(raw, "sha256").hexdigest()
+
+
+def hash_tensors(tensors: Mapping, told: str = "") -> str:
+    """64 hex digits over names, types, shapes and numbers of a state dict, and whatever else is told with it."""
+    import torch
+
+    digest = hashlib.sha256(told.encode())
+    for name, values in sorted(tensors.items()):
+        values = values.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -9,7 +9,6 @@ A frozen encoder runs once over the chips and its features are kept, so that an 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import warnings
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from clay_lib.contract import ContractError
 from clay_lib.datacube import Datacube
 from clay_lib.datasets import IGNORE, LabelledSet
+from clay_lib.files import hash_tensors
 from clay_lib.head_batches import feature_gb, loader_of, read_batch, slices, stock_of
 from clay_lib.head_training import HeadModule, class_weights, unfreeze_last
 from clay_lib.heads import ChipHead, DenseHead, features, spread_layers
@@ -262,8 +262,5 @@ def _targets(train: LabelledSet, labels: Tensor, s: FinetuneSettings) -> tuple[T
 
 
 def fingerprint(encoder: nn.Module) -> str:
-    """16 hexadecimal digits of SHA-256 over the weights as float32."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """16 hexadecimal digits of the weights."""
+    return hash_tensors(encoder.state_dict())[:16]

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from clay_lib.contract import ContractError
-from clay_lib.runner import NOTEBOOKS, PICTURES, ROOT, is_done, list_notebooks, read_json, read_script
+from clay_lib.files import read_json
+from clay_lib.runner import NOTEBOOKS, PICTURES, ROOT, is_done, list_notebooks, read_script
 
 HEADLINES = 10  # metrics shown before the fold
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from clay_lib.files import write_whole
-from clay_lib.runner import RUNS, is_done, read_json
+from clay_lib.files import read_json, write_whole
+from clay_lib.runner import RUNS, is_done
 from clay_lib.specification import Sweep
 
 LEDGER = "ledger.parquet"

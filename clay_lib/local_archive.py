@@ -24,7 +24,7 @@ import numpy as np
 from clay_lib.archive_profiles import Archive, choose_archive
 from clay_lib.contract import ContractError
 from clay_lib.datacube import parse_when
-from clay_lib.files import write_whole
+from clay_lib.files import write_json
 from clay_lib.local_items import write_item
 from clay_lib.local_server import serve_archive
 from clay_lib.miniworld import Chip, MiniWorld, Place
@@ -90,7 +90,7 @@ def write_archive(
         raise ContractError("archive", found="no sensors and no rasters", expected="at least one", cause="empty lists")
     _write_catalogue(folder, [item for item in items if item["collection"] == STATIC])
     found = [item for item in items if item["collection"] != STATIC]
-    _write_json(folder / "items.json", {"type": "FeatureCollection", "features": found})
+    write_json(folder / "items.json", {"type": "FeatureCollection", "features": found})
     return folder
 
 
@@ -246,7 +246,7 @@ def _write_catalogue(folder: Path, items: list[dict]) -> None:
         name = f"survey_{day[:4]}_0.5m/{day}"
         for tile in tiles:
             tile["collection"] = day
-            _write_json(folder / name / f"{tile['id']}.json", tile)
+            write_json(folder / name / f"{tile['id']}.json", tile)
         boxes = np.array([tile["bbox"] for tile in tiles])
         extent = {
             "spatial": {"bbox": [[*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()]]},
@@ -256,11 +256,7 @@ def _write_catalogue(folder: Path, items: list[dict]) -> None:
         }
         links = [{"rel": "item", "href": f"./{tile['id']}.json"} for tile in tiles]
         said = {"type": "Collection", "stac_version": "1.0.0", "id": day, "description": "aerial", "license": "CC0-1.0"}
-        _write_json(folder / name / "collection.json", said | {"extent": extent, "links": links})
+        write_json(folder / name / "collection.json", said | {"extent": extent, "links": links})
         children.append({"rel": "child", "href": f"./{name}/collection.json"})
     said = {"type": "Catalog", "stac_version": "1.0.0", "id": "static", "description": "aerial surveys"}
-    _write_json(folder / "catalog.json", said | {"links": children})
-
-
-def _write_json(path: Path, content: dict) -> None:
-    write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(content, indent=1)))
+    write_json(folder / "catalog.json", said | {"links": children})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clay_lib.contract import ContractError
+from clay_lib.files import write_json
 from clay_lib.recipe import DataChoice, ModelChoice, check_names, find_start, find_teacher, load_data, model_config
 from clay_lib.training import TrainSettings
 from clay_lib.training import train as run_training
@@ -142,7 +143,7 @@ def train(
         "torch": torch.__version__,
         "seed": settings.seed,
     }
-    (folder / "run.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(folder / "run.json", report)
     print(f"{trained.steps} steps, {seen:,} chips, {report['hours']:.2f} h; weights in {weights}")
     return 0
 

@@ -10,8 +10,9 @@ import yaml
 from clay_lib import gallery
 from clay_lib.chips import in_cache
 from clay_lib.contract import ContractError
+from clay_lib.files import read_json
 from clay_lib.parameters import check_parameters, read_parameters
-from clay_lib.runner import NOTEBOOKS, RUNS, RunResult, list_notebooks, read_json, read_script, run_notebook
+from clay_lib.runner import NOTEBOOKS, RUNS, RunResult, list_notebooks, read_script, run_notebook
 
 
 def read_profile(profile: str | Path) -> dict:

@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from clay_lib.contract import ContractError
-from clay_lib.files import write_whole
+from clay_lib.files import read_json, write_whole
 from clay_lib.gallery import STYLE
 from clay_lib.ledger import read_ledger
-from clay_lib.runner import RUNS, read_json
+from clay_lib.runner import RUNS
 
 SETTINGS = 12  # in the table of the leading ones
 PAIRS = 10  # heat maps at most; the parameters named first in the specification come first

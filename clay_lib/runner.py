@@ -9,7 +9,6 @@ The percent script is the source, so outputs kept beside it can never be stale. 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clay_lib.contract import ContractError
-from clay_lib.files import write_whole
+from clay_lib.files import read_json, write_json
 from clay_lib.parameters import check_parameters, read_parameters
 from clay_lib.provenance import provenance
 
@@ -58,12 +57,6 @@ def output_folder(out: str, name: str) -> Path:
 def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:
     """metrics.json, the last thing a notebook does: numbers, texts and mappings of them; the gallery shows them."""
     write_json(Path(folder) / "metrics.json", metrics)
-
-
-def write_json(path: Path, content: object) -> Path:
-    """A file that is whole or not there at all; TypeError for what JSON does not know."""
-    text = json.dumps(content, indent=1) + "\n"
-    return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def list_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -179,9 +172,11 @@ def is_done(executed: Path, out: Path | None = None) -> bool:
     return whole and bool(read_json((out or executed.with_suffix("")) / "metrics.json"))
 
 
-# What the kernel does first: on Linux it asks to be killed with the thread that started it, so that none is left over.
+# What the kernel does first: the last words of a crash go to the log, past IPython, which takes over stderr; on Linux it
+# asks to be killed with the thread that started it, so that none is left over.
 _LAUNCH = """
-import os, runpy, sys
+import faulthandler, os, runpy, sys
+faulthandler.enable(os.dup(2))
 if sys.platform == "linux":
     import ctypes
     ctypes.CDLL(None).prctl(1, 9)
@@ -211,7 +206,8 @@ def _execute(notebook, executed: Path, values: dict, prefix: str, log, *, cwd: P
         kernel_spec = KernelSpec(argv=argv, display_name="Python 3", language="python", env=env)
 
         async def _async_launch_kernel(self, command, **kw):
-            await super()._async_launch_kernel(command, **{**kw, "cwd": str(cwd)})  # papermill moves the whole process
+            own = {"cwd": str(cwd), "stdout": log, "stderr": log}  # papermill would move the whole process
+            await super()._async_launch_kernel(command, **{**kw, **own})
 
     settings = {"connection_file": f"{prefix}/kernel.json"}
     if os.name == "posix":  # among many kernels at once a TCP port is sometimes taken; a socket of our own never is
@@ -285,11 +281,3 @@ def _running_cell(notebook, executed: Path) -> str | None:
     cells = [c for c in read_json(executed).get("cells", []) if c["cell_type"] == "code"]
     begun = [c for c in cells if c["metadata"].get("papermill", {}).get("start_time")]
     return _cell(notebook, "".join(begun[-1]["source"])) if begun else None
-
-
-def read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

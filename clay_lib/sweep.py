@@ -17,9 +17,10 @@ import pandas as pd
 from clay_lib import ledger
 from clay_lib.cluster import cores, dask_client
 from clay_lib.contract import ContractError
+from clay_lib.files import write_json
 from clay_lib.profiles import read_profile
 from clay_lib.promised import promised_metrics
-from clay_lib.runner import RUNS, read_script, write_json
+from clay_lib.runner import RUNS, read_script
 from clay_lib.specification import Run, Sweep, read_sweep
 from clay_lib.sweep_worker import Task, locked, run_one
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from clay_lib import ledger
 from clay_lib.contract import ContractError
-from clay_lib.runner import run_notebook, write_json
+from clay_lib.files import write_json
+from clay_lib.runner import run_notebook
 from clay_lib.specification import Run
 
 AGAIN = 2  # tries of a run whose kernel was killed from outside, in one start

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from clay_lib.augment import flipped
 from clay_lib.contract import ContractError
-from clay_lib.files import PARTIAL, write_whole
+from clay_lib.files import PARTIAL, hash_tensors, write_whole
 from clay_lib.sensors import SENSORS
 from clay_lib.shards import filesystem
 
@@ -230,12 +230,7 @@ def fingerprint(teacher: nn.Module) -> str:
         getattr(teacher, "sees", "rgb"),
         config,
     ]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, values in sorted(teacher.state_dict().items()):
-        values = values.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
+    return hash_tensors(teacher.state_dict(), json.dumps(told, sort_keys=True, default=str))[:32]
 
 
 def shown_as(sensor: str) -> str:

@@ -1,5 +1,6 @@
 """What embedding an area costs beside its two halves, and that memory does not grow with the area."""
 
+import os
 import subprocess
 import sys
 import time
@@ -24,40 +25,41 @@ from clay_lib.tiles import project
 SLOW_READ = 0.15  # s that a block's answer takes, as a server some way off would
 
 PEAK = """
-import resource, sys
+import sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_embed_area import run
 from clay_lib import area_jobs
+from clay_lib.bench_loading import peak_resident
 area_jobs.BLOCK = 256
 result = run(Path(sys.argv[3]), Path(sys.argv[2]), workers=2)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, result.jobs)
+print(peak_resident() >> 20, result.jobs)
 """
+# GDAL keeps blocks of files up to a share of the machine's memory, whatever the area: held low, so that it is full at once.
+CACHE = {"GDAL_CACHEMAX": "32"}  # MB
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="it grows: 692 MB for 289 tiles, 1487 MB for 1089; the cause is not found yet", strict=False)
 def test_memory_is_flat_as_the_area_grows(tmp_path):
     peaks = []
     for side in (1024, 2048):
         scene = some_scene(tmp_path / f"{side}.tif", side=side, hole=False)
         command = [sys.executable, "-c", PEAK, str(Path(__file__).parent), str(scene), str(tmp_path / f"out{side}")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | CACHE)
         assert done.returncode == 0, done.stderr[-2000:]
         peak, jobs = map(int, done.stdout.split()[-2:])
         peaks.append((jobs, peak))
     print("(tiles, peak MB):", peaks)
-    assert peaks[1][0] > 3.5 * peaks[0][0] and peaks[1][1] < peaks[0][1] + 60, peaks
+    assert peaks[1][0] > 3.5 * peaks[0][0] and peaks[1][1] < 1.15 * peaks[0][1], peaks
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="not measured on a quiet machine yet", strict=False)
 def test_reading_and_embedding_side_by_side_cost_what_the_slower_does(tmp_path, monkeypatch):
     """Reads that wait, as over a network, against a model of the same speed: end to end, and each alone."""
     torch.set_num_threads(1)
-    scene = some_scene(tmp_path / "scene.tif", side=1400, hole=False)
+    scene = some_scene(tmp_path / "scene.tif", side=900, hole=False)
     read_block = area_work.read_block
     monkeypatch.setattr("clay_lib.area_jobs.BLOCK", 128)
 
@@ -79,7 +81,7 @@ def test_reading_and_embedding_side_by_side_cost_what_the_slower_does(tmp_path, 
             began = time.perf_counter()
             result = embed_area(CLAY, S2, None, None, tmp_path / out, scene=scene, size=SIZE, workers=4, progress=False)
         assert result.rows + result.empty == result.jobs
-        return time.perf_counter() - began
+        return time.perf_counter() - began, result.jobs
 
     made: dict = {}
 
@@ -88,10 +90,10 @@ def test_reading_and_embedding_side_by_side_cost_what_the_slower_does(tmp_path, 
 
     ratios = []
     for turn in range(3):
-        read_only = seconds(f"read{turn}", read_block=waits, embed_batch=nothing)
-        pace[0] = 0.8 * read_only / 529  # about as slow as reading
-        embed_only = seconds(f"embed{turn}", read_block=_free(read_block, made), embed_batch=works)
-        both = seconds(f"both{turn}", read_block=waits, embed_batch=works)
+        read_only, tiles = seconds(f"read{turn}", read_block=waits, embed_batch=nothing)
+        pace[0] = 0.8 * read_only / tiles  # about as slow as reading
+        embed_only, _ = seconds(f"embed{turn}", read_block=_free(read_block, made), embed_batch=works)
+        both, _ = seconds(f"both{turn}", read_block=waits, embed_batch=works)
         ratios.append(both / max(read_only, embed_only))
         print(f"read only {read_only:.1f} s, embed only {embed_only:.1f} s, both {both:.1f} s: {ratios[-1]:.3f}")
     assert min(ratios) < 1.15, ratios

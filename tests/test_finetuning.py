@@ -249,9 +249,10 @@ def test_a_head_on_a_frozen_encoder_beats_single_pixels_on_land_apart():
 
 
 LARGE = """
-import resource, sys, time
+import sys
 import numpy as np, torch
 from clay_lib import Clay, ClayConfig, SENSORS
+from clay_lib.bench_loading import peak_resident
 from clay_lib.datasets import LabelledSet, Sample, place_table
 from clay_lib.finetuning import FinetuneSettings, finetune
 from clay_lib.model import ClayMAE
@@ -267,7 +268,7 @@ settings = FinetuneSettings(epochs=1, batch_size=1, flip=False)
 tuned = finetune(clay, data, unfreeze=int(sys.argv[1]), settings=settings, accelerator="cpu", progress=False, bands=10)
 scores = tuned.predict(data)
 assert scores.shape == (1, 5, 256, 256) and np.isfinite(scores).all()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(peak_resident() / 2**30)
 """
 
 

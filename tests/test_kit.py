@@ -6,7 +6,8 @@ import pytest
 
 from clay_lib import kit
 from clay_lib.contract import ContractError
-from clay_lib.runner import ROOT, read_json
+from clay_lib.files import read_json
+from clay_lib.runner import ROOT
 
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a kit is made from a clone of the repository")
 

@@ -131,10 +131,12 @@ def test_a_notebook_out_of_time_is_ended_and_its_cell_named(write, tmp_path):
     assert result.failed_cell == "cell 3 of 4: import time"
 
 
-def test_a_kernel_that_dies_is_a_failure_with_its_cell(write, tmp_path):
-    script = write("01_dies", "\n# %%\nimport os\nos._exit(9)\n")
+def test_a_kernel_that_dies_is_a_failure_with_its_cell(write, tmp_path, capfd):
+    script = write("01_dies", "\n# %%\nimport os\nos.abort()\n")
     result = run_notebook(script, tmp_path / "out", {})
     assert not result.ok and result.failed_cell == "cell 3 of 4: import os" and "died" in result.error.lower()
+    assert "Fatal Python error: Aborted" in (tmp_path / "out/01_dies/log.txt").read_text()  # its last words
+    assert "Fatal" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("deaths", "ok"), [(2, True), (3, False)])

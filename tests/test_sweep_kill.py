@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from clay_lib import ledger, sweep
-from clay_lib.runner import read_json
+from clay_lib.files import read_json
 from clay_lib.specification import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
