@@ -7,7 +7,9 @@ date. landscape.py says what is where, surface.py what the date makes of it, spe
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -74,8 +76,8 @@ class MiniWorld:
 
     def __init__(self, seed: int = 0):
         self.seed = int(number("seed", seed)) & 0xFFFF
-        self._places: dict[str, dict[int, list[Place]]] = {}
-        self._drawn: dict[str, int] = {}
+        self._candidates: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._places: dict[tuple[str, int], tuple[list[Place], Iterator[int]]] = {}
 
     def land_cover(self, lat, lon) -> np.ndarray:
         """WorldCover codes uint8 at degrees lat, lon (scalars or arrays of one shape)."""
@@ -107,10 +109,10 @@ class MiniWorld:
             raise ContractError("split", found=repr(split), expected=f"one of {list(SPLITS)}", cause="a misspelt split")
         if index != int(index) or index < 0:
             raise ContractError("index", found=index, expected="0, 1, 2, ...", cause="a negative or fractional index")
-        known = self._places.setdefault(split, {code: [] for code in CLASSES})
-        while len(known[land_cover]) <= index:
-            self._draw(split, known)
-        return known[land_cover][index]
+        known, turns = self._places.setdefault((split, land_cover), ([], count()))
+        while len(known) <= index:
+            known += self._ruled_by(land_cover, split, next(turns))
+        return known[index]
 
     def scatter(self, split: str, turn: int, candidates: int = 3000) -> tuple[np.ndarray, np.ndarray]:
         """Lat, lon of those of `candidates` random points that lie in a split, 50 km inside its blocks; another draw each turn."""
@@ -122,20 +124,22 @@ class MiniWorld:
         keep = (self._split_of(lat, lon) == list(SPLITS).index(split)) & _inside_block(lat, lon)
         return lat[keep].round(5), lon[keep].round(5)
 
-    def _draw(self, split: str, known: dict[int, list[Place]], candidates: int = 3000) -> None:
-        """Find out which classes rule a few thousand more places."""
-        turn = self._drawn.get(split, 0)
-        self._drawn[split] = turn + 1
-        lat, lon = self.scatter(split, turn, candidates)
-        x, y = to_world(lat, lon)
-        centre = survey(x, y, seed=self.seed).labels
+    def _ruled_by(self, land_cover: int, split: str, turn: int) -> list[Place]:
+        """Those of a turn's places around which a class rules. Other classes' places are not looked at: a rare class
+        takes many turns."""
+        if (split, turn) not in self._candidates:
+            lat, lon = self.scatter(split, turn)
+            self._candidates[split, turn] = lat, lon, survey(*to_world(lat, lon), seed=self.seed).labels
+        lat, lon, centre = self._candidates[split, turn]
+        lat, lon = lat[centre == land_cover], lon[centre == land_cover]
+        x, y = (v[:, None] for v in to_world(lat, lon))
         dx, dy = (d.ravel() for d in np.meshgrid(*2 * [np.linspace(-500, 500, 5)]))
-        around = survey(x[:, None] + dx, y[:, None] + dy, seed=self.seed, pixel=60.0).labels
-        near = survey(x[:, None] + dx[::4] / 12, y[:, None] + dy[::4] / 12, seed=self.seed).labels
-        rules = ((around == centre[:, None]).mean(1) >= 0.6) & ((near == centre[:, None]).mean(1) >= 0.8)
-        rules &= (centre != 80) | (around != 80).any(1)  # water with a shore in sight: open sea shows nothing
-        for n in np.flatnonzero(rules):
-            known[int(centre[n])].append(Place(float(lat[n]), float(lon[n])))
+        near = survey(x + dx[::4] / 12, y + dy[::4] / 12, seed=self.seed).labels
+        around = survey(x + dx, y + dy, seed=self.seed, pixel=60.0).labels
+        rules = ((around == land_cover).mean(1) >= 0.6) & ((near == land_cover).mean(1) >= 0.8)
+        if land_cover == 80:  # water with a shore in sight: open sea shows nothing
+            rules &= (around != 80).any(1)
+        return [Place(float(lat[n]), float(lon[n])) for n in np.flatnonzero(rules)]
 
     def _split_of(self, lat, lon):
         r = uniform(np.floor(lat / BLOCK[0]), np.floor(lon / BLOCK[1]), seed=self.seed + 4000)

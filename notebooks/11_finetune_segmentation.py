@@ -245,12 +245,12 @@ plt.show()
 # ## Why resize
 #
 # A transposed convolution, the other common way to enlarge, makes neighbouring pixels by different weights, and its
-# pattern repeats with the patches: a checkerboard. The same head is trained with it, without seeing the pixels and for a quarter
+# pattern repeats with the patches: a checkerboard. The same head is trained with it, without seeing the pixels and for an eighth
 # as long, so that what each way leaves behind shows. The measure compares the energy of the class scores at the period of the
 # patches, and its multiples, with that of the frequencies beside it; 1 means that nothing stands out.
 
 # %%
-bare = same | dict(bands=0, settings=replace(settings, epochs=max(1, epochs // 4)))
+bare = same | dict(bands=0, settings=replace(settings, epochs=max(1, epochs // 8)))
 ways = {way: finetune(clay, train, val, upsampling=way, **bare) for way in ("resize", "transposed")}
 blind = {way: tuned.predict(test) for way, tuned in ways.items()}
 P = clay.model.config.patch_size
