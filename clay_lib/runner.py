@@ -209,7 +209,12 @@ def _execute(notebook, executed: Path, values: dict, prefix: str, log, *, cwd: P
             own = {"cwd": str(cwd), "stdout": log, "stderr": log}  # papermill would move the whole process
             await super()._async_launch_kernel(command, **{**kw, **own})
 
-    settings = {"connection_file": f"{prefix}/kernel.json"}
+        async def _async_interrupt_kernel(self):
+            if not self.shutting_down:  # all cells are done, and an interrupt would only leave an error in the log
+                await super()._async_interrupt_kernel()
+
+    # One kernel in four hangs as it ends (ipykernel 7.4: a thread flushes into one that is gone) until it is told again.
+    settings = {"connection_file": f"{prefix}/kernel.json", "shutdown_wait_time": 1.0}
     if os.name == "posix":  # among many kernels at once a TCP port is sometimes taken; a socket of our own never is
         settings |= {"transport": "ipc", "ip": f"{prefix}/s"}
     logging.getLogger("papermill").setLevel(logging.ERROR)
