@@ -62,8 +62,7 @@ def open_vectors(source: str | Path | pa.Table, *, column: str = "vector", confi
         here = slice(at, at + len(batch))
         values[here] = _stored(batch, column)
         bounds[:, here], middles[here] = _places(batch.column("geometry"))
-        told = pa.Table.from_batches([batch.select(names)]).group_by(names).aggregate([])
-        kinds.update(tuple(row[name] for name in names) for row in told.to_pylist())
+        kinds.update(_kinds(batch.select(names)))
         parts.append(batch.select(KEPT))
         at += len(batch)
     _refuse_mixtures(kinds, names, source)
@@ -125,6 +124,15 @@ def _places(outlines: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     shapes = shapely.from_wkb(outlines.to_numpy(zero_copy_only=False))
     west, south, east, north = shapely.bounds(shapely.get_geometry(shapes, 0)).T
     return shapely.bounds(shapes).T, np.stack([(south + north) / 2, (west + east) / 2], axis=1)
+
+
+def _kinds(batch: pa.RecordBatch) -> set[tuple]:
+    """The different rows of a batch of few columns; most files have one."""
+    alone = [pc.unique(column) for column in batch.columns]
+    if all(len(values) == 1 for values in alone):
+        return {tuple(values[0].as_py() for values in alone)}
+    told = pa.Table.from_batches([batch]).group_by(batch.schema.names).aggregate([])
+    return {tuple(row[name] for name in batch.schema.names) for row in told.to_pylist()}
 
 
 def _refuse_mixtures(kinds: set[tuple], names: list[str], source) -> None:
