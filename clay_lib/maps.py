@@ -142,7 +142,7 @@ def show_on_map(
                 max=1,
                 step=0.05,
                 description=layer.name,
-                description_tooltip="opacity",
+                tooltip="opacity",
                 **look,
             )
         )
