@@ -54,7 +54,10 @@ def serve_archive(folder: str | Path, *, port: int = 0) -> Iterator[str]:
         command += ["--addr", url, "--bind", f"127.0.0.1:{inner}", str(listed)]
         api = subprocess.Popen(command, stdout=log, stderr=log)
         ends.callback(_end, api)
-        server = uvicorn.Server(uvicorn.Config(_app(folder, inner), host="127.0.0.1", port=port, log_level="error"))
+        config = uvicorn.Config(
+            _app(folder, inner), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         ends.callback(thread.join, 10)

@@ -135,7 +135,10 @@ def test_command_line_serves_until_interrupted(tmp_path):
         "sentinel-1-rtc",
     ]
     command = [sys.executable, "-m", "clay_lib", "archive", str(tmp_path), *options, "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us in the background
+    )  # fmt: skip
     try:
         lines = []
         while not lines or "serving at" not in lines[-1]:
