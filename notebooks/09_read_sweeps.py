@@ -215,6 +215,9 @@ assert (others["seeds apart"] == seeds).all(), "every difference is one of the s
 #
 # Two sweeps over the model itself come with the repository, as specifications in `papermill_runs/sweeps` and as tables of
 # their finished runs in `papermill_runs/sweeps/results`. They took hours, so their runs are read here, not made.
+#
+# One of them varies the size of patches, and the small sweep above warns how to read it: a smaller hole is easier to
+# fill by copying alone. So compare errors of rebuilding within one size, and kNN, which asks the same of all, between sizes.
 
 # %%
 results = {path.stem: pd.read_csv(path) for path in sorted((RUNS / "sweeps" / "results").glob("*.csv"))}
