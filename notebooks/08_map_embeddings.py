@@ -326,8 +326,8 @@ normal = [SENSORS[sensor].normalise(image) for image in pixels.values()]
 shift = [image - np.nanmean(image, axis=(1, 2), keepdims=True) for image in normal]
 difference = np.abs(shift[1] - shift[0]).mean(axis=0).reshape(h, P, w, P).mean(axis=(1, 3))  # [h, w]
 difference = np.where(known, difference, np.nan)
-write_raster(out_dir / "change.tif", distance[None].astype(np.float32), crs=crs, transform=tuple(cells)[:6],
-             descriptions=["1 - cosine of patch vectors"], nodata=float("nan"))  # fmt: skip
+_ = write_raster(out_dir / "change.tif", distance[None].astype(np.float32), crs=crs, transform=tuple(cells)[:6],
+                 descriptions=["1 - cosine of patch vectors"], nodata=float("nan"))  # fmt: skip
 
 # %%
 score, contrast = {}, {}
