@@ -61,8 +61,10 @@ class Atlas:
 
 def neighbours(vectors: np.ndarray, chip: int, count: int = NEIGHBOURS) -> tuple[np.ndarray, np.ndarray]:
     """(numbers [count] of the chips most alike, their cosines), by vectors [N, D] less their mean; not itself."""
-    centred = vectors - vectors.mean(axis=0)
-    return nearest(centred, centred[chip], count, keep=np.arange(len(vectors)) != chip)
+    centred, others = vectors - vectors.mean(axis=0), np.arange(len(vectors)) != chip
+    if not centred[chip].any():  # no direction, as where all chips are the same: none is nearer than another
+        return np.flatnonzero(others)[:count], np.zeros(min(count, others.sum()))
+    return nearest(centred, centred[chip], count, keep=others)
 
 
 def refit(vectors: np.ndarray, given: Mapping[int, str]) -> np.ndarray | None:

@@ -108,3 +108,8 @@ def test_the_mini_world_s_land_is_where_the_mini_world_has_it():
     sea = world.land_cover(75.0 - 10.0 * np.arange(14), np.full(14, -175.0)) == 80
     blue = layer.values[:, 0, 2] > layer.values[:, 0, 0] + 0.3
     assert (sea == blue).all()
+
+
+def test_chips_that_are_all_the_same_have_neighbours_too():
+    order, alike = neighbours(np.ones((6, 8), np.float32), 2, 4)
+    assert order.tolist() == [0, 1, 3, 4] and not alike.any()

@@ -18,10 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAMED = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
 DIRECT = {canonicalize_name(r.name): r for r in map(Requirement, NAMED) if r.name != PROJECT["name"]}
-EXTRAS = {name for extra in ("planetary", "slurm") for name in PROJECT["optional-dependencies"][extra]}
-NOT_INSTALLED = {
-    canonicalize_name(Requirement(name).name).replace("-", "_") for name in EXTRAS
-}  # by `make`, on purpose
+BY_CHOICE = sum((PROJECT["optional-dependencies"][extra] for extra in ("planetary", "slurm")), [])  # not by `make`
+NOT_INSTALLED = {Requirement(name).name.replace("-", "_") for name in BY_CHOICE}
 CONSTRAINTS = [s for line in (ROOT / "constraints.txt").read_text().splitlines() if (s := line.split("#")[0].strip())]
 
 
