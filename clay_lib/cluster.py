@@ -29,8 +29,10 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
     from distributed import Client, LocalCluster
 
     # A worker that pauses at a share of the machine's memory would stop a job that shares the machine with others.
-    memory = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")}
-    with dask.config.set({"distributed.comm.timeouts.connect": f"{WAIT}s", **memory}):
+    told = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")}
+    if processes:  # nothing waits behind a long task while another worker is free
+        told["distributed.scheduler.worker-saturation"] = 1.0
+    with dask.config.set({"distributed.comm.timeouts.connect": f"{WAIT}s", **told}):
         if scheduler and scheduler != "slurm":
             try:
                 client = Client(scheduler, timeout=WAIT)

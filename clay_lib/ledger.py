@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from clay_lib.files import read_json, write_whole
 from clay_lib.runner import RUNS, is_done
 from clay_lib.specification import Sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEDGER = "ledger.parquet"
 STATES = ("done", "failed", "died", "unfinished")  # failed: its own fault or out of time; died: killed from outside
@@ -67,6 +69,8 @@ def read_ledger(runs: Path = RUNS, sweep: str | None = None) -> pd.DataFrame:
     Columns: sweep, run, status, asked (the sweep's present specification holds it), then `parameter NAME` and
     `metric NAME`, then what it cost (seconds, peak_mb) and where it comes from.
     """
+    import pandas as pd  # here, since a worker reads runs alone and starts half a second sooner without
+
     rows = []
     for asked in sorted(Path(runs).glob(f"{sweep or '*'}/*/parameters.json")):
         row = read_run(asked.parent)

@@ -120,7 +120,8 @@ def _run(asked: Sweep, home: Path, todo: Sequence[Run], count: int, scheduler: s
         for place, run in enumerate(todo):
             task = Task(asked.name, str(asked.script), asked.source, str(home / run.key), run,
                         threads, asked.timeout, gpus if here else (), until)  # fmt: skip
-            future = client.submit(run_one, task, key=str(home / run.key), pure=False, priority=-place)
+            # A pair as key makes one group of all runs, which Dask hands out one at a time.
+            future = client.submit(run_one, task, key=(str(home), run.key), pure=False, priority=-place)
             futures[future.key] = (future, run)
         for future in as_completed([future for future, _ in futures.values()]):
             run = futures.pop(future.key)[1]

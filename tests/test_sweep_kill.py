@@ -65,7 +65,7 @@ def start(path: Path, runs: Path, workers: int = 2, scheduler: str = "") -> subp
 
 @pytest.mark.slow
 def test_48_runs_three_times_start_without_failure_and_lose_little_time(tmp_path):
-    path = specify(tmp_path, grid={"rate": [0.1, 0.2, 0.3, 0.4]}, seeds=12, fixed={"wait": 1.0})  # two seconds a run
+    path = specify(tmp_path, grid={"rate": [0.1, 0.2, 0.3, 0.4]}, seeds=12, fixed={"wait": 2.0})  # three seconds a run
     told = []
     for again in range(3):
         began = time.monotonic()
@@ -75,12 +75,10 @@ def test_48_runs_three_times_start_without_failure_and_lose_little_time(tmp_path
         cells = sum(_cell_seconds(Path(row.folder) / "tiny.ipynb") for row in table.itertuples())
         told.append((wall, wall / (kernels / 2), (2 * wall - cells) / 48))
     kernel = min(_kernel_start() for _ in range(3))
-    print(
-        [f"wall {w:.1f} s, ratio {r:.3f}, {o:.2f} s a run beside its cells" for w, r, o in told],
-        f"a kernel alone {kernel:.2f} s",
-    )
+    lines = [f"wall {w:.1f} s, ratio {r:.3f}, {o:.2f} s a run beside its cells" for w, r, o in told]
+    print(*lines, f"a kernel alone {kernel:.2f} s", sep="\n")
     ratio, beside = min(ratio for _, ratio, _ in told), min(overhead for *_, overhead in told) - kernel
-    assert ratio < 1.15 and beside < 1
+    assert ratio < 1.15 and beside < 1, [*lines, f"a kernel alone {kernel:.2f} s"]
 
 
 def _cell_seconds(notebook: Path) -> float:
@@ -91,9 +89,10 @@ def _cell_seconds(notebook: Path) -> float:
 def _kernel_start() -> float:
     """Seconds from a kernel's start to its end, two at once as in the sweep, without papermill."""
     code = (
-        "import tempfile, time; from jupyter_client.manager import KernelManager; t = time.time(); "
-        "km = KernelManager(transport='ipc', ip=tempfile.mkdtemp(prefix='k') + '/k'); km.start_kernel(); kc = km.client(); "
-        "kc.start_channels(); kc.wait_for_ready(timeout=90); kc.stop_channels(); km.shutdown_kernel(); print(time.time() - t)"
+        "import tempfile, time; from jupyter_client.manager import KernelManager; t = time.time()\n"
+        "with tempfile.TemporaryDirectory(prefix='k') as own:\n"
+        "    km = KernelManager(transport='ipc', ip=own + '/k'); km.start_kernel(); kc = km.client(); kc.start_channels()\n"
+        "    kc.wait_for_ready(timeout=90); kc.stop_channels(); km.shutdown_kernel(); print(time.time() - t)"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     return max(float(one.communicate(timeout=120)[0]) for one in both)
