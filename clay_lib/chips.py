@@ -164,6 +164,7 @@ def _observe(spec: dict, looks: Sequence[tuple[Place, str]]) -> list[tuple]:
 
 def _world_version() -> str:
     """A hash of all source that a chip is made by, so that a changed world is never served old chips."""
-    files = [f"{name}.py" for name in ("miniworld", "landscape", "surface", "spectra", "noise", "sensors", "chips")]
+    names = ("miniworld", "landscape", "surface", "covers", "sky", "spectra", "noise", "sensors", "chips")
+    files = [f"{name}.py" for name in names]
     made_by = b"".join(Path(__file__).with_name(name).read_bytes() for name in (*files, "sensors.yaml"))
     return hashlib.sha256(made_by).hexdigest()[:16]

@@ -1,7 +1,8 @@
 """The mini-world: a procedural Earth that every sensor of the registry can look at, offline.
 
 Standing for the archive: `MiniWorld().place(...)` chooses where, `observe(...)` looks with one sensor on one
-date. landscape.py says what is where, surface.py what the date makes of it, spectra.py what that reflects.
+date. landscape.py says what is where, sky.py what a date brings, surface.py and covers.py what it makes of the
+land, spectra.py what that reflects.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from clay_lib.contract import ContractError, number
 from clay_lib.landscape import MODIS_RADIUS, ZONE_STRIDE, survey, to_world, utm_zone
 from clay_lib.noise import fbm, smoothstep, uniform
 from clay_lib.sensors import SENSORS
+from clay_lib.sky import sun_at, weather_at
 from clay_lib.spectra import backscatter, table
-from clay_lib.surface import paint, sun_at, weather_at
+from clay_lib.surface import paint
 
 CLASSES: dict[int, str] = {
     10: "tree cover", 20: "shrubland", 30: "grassland", 40: "cropland", 50: "built-up", 60: "bare / sparse vegetation",
