@@ -136,9 +136,9 @@ def pair(run: str = "papermill_runs/demo") -> int:
     Args:
         run: the folder that holds the executed notebooks
     """
-    from clay_lib import gallery
+    from clay_lib.pairing import pair_notebooks
 
-    for path in gallery.pair_notebooks(Path(run)):
+    for path in pair_notebooks(Path(run)):
         print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")
     return 0
 

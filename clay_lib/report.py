@@ -17,7 +17,7 @@ import pandas as pd
 
 from clay_lib.contract import ContractError
 from clay_lib.files import read_json, write_whole
-from clay_lib.gallery import STYLE
+from clay_lib.gallery_page import STYLE
 from clay_lib.ledger import read_ledger
 from clay_lib.runner import RUNS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from clay_lib import ContractError, gallery
+from clay_lib import ContractError, gallery, pairing
 from clay_lib.runner import ROOT, run_notebook
 
 SCRIPT = """# %% [markdown]
@@ -84,9 +84,9 @@ def test_an_empty_folder_gives_a_page(tmp_path):
 def test_paired_notebooks_get_outputs_without_paths_widgets_or_timings(run):
     folder = run / "notebooks"
     with pytest.raises(ContractError, match="no whole run"):
-        gallery.pair_notebooks(run / "runs", folder)
+        pairing.pair_notebooks(run / "runs", folder)
     (folder / "02_break.py").rename(folder / "x_break.py")
-    (paired,) = gallery.pair_notebooks(run / "runs", folder)
+    (paired,) = pairing.pair_notebooks(run / "runs", folder)
     text = paired.read_text()
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)
@@ -102,7 +102,7 @@ def test_paired_notebooks_get_outputs_without_paths_widgets_or_timings(run):
         (folder / "01_see_land.py").read_text().replace("one picture", "two pictures")
     )
     with pytest.raises(ContractError, match="changed after the run"):
-        gallery.pair_notebooks(run / "runs", folder)
+        pairing.pair_notebooks(run / "runs", folder)
 
 
 def test_headline_is_what_a_notebook_chose(run, tmp_path):
