@@ -151,7 +151,7 @@ def _difference(got: Tensor, wanted: Tensor, what: str, rtol: float, atol: float
     shift = (a - b).mean().item()
     if b.numel() > 1 and _close(a - shift, b, rtol, max(atol, 1e-3 * abs(shift))):
         return f"The shape is right, but all of {what} are off by {shift:+.4g}: something is added that should not be, or left out."
-    off = ~torch.isclose(a, b, rtol=rtol, atol=atol)
+    off = ~torch.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
     place = tuple(off.nonzero()[0].tolist())
     at = f" at {list(place)}" if place else ""
     return (
