@@ -13,8 +13,9 @@ from rasterio.crs import CRS
 from clay_lib.archive_profiles import Archive, Look
 from clay_lib.contract import ContractError
 from clay_lib.datacube import parse_when
+from clay_lib.georeference import bounds_wgs84
 from clay_lib.missing import MODIS_FILL
-from clay_lib.scenes import bounds_wgs84, find_layers
+from clay_lib.scenes import find_layers
 from clay_lib.sensors import SENSORS, Sensor
 
 

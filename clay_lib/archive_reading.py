@@ -23,7 +23,7 @@ from clay_lib.archive_items import Source, mask_of, moment_of, sources_of
 from clay_lib.archive_profiles import Archive, Look
 from clay_lib.clouds import hidden
 from clay_lib.contract import ContractError
-from clay_lib.scenes import METRES_PER_DEGREE
+from clay_lib.georeference import METRES_PER_DEGREE
 
 UNKNOWN = datetime(2000, 1, 1, tzinfo=UTC)  # odc-stac wants a date, and none of this depends on it
 BLOCK, HEADER, PACKED = 512, 32_768, 0.7  # px, bytes, share: as the public archives' files have them

@@ -15,7 +15,8 @@ from rasterio.transform import Affine, rowcol
 
 from clay_lib.contract import ContractError, warn
 from clay_lib.datasets import IGNORE, LabelledSet, Sample, place_table
-from clay_lib.scenes import RASTER_ENDINGS, centre, read_scene
+from clay_lib.georeference import centre
+from clay_lib.scenes import RASTER_ENDINGS, read_scene
 from clay_lib.sensors import SENSORS, Sensor
 
 Bands = Mapping[str, int] | Sequence[str | None] | None  # as `scenes.read_scene` takes them

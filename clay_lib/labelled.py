@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 
 from clay_lib.bandnames import choose, numbering, recognise
 from clay_lib.contract import ContractError
-from clay_lib.scenes import centre, ground_distance
+from clay_lib.georeference import centre, ground_distance
 from clay_lib.sensors import Sensor
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _whereabouts(array: xarray.DataArray, axes: Mapping[str, Hashable]) -> dict:
     if crs is None or matrix is None:
         return known
     lon, lat = centre(crs, matrix, array.sizes[axes["y"]], array.sizes[axes["x"]])
-    gsd = ground_distance(crs, matrix, lat) or None
+    gsd = ground_distance(crs, matrix, lon, lat) or None
     return known | {"gsd": gsd, "lat": lat, "lon": lon}
 
 

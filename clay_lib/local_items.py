@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from clay_lib.archive_items import BASELINE_OFFSET
 from clay_lib.archive_profiles import Archive
 from clay_lib.files import write_whole
-from clay_lib.scenes import bounds_wgs84
+from clay_lib.georeference import bounds_wgs84
 from clay_lib.sensors import SENSORS
 
 SCL = {10: 4, 20: 4, 30: 4, 40: 4, 50: 5, 60: 5, 70: 11, 80: 6, 90: 4, 95: 4, 100: 4}  # of WorldCover's classes

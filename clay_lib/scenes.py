@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -11,20 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.transform import Affine, array_bounds
-from rasterio.warp import transform, transform_bounds
+from rasterio.transform import Affine
 from rasterio.windows import Window, from_bounds
 
 from clay_lib.bandnames import choose, words
 from clay_lib.contract import ContractError, number
 from clay_lib.files import write_whole
+from clay_lib.georeference import centre, crs_text, ground_distance
 from clay_lib.missing import looks_like_decibel, missing_pixels
 from clay_lib.sensors import SENSORS, Sensor
 
-METRES_PER_DEGREE = 111_320.0  # along a meridian, and along the equator
 RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img")
 
 
@@ -148,9 +145,9 @@ def read_scene(
         pixels=pixels,
         bands=tuple(chosen),
         sensor=sensor,
-        crs=None if crs is None else _crs_text(crs),
+        crs=None if crs is None else crs_text(crs),
         transform=None if matrix is None else tuple(matrix)[:6],
-        gsd=sensor.gsd if crs is None else ground_distance(crs, matrix, lat),
+        gsd=sensor.gsd if crs is None else ground_distance(crs, matrix, lon, lat),
         lat=lat,
         lon=lon,
         when=when,
@@ -190,7 +187,7 @@ def find_layers(path, sensor: str | Sensor, bands=None) -> dict[str, Layer]:
 
 def _header(layer: _Layer, sensor: Sensor) -> Layer:
     source, place = layer.source, layer.index - 1
-    crs = None if source.crs is None else _crs_text(source.crs)
+    crs = None if source.crs is None else crs_text(source.crs)
     size = (source.height, source.width)
     said = (source.dtypes[place], source.nodatavals[place])
     return Layer(source.name, layer.index, crs, tuple(source.transform)[:6], *size, *said, _alpha(source, sensor))
@@ -261,23 +258,6 @@ def write_raster(
             found=f"{path}: {_short(error)}",
             expected="a folder that can be written to, and a dtype, nodata and CRS that GeoTIFF knows",
             cause=f"dtype {values.dtype}, nodata {nodata!r} or CRS {crs!r}",
-        ) from None
-
-
-def coarser(transform: Sequence[float], patch: int) -> tuple[float, ...]:
-    """The transform of a grid whose cells are patch x patch pixels, with the same upper left corner."""
-    a, b, c, d, e, f = tuple(transform)[:6]
-    return a * patch, b * patch, c, d * patch, e * patch, f
-
-
-def bounds_wgs84(crs: str, transform: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
-    """(west, south, east, north) in degrees of the box around the raster; west > east across the antimeridian."""
-    box = array_bounds(height, width, Affine(*tuple(transform)[:6]))
-    try:
-        return tuple(float(v) for v in transform_bounds(crs, "EPSG:4326", *box, densify_pts=21))
-    except (RasterioError, ValueError, AttributeError) as error:
-        raise ContractError(
-            "crs", found=repr(crs), expected='an EPSG code ("EPSG:32633"), WKT or PROJ text', cause=_short(error)
         ) from None
 
 
@@ -395,35 +375,8 @@ def _window(window, reference) -> Window:
     return Window(column, row, width, height)
 
 
-# ---- missing pixels, place, distance ----
-
-
-def centre(crs: CRS, matrix: Affine, height: int, width: int) -> tuple[float, float]:
-    """(lon, lat) of the raster's middle, WGS84 degrees."""
-    x = matrix.a * width / 2 + matrix.b * height / 2 + matrix.c
-    y = matrix.d * width / 2 + matrix.e * height / 2 + matrix.f
-    (lon,), (lat,) = transform(crs, "EPSG:4326", [x], [y])
-    return float(lon), float(lat)
-
-
-def ground_distance(crs: CRS, matrix: Affine, lat: float) -> float:
-    """Metres per pixel: the root of the pixel's area at the scene's centre."""
-    if crs.is_geographic:
-        east, north = METRES_PER_DEGREE * math.cos(math.radians(lat)), METRES_PER_DEGREE
-    else:
-        east = north = crs.linear_units_factor[1]
-    across = math.hypot(matrix.a * east, matrix.d * north)
-    down = math.hypot(matrix.b * east, matrix.e * north)
-    return round(math.sqrt(across * down), 6)
-
-
 def _footprint(source) -> str:
     return f"{Path(source.name).name}: {source.shape} at {tuple(round(v, 1) for v in source.bounds)}"
-
-
-def _crs_text(crs) -> str:
-    code = crs.to_epsg()
-    return f"EPSG:{code}" if code else crs.to_wkt()
 
 
 def _short(error: Exception) -> str:

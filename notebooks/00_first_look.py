@@ -40,11 +40,12 @@ from clay_lib import SENSORS, Clay, plots
 from clay_lib.chip_map import agreement, chip_map, cut_tiles, neighbours, refit, show_map
 from clay_lib.chips import in_cache
 from clay_lib.embed import embed_chips
+from clay_lib.georeference import coarser
 from clay_lib.maps import Layer
 from clay_lib.miniworld import CLASS_COLOURS, CLASSES, MiniWorld
 from clay_lib.playground import playground
 from clay_lib.runner import output_folder, write_metrics
-from clay_lib.scenes import coarser, middle_window, read_scene, write_raster
+from clay_lib.scenes import middle_window, read_scene, write_raster
 
 # %% tags=["parameters"]
 seed: int = 0  # of the mini-world and of what is hidden

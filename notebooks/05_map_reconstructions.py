@@ -41,10 +41,11 @@ from clay_lib import SENSORS, Clay, checks, plots
 from clay_lib.chips import Chips, in_cache
 from clay_lib.embed import reconstruction_scores
 from clay_lib.encoder import image_of, patches_of
+from clay_lib.georeference import bounds_wgs84
 from clay_lib.maps import Layer, show_on_map, static_map
 from clay_lib.miniworld import CLASSES, MiniWorld
 from clay_lib.runner import output_folder, write_metrics
-from clay_lib.scenes import bounds_wgs84, middle_window, read_scene, write_raster
+from clay_lib.scenes import middle_window, read_scene, write_raster
 
 _ = torch.set_grad_enabled(False)
 

@@ -46,10 +46,11 @@ from clay_lib import SENSORS, Clay, checks, plots
 from clay_lib.chip_map import chip_map, world_background
 from clay_lib.chips import Chips, in_cache, world_chips
 from clay_lib.embed import embed_chips, principal_components
+from clay_lib.georeference import coarser
 from clay_lib.maps import Layer, show_on_map, static_map
 from clay_lib.miniworld import CLASS_COLOURS, CLASSES, MiniWorld
 from clay_lib.runner import output_folder, write_metrics
-from clay_lib.scenes import coarser, middle_window, read_scene, write_raster
+from clay_lib.scenes import middle_window, read_scene, write_raster
 
 _ = torch.set_grad_enabled(False)
 

@@ -8,9 +8,10 @@ from clay_lib import SENSORS
 from clay_lib.chip_map import agreement, chip_map, cut_tiles, neighbours, refit, world_background
 from clay_lib.chips import Chips
 from clay_lib.contract import ContractError
+from clay_lib.georeference import bounds_wgs84
 from clay_lib.maps import Layer
 from clay_lib.miniworld import MiniWorld
-from clay_lib.scenes import bounds_wgs84, read_scene, write_raster
+from clay_lib.scenes import read_scene, write_raster
 
 N, D = 24, 16
 NAMES = np.array(["water", "town", "field"])[np.arange(N) % 3]

@@ -10,7 +10,7 @@ from rasterio.warp import transform as reproject_points
 
 from clay_lib import maps
 from clay_lib.contract import ContractError
-from clay_lib.scenes import bounds_wgs84, coarser
+from clay_lib.georeference import bounds_wgs84, coarser
 
 SINUSOIDAL = "+proj=sinu +R=6371007.181 +units=m"
 GRIDS = [

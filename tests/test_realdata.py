@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from clay_lib.georeference import bounds_wgs84, coarser
 from clay_lib.model import Clay, ClayConfig
-from clay_lib.scenes import bounds_wgs84, coarser, middle_window, read_scene, write_raster
+from clay_lib.scenes import middle_window, read_scene, write_raster
 
 COLLECTION_2 = dict(scale=1e-4 / 0.0000275, offset=0.2 / 0.0000275)  # reflectance x 1e4 -> Collection 2 numbers
 WITHOUT_THERMAL = ["blue", "green", "red", "nir08", "swir16", "swir22", None, None]

@@ -8,7 +8,8 @@ import pytest
 import rasterio
 
 from clay_lib.contract import ContractError
-from clay_lib.scenes import bounds_wgs84, coarser, read_scene, write_raster
+from clay_lib.georeference import bounds_wgs84, coarser
+from clay_lib.scenes import read_scene, write_raster
 from clay_lib.sensors import SENSORS
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
@@ -127,6 +128,13 @@ def test_radar_by_sign(tmp_path):
 def test_degrees_and_no_georeference(tmp_path):
     degrees = write_raster(tmp_path / "d.tif", numbered(3), crs="EPSG:4326", transform=(1e-4, 0, 10, 0, -1e-4, 60))
     assert read_scene(degrees, "linz").gsd == pytest.approx(11.132 * np.sqrt(0.5), rel=1e-3)  # narrow at 60 north
+    web = write_raster(tmp_path / "w.tif", numbered(3), crs="EPSG:3857", transform=(10, 0, 1e6, 0, -10, 8399738))
+    assert read_scene(web, "linz").gsd == pytest.approx(5, rel=1e-3)  # the web's Mercator is twice as large at 60 north
+    survey = write_raster(
+        tmp_path / "s.tif", numbered(3), crs='LOCAL_CS["site",UNIT["metre",1]]', transform=(1, 0, 5, 0, -1, 5)
+    )
+    with pytest.raises(ContractError, match="where on Earth"):
+        read_scene(survey, "linz")
     plain = read_scene(write_raster(tmp_path / "p.tif", numbered(3), crs=None, transform=None), "linz")
     assert plain.gsd == 0.5 and plain.crs is plain.transform is plain.lat is None
 
