@@ -9,11 +9,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from clay_lib.bench import median_seconds
+from clay_lib.bench import median_seconds, step_seconds
 from clay_lib.chips import Chips
 from clay_lib.contract import ContractError
 from clay_lib.datacube import make_datacube
-from clay_lib.loss import reconstruction_loss
 from clay_lib.makers import WorldMaker
 from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.store import ChipStore
@@ -80,7 +79,10 @@ def bench_chips(size: int = 128, count: int = 512, batch: int = 32, repeats: int
         reading = at_random(lambda index: chips[index])
         zarr_reading = _zarr_seconds(Path(folder) / "store", store, rng, 8)
         cubes = at_random(lambda index: make_datacube((c := chips[index]).pixels, c.sensor, **c.place_and_time))
-    step = _step_seconds(made.chips[:2], model) / 2
+    torch.manual_seed(0)
+    two = made.chips[:2]
+    cube = make_datacube(two.pixels, two.sensor, **two.place_and_time)
+    step = step_seconds(ClayMAE(ClayConfig.named(model)), cube, repeats=3) / 2
     rows = [
         ("numpy.load of the same bytes", loading, "one plain file, in the system's cache"),
         (
@@ -105,16 +107,3 @@ def _zarr_seconds(url: Path, store: ChipStore, rng: np.random.Generator, n: int)
 
     array = zarr.open_group(url, mode="r")[store.table["shard"].iloc[0]]["pixels"]
     return median_seconds(lambda: array.oindex[np.sort(rng.choice(array.shape[0], n, replace=False))], repeats=3) / n
-
-
-def _step_seconds(chips: Chips, name: str) -> float:
-    """Seconds of one training step, forward and backward, three quarters masked."""
-    torch.manual_seed(0)
-    model = ClayMAE(ClayConfig.named(name))
-    cube = make_datacube(chips.pixels, chips.sensor, **chips.place_and_time)
-
-    def step() -> None:
-        out = model(cube)
-        reconstruction_loss(out.reconstruction, cube.pixels, out.encoded.mask, patch_size=8).backward()
-
-    return median_seconds(step, repeats=3)

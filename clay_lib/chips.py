@@ -116,7 +116,7 @@ def world_chips(
         raise ContractError("count, dates", found=(count, dates), expected="at least 1", cause="an empty request")
     classes = list(CLASSES) if classes is None else list(classes)
     spec = dict(sensor=sensor, count=count, split=split, size=size, seed=seed, first=first, classes=classes)
-    spec |= dict(dates=dates, cloud_cover=cloud_cover, world=_world_version())
+    spec |= dict(dates=dates, cloud_cover=cloud_cover, world=world_version())
     path = cache and Path(cache) / f"world-{sensor}-{hashlib.sha256(json.dumps(spec).encode()).hexdigest()[:16]}.npz"
     if path and path.is_file():
         with np.load(path) as file:
@@ -136,7 +136,7 @@ def world_chips(
 
 
 @lru_cache(maxsize=2)
-def _world(seed: int) -> MiniWorld:
+def shared_world(seed: int) -> MiniWorld:
     """One world a process: it remembers the places that it found."""
     from clay_lib.miniworld import MiniWorld
 
@@ -146,7 +146,7 @@ def _world(seed: int) -> MiniWorld:
 def _look(spec: dict, n: int) -> tuple[Place, str]:
     """Place and date of chip number n: class n mod K, then the place, then its dates."""
     K = len(spec["classes"])
-    place = _world(spec["seed"]).place(
+    place = shared_world(spec["seed"]).place(
         spec["classes"][n % K], spec["first"] + n // (K * spec["dates"]), split=spec["split"]
     )
     rng = np.random.default_rng([spec["seed"], n, *spec["split"].encode()])
@@ -155,14 +155,14 @@ def _look(spec: dict, n: int) -> tuple[Place, str]:
 
 
 def _observe(spec: dict, looks: Sequence[tuple[Place, str]]) -> list[tuple]:
-    world, seen = _world(spec["seed"]), []
+    world, seen = shared_world(spec["seed"]), []
     for place, when in looks:
         chip = world.observe(place, spec["sensor"], when, size=spec["size"], cloud_cover=spec["cloud_cover"])
         seen.append((chip.pixels, chip.labels, chip.lat, chip.lon, when))
     return seen
 
 
-def _world_version() -> str:
+def world_version() -> str:
     """A hash of all source that a chip is made by, so that a changed world is never served old chips."""
     names = ("miniworld", "landscape", "surface", "covers", "sky", "spectra", "noise", "sensors", "chips")
     files = [f"{name}.py" for name in names]

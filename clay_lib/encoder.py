@@ -63,10 +63,7 @@ def random_mask(batch: int, length: int, *, mask_ratio: float, shuffle: bool, de
     The first int(mask_ratio L) of each sample's own random order are masked; without shuffling the order is
     row-major, so that the top rows are. noise [B, L]: the draws that make the order; None: drawn here.
     """
-    if not 0 <= mask_ratio < 1:
-        raise ContractError(
-            "mask_ratio", found=mask_ratio, expected="0 <= ratio < 1", cause="a percentage, or no patch left to see"
-        )
+    _check_ratio(mask_ratio)
     if shuffle:
         noise = torch.rand(batch, length, device=device, generator=generator) if noise is None else noise
         order = noise.argsort(dim=1)
@@ -75,6 +72,13 @@ def random_mask(batch: int, length: int, *, mask_ratio: float, shuffle: bool, de
     masked, visible = order.tensor_split([int(mask_ratio * length)], dim=1)
     mask = torch.zeros(batch, length, device=device).scatter(1, masked, 1.0)
     return visible, masked, mask
+
+
+def _check_ratio(mask_ratio: float) -> None:
+    if not 0 <= mask_ratio < 1:
+        raise ContractError(
+            "mask_ratio", found=mask_ratio, expected="0 <= ratio < 1", cause="a percentage, or no patch left to see"
+        )
 
 
 def fill_holes(pixels: Tensor, valid: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +104,7 @@ def mask_around_holes(valid: Tensor, *, mask_ratio: float, shuffle: bool, genera
     int(mask_ratio n) of a chip's n valid patches are masked. Invalid ones are neither visible nor masked.
     """
     B, L = valid.shape
-    random_mask(1, 1, mask_ratio=mask_ratio, shuffle=False)  # refuses a ratio that cannot be
+    _check_ratio(mask_ratio)
     if not shuffle:
         noise = torch.arange(L, device=valid.device, dtype=torch.float32).expand(B, L)
     elif noise is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clay_lib.chips import Chips, _world, _world_version
+from clay_lib.chips import Chips, shared_world, world_version
 from clay_lib.contract import ContractError
 from clay_lib.sampling import LAND_TILES, RELEASED, cover_fractions, sample_tiles
 from clay_lib.sensors import SENSORS
@@ -46,7 +46,7 @@ class WorldMaker:
 
     @property
     def recipe(self) -> str:
-        spec = [self.seed, self.split, self.places, self.dates, self.cloud_cover, _world_version(), _source_version()]
+        spec = [self.seed, self.split, self.places, self.dates, self.cloud_cover, world_version(), _source_version()]
         return f"world{self.seed}-{self.split}-{_short_hash(spec)}"
 
     def part(self, numbers: range) -> Callable[[], Made]:
@@ -63,7 +63,7 @@ def world_tiles(seed: int, split: str, turn: int, candidates: int = 2000):
     import geopandas
     import shapely
 
-    world = _world(seed)
+    world = shared_world(seed)
     lat, lon = world.scatter(split, turn, candidates)
     steps = (np.arange(8) + 0.5) / 8 * TILE - TILE / 2
     north, east = (d.ravel() / METRES_PER_DEGREE for d in np.meshgrid(steps, steps, indexing="ij"))
@@ -100,7 +100,7 @@ def _observe_world(maker: WorldMaker, numbers: range) -> Made:
 
     looks = [maker.look(n) for n in numbers]
     seen = [
-        _world(maker.seed).observe(Place(lat, lon), maker.sensor, when, maker.size, maker.cloud_cover)
+        shared_world(maker.seed).observe(Place(lat, lon), maker.sensor, when, maker.size, maker.cloud_cover)
         for lat, lon, when in looks
     ]
     lat, lon, when = (np.array(column) for column in zip(*looks, strict=True))
