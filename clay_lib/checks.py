@@ -4,34 +4,46 @@ How a check looks and speaks is in checking.py, the checks are in a file for eac
 """
 
 from clay_lib.checking import Mistake
+from clay_lib.checks_areas import check_blend, check_search, check_tile_of
 from clay_lib.checks_embedding import check_band_parts, check_tokens, check_wavelengths
 from clay_lib.checks_looking import check_most_alike, check_patch_mean, check_three_colours
 from clay_lib.checks_maps import check_image_of_rows, check_patch_transform, check_plain_guess
 from clay_lib.checks_masking import check_mask, check_put_back, check_sequence_length
+from clay_lib.checks_metadata import check_luck, check_moved, check_place_codes
 from clay_lib.checks_position import check_grid_code, check_same_place, check_week_code
 from clay_lib.checks_probing import check_interval, check_split, check_vote
+from clay_lib.checks_sweeps import check_paired, check_seed_intervals, check_unbeaten
 from clay_lib.checks_training import check_agreement, check_masked_error, check_rate
 
 __all__ = [
     "Mistake",
     "check_agreement",
     "check_band_parts",
+    "check_blend",
     "check_grid_code",
     "check_image_of_rows",
     "check_interval",
+    "check_luck",
     "check_mask",
     "check_masked_error",
     "check_most_alike",
+    "check_moved",
+    "check_paired",
     "check_patch_mean",
     "check_patch_transform",
+    "check_place_codes",
     "check_plain_guess",
     "check_put_back",
     "check_rate",
     "check_same_place",
+    "check_search",
+    "check_seed_intervals",
     "check_sequence_length",
     "check_split",
     "check_three_colours",
+    "check_tile_of",
     "check_tokens",
+    "check_unbeaten",
     "check_vote",
     "check_wavelengths",
     "check_week_code",

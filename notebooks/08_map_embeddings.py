@@ -43,7 +43,7 @@ from IPython.display import display
 from odc.geo.geobox import GeoBox
 from sklearn.metrics import roc_auc_score
 
-from clay_lib import Clay, plots
+from clay_lib import Clay, checks, plots
 from clay_lib.archives import archives_of, find_looks, read_look
 from clay_lib.chips import in_cache
 from clay_lib.embed import embed_area, principal_components
@@ -399,6 +399,107 @@ for file in left:
 with rasterio.open(out_dir / "change.tif") as file:
     np.testing.assert_array_equal(file.read(1), distance.astype(np.float32))
     assert file.bounds == rasterio.transform.array_bounds(h, w, cells)
+
+# %% [markdown]
+# ## Exercises, solved
+#
+# Three things to write yourself. [The exercises](exercises/08_map_embeddings.ipynb) have a notebook of their own, with
+# empty places, hints and checks; it needs no archive and no weights.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: the same tile in every run
+# *Easy, 5 minutes*
+#
+# Two people embed two areas that overlap. Their vectors fit together only if the tiles do, so a tile's number must not
+# depend on what is asked for.
+#
+# Tell for each point in which tile it lies, by column (counted eastwards, along x) and row (counted northwards, along y).
+# A tile is `size` pixels of `gsd` metres a side. The lower left corner of tile (0, 0) lies at `anchor`, and numbers are
+# negative west and south of it. No point of the check lies on an edge.
+#
+# **Hint.** How many sides of a tile is the point away from the anchor? Go down to the next whole number.
+#
+# **Hint.** Down, not towards zero: `np.floor(-0.2)` is -1, `int(-0.2)` is 0. `np.stack([...], axis=1)` puts columns and
+# rows side by side.
+
+
+# %% tags=["solution"]
+def tile_of(x, y, gsd, size, anchor):
+    """x, y [N] and anchor (x, y) in metres, gsd in metres per pixel, size in pixels -> column and row of each, [N, 2]."""
+    side = gsd * size
+    return np.floor(np.stack([(x - anchor[0]) / side, (y - anchor[1]) / side], axis=1)).astype(int)
+
+
+# %% tags=["check"]
+checks.check_tile_of(tile_of)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: more like these, less like those
+# *Medium, 10 minutes*
+#
+# One example leaves open what was meant by it: the town, or the river through it? Named hits, right and wrong ones, say
+# more. Write the search that the notebook uses with examples.
+#
+# Bring every vector to length one. Ask for the mean of the right ones minus half the mean of the wrong ones, and give the
+# row numbers of the k vectors with the largest cosine to that, the most alike first. Examples, right or wrong, are no hits.
+#
+# **Hint.** `unit[right].mean(axis=0)` is the mean of the right ones. How long the question is plays no part in the order.
+#
+# **Hint.** `likeness[right] = -np.inf`, and the same for the wrong ones, keeps examples out; `np.argsort(-likeness)` sorts
+# from the largest down.
+
+
+# %% tags=["solution"]
+def more_like(vectors, right, wrong, k):
+    """vectors [N, D], right and wrong: row numbers of examples -> row numbers of the k most alike others, best first, [k]."""
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    likeness = unit @ (unit[right].mean(axis=0) - 0.5 * unit[wrong].mean(axis=0))
+    likeness[right], likeness[wrong] = -np.inf, -np.inf
+    return np.argsort(-likeness)[:k]
+
+
+# %% tags=["check"]
+checks.check_search(more_like)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: tiles without seams
+# *Hard, 20 minutes*
+#
+# A map made of tiles shows their edges: a patch at an edge was embedded in view of another neighbourhood than the patch
+# beside it. If tiles overlap and each fades out before it ends, the change is gradual.
+#
+# Lay tiles `[T, h, w]` into an image `[H, W]`. Tile t begins in row `corners[t, 0]` and column `corners[t, 1]` of the image
+# and lies wholly inside it. Each cell of the image is the weighted mean of what the tiles over it say. The weight of a
+# tile's cell is its distance from the nearer end along the rows times that along the columns, in cells and from the cell's
+# middle: 0.5, 1.5, 2.5, 2.5, 1.5, 0.5 along a side of six. A cell that is NaN in a tile has no weight there; a cell that
+# no tile knows is NaN.
+#
+# **Hint.** `i = np.arange(n) + 0.5` are the distances from one end, `n - i` those from the other; the smaller counts.
+# `np.outer(down, across)` multiplies the two sides to `[h, w]`.
+#
+# **Hint.** Keep two images of zeros: add `weight * tile` to one and `weight` to the other, both only where the tile is
+# known, and divide in the end. The slice of a tile is `image[row : row + h, column : column + w]`.
+#
+# **Hint.** NaN times 0 is NaN: `np.where(known, weight * tile, 0)`. Nothing by nothing, 0 / 0, is the NaN that is wanted;
+# `with np.errstate(invalid="ignore"):` keeps NumPy from warning.
+
+
+# %% tags=["solution"]
+def blend(tiles, corners, shape):
+    """tiles [T, h, w], corners [T, 2] row and column in the image, shape (H, W) -> weighted means [H, W]."""
+    height, width = tiles.shape[1:]
+    down, across = (np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) for n in (height, width))
+    weight, total, weights = np.outer(down, across), np.zeros(shape), np.zeros(shape)
+    for tile, (row, column) in zip(tiles, corners, strict=True):
+        known, here = np.isfinite(tile), np.s_[row : row + height, column : column + width]
+        total[here] += np.where(known, weight * tile, 0)
+        weights[here] += weight * known
+    with np.errstate(invalid="ignore"):
+        return total / weights
+
+
+# %% tags=["check"]
+checks.check_blend(blend)
 
 # %% [markdown]
 # ## What was seen

@@ -34,7 +34,7 @@ import yaml
 from IPython.display import display
 from scipy import stats
 
-from clay_lib import ContractError, plots, sweep_plots
+from clay_lib import ContractError, checks, plots, sweep_plots
 from clay_lib.runner import RUNS, output_folder, write_metrics
 from clay_lib.specification import make_sweep, read_sweep
 from clay_lib.sweep import run_sweep
@@ -260,6 +260,97 @@ for name, rows in results.items():
     if len(of.varied) == 2:
         sweep_plots.pair(rows, *of.varied, next(iter(of.metrics)), of.seed)
     plt.show()
+
+# %% [markdown]
+# ## Exercises, solved
+#
+# Three things to write yourself. [The exercises](exercises/09_read_sweeps.ipynb) have a notebook of their own, with
+# empty places, hints and checks; it runs no sweep.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: where runs failed
+# *Easy, 10 minutes*
+#
+# In a long sweep some runs fail, and settings are left with different numbers of seeds. A mean of three seeds has to look
+# less sure than a mean of seven.
+#
+# Each row of `errors` is a setting, each column a seed, NaN a run that failed; every setting has at least two finished
+# runs. Give the mean of each setting's finished runs and both ends of its 95 % interval by Student's t.
+#
+# **Hint.** `np.isfinite(errors).sum(axis=1)` is each setting's own n. `np.nanmean` and `np.nanstd(..., ddof=1)` leave NaN
+# out.
+#
+# **Hint.** `stats.t.ppf(0.975, n - 1)` takes an array of n. Mean, low and high side by side: `np.stack([...], axis=1)`.
+
+
+# %% tags=["solution"]
+def seed_intervals(errors):
+    """errors [S, n], NaN where a run failed -> mean, low and high of each setting, [S, 3]."""
+    n = np.isfinite(errors).sum(axis=1)
+    mean = np.nanmean(errors, axis=1)
+    half = stats.t.ppf(0.975, n - 1) * np.nanstd(errors, axis=1, ddof=1) / np.sqrt(n)
+    return np.stack([mean, mean - half, mean + half], axis=1)
+
+
+# %% tags=["check"]
+checks.check_seed_intervals(seed_intervals)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: settings that nobody beats
+# *Medium, 10 minutes*
+#
+# The best score may take ten times as long as the second best. With two metrics there is rarely one winner, but many
+# settings are out of the question: another one is better in both.
+#
+# `score` is the better the higher, `cost` the better the lower; each row is a setting, each column a seed. A setting is
+# *beaten* if another has both a higher mean score and a lower mean cost over its seeds. Tell for each setting whether
+# nobody beats it, True or False. There are no ties. (What is left is called the Pareto front.)
+#
+# **Hint.** Means over the seeds first: the luckiest single run says more of luck than of the setting.
+#
+# **Hint.** `s[None, :] > s[:, None]` is a table `[S, S]`: is the setting of this column better than that of this row? A row
+# is beaten if any of its columns is better in score and in cost.
+
+
+# %% tags=["solution"]
+def unbeaten(score, cost):
+    """score, cost [S, n] -> bool [S], True where no other setting has a higher mean score and a lower mean cost."""
+    s, c = score.mean(axis=1), cost.mean(axis=1)
+    better = (s[None, :] > s[:, None]) & (c[None, :] < c[:, None])  # [row, column]: the column beats the row
+    return ~better.any(axis=1)
+
+
+# %% tags=["check"]
+checks.check_unbeaten(unbeaten)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: a difference, seed by seed
+# *Hard, 15 minutes*
+#
+# Some lands are rougher than others, and every setting suffers there. Where two settings saw the same land, that luck
+# cancels in their difference.
+#
+# `table` has a row for each run, with `setting`, `seed` and `error`, in no order. Runs that failed have no row, so a
+# setting may lack a seed that the other has: such a seed tells nothing of the difference and is left out of all of it.
+# Give the mean difference, `one` minus `other`, and both ends of its 95 % interval by Student's t over the seeds.
+#
+# **Hint.** `table[table["setting"] == one].set_index("seed")["error"]` holds the errors of one setting, named by seed.
+#
+# **Hint.** pandas subtracts by name, whatever the order, and leaves NaN where one of the two is missing: `.dropna()`. From
+# there on it is the interval of a mean, with as many seeds as are left.
+
+
+# %% tags=["solution"]
+def paired(table, one, other):
+    """A table with columns setting, seed and error, two names of settings -> (difference, low, high)."""
+    a, b = (table[table["setting"] == name].set_index("seed")["error"] for name in (one, other))
+    apart = (a - b).dropna()
+    half = stats.t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart))
+    return apart.mean(), apart.mean() - half, apart.mean() + half
+
+
+# %% tags=["check"]
+checks.check_paired(paired)
 
 # %% [markdown]
 # ## What was seen

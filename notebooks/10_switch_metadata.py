@@ -30,13 +30,14 @@
 
 # %%
 from dataclasses import replace
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 
-from clay_lib import SENSORS, Clay, plots, probes
+from clay_lib import SENSORS, Clay, checks, plots, probes
 from clay_lib.ablation import SETTINGS, WRONG_GSD, cosine_change, withhold, without
 from clay_lib.chips import in_cache, world_chips
 from clay_lib.embed import embed_chips, reconstruction_scores
@@ -264,6 +265,99 @@ fig = plots.bars_with_intervals(
 )
 plots.save(fig, out_dir / "rebuilt.png")
 plt.show()
+
+# %% [markdown]
+# ## Exercises, solved
+#
+# Three things to write yourself. [The exercises](exercises/10_switch_metadata.ipynb) have a notebook of their own, with
+# empty places, hints and checks; it needs no chips and no weights.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: a place that is not known
+# *Easy, 10 minutes*
+#
+# In an archive of photographs some have a place and some have none. All of them go into one batch, and the model has to be
+# told which is which.
+#
+# Write the code of each chip's place, `sin lat, cos lat, sin lon, cos lon`. Where `lat` or `lon` is not known, NaN, all
+# four numbers are zeros. A chip at 0 degrees lies somewhere, and has a code like any other.
+#
+# **Hint.** `torch.deg2rad` turns degrees into radians; `torch.stack([...], dim=1)` puts four lists of B numbers side by side.
+#
+# **Hint.** `unknown = lat.isnan() | lon.isnan()`, and then `code[unknown] = 0`, or `torch.where` with `unknown[:, None]`.
+
+
+# %% tags=["solution"]
+def place_codes(lat, lon):
+    """lat, lon [B] in degrees, NaN where not known -> sin lat, cos lat, sin lon, cos lon, or four zeros, [B, 4]."""
+    unknown = lat.isnan() | lon.isnan()
+    lat, lon = torch.deg2rad(lat), torch.deg2rad(lon)
+    code = torch.stack([lat.sin(), lat.cos(), lon.sin(), lon.cos()], dim=1)
+    return torch.where(unknown[:, None], 0.0, code)
+
+
+# %% tags=["check"]
+checks.check_place_codes(place_codes)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: how far, beside how far apart
+# *Medium, 10 minutes*
+#
+# A cosine of 0.98 sounds like nothing, but if the embeddings of any two chips have a cosine of 0.97, the chip has moved
+# most of the way to its neighbours. So put the one beside the other.
+#
+# Row i of `told` and of `untold` are the embeddings of the same chip, told everything and told less. Take 1 - cosine of
+# each chip's two embeddings, and their mean. Divide it by the mean of 1 - cosine over all pairs of *different* chips, one of
+# `told` and the other of `untold`. Vectors are of any length.
+#
+# **Hint.** With all vectors at length one, `a @ b.T` holds every cosine: the chips with themselves on the diagonal, the
+# pairs of different chips everywhere else.
+#
+# **Hint.** `~np.eye(len(a), dtype=bool)` picks what is not on the diagonal.
+
+
+# %% tags=["solution"]
+def share_moved(told, untold):
+    """told, untold [N, D] -> mean 1 - cosine of a chip with itself, as a share of that of two different chips."""
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (told, untold))
+    apart = 1 - a @ b.T  # [N, N]
+    return np.diag(apart).mean() / apart[~np.eye(len(a), dtype=bool)].mean()
+
+
+# %% tags=["check"]
+checks.check_moved(share_moved)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: could it be luck?
+# *Hard, 20 minutes*
+#
+# A probe names more chips correctly when the model is told everything. If what it was told were worth nothing, it would be
+# chance which of the two answers to a chip came from which model, and they could as well be swapped. How often does a
+# difference like the one seen come about by swapping alone?
+#
+# `told` and `untold` hold 1 where a chip was named correctly and 0 where not. The chips of a place stand or fall together,
+# so they are swapped together or not at all: K places can be swapped in 2^K ways, the way as it was seen among them. Go
+# through all of these and give the share whose difference of the two scores is at least as large as the one seen, in
+# either direction. (The check has seven places, with one to four chips each. Such a share is called a p-value.)
+#
+# **Hint.** Swapping the two turns the sign of their difference. So for each place only `(told - untold)[places == name].sum()`
+# matters, and a way of swapping is a sign for each place.
+#
+# **Hint.** `np.array(list(product((1, -1), repeat=K)))` holds all ways, `[2^K, K]`; `@` with the sums gives all differences.
+#
+# **Hint.** Compare the absolute values of sums, which are whole numbers: means that should be equal may differ by rounding.
+
+
+# %% tags=["solution"]
+def luck(told, untold, places):
+    """told, untold [M] 0 or 1, places [M] -> share of all swaps of places that differ at least as much as what was seen."""
+    sums = np.array([(told - untold)[places == name].sum() for name in np.unique(places)])  # [K]
+    ways = np.array(list(product((1, -1), repeat=len(sums))))  # [2^K, K]
+    return (np.abs(ways @ sums) >= abs(sums.sum())).mean()
+
+
+# %% tags=["check"]
+checks.check_luck(luck)
 
 # %% [markdown]
 # ## What was seen
