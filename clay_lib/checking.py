@@ -104,6 +104,7 @@ def as_tensor(answer) -> Tensor:
     require(answer is not ..., "There is nothing here yet: write your lines in place of the dots.")
     require(answer is not None, "There is nothing here: the answer is None.")
     try:
+        answer = answer.copy() if isinstance(answer, np.ndarray) else answer  # torch refuses x[::-1]
         return torch.as_tensor(answer).detach()
     except (TypeError, ValueError, RuntimeError):
         if isinstance(answer, (list, tuple)) and answer and all(isinstance(a, Tensor) for a in answer):

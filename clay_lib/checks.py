@@ -5,7 +5,9 @@ How a check looks and speaks is in checking.py, the checks are in a file for eac
 
 from clay_lib.checking import Mistake
 from clay_lib.checks_areas import check_blend, check_search, check_tile_of
+from clay_lib.checks_bytes import check_bits, check_differing, check_rounded, check_variance_kept
 from clay_lib.checks_embedding import check_band_parts, check_tokens, check_wavelengths
+from clay_lib.checks_heads import check_block_rates, check_mean_iou, check_resized
 from clay_lib.checks_looking import check_most_alike, check_patch_mean, check_three_colours
 from clay_lib.checks_maps import check_image_of_rows, check_patch_transform, check_plain_guess
 from clay_lib.checks_masking import check_mask, check_put_back, check_sequence_length
@@ -19,13 +21,17 @@ __all__ = [
     "Mistake",
     "check_agreement",
     "check_band_parts",
+    "check_bits",
     "check_blend",
+    "check_block_rates",
+    "check_differing",
     "check_grid_code",
     "check_image_of_rows",
     "check_interval",
     "check_luck",
     "check_mask",
     "check_masked_error",
+    "check_mean_iou",
     "check_most_alike",
     "check_moved",
     "check_paired",
@@ -35,6 +41,8 @@ __all__ = [
     "check_plain_guess",
     "check_put_back",
     "check_rate",
+    "check_resized",
+    "check_rounded",
     "check_same_place",
     "check_search",
     "check_seed_intervals",
@@ -44,6 +52,7 @@ __all__ = [
     "check_tile_of",
     "check_tokens",
     "check_unbeaten",
+    "check_variance_kept",
     "check_vote",
     "check_wavelengths",
     "check_week_code",

@@ -39,7 +39,7 @@ from IPython.display import display
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from clay_lib import Clay, plots
+from clay_lib import Clay, checks, plots
 from clay_lib.chips import in_cache
 from clay_lib.classwise import class_scores, confusions, iou, lead, pixel_classifier
 from clay_lib.dataset_files import raster_pairs
@@ -322,6 +322,107 @@ fig = plots.show_row([np.where(probability == 255, np.nan, probability)], gsd=te
                      label="probability of the class mapped (%)")  # fmt: skip
 plots.save(fig, out_dir / "probability.png")
 plt.show()
+
+# %% [markdown]
+# ## Exercises, solved
+#
+# Three things to write yourself. [The exercises](exercises/11_finetune_segmentation.ipynb) have a notebook of their own,
+# with empty places, hints and checks.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: a rate for every block
+# *Easy, 5 minutes*
+#
+# Where blocks of the encoder learn, the last of them gets the rate `top`, and every block before it `decay` times the
+# rate of the block after it. What lies deep and serves every image changes least; what lies near the head may follow the
+# new question.
+#
+# Give the rates of all `depth` blocks, first block first. Only the `last` last blocks learn; those before them are
+# frozen, with the rate 0. `last` goes from 0 (all frozen) to `depth`.
+#
+# **Hint.** Behind block i, counted from 0, lie `depth - 1 - i` blocks: so often is the rate multiplied by `decay`.
+
+
+# %% tags=["solution"]
+def rates(depth, last, top, decay):
+    """Learning rates of the encoder's blocks, first block first, [depth]; 0 where frozen."""
+    behind = depth - 1 - np.arange(depth)
+    return np.where(behind < last, top * decay**behind, 0.0)
+
+
+# %% tags=["check"]
+checks.check_block_rates(rates)
+
+# %% tags=["given"]
+every = rates(24, 24, 2e-4, 0.75)  # the 24 blocks of the released Clay
+print(f"if all 24 blocks learn, the first learns {every[-1] / every[0]:.0f} times slower than the last")
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: mean IoU, with everything that real labels bring
+# *Medium, 10 minutes*
+#
+# Three things bend a mean IoU: pixels that nobody labelled, classes that do not occur, and chips of unequal worth. Write
+# it so that they cannot.
+#
+# `truth` and `said` are class numbers of N chips, from 0 to `count - 1`; where `truth` is `ignore`, nobody labelled the
+# pixel, and whatever is said of it counts for nothing. Count over all chips first, then divide. The mean is that over
+# classes. A class that no labelled pixel has and that is said of none is left out of it; a class that is said of some
+# but that none has stays in, with 0.
+#
+# **Hint.** `known = truth != ignore`, and from there on only `truth[known]` and `said[known]`: two long rows of numbers.
+#
+# **Hint.** For each class: the pixels that have it and are said to, over those that have it or are said to. Append it to
+# a list only where the latter are more than none.
+
+
+# %% tags=["solution"]
+def mean_iou(truth, said, count, ignore):
+    """truth [N, H, W], said [N, H, W] -> the mean over classes of intersection over union, a number."""
+    known = truth != ignore
+    truth, said = truth[known], said[known]
+    values = []
+    for k in range(count):
+        either = ((truth == k) | (said == k)).sum()
+        if either > 0:
+            values.append(((truth == k) & (said == k)).sum() / either)
+    return np.mean(values)
+
+
+# %% tags=["check"]
+checks.check_mean_iou(mean_iou)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: resize by hand
+# *Hard, 15 minutes*
+#
+# A head that resizes makes every pixel by the same rule, and where it puts things is a matter of half pixels: the
+# commonest slip moves a map of 8 x 8 patches by 3.5 pixels, 35 m at 10 m a pixel.
+#
+# Enlarge one row of patches. `values` holds a number a patch, which stands at the patch's centre; each patch is `factor`
+# pixels wide. Give the number at the centre of every pixel: on the straight line between the two patch centres around
+# it. Before the first patch's centre and beyond the last one's, the value stays that of the outermost patch.
+#
+# **Hint.** Measure in patches, from the first patch's centre. A pixel i has its centre at `(i + 0.5) / factor` from the
+# left border, and the first patch has its own at 0.5.
+#
+# **Hint.** `np.interp(places, known_places, known_values)` draws the straight lines, and stays level outside.
+
+
+# %% tags=["solution"]
+def resized(values, factor):
+    """values [n] at the centres of patches -> [n * factor] at the centres of pixels."""
+    places = (np.arange(len(values) * factor) + 0.5) / factor - 0.5  # in patches, from the first one's centre
+    return np.interp(places, np.arange(len(values)), values)
+
+
+# %% tags=["check"]
+checks.check_resized(resized)
+
+# %% tags=["given"]
+grid = np.random.default_rng(0).normal(size=(3, 5))  # patches: rows first, then columns, and a picture is enlarged
+picture = np.array([resized(column, 8) for column in np.array([resized(row, 8) for row in grid]).T]).T
+by_torch = torch.nn.Upsample(scale_factor=8, mode="bilinear", align_corners=False)(torch.from_numpy(grid)[None, None])
+print(f"{grid.shape} -> {picture.shape}, as the head does it: {np.allclose(picture, by_torch[0, 0])}")
 
 # %% [markdown]
 # ## What was seen

@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from clay_lib import SENSORS, Clay, plots, probes
+from clay_lib import SENSORS, Clay, checks, plots, probes
 from clay_lib.charts import against_bytes
 from clay_lib.chips import in_cache, world_chips
 from clay_lib.compress import from_int8, neighbours_kept, principal_axes, shrink
@@ -209,7 +209,135 @@ plt.show()
 # %% [markdown]
 # Distances were taken from the mean of the training embeddings: all embeddings of a model share a large common part,
 # which would make any two look alike, and which principal components leave out by themselves.
+
+# %% [markdown]
+# ## Exercises, solved
 #
+# Three things to write yourself. [The exercises](exercises/12_shrink_embeddings.ipynb) have a notebook of their own, with
+# empty places, hints and checks.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1: any number of bits
+# *Easy, 10 minutes*
+#
+# int8 is one choice of many: four bits take half of it again, and two numbers share a byte. What a reader gets back
+# tells whether that is still good enough.
+#
+# Whole numbers of b bits go from -(2^(b - 1) - 1) to 2^(b - 1) - 1: from -127 to 127 for 8 bits, from -7 to 7 for 4. Give
+# each vector its own scale, its largest absolute number over the largest whole number; divide, round to the nearest, and
+# multiply by the scale again. A vector of zeros comes back as zeros.
+#
+# **Hint.** `np.abs(vectors).max(axis=1, keepdims=True)` has the shape [N, 1], so that vectors can be divided by it.
+#
+# **Hint.** Where the scale is 0, put 1 in its place: `np.where(scale > 0, scale, 1)`.
+
+
+# %% tags=["solution"]
+def rounded(vectors, bits):
+    """vectors [N, D] float -> [N, D] as read back from whole numbers of so many bits and one scale a vector."""
+    scale = np.abs(vectors).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
+    scale = np.where(scale > 0, scale, 1)
+    return np.rint(vectors / scale) * scale
+
+
+# %% tags=["check"]
+checks.check_rounded(rounded)
+
+# %% tags=["given"]
+drawn = np.random.default_rng(0).normal(size=(100, 192))
+for bits in (8, 6, 4, 2):
+    worst = np.abs(rounded(drawn, bits) - drawn).max(axis=1) / np.abs(drawn).max(axis=1)
+    print(f"{bits} bits, {192 * bits // 8 + 4:>3} bytes: off by at most {worst.max():.1%} of a vector's largest number")
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2: what components keep of other land
+# *Medium, 10 minutes*
+#
+# Components are chosen once, on some vectors, and every later vector has to make do with them. How much they keep of the
+# vectors that chose them flatters.
+#
+# Take the mean and the first `k` principal axes of `train`. Take that mean away from the `test` vectors. Give the share,
+# between 0 and 1, of the sum of their squares that lies along those axes.
+#
+# **Hint.** `np.linalg.svd(centred, full_matrices=False)[2]` has the axes as its rows, the strongest first.
+#
+# **Hint.** `(centred_test @ axes[:k].T)` are the test vectors' positions along the axes. Compare the sum of their squares
+# with that of `centred_test`.
+
+
+# %% tags=["solution"]
+def variance_kept(train, test, k):
+    """train [N, D], test [M, D] -> share of test's squares about train's mean that train's first k axes keep."""
+    centre = train.mean(axis=0)
+    axes = np.linalg.svd(train - centre, full_matrices=False)[2][:k]
+    along = (test - centre) @ axes.T
+    return (along**2).sum() / ((test - centre) ** 2).sum()
+
+
+# %% tags=["check"]
+checks.check_variance_kept(variance_kept)
+
+# %% tags=["given"]
+rng = np.random.default_rng(0)
+ways = rng.normal(size=(8, 64))  # in which vectors differ; on other land they differ in somewhat other ways
+lands = [
+    rng.normal(size=(40, 8)) @ mix + 0.5 * rng.normal(size=(40, 64))
+    for mix in (ways, ways + 0.6 * rng.normal(size=(8, 64)))
+]
+own, other = (variance_kept(lands[0], land, 8) for land in lands)
+print(f"8 components of 64 numbers keep {own:.0%} of the land that chose them, {other:.0%} of other land")
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3: one bit a number
+# *Hard, 15 minutes*
+#
+# The least that can be kept of a number is on which side of the mean it lies. A vector of 192 numbers then takes 24 bytes,
+# and a search compares bits, which is about the cheapest thing a computer can do. It serves to find a few hundred
+# candidates, which better numbers then put in order.
+#
+# First: a bit for every number, 1 where it is above the `mean` (that of the whole archive, number by number), eight in a
+# byte, the first number in the highest bit. Where D is no multiple of 8, the last byte is filled with zeros.
+#
+# Second: the number of bits in which each vector of `a` differs from each of `b`.
+#
+# **Hint.** `np.packbits(..., axis=1)` puts eight truths into a byte, and fills the last one with zeros.
+#
+# **Hint.** `a ^ b` has a 1 where bits differ. `a[:, None] ^ b` does so for all pairs, `[N, M, bytes]`.
+#
+# **Hint.** `np.unpackbits(..., axis=2)` takes bytes apart again, so that bits can be added up.
+
+
+# %% tags=["solution"]
+def to_bits(vectors, mean):
+    """vectors [N, D], mean [D] -> uint8 [N, D / 8, rounded up]."""
+    return np.packbits(vectors > mean, axis=1)
+
+
+# %% tags=["check"]
+checks.check_bits(to_bits)
+
+
+# %% tags=["solution"]
+def differing(a, b):
+    """a uint8 [N, K], b uint8 [M, K] -> the number of bits that differ, [N, M]."""
+    return np.unpackbits(a[:, None] ^ b, axis=2).sum(axis=2)
+
+
+# %% tags=["check"]
+checks.check_differing(differing)
+
+# %% tags=["given"]
+rng = np.random.default_rng(1)
+archive = rng.normal(size=(2000, 40)) @ rng.normal(size=(40, 192))  # 192 numbers that hang together, as embeddings do
+asked, centre = archive[:50], archive.mean(axis=0)
+by_bits = differing(to_bits(asked, centre), to_bits(archive, centre)).argsort(axis=1, kind="stable")
+unit = (archive - centre) / np.linalg.norm(archive - centre, axis=1, keepdims=True)
+by_cosine = (-unit[:50] @ unit.T).argsort(axis=1)[:, :10]
+for candidates in (10, 50, 200):
+    found = np.mean([np.isin(near, bits[:candidates]).mean() for near, bits in zip(by_cosine, by_bits, strict=True)])
+    print(f"{found:.0%} of the 10 nearest are among the {candidates} that 24 bytes a vector find first, of 2000")
+
+# %% [markdown]
 # ## What was seen
 
 # %%
