@@ -53,8 +53,8 @@ def check_block_rates(fn: Callable) -> None:
     none = as_tensor(attempt(fn, depth, 0, top, decay))
     require(
         not none.bool().any(),
-        "With last = 0 no block learns, and every rate is 0; yours are not. (In an array, [-0:] is not the end of it "
-        "but the whole.)",
+        "With last = 0 no block learns, and every rate is 0; yours are not. (An array has no end of length 0 by "
+        "[-0:], which is all of it, and [:-0] is nothing.)",
     )
     compare(attempt(fn, 5, 5, 1.0, 0.5), _rates(5, 5, 1.0, 0.5), axes="depth", what="the rates of 5 blocks of 5")
     right("What lies deepest, and serves every image, changes least.")
