@@ -22,6 +22,8 @@ def check_rounded(fn: Callable) -> None:
 
         size = np.abs(vectors)
         top = size.max(1, keepdims=True)
+        low, span = vectors.min(1, keepdims=True), np.ptp(vectors, axis=1, keepdims=True)
+        step = np.where(span > 0, span, 1) / (2**bits - 1)
         whole = np.rint(vectors / np.where(top > 0, top / most, 1))
         got = as_tensor(attempt(fn, vectors, bits))
         expect_shape(got, vectors.shape, "N D")
@@ -51,6 +53,11 @@ def check_rounded(fn: Callable) -> None:
                 ),
                 f"{bits} bits hold {2**bits} whole numbers, half of them negative: the largest is {most}, not "
                 f"{2**bits - 1}.": back(top, most=2**bits - 1),
+                f"{bits} bits hold {2**bits} whole numbers, but half of them negative: the largest is {most}.": back(
+                    top, most=2**bits
+                ),
+                "The range from a vector's smallest number to its largest is cut into steps. Here 0 stays 0, and the scale "
+                f"is the largest absolute number over {most}.": np.rint((vectors - low) / step) * step + low,
                 f"The largest whole number of {bits} bits is {most}, one less than {most + 1}, since 0 takes a place.": back(
                     top, most=most + 1
                 ),
@@ -86,7 +93,9 @@ def check_variance_kept(fn: Callable) -> None:
 
     square = np.square(along()).sum(0)
     kept = shares(square)
-    singular = np.linalg.svd(train - train.mean(0), compute_uv=False)
+    _, singular, axes = np.linalg.svd(train - train.mean(0))
+    seen = test - train.mean(0)
+    scaled = np.linalg.svd((train - train.mean(0)) / train.std(0))[2]
     answers = [value(attempt(fn, train, test, k)) for k in asked]
     compare(
         answers,
@@ -109,6 +118,15 @@ def check_variance_kept(fn: Callable) -> None:
             "These are the last components, along which vectors differ least. (np.linalg.eigh gives them in rising "
             "order.)": shares(square[::-1]),
             "This is the share that is lost: give that which is kept.": [1 - share for share in kept],
+            "The columns of what svd gives third are taken for the axes: its rows are the axes.": shares(
+                np.square(seen @ axes).sum(0)
+            ),
+            "The numbers are brought to the same spread first: only the mean is taken away.": shares(
+                np.square(seen / train.std(0) @ scaled.T).sum(0)
+            ),
+            "The share is taken vector by vector and averaged: add up the squares of all test vectors first.": [
+                (np.square(along()[:, :k]).sum(1) / np.square(along()).sum(1)).mean() for k in asked
+            ],
             "Lengths along the components are added up, not their squares.": shares(np.abs(along()).sum(0)),
             "Singular values of train are added up without squaring, and nothing is measured on test.": shares(
                 singular
@@ -150,6 +168,9 @@ def check_bits(fn: Callable) -> None:
             "In each byte the first number is the lowest bit; here the highest, as np.packbits has it by itself.": np.packbits(
                 above, axis=1, bitorder="little"
             ),
+            "The zeros that fill up the last byte stand in front: they belong at the end.": np.packbits(
+                np.pad(above, ((0, 0), (5, 0))), axis=1
+            ),
         },
         axes="N bytes",
         what="the bytes",
@@ -185,6 +206,10 @@ def check_differing(fn: Callable) -> None:
             "Bits that are 1 in either are counted (|): count those that differ (^).": (x | y).sum(2),
             "The rows belong to b and the columns to a: give [N, M].": wanted.T,
             "This is the share of bits; give their number.": wanted / 24,
+            "This is the Euclidean distance of the bits, the root of their number.": wanted**0.5,
+            "Bits are subtracted as uint8, where 0 - 1 is 255: compare them instead, with ^ or !=.": (
+                (x - y) % 256
+            ).sum(2),
         },
         axes="N M",
         what="the counts",

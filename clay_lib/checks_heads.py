@@ -57,7 +57,7 @@ def check_block_rates(fn: Callable) -> None:
         "[-0:], which is all of it, and [:-0] is nothing.)",
     )
     compare(attempt(fn, 5, 5, 1.0, 0.5), _rates(5, 5, 1.0, 0.5), axes="depth", what="the rates of 5 blocks of 5")
-    right("What lies deepest, and serves every image, changes least.")
+    right("What lies near the pixels, and serves every image, changes least.")
 
 
 def check_mean_iou(fn: Callable) -> None:
@@ -88,6 +88,13 @@ def check_mean_iou(fn: Callable) -> None:
         known = mean()(truth, said, ignore)
         there = len(set(np.unique(truth)) | set(np.unique(said[truth != ignore]))) - 1
         return known * there / (there + 1)
+
+    def unlabelled_both(truth, said, ignore):
+        there = len(set(np.unique(truth)) | set(np.unique(said)))  # with `ignore`, whose score is 0
+        return unlabelled_said(truth, said, ignore) * (there - 1) / there
+
+    def unlabelled_first(truth, said, ignore):
+        return mean()(np.where(truth == ignore, 0, truth), said, ignore)
 
     def alike(truth, said, ignore):
         known = truth != ignore
@@ -131,6 +138,10 @@ def check_mean_iou(fn: Callable) -> None:
                 unlabelled_said
             ),
             "The unlabelled pixels count as one more class.": made(unlabelled_class),
+            "The unlabelled pixels are not left out: they count as one more class and as false alarms of the others.": made(
+                unlabelled_both
+            ),
+            "The unlabelled pixels are taken for class 0: leave them out of everything.": made(unlabelled_first),
             "This is the share of pixels that are right; IoU asks each class by itself.": made(alike),
             "Hits and unions of all classes are added up before dividing, so that common classes decide: divide for "
             "each class, then take the mean.": made(pooled),

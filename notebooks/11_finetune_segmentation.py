@@ -334,8 +334,8 @@ plt.show()
 # *Easy, 5 minutes*
 #
 # Where blocks of the encoder learn, the last of them gets the rate `top`, and every block before it `decay` times the
-# rate of the block after it. What lies deep and serves every image changes least; what lies near the head may follow the
-# new question.
+# rate of the block after it. What lies near the pixels and serves every image changes least; what lies near the
+# head may follow the new question.
 #
 # Give the rates of all `depth` blocks, first block first. Only the `last` last blocks learn; those before them are
 # frozen, with the rate 0. `last` goes from 0 (all frozen) to `depth`.
@@ -361,12 +361,12 @@ print(f"if all 24 blocks learn, the first learns {every[-1] / every[0]:.0f} time
 # ### Exercise 2: mean IoU, with everything that real labels bring
 # *Medium, 10 minutes*
 #
-# Three things bend a mean IoU: pixels that nobody labelled, classes that do not occur, and chips of unequal worth. Write
-# it so that they cannot.
+# Three things distort a mean IoU: pixels that nobody labelled, classes that do not occur, and chips with few labels that
+# count as much as others. Write it so that they cannot.
 #
 # `truth` and `said` are class numbers of N chips, from 0 to `count - 1`; where `truth` is `ignore`, nobody labelled the
-# pixel, and whatever is said of it counts for nothing. Count over all chips first, then divide. The mean is that over
-# classes. A class that no labelled pixel has and that is said of none is left out of it; a class that is said of some
+# pixel, and whatever is said of it counts for nothing. Count over all chips first, then divide. The mean is taken
+# over classes. A class that no labelled pixel has and that is said of none is left out of it; a class that is said of some
 # but that none has stays in, with 0.
 #
 # **Hint.** `known = truth != ignore`, and from there on only `truth[known]` and `said[known]`: two long rows of numbers.
@@ -395,8 +395,8 @@ checks.check_mean_iou(mean_iou)
 # ### Exercise 3: resize by hand
 # *Hard, 15 minutes*
 #
-# A head that resizes makes every pixel by the same rule, and where it puts things is a matter of half pixels: the
-# commonest slip moves a map of 8 x 8 patches by 3.5 pixels, 35 m at 10 m a pixel.
+# A head that resizes makes every pixel by the same rule, and where it puts things is a matter of half pixels: left
+# out, they move a map made of patches of 8 x 8 pixels by 3.5 pixels, which is 35 m at 10 m a pixel.
 #
 # Enlarge one row of patches. `values` holds a number a patch, which stands at the patch's centre; each patch is `factor`
 # pixels wide. Give the number at the centre of every pixel: on the straight line between the two patch centres around

@@ -223,9 +223,9 @@ plt.show()
 # int8 is one choice of many: four bits take half of it again, and two numbers share a byte. What a reader gets back
 # tells whether that is still good enough.
 #
-# Whole numbers of b bits go from -(2^(b - 1) - 1) to 2^(b - 1) - 1: from -127 to 127 for 8 bits, from -7 to 7 for 4. Give
-# each vector its own scale, its largest absolute number over the largest whole number; divide, round to the nearest, and
-# multiply by the scale again. A vector of zeros comes back as zeros.
+# The largest whole number of `bits` bits is `2 ** (bits - 1) - 1`: 127 for 8 bits, 7 for 4, and as far down below zero.
+# Give each vector its own scale, its largest absolute number over the largest whole number; divide by it, round to the
+# nearest, and multiply by the scale again. A vector of zeros comes back as zeros.
 #
 # **Hint.** `np.abs(vectors).max(axis=1, keepdims=True)` has the shape [N, 1], so that vectors can be divided by it.
 #
@@ -253,7 +253,7 @@ for bits in (8, 6, 4, 2):
 # ### Exercise 2: what components keep of other land
 # *Medium, 10 minutes*
 #
-# Components are chosen once, on some vectors, and every later vector has to make do with them. How much they keep of the
+# Components are chosen once, on some vectors, and every later vector has to make do with them. What they keep of the
 # vectors that chose them flatters.
 #
 # Take the mean and the first `k` principal axes of `train`. Take that mean away from the `test` vectors. Give the share,

@@ -66,10 +66,13 @@ def zero_divided(vectors, bits):
 def kept(fit=lambda train, test: train, centre=lambda train, test: train.mean(0), of=lambda train, test: test):
     def fn(train, test, k):
         axes = PCA(k).fit(fit(train, test)).components_
-        seen = of(train, test) - centre(train, test)
-        return ((seen @ axes.T) ** 2).sum() / (seen**2).sum()
+        return along(of(train, test) - centre(train, test), axes)
 
     return fn
+
+
+def along(seen, axes):
+    return ((seen @ axes.T) ** 2).sum() / (seen**2).sum()
 
 
 def pairs(count):
@@ -100,6 +103,11 @@ WRONG = {
         checks.check_mean_iou,
         mean_iou(among=lambda truth: np.ones_like(truth, bool)),
         "said of unlabelled pixels",
+    ),
+    "11 unlabelled as class 0": (
+        checks.check_mean_iou,
+        lambda t, s, n, i: mean_iou()(np.where(t == i, 0, t), s, n, i),
+        "taken for class 0",
     ),
     "11 pixels that are right": (
         checks.check_mean_iou,
@@ -145,6 +153,11 @@ WRONG = {
     ),
     "12 own mean": (checks.check_variance_kept, kept(centre=lambda train, test: test.mean(0)), "about their own mean"),
     "12 not centred": (checks.check_variance_kept, kept(centre=lambda train, test: 0), "from train alone"),
+    "12 columns": (
+        checks.check_variance_kept,
+        lambda a, b, k: along(b - a.mean(0), np.linalg.svd(a - a.mean(0))[2].T[:k]),
+        "its rows are the axes",
+    ),
     "12 what is lost": (checks.check_variance_kept, lambda *a: 1 - kept()(*a), "share that is lost"),
     "12 not packed": (checks.check_bits, lambda x, m: (x > m).astype(np.uint8), "eight of them into one byte"),
     "12 one row": (checks.check_bits, lambda x, m: np.packbits(x > m), "needs axis=1"),
@@ -153,6 +166,7 @@ WRONG = {
     "12 bits that agree": (checks.check_differing, pairs(np.equal), "the bits that agree"),
     "12 bytes": (checks.check_differing, lambda a, b: (a[:, None] != b).sum(2), "Bytes that differ"),
     "12 both": (checks.check_differing, pairs(np.logical_and), "1 in both"),
+    "12 less than nought": (checks.check_differing, pairs(np.subtract), "0 - 1 is 255"),
     "12 added up": (checks.check_differing, lambda a, b: (a[:, None] ^ b).sum(2), "added up as numbers"),
 }
 
