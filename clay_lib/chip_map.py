@@ -23,6 +23,7 @@ from clay_lib import plots
 from clay_lib.chips import Chips
 from clay_lib.colours import INK, MISSING, PALETTE
 from clay_lib.contract import ContractError
+from clay_lib.encoder import MIN_VALID
 from clay_lib.maps import DEGREES, Layer, show_on_map
 from clay_lib.miniworld import CLASS_COLOURS, MiniWorld
 from clay_lib.neighbours import nearest
@@ -84,16 +85,28 @@ def agreement(answers: np.ndarray, truth: np.ndarray, given: Mapping[int, str]) 
     return float((answers[rest] == truth[rest]).mean())
 
 
-def cut_tiles(view: Scene, side: int) -> tuple[Chips, np.ndarray]:
-    """The whole tiles of a scene as chips [N, C, side, side], and their corners in degrees, [N, 4, 2] lon and lat."""
+def cut_tiles(view: Scene, side: int, *, min_valid: float = MIN_VALID) -> tuple[Chips, np.ndarray, np.ndarray]:
+    """The whole tiles of a scene as N chips [N, C, side, side], NaN where nothing was measured; their corners in
+    degrees, [N, 4, 2] lon and lat; and which of the rows x columns tiles they are, row by row, [N].
+
+    Tiles of which a smaller share than min_valid was measured are left out.
+    """
     if view.crs is None:
         raise ContractError(
             "scene", found="no place", expected="a file with a CRS and a transform", cause="a picture without place"
         )
-    pixels = view.filled()
-    rows, columns = (n // side for n in pixels.shape[1:])
-    cut = rearrange(pixels[:, : rows * side, : columns * side], "C (h p) (w q) -> (h w) C p q", p=side, q=side)
-    top, left = side * np.stack(np.divmod(np.arange(rows * columns), columns)).astype(float)
+    rows, columns = (n // side for n in view.pixels.shape[1:])
+    inner = view.measured()[:, : rows * side, : columns * side]
+    cut = rearrange(inner, "C (h p) (w q) -> (h w) C p q", p=side, q=side)
+    which = np.flatnonzero(np.isfinite(cut).mean((1, 2, 3)) >= min_valid)
+    if not len(which):
+        raise ContractError(
+            "scene",
+            found=f"{view.valid.mean():.0%} of {view.pixels.shape[1]} x {view.pixels.shape[2]} pixels measured",
+            expected=f"a tile of {side} x {side} pixels that is",
+            cause="an image of nodata, or tiles larger than the image",
+        )
+    top, left = side * np.stack(np.divmod(which, columns)).astype(float)
     a, b, x, d, e, y = view.transform
     across, down = (
         left + side * np.array([[0], [1], [1], [0], [0.5]]),
@@ -101,9 +114,9 @@ def cut_tiles(view: Scene, side: int) -> tuple[Chips, np.ndarray]:
     )
     eastings, northings = a * across + b * down + x, d * across + e * down + y  # [5, N]: four corners, and the middle
     lon, lat = (np.reshape(v, across.shape) for v in transform(view.crs, DEGREES, eastings.ravel(), northings.ravel()))
-    labels = np.zeros((len(cut), side, side), np.uint8)
-    chips = Chips(view.sensor.name, cut, labels, lat[4], lon[4], np.full(len(cut), view.when or ""))
-    return chips, np.stack([lon[:4], lat[:4]], axis=-1).transpose(1, 0, 2)
+    labels = np.zeros((len(which), side, side), np.uint8)
+    chips = Chips(view.sensor.name, cut[which], labels, lat[4], lon[4], np.full(len(which), view.when or ""))
+    return chips, np.stack([lon[:4], lat[:4]], axis=-1).transpose(1, 0, 2), which
 
 
 def world_background(world: MiniWorld, step: float = 1.0) -> Layer:

@@ -73,11 +73,16 @@ def reconstruction_scores(
 
 
 def principal_components(patches: np.ndarray, count: int = 3) -> np.ndarray:
-    """Patch embeddings [B, h, w, D] -> their first components over all patches together, [B, h, w, count]."""
+    """Patch embeddings [B, h, w, D] -> their first components over all patches together, [B, h, w, count].
+
+    Patches that were left out are NaN before and after.
+    """
     from sklearn.decomposition import PCA
 
     flat = rearrange(patches, "B h w D -> (B h w) D")
-    parts = PCA(count, random_state=0).fit_transform(flat)
+    known = np.isfinite(flat).all(axis=1)
+    parts = np.full((len(flat), count), np.nan, flat.dtype)
+    parts[known] = PCA(count, random_state=0).fit_transform(flat[known])
     return rearrange(parts, "(B h w) n -> B h w n", h=patches.shape[1], w=patches.shape[2])
 
 

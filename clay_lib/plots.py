@@ -168,7 +168,7 @@ def reconstruction(
     error = np.where(everything, error, np.nan)
     panels = [
         ("input", picture(original, everything)),
-        (f"seen by the encoder ({1 - hidden.mean():.0%})", picture(original, everything & ~hidden)),
+        (f"seen by the encoder ({1 - hidden[everything].mean():.0%})", picture(original, everything & ~hidden)),
         ("reconstruction", picture(np.where(hidden, predicted, original), everything)),
         ("absolute error, mean of bands", error),
     ]

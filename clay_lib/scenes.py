@@ -51,8 +51,12 @@ class Scene:
         """[H, W]: True where every band was measured."""
         return ~self.missing.any(axis=0)
 
+    def measured(self) -> np.ndarray:
+        """Pixels float32 [C, H, W], NaN where nothing was measured: what `Clay` takes."""
+        return np.where(self.missing, np.float32(np.nan), self.pixels.astype(np.float32))
+
     def filled(self) -> np.ndarray:
-        """Pixels float32 [C, H, W] whose missing ones hold their band's mean: fit for a model that knows no NaN."""
+        """Pixels float32 [C, H, W] whose missing ones hold their band's mean, for a file that can hold no NaN."""
         pixels = self.pixels.astype(np.float32)
         if not self.valid.any():
             raise ContractError(
@@ -203,6 +207,15 @@ def middle_window(path: str | Path, most: int) -> tuple[int, int, int, int] | No
         wide, high = min(most, source.width), min(most, source.height)
         whole = (wide, high) == (source.width, source.height)
         return None if whole else ((source.width - wide) // 2, (source.height - high) // 2, wide, high)
+
+
+def most_measured(valid: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """(top, left) of the height x width window of valid [H, W] with the most measured pixels, nearest the middle."""
+    counts = np.pad(valid.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    inside = counts[height:, width:] - counts[:-height, width:] - counts[height:, :-width] + counts[:-height, :-width]
+    rows, columns = np.nonzero(inside == inside.max())
+    away = np.hypot(rows - (inside.shape[0] - 1) / 2, columns - (inside.shape[1] - 1) / 2)
+    return int(rows[away.argmin()]), int(columns[away.argmin()])
 
 
 def write_raster(

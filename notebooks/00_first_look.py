@@ -45,7 +45,7 @@ from clay_lib.maps import Layer
 from clay_lib.miniworld import CLASS_COLOURS, CLASSES, MiniWorld
 from clay_lib.playground import playground
 from clay_lib.runner import output_folder, write_metrics
-from clay_lib.scenes import middle_window, read_scene, write_raster
+from clay_lib.scenes import middle_window, most_measured, read_scene, write_raster
 
 # %% tags=["parameters"]
 seed: int = 0  # of the mini-world and of what is hidden
@@ -74,7 +74,7 @@ if not scene:
     path, names = out_dir / "scene.tif", SENSORS[sensor].band_names
     write_raster(path, seen.pixels, crs=seen.crs, transform=seen.transform, descriptions=names)
 view = read_scene(path, sensor, when=date, window=middle_window(path, scene_pixels))
-pixels = view.filled()  # [C, H, W], the sensor's own numbers
+pixels = view.measured()  # [C, H, W], the sensor's own numbers; NaN where nothing was measured
 look = dict(sensor=view.sensor, bands=view.bands, in_decibel=view.in_decibel, like=pixels)
 picture = plots.rgb(pixels, valid=view.valid, **look)
 print(
@@ -90,8 +90,9 @@ assert pixels.shape[0] == len(view.bands) and min(pixels.shape[1:]) >= tile
 
 # %%
 clay = Clay.load(in_cache(weights))
-top, left = ((side - piece) // 2 if side > piece else 0 for side in pixels.shape[1:])
-small = pixels[:, top : top + piece, left : left + piece]
+high, wide = (min(piece, side) for side in pixels.shape[1:])
+top, left = most_measured(view.valid, high, wide)  # the middle, unless nodata lies there
+small = pixels[:, top : top + high, left : left + wide]
 told = dict(when=view.when, lat=view.lat, lon=view.lon)
 how = dict(sensor=view.sensor, bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)
 made = clay.reconstruct(small, mask_ratio=mask_ratio, seed=seed, **how, **told)
@@ -127,13 +128,13 @@ playground(clay, small, view.sensor, have=view.bands, gsd=view.gsd, mask_ratio=m
 # %%
 names = None
 if view.crs:
-    squares, outlines = cut_tiles(view, tile)
+    squares, outlines, which = cut_tiles(view, tile)  # squares of nodata are left out
     vectors = embed_chips(clay, squares, bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)["patch mean"]
     background = Layer("scene", picture, view.crs, view.transform, valid=view.valid)
     colours = {"like this": plots.PALETTE[0], "unlike": plots.PALETTE[1]}
     if not scene:  # the mini-world knows what is there: to count with, never to learn from
         cut = rearrange(seen.labels, "(h p) (w q) -> (h w) (p q)", p=tile, q=tile)
-        names = np.array([CLASSES[np.bincount(one).argmax()] for one in cut])
+        names = np.array([CLASSES[np.bincount(one).argmax()] for one in cut[which]])
         colours = {CLASSES[k]: colour for k, colour in CLASS_COLOURS.items() if CLASSES[k] in set(names)}
     print(f"{len(vectors)} squares of {tile} x {tile} pixels, {vectors.shape[1]} numbers each")
 else:
@@ -165,13 +166,20 @@ if view.crs:
     example = dict.fromkeys(order[:4], "like this") | dict.fromkeys(order[-4:], "unlike")
     given = clicked.given if clicked.answers is not None else {int(n): name for n, name in example.items()}
     answers = refit(vectors, given)
-    shown = plots.class_colours(sorted(set(given.values()))) | clicked.colours
+    kinds = sorted(set(given.values()))
+    shown = plots.class_colours(kinds) | clicked.colours
     rows, columns = (side // tile for side in pixels.shape[1:])
-    codes = np.searchsorted(sorted(set(given.values())), answers).reshape(1, rows, columns).astype(np.uint8) + 1
-    write_raster(out_dir / "map.tif", codes, crs=view.crs, transform=coarser(view.transform, tile), nodata=0)
+    codes = np.zeros(rows * columns, np.uint8)  # 0: nothing was measured there
+    codes[which] = np.searchsorted(kinds, answers) + 1
+    key = ", ".join(
+        f"{code} {kind}" for code, kind in enumerate(kinds, start=1)
+    )  # goes into the file, for other programs
+    placed = dict(crs=view.crs, transform=coarser(view.transform, tile), nodata=0)
+    write_raster(out_dir / "map.tif", codes.reshape(rows, columns), descriptions=[key], **placed)
     fig = show_map(clicked.atlas, background, answers, shown, given)
     _ = plots.save(fig, out_dir / "map.png")
-    assert codes.min() >= 1 and codes.size == len(vectors)
+    assert (codes[which] >= 1).all() and (codes > 0).sum() == len(vectors)
+    print(f"map.tif: {rows} x {columns} squares, {key}")
 
 # %% [markdown]
 # ## What was seen
@@ -179,8 +187,8 @@ if view.crs:
 # %%
 normal = [view.sensor.normalise(p, view.bands, in_decibel=view.in_decibel) for p in (small, made.pixels[0])]
 truth, painted = (p[:, hidden] for p in normal)
-plain = normal[0][:, ~hidden].mean(axis=1, keepdims=True)  # of what is visible, a number for each band
-error, floor = (float(np.abs(guess - truth).mean()) for guess in (painted, plain))
+plain = np.nanmean(normal[0][:, ~hidden], axis=1, keepdims=True)  # of what is visible, a number for each band
+error, floor = (float(np.nanmean(np.abs(guess - truth))) for guess in (painted, plain))
 metrics = {"hidden": float(hidden.mean()), "error of hidden pixels, sd": error, "of the visible mean, sd": floor}
 told = "- The file does not say where it lies, so there was no map."
 if view.crs:

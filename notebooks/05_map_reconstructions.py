@@ -45,7 +45,7 @@ from clay_lib.georeference import bounds_wgs84
 from clay_lib.maps import Layer, show_on_map, static_map
 from clay_lib.miniworld import CLASSES, MiniWorld
 from clay_lib.runner import output_folder, write_metrics
-from clay_lib.scenes import middle_window, read_scene, write_raster
+from clay_lib.scenes import middle_window, most_measured, read_scene, write_raster
 
 _ = torch.set_grad_enabled(False)
 
@@ -83,7 +83,7 @@ else:
 # %%
 window = middle_window(path, most_pixels)
 view = read_scene(path, sensor, when=date, window=window)
-pixels = view.filled()  # [C, H, W]; missing pixels hold their band's mean
+pixels = view.measured()  # [C, H, W]; NaN where nothing was measured
 C, H, W = pixels.shape
 how = dict(sensor=view.sensor, bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)
 place = dict(lat=view.lat, lon=view.lon, when=view.when)
@@ -108,8 +108,9 @@ print(
 # %%
 clay = Clay.load(in_cache(weights))
 P = clay.model.config.patch_size
-piece = pixels[:, : tile - 3, : tile - 5]
-h, w = piece.shape[1:]
+h, w = min(tile - 3, H), min(tile - 5, W)
+top, left = most_measured(view.valid, h, w)
+piece = pixels[:, top : top + h, left : left + w]
 cube = clay.cube(piece, **how, **place)
 output = clay.model(cube, mask_ratio=mask_ratio, generator=torch.Generator().manual_seed(seed))
 rows, columns = output.encoded.grid
@@ -128,7 +129,7 @@ native = by_hand * std + mean
 native = native if view.in_decibel or not view.sensor.decibel else 10 ** (native / 10)  # radar power from dB
 
 library = clay.reconstruct(piece, mask_ratio=mask_ratio, seed=seed, **how, **place)
-torch.testing.assert_close(native, torch.from_numpy(library.pixels[0]))
+torch.testing.assert_close(native, torch.from_numpy(library.pixels[0]))  # both paint every patch, holes too
 assert (hidden.numpy() == library.mask[0]).all()
 print(f"{rows} x {columns} patches of {P} x {P} -> {tuple(by_hand.shape)}, cropped from {rows * P} x {columns * P}")
 
@@ -137,12 +138,14 @@ print(f"{rows} x {columns} patches of {P} x {P} -> {tuple(by_hand.shape)}, cropp
 #
 # The model was trained on squares of one size. A scene of any size is cut into such squares, which pass through the model
 # as a batch, and is put together again. Cutting into tiles is cutting into patches, only coarser: the same two functions do
-# it, padding and cropping included. (All tiles get the date and the middle of the scene for their own.)
+# it, cropping included. What is added at the edges is NaN: nothing was measured there, and a patch that was mostly not
+# measured never reaches the encoder. (All tiles get the date and the middle of the scene for their own.)
 
 
 # %%
 def cut(image):
-    """[C, H, W] -> tiles [N, C, tile, tile]."""
+    """[C, H, W] -> tiles [N, C, tile, tile]; NaN at the edges."""
+    image = torch.nn.functional.pad(image, (0, -W % tile, 0, -H % tile), value=float("nan"))
     return rearrange(patches_of(image[None], tile), "1 N (C h w) -> N C h w", h=tile, w=tile)
 
 
@@ -153,7 +156,7 @@ def join(tiles):
 
 
 tiles = cut(torch.from_numpy(pixels))
-torch.testing.assert_close(join(tiles), torch.from_numpy(pixels), rtol=0, atol=0)
+torch.testing.assert_close(join(tiles), torch.from_numpy(pixels), rtol=0, atol=0, equal_nan=True)
 made = [
     clay.reconstruct(batch.numpy(), mask_ratio=mask_ratio, seed=seed + number, **how, **place)
     for number, batch in enumerate(tiles.split(64))
@@ -196,9 +199,9 @@ _ = plots.save(fig, out_dir / "reconstruction.png")
 # The plainest guess for hidden pixels is the mean of the visible ones of that band, tile by tile.
 
 # %%
-seen = ~cut(torch.from_numpy(mask[None].astype(np.float32))).bool()  # [N, 1, tile, tile]
-values = cut(torch.from_numpy(normal(pixels)))
-guess = (values * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
+values = cut(torch.from_numpy(normal(pixels)))  # [N, C, tile, tile]
+seen = (cut(torch.from_numpy(mask[None].astype(np.float32))) == 0) & values.isfinite()
+guess = values.masked_fill(~seen, 0).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
 guess_error = np.abs(join(guess.expand_as(values)).numpy() - normal(pixels))
 ours, plain = (e[:, counted].mean(axis=1) for e in (error, guess_error))
 
@@ -255,7 +258,7 @@ else:
 # puts streets below (the mini-world's places lie on the true Earth, but are not what is there).
 
 # %%
-look = dict(sensor=view.sensor, bands=view.bands, in_decibel=view.in_decibel, like=np.where(view.valid, pixels, np.nan))
+look = dict(sensor=view.sensor, bands=view.bands, in_decibel=view.in_decibel, like=pixels)
 top = float(np.nanpercentile(error_map, 99))
 layers = [] if view.crs is None else [
     Layer("original", plots.rgb(pixels, **look), view.crs, view.transform, valid=view.valid),

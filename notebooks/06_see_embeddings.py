@@ -87,7 +87,7 @@ else:
     names = SENSORS[sensor].band_names
     write_raster(path, seen.pixels, crs=seen.crs, transform=seen.transform, descriptions=names)
 view = read_scene(path, sensor, when=date, window=middle_window(path, most_pixels))
-pixels, how = view.filled(), dict(bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)
+pixels, how = view.measured(), dict(bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)
 H, W = pixels.shape[1:]
 print(
     f"{path.name} ({'your file' if scene else 'mini-world'}): {pixels.shape}, {view.gsd:g} m, {view.valid.mean():.1%} valid"
@@ -96,10 +96,12 @@ print(
 
 # %%
 def tiles_of(view, pixels, side):
-    """All whole tiles of a scene as chips, each with its own middle; None where place or date are unknown."""
+    """All whole tiles of a scene as chips, each with its own middle; None where place or date are unknown. Tiles of
+    which less than half was measured are left out."""
     rows, columns = H // side, W // side
     cut = rearrange(pixels[:, : rows * side, : columns * side], "C (h p) (w q) -> (h w) C p q", p=side, q=side)
-    r, c = (side * (n + 0.5) for n in np.divmod(np.arange(rows * columns), columns))
+    kept = np.flatnonzero(np.isfinite(cut).mean(axis=(1, 2, 3)) >= 0.5)
+    cut, (r, c) = cut[kept], (side * (n + 0.5) for n in np.divmod(kept, columns))
     lat = lon = np.full(len(cut), None)
     if view.crs:
         a, b, x, d, e, y = view.transform
@@ -129,13 +131,14 @@ print(f"{len(chips)} chips of {chips.pixels.shape[1:]}", *(f"+ {len(c)} of {s}" 
 clay = Clay.load(in_cache(weights))
 few = chips[:4]
 cube = clay.cube(few.pixels, few.sensor, **few.place_and_time, **reading)
-tokens = clay.model.encoder(cube, mask_ratio=0.0, shuffle=False).tokens  # [4, 1 + L, D]
-by_hand = {"class token": tokens[:, 0], "patch mean": tokens[:, 1:].sum(dim=1) / (tokens.shape[1] - 1)}
+encoded = clay.model.encoder(cube, mask_ratio=0.0, shuffle=False)
+patches = encoded.patches(encoded.tokens)  # [4, h, w, D]; NaN where a patch of nodata was left out
+by_hand = {"class token": encoded.tokens[:, 0], "patch mean": patches.flatten(1, 2).nanmean(dim=1)}
 
 vectors = embed_chips(clay, chips, **reading)
 embedded = clay.embed(few.pixels, few.sensor, **few.place_and_time, **reading)
 torch.testing.assert_close(by_hand["class token"], embedded.chip)
-torch.testing.assert_close(by_hand["patch mean"], embedded.patches.mean((1, 2)))
+torch.testing.assert_close(by_hand["patch mean"], embedded.mean)
 for name, value in by_hand.items():
     torch.testing.assert_close(value, torch.from_numpy(vectors[name][:4]), rtol=1e-3, atol=1e-3)
     print(f"{name}: {tuple(vectors[name].shape)}")
@@ -294,10 +297,9 @@ if not scene:
 patches = clay.embed(pixels, view.sensor, lat=view.lat, lon=view.lon, when=view.when, **how).patches.numpy()
 parts = principal_components(patches)[0]  # [h, w, 3]
 P = clay.model.config.patch_size
-low, high = np.percentile(parts, (2, 98), axis=(0, 1))
-colour_map = np.clip((parts - low) / (high - low), 0, 1)
-inside = view.valid[P // 2 :: P, P // 2 :: P][: parts.shape[0], : parts.shape[1]]
-inside = np.pad(inside, [(0, n - m) for n, m in zip(parts.shape[:2], inside.shape, strict=True)], mode="edge")
+low, high = np.nanpercentile(parts, (2, 98), axis=(0, 1))
+inside = np.isfinite(parts).all(axis=-1)  # patches of nodata have no embedding
+colour_map = np.where(inside[..., None], np.clip((parts - low) / (high - low), 0, 1), 0)
 picture = plots.rgb(pixels, view.sensor, view.bands, valid=view.valid, in_decibel=view.in_decibel)
 print(f"{parts.shape[0]} x {parts.shape[1]} patches, the first three of {patches.shape[-1]} directions")
 
@@ -308,9 +310,8 @@ print(f"{parts.shape[0]} x {parts.shape[1]} patches, the first three of {patches
 if view.crs:
     cells = coarser(view.transform, P)
     names = ["component 1", "component 2", "component 3"]
-    write_raster(
-        out_dir / "components.tif", parts.transpose(2, 0, 1), crs=view.crs, transform=cells, descriptions=names
-    )
+    placed = dict(crs=view.crs, transform=cells, nodata=float("nan"))
+    write_raster(out_dir / "components.tif", parts.transpose(2, 0, 1), descriptions=names, **placed)
     layers = [
         Layer("scene", picture, view.crs, view.transform, valid=view.valid),
         Layer("embeddings", colour_map, view.crs, cells, valid=inside, opacity=0.6),

@@ -87,8 +87,8 @@ def test_tiles_lie_where_the_scene_lies(tmp_path):
     names = SENSORS["sentinel-2-l2a"].band_names
     write_raster(tmp_path / "s.tif", chip.pixels, crs=chip.crs, transform=chip.transform, descriptions=names)
     view = read_scene(tmp_path / "s.tif", "sentinel-2-l2a")
-    chips, outlines = cut_tiles(view, 16)
-    assert chips.pixels.shape == (6, 10, 16, 16) and outlines.shape == (6, 4, 2)
+    chips, outlines, which = cut_tiles(view, 16)
+    assert chips.pixels.shape == (6, 10, 16, 16) and outlines.shape == (6, 4, 2) and which.tolist() == [*range(6)]
     np.testing.assert_array_equal(chips.pixels[4], chip.pixels[:, 16:32, 16:32])
     a, b, x, d, e, y = chip.transform
     moved = (a, b, x + 16 * a, d, e, y + 16 * e)
@@ -97,6 +97,12 @@ def test_tiles_lie_where_the_scene_lies(tmp_path):
     np.testing.assert_allclose([corners[:, 0].min(), corners[:, 0].max()], [west, east], atol=1e-6)
     np.testing.assert_allclose([corners[:, 1].min(), corners[:, 1].max()], [south, north], atol=1e-6)
     assert south < chips.lat[4] < north and west < chips.lon[4] < east
+    holes = chip.pixels.copy()
+    holes[:, :16, 16:32] = holes[:, 16:32, :6] = 0
+    write_raster(tmp_path / "h.tif", holes, crs=chip.crs, transform=chip.transform, descriptions=names, nodata=0)
+    rest, corners, which = cut_tiles(read_scene(tmp_path / "h.tif", "sentinel-2-l2a"), 16)
+    assert which.tolist() == [0, 2, 3, 4, 5] and np.isnan(rest.pixels[2][:, :, :6]).all()
+    assert np.isfinite(rest.pixels[2][:, :, 6:]).all() and (corners == outlines[which]).all()
     Image.fromarray(np.zeros((40, 56, 3), np.uint8)).save(tmp_path / "picture.png")
     with pytest.raises(ContractError, match="no place"):
         cut_tiles(read_scene(tmp_path / "picture.png", "naip", bands=["red", "green", "blue"]), 16)

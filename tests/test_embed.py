@@ -43,6 +43,10 @@ def test_components_come_in_order_of_variance():
     parts = principal_components(patches)
     assert parts.shape == (2, 3, 5, 3)
     assert (np.diff(parts.reshape(-1, 3).std(0)) < 0).all()
+    patches[0, 1, 2:4] = np.nan  # left out: neither looked at nor answered
+    holes = principal_components(patches)
+    assert np.isnan(holes[0, 1, 2:4]).all() and np.isnan(holes).sum() == 6
+    np.testing.assert_allclose(np.delete(holes.reshape(-1, 3), [7, 8], 0).mean(0), 0, atol=1e-9)
 
 
 def test_world_chips_are_kept_balanced_and_the_same_for_every_worker(tmp_path):

@@ -9,7 +9,7 @@ import rasterio
 
 from clay_lib.contract import ContractError
 from clay_lib.georeference import bounds_wgs84, coarser
-from clay_lib.scenes import read_scene, write_raster
+from clay_lib.scenes import most_measured, read_scene, write_raster
 from clay_lib.sensors import SENSORS
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
@@ -108,6 +108,7 @@ def test_missing_pixels(tmp_path):
     scene = read_scene(write_raster(tmp_path / "a.tif", values, nodata=-9999, **UTM), "linz", scale=2, offset=1)
     assert sorted(map(tuple, np.argwhere(~scene.valid))) == [(0, 0), (1, 1)]
     assert scene.pixels[2, 5, 5] == 7 and np.isfinite(scene.filled()).all() and scene.filled()[1, 1, 1] == 5
+    np.testing.assert_array_equal(scene.measured(), np.where(scene.missing, np.nan, scene.pixels))
     fill = numbered(7)
     fill[6, 3, 3] = 32767
     assert not read_scene(write_raster(tmp_path / "m.tif", fill, **UTM), "modis").valid[3, 3]
@@ -255,3 +256,11 @@ def test_real_files(what, sensor, kwargs, shape, gsd, place, medians):
         assert np.median(scene.pixels[scene.bands.index(name)][scene.valid]) == pytest.approx(median, abs=1)
     spread = scene.sensor.normalise(scene.filled(), scene.bands, in_decibel=scene.in_decibel)
     assert np.abs(spread).mean() < 2  # native numbers: normalised, they are near the pretraining data
+
+
+def test_the_window_with_the_most_measured_pixels_nearest_the_middle():
+    whole = np.ones((20, 30), bool)
+    assert most_measured(whole, 8, 10) == (6, 10) and most_measured(whole, 20, 30) == (0, 0)
+    whole[:, 7:] = False
+    whole[0] = False
+    assert most_measured(whole, 8, 7) == (6, 0) and most_measured(whole, 19, 4) == (1, 3)
