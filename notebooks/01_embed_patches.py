@@ -179,21 +179,30 @@ _ = plots.save(fig, out_dir / "1_kernels_in_colour.png")
 
 # %%
 some = ["blue", "green", "red", "rededge1", "nir", "swir16", "swir22"]
-asked = torch.tensor([*s2.waves(some), *SENSORS["sentinel-1-rtc"].waves()])
-kernels, _ = embedding.kernels(asked)  # [D, C, P, P]
+s1 = SENSORS["sentinel-1-rtc"]
+of_radar, _ = embedding.kernels(torch.from_numpy(s1.waves()))  # asked for apart, as each sensor is
+kernels = torch.cat([weight[:, s2.indices(some)], of_radar], dim=1)  # [D, C, P, P]
 strong = kernels.square().sum(dim=(1, 2, 3)).argsort(descending=True)[: D // 2]
 pattern = F.normalize(kernels[strong].flatten(2), dim=2)
 alike = (pattern[:, 0] * pattern[:, 2]).sum(dim=1)  # cosine of the kernels for blue and red
 chosen = strong[alike.argsort(descending=True)][torch.linspace(0, len(strong) - 1, 10).long()]
 
-names = [f"{name}  {wave:.2f} µm" for name, wave in zip([*some, "vv", "vh"], asked.tolist(), strict=True)]
+asked = [*zip(some, s2.waves(some), strict=True), *zip(s1.band_names, s1.waves(), strict=True)]
+names = [f"{name}  {wave:.2f} µm" for name, wave in asked]
 title = "Ten kernels: left those alike for blue and red, right those opposite"
 fig = plots.kernels(kernels, band_names=names, chosen=chosen, own_scale=True, title=title)
 _ = plots.save(fig, out_dir / "2_kernels_by_band.png")
 
+kept = (pattern @ pattern.transpose(1, 2)).abs()[:, 0, 2]  # cosine of blue and red, whatever the sign
+strength = kernels.square().mean(dim=(0, 2, 3)).sqrt()
+print(f"blue and red have one pattern, or its negative, in {(kept > 0.9).float().mean():.0%} of the stronger kernels")
+print("strength beside red:", *(f"{name} {s:.2f}" for (name, _), s in zip(asked, strength / strength[2], strict=True)))
+assert (kept > 0.9).float().mean() > 0.5
+
 # %% [markdown]
-# Kernels on the left keep their pattern from band to band: they look for brightness. Those on the right change its sign
-# between blue and red, or between red and near infrared: they look for colour.
+# Most kernels have one pattern and give it to each band with a strength and a sign of its own. On the left blue and red
+# carry the same sign: these look for brightness. On the right the signs are opposite: these look for a colour. Between red
+# and near infrared the sign often turns too. The infrared gets weak kernels.
 #
 # ## Nearby wavelengths, similar kernels
 #
@@ -363,13 +372,25 @@ for band in ("blue", "green", "red", "nir"):
     ]
     company[band] = F.cosine_similarity(*(kernel.flatten() for kernel in among), dim=0).item()
     print(f"{band:<6} among Sentinel-2's ten bands and among NAIP's four: cosine {company[band]:.4f}")
-lowest = min(company, key=company.get)
-print(f"{lowest} is at {s2.waves([lowest])[0]:.3f} µm on the one and at {naip.waves([lowest])[0]:.3f} µm on the other")
 assert company["green"] < 1  # one wavelength, two companies
 
+# %%
+full = weight[:, s2.indices(["nir"])[0]].flatten()
+wave = dict(zip(s2.band_names, s2.waves().tolist(), strict=True))
+beside = {}
+for others in ([], ["red"], ["blue", "green", "red"], ["blue", "green", "red", "swir16"]):
+    kernel = embedding.kernels(torch.tensor([*map(wave.get, others), wave["nir"]]))[0][:, -1].flatten()
+    beside[len(others)] = F.cosine_similarity(kernel, full, dim=0).item()
+    print(
+        f"nir beside {', '.join(others) or 'nothing'}: cosine {beside[len(others)]:.3f} with nir among Sentinel-2's ten"
+    )
+assert beside[4] > beside[3]
+
 # %% [markdown]
-# For colours that lie in the middle of a square above, company changes next to nothing. Near infrared at 0.842 µm lies on
-# a border, and there the other bands decide on which side it falls. So the same bands should be given together each time.
+# Visible bands get the same kernels in any company. The near infrared does not: beside visible light alone, as NAIP has
+# it, it gets other kernels than where short-wave infrared comes too. In training the one company always meant an aerial
+# photograph and the other a satellite's image, and the network uses what it is told. So the same bands should be given
+# together each time.
 
 # %% [markdown]
 # ## Exercises, solved
