@@ -55,11 +55,11 @@ def withhold(clay: Clay, off: str) -> Clay:
 def cosine_change(told: np.ndarray, untold: np.ndarray, *, groups, bootstraps: int = 1000) -> pd.Series:
     """Mean cosine of each chip's two embeddings [N, D], with its interval; and for scale, that of two unlike chips.
 
-    cosine, low, high; unlike: the mean cosine of embeddings of different chips. A change is large where cosine comes
-    near unlike.
+    cosine, low, high; unlike: the mean cosine of embeddings of different chips, one told and one not. A change is
+    large where cosine comes near unlike.
     """
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (told, untold))
     value, low, high = interval(resample((a * b).sum(1), groups, bootstraps=bootstraps))
     n = len(a)
-    unlike = (float((a.sum(0) ** 2).sum()) - n) / (n * (n - 1))
+    unlike = float(a.sum(0) @ b.sum(0) - (a * b).sum()) / (n * (n - 1))
     return pd.Series({"cosine": value, "low": low, "high": high, "unlike": unlike})

@@ -137,16 +137,19 @@ cosines.round(4)
 
 # %% [markdown]
 # A cosine of 1 means that nothing moved. For scale: `unlike` is the mean cosine of the embeddings of *different* chips,
-# one told and one not. A setting whose cosine comes near it has made a chip as strange to itself as any other.
+# one told and one not. Where the two are near each other, a chip is as strange to itself as any other.
 
 # %%
-bars = cosines.rename(columns={"cosine": "value"}).rename_axis("name").reset_index().assign(kind="Clay")
-plain = found["nothing"][1] / np.linalg.norm(found["nothing"][1], axis=1, keepdims=True)
-unlike = ((plain.sum(0) ** 2).sum() - len(plain)) / (len(plain) * (len(plain) - 1))
-reference = {"name": "another chip", "value": unlike, "low": np.nan, "high": np.nan, "kind": "two unlike chips"}
-bars = pd.concat([bars[["name", "value", "low", "high", "kind"]], pd.DataFrame([reference])], ignore_index=True)
+same = cosines.rename(columns={"cosine": "value"}).assign(kind="the same chip, told less")
+other = cosines.rename(columns={"unlike": "value"}).assign(kind="another chip, told less", low=np.nan, high=np.nan)
+bars = (
+    pd.concat([same, other])
+    .loc[list(settings)]
+    .rename_axis("name")
+    .reset_index()[["name", "value", "low", "high", "kind"]]
+)
 fig = plots.bars_with_intervals(
-    bars.replace({"kind": {"Clay": "the same chip, told less"}}),
+    bars,
     label=f"cosine to the embedding that was told everything ({kind})",
     title="How far embeddings move when something is not told",
     form="{:.3f}",
@@ -303,8 +306,8 @@ checks.check_place_codes(place_codes)
 # ### Exercise 2: how far, beside how far apart
 # *Medium, 10 minutes*
 #
-# A cosine of 0.98 sounds like nothing, but if the embeddings of any two chips have a cosine of 0.97, the chip has moved
-# most of the way to its neighbours. So put the one beside the other.
+# A cosine of 0.98 sounds like nothing. But if two different chips have a cosine of 0.97, the chip has moved two thirds as
+# far as another chip lies. So put the one beside the other.
 #
 # Row i of `told` and of `untold` are the embeddings of the same chip, told everything and told less. Take 1 - cosine of
 # each chip's two embeddings, and their mean. Divide it by the mean of 1 - cosine over all pairs of *different* chips, one of
@@ -387,7 +390,7 @@ write_metrics(
 single = [name for name in settings if name != "all"]
 moved = cosines.loc[single, "cosine"].idxmin()
 worst, dear = knn.loc[single, "points"].idxmin(), late.loc[single, "points"].idxmin()
-print(f"""- Embeddings move most without {moved} (cosine {cosines.loc[moved, "cosine"]:.3f}; another chip {unlike:.3f}).
+print(f"""- Embeddings move most without {moved} (cosine {cosines.loc[moved, "cosine"]:.3f}; with another chip {cosines.loc[moved, "unlike"]:.3f}).
 - kNN-20 changes most without {worst}: {knn.loc[worst, "points"]:+.1f} points ({knn.loc[worst, "low"]:+.1f} to \
 {knn.loc[worst, "high"]:+.1f}); if only the test chips lack it, most without {dear}: {late.loc[dear, "points"]:+.1f}.
 - Hidden pixels: error ratio {rebuilt.loc["nothing", "ratio"]:.2f} told everything, \
@@ -397,4 +400,4 @@ print(f"""- Embeddings move most without {moved} (cosine {cosines.loc[moved, "co
 # These are the shipped small weights on a synthetic Earth. The question is the same for any weights: set `weights`. One
 # setting at a time, over several seeds, is a sweep: `off` and `seed` are parameters.
 #
-# Next: [12 Small embeddings](12_shrink_embeddings.ipynb), in which the embeddings themselves are cut down.
+# Next: [11 Fine-tuning a segmentation head](11_finetune_segmentation.ipynb) trains on such embeddings instead of probing them.

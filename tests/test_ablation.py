@@ -69,3 +69,7 @@ def test_cosines():
     )
     told = cosine_change(x, x[rng.permutation(200)], groups=groups, bootstraps=200)
     assert told["low"] < told["unlike"] < told["high"]
+    y = rng.normal(size=(200, 64)) + 0.5
+    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y))
+    by_hand = (a @ b.T)[~np.eye(200, dtype=bool)].mean()  # one told, another not told
+    assert cosine_change(x, y, groups=groups, bootstraps=50)["unlike"] == pytest.approx(by_hand)
