@@ -42,6 +42,10 @@ def check_tile_of(fn: Callable) -> None:
             "These are columns and rows of pixels: a tile is `size` of them.": numbers(side=gsd),
             "A tile is taken as `size` metres: it is `size` pixels of `gsd` metres each.": numbers(side=size),
             "Rows come first; the column, from x, is wanted first.": wanted[:, [1, 0]],
+            "Rows are counted southwards: their numbers have the other sign. Here they count northwards, as y does.": (
+                wanted * [1, -1]
+            ),
+            "These are the metres of the tiles' corners: their numbers are wanted.": wanted * side + anchor,
             "Rows are counted southwards. Here they count northwards, as y does.": np.floor(
                 np.stack([(x - anchor[0]) / side, (anchor[1] - y) / side], axis=1)
             ),
@@ -63,6 +67,10 @@ def check_search(fn: Callable) -> None:
     vectors = (rng.normal(size=(16, 5)) + [2.0, 0.5, 0, 0, 0]) * np.exp(rng.normal(size=(16, 1)))
     liked, disliked, k = np.array([11, 2, 7]), np.array([5, 14]), 4
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    columns, centred = vectors / np.linalg.norm(vectors, axis=0), vectors - vectors.mean(0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    others = np.setdiff1d(np.arange(16), [*liked, *disliked])
 
     def ranked(query, rows=unit, out=(*liked, *disliked), best=-1):
         order = np.argsort(best * (rows @ query), kind="stable")
@@ -92,6 +100,18 @@ def check_search(fn: Callable) -> None:
                 query(vectors)
             ),
             "Long candidates win: rank by the cosine, so bring them to length one too.": ranked(query(), vectors),
+            "The vectors are brought to length one along the wrong axis: each vector, a row, gets length one.": ranked(
+                query(columns), columns
+            ),
+            "The mean of all vectors is taken away first, as for the map of patches. The search does without.": ranked(
+                query(unit - unit.mean(0)), unit - unit.mean(0)
+            ),
+            "The mean of all vectors is taken away first, as for the map of patches; the search does without.": ranked(
+                query(centred), centred
+            ),
+            "These count the vectors that were left after the examples were taken out: give the rows of `vectors`.": (
+                np.searchsorted(others, ranked(query()))
+            ),
             "These are the least alike: sort from the largest cosine down.": ranked(query(), best=1),
             "The right hits, but the least alike of them first.": ranked(query())[::-1].copy(),
             "These are cosines or the like: the numbers of the rows are wanted, from argsort.": (unit @ query())[
@@ -115,7 +135,7 @@ def check_blend(fn: Callable) -> None:
     def tent(n, first=0.5):
         return np.minimum(np.arange(n), np.arange(n)[::-1]) + first
 
-    def blended(weight, *, divide=True, zeros=False, poison=False, gaps=np.nan):
+    def blended(weight, *, divide=True, zeros=False, poison=False, gaps=np.nan, corners=corners):
         total, weights = np.zeros(shape), np.zeros(shape)
         for tile, (row, column) in zip(tiles, corners, strict=True):
             known = np.isfinite(tile)
@@ -126,11 +146,12 @@ def check_blend(fn: Callable) -> None:
             return total
         return np.where(weights > 0, total / np.where(weights > 0, weights, 1), gaps)
 
-    def laid(order):
+    def laid(order, known_only=False):
         image = np.full(shape, np.nan)
         for t in order:
             row, column = corners[t]
-            image[row : row + h, column : column + w] = tiles[t]
+            part = image[row : row + h, column : column + w]
+            part[:] = np.where(np.isnan(tiles[t]), part, tiles[t]) if known_only else tiles[t]
         return image
 
     weight = np.outer(tent(h), tent(w))
@@ -144,6 +165,16 @@ def check_blend(fn: Callable) -> None:
                 blended(np.ones((h, w)))
             ),
             "The last tile lies over the others: where tiles overlap, take their weighted mean.": laid(range(T)),
+            "The first tile that knows a cell fills it: where tiles overlap, take their weighted mean.": laid(
+                reversed(range(T)), known_only=True
+            ),
+            "A corner is row, then column; here the two are swapped.": blended(weight, corners=corners[:, ::-1]),
+            "The weights grow towards the edges: the nearer an edge, the smaller.": blended(
+                np.outer(*(tent(n).max() + tent(n).min() - tent(n) for n in (h, w)))
+            ),
+            "Distances are counted from one end only: the nearer of the two ends counts.": blended(
+                np.outer(np.arange(h) + 0.5, np.arange(w) + 0.5)
+            ),
             "These are weighted sums: divide by the sum of the weights that went into each cell.": blended(
                 weight, divide=False
             ),

@@ -36,6 +36,10 @@ def check_place_codes(fn: Callable) -> None:
             "Unknown places are NaN, and the model would make all of the chip NaN: their four numbers have to be zeros.": (
                 code(lat, lon)
             ),
+            "NaN times 0 is NaN: take torch.where, or set code[unknown] = 0.": code(lat, lon) * ~unknown,
+            "Only a chip of which neither is known gets zeros: one of the two that is missing is enough, |.": torch.where(
+                (lat.isnan() & lon.isnan())[:, None], 0.0, code(lat, lon)
+            ),
             "All NaN are replaced one by one: where one of the two is not known, all four numbers are zeros.": code(
                 lat, lon
             ).nan_to_num(),
@@ -97,6 +101,17 @@ def check_moved(fn: Callable) -> None:
             "These are cosines divided: take 1 minus each of the two first.": (1 - same) / (1 - apart(a, b)),
             "This is what is left: 0 has to mean that nothing moved.": 1 - same / apart(a, b),
             "These are percent: a share is wanted.": 100 * same / apart(a, b),
+            "One is taken from the other: divide.": apart(a, b) - same,
+            "The pairs on the diagonal are not added but counted: of different chips there are N (N - 1) pairs.": same
+            / (apart(a, b) * 6 / 7),
+            "The chips with themselves are in the sum over different ones: leave out the diagonal.": same
+            / (1 - (a @ b.T).sum() / 42),
+            "Each two chips are taken once, but told with untold is another pair than untold with told: take both.": same
+            / (1 - (a @ b.T)[np.triu_indices(7, 1)].mean()),
+            "These are distances: the share of 1 - cosine is wanted, in which lengths play no part.": (
+                np.linalg.norm(told - untold, axis=1).mean()
+                / np.linalg.norm(told[:, None] - untold, axis=2)[~np.eye(7, dtype=bool)].mean()
+            ),
             "The vectors keep their lengths: a cosine is the dot product of vectors of length one.": (
                 1 - (told * untold).sum(1).mean()
             )
@@ -137,13 +152,18 @@ def check_luck(fn: Callable) -> None:
     one_by_one = np.abs(difference).sum()  # chips whose answer changed; the sum of their signs is binomial
     ways = [comb(one_by_one, up) for up in range(one_by_one + 1) if abs(2 * up - one_by_one) >= abs(sums.sum())]
     wanted = share(sums)
-    found = value(attempt(fn, told, untold, places))
+    found = attempt(fn, told, untold, places)
+    require(
+        not isinstance(found, np.ndarray) or found.size == 1,
+        "This tells of each way of swapping whether it differs as much: the share of them is wanted, .mean().",
+    )
+    found = value(found)
     slips = {
         "One by one the chips are swapped. Chips of one place stand or fall together: swap all of a place at once.": (
             sum(ways) / 2**one_by_one
         ),
-        "Only one direction counts: a loss as large as the gain seen would have surprised as much, so compare absolute "
-        "values.": share(sums, size=np.array),
+        "Only one direction counts: a loss as large as the gain seen would have surprised as much. Compare absolute "
+        "values, and swap by the sign -1, not by 0.": share(sums, size=np.array),
         "Only the other direction counts: compare absolute values, with at least as large.": (
             signs @ sums <= sums.sum()
         ).mean(),

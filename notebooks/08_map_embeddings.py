@@ -470,9 +470,9 @@ checks.check_search(more_like)
 #
 # Lay tiles `[T, h, w]` into an image `[H, W]`. Tile t begins in row `corners[t, 0]` and column `corners[t, 1]` of the image
 # and lies wholly inside it. Each cell of the image is the weighted mean of what the tiles over it say. The weight of a
-# tile's cell is its distance from the nearer end along the rows times that along the columns, in cells and from the cell's
-# middle: 0.5, 1.5, 2.5, 2.5, 1.5, 0.5 along a side of six. A cell that is NaN in a tile has no weight there; a cell that
-# no tile knows is NaN.
+# tile's cell is a product: its distance from the nearer of the upper and lower edge, times that from the nearer of the left
+# and right one. Distances are in cells and from the cell's middle: 0.5, 1.5, 2.5, 2.5, 1.5, 0.5 along a side of six. A cell
+# that is NaN in a tile has no weight there; a cell that no tile knows is NaN.
 #
 # **Hint.** `i = np.arange(n) + 0.5` are the distances from one end, `n - i` those from the other; the smaller counts.
 # `np.outer(down, across)` multiplies the two sides to `[h, w]`.

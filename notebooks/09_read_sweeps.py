@@ -339,6 +339,15 @@ checks.check_unbeaten(unbeaten)
 # **Hint.** pandas subtracts by name, whatever the order, and leaves NaN where one of the two is missing: `.dropna()`. From
 # there on it is the interval of a mean, with as many seeds as are left.
 
+# %% tags=["given"]
+few_runs = pd.DataFrame(
+    {
+        "setting": ["small", "large", "large", "small", "large", "small", "small"],
+        "seed": [4, 2, 1, 1, 4, 3, 2],
+        "error": [1.31, 0.62, 0.95, 1.01, 1.24, 0.88, 0.70],
+    }
+)  # to try your lines on: the third land has no run of "large"
+
 
 # %% tags=["solution"]
 def paired(table, one, other):
@@ -351,6 +360,10 @@ def paired(table, one, other):
 
 # %% tags=["check"]
 checks.check_paired(paired)
+
+# %% tags=["given"]
+difference, low, high = paired(few_runs, "large", "small")
+print(f"three seeds: {difference:.3f}, 95 % from {low:.3f} to {high:.3f}; the lands differ by 0.6")
 
 # %% [markdown]
 # ## What was seen
