@@ -253,7 +253,8 @@ class ChipMap(Touch):
             told += " A second kind is needed before the others can be guessed."
         if self.answers is not None:
             told += " The others are coloured by a linear probe on these."
-            if self.atlas.truth is not None and set(self.given.values()) <= set(self.atlas.truth.tolist()):
+            known = self.atlas.truth is not None and set(self.given.values()) <= set(self.atlas.truth.tolist())
+            if known and len(self.given) < len(self.answers):
                 told += f" It is right for {agreement(self.answers, self.atlas.truth, self.given):.0%} of them."
         self.said.value = f"<b>{text}</b> {told}"
 
@@ -291,7 +292,7 @@ def _still(atlas: Atlas, background: Layer, colours: Mapping[str, str]) -> Figur
     show_neighbours(atlas, four, names=atlas.truth, fig=right)
     share = agreement(answers, atlas.truth, given)
     left.suptitle(f"A probe on {len(given)} labels (black rims): right for {share:.0%} of the others", fontsize=10)
-    right.suptitle("Four chips, and those with the most alike embeddings (cosine)", fontsize=10)
+    right.suptitle("Chips, and those with the most alike embeddings (cosine)", fontsize=10)
     return fig
 
 

@@ -101,8 +101,9 @@ def constant(e: Evidence) -> Iterator[Finding]:
         return
     white = (most == 255) & bool(e.facts.bits)  # snow and sand saturate a camera
     if (least == most).all() and not white.any():
+        numbers = ", ".join(dict.fromkeys(short(value) for value in least))
         yield Finding(
-            "warning", "pixels", f"{short(least[0])} in every pixel of every band", "more than one number",
+            "warning", "pixels", f"one number a band and no other: {numbers}", "more than one number",
             "a placeholder instead of an image",
         )  # fmt: skip
         return

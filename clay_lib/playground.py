@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from clay_lib import plots
+from clay_lib.contract import ContractError
 from clay_lib.datacube import parse_when
 from clay_lib.encoder import image_of, mask_of
 from clay_lib.model import Clay
@@ -56,19 +57,26 @@ def rebuild(
     """
     sensor = SENSORS.resolve(sensor)
     have = list(have or sensor.band_names)
-    bands = list(bands or have)
-    some = np.asarray(pixels)[[have.index(band) for band in bands]]
+    bands, pixels = list(bands or have), np.asarray(pixels)
+    if pixels.ndim != 3 or len(pixels) != len(have):
+        raise ContractError(
+            "pixels",
+            found=f"shape {pixels.shape}",
+            expected=f"[{len(have)}, H, W], one image for each of {', '.join(have)}",
+            cause="a chip that lacks some of the sensor's bands: name those it has in have=[...]",
+        )
+    some = pixels[[have.index(band) for band in bands]]
     cube = clay.cube(some, sensor, bands=bands, gsd=gsd, when=when, lat=lat, lon=lon, check=False)
     out = clay.model(cube, mask_ratio=mask_ratio, generator=torch.Generator(cube.pixels.device).manual_seed(seed))
     layout = dict(grid=out.encoded.grid, patch_size=clay.model.config.patch_size, size=cube.pixels.shape[-2:])
-    original = cube.pixels[0].float().cpu().numpy()
+    original = cube.target[0].float().cpu().numpy()  # NaN where nothing was measured
     painted = image_of(out.reconstruction, **layout)[0].float().cpu().numpy()
     hidden = mask_of(out.encoded.mask, **layout)[0, 0].bool().cpu().numpy()
-    plain = original[:, ~hidden].mean(axis=1)[:, None]
-    truth = original[:, hidden]
-    if not hidden.any():
+    truth, shown = original[:, hidden], original[:, ~hidden]
+    if not (np.isfinite(truth).any() and np.isfinite(shown).any(axis=1).all()):
         return Rebuilt(original, painted, hidden, float("nan"), float("nan"))
-    error, floor = (float(np.abs(guess - truth).mean()) for guess in (painted[:, hidden], plain))
+    plain = np.nanmean(shown, axis=1)[:, None]
+    error, floor = (float(np.nanmean(np.abs(guess - truth))) for guess in (painted[:, hidden], plain))
     return Rebuilt(original, painted, hidden, error, floor)
 
 

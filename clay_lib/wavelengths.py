@@ -18,12 +18,14 @@ from matplotlib.figure import Figure
 
 from clay_lib import plots
 from clay_lib.colours import OURS, PALETTE, SIGNED
+from clay_lib.contract import ContractError
 from clay_lib.model import Clay
 from clay_lib.sensors import SENSORS, Sensor
 from clay_lib.touch import Touch, as_png, wide
 
 SHOWN = 6  # kernels side by side
-GRID = np.round(np.geomspace(0.4, 2.4, 73), 4).astype(np.float32)  # um, of the curve
+SHORTEST, LONGEST = 0.4, 2.4  # um
+GRID = np.round(np.geomspace(SHORTEST, LONGEST, 73), 4).astype(np.float32)  # um, of the curve
 
 
 @torch.inference_mode()
@@ -72,7 +74,15 @@ class Bench:
 
 def set_up(clay: Clay, pixels, sensor: str | Sensor) -> Bench:
     """pixels: one chip [C, H, W] in native numbers, all bands of an optical sensor."""
-    sensor = SENSORS.resolve(sensor)
+    sensor, P = SENSORS.resolve(sensor), clay.model.config.patch_size
+    shape = np.shape(pixels)
+    if sensor.decibel or len(shape) != 3 or shape[0] != len(sensor.bands) or min(shape[1:]) < P:
+        raise ContractError(
+            "pixels",
+            found=f"shape {shape} of {sensor.name}",
+            expected=f"one chip [C, H, W] of at least {P} x {P} pixels with all bands of an optical sensor",
+            cause="radar, which has no image between its bands, or a chip that lacks some",
+        )
     normalised = clay.cube(np.asarray(pixels), sensor, check=False).pixels[0].float().cpu().numpy()
     table = kernels_at(clay, GRID)
     energy = (table**2).sum(axis=(2, 3))
@@ -138,11 +148,13 @@ def wavelength_slider(clay: Clay, pixels, sensor: str | Sensor = "sentinel-2-l2a
 
     It begins at 0.62 um, where no sensor of the registry has a band.
     """
+    if not SHORTEST <= wave <= LONGEST:
+        raise ContractError("wave", found=wave, expected=f"{SHORTEST} to {LONGEST} µm", cause="nanometres")
     bench = set_up(clay, pixels, sensor)
     slider = ipywidgets.FloatSlider(
         value=wave,
-        min=0.4,
-        max=2.4,
+        min=SHORTEST,
+        max=LONGEST,
         step=0.005,
         readout_format=".3f",
         **wide("wavelength (µm)", continuous_update=False),

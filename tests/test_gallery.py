@@ -1,12 +1,15 @@
 """The page is one file that tells the truth about each run; the notebooks in git get outputs without noise."""
 
 import base64
+import io
 import json
 import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from clay_lib import ContractError, gallery, pairing
 from clay_lib.runner import ROOT, run_notebook
@@ -103,6 +106,19 @@ def test_paired_notebooks_get_outputs_without_paths_widgets_or_timings(run):
     )
     with pytest.raises(ContractError, match="changed after the run"):
         pairing.pair_notebooks(run / "runs", folder)
+
+
+def test_a_large_picture_in_few_colours_keeps_those_of_a_small_legend():
+    """A photograph of a hundred thousand greens, and two swatches that are seldom: they must not become one."""
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (420, 420, 3), np.uint8) // [4, 1, 4] + np.array([0, 0, 60])
+    photo[5:13, 5:20], photo[20:28, 5:20] = (0, 150, 160), (0, 207, 117)
+    whole = io.BytesIO()
+    Image.fromarray(photo.astype(np.uint8)).save(whole, "PNG")
+    fewer = pairing._lighter(base64.b64encode(whole.getvalue()).decode())
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(fewer))).convert("RGB")).astype(int)
+    assert len(fewer) < 0.7 * len(base64.b64encode(whole.getvalue()))
+    assert abs(seen[8, 10] - (0, 150, 160)).max() < 30 and abs(seen[24, 10] - (0, 207, 117)).max() < 30
 
 
 def test_headline_is_what_a_notebook_chose(run, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clay_lib import SENSORS, Clay
+from clay_lib import SENSORS, Clay, ContractError
 from clay_lib.chips import DATA
 from clay_lib.miniworld import MiniWorld
 from clay_lib.playground import playground, rebuild
@@ -51,6 +51,19 @@ def test_every_control_reaches_the_model_and_the_same_setting_gives_the_same_pic
     np.testing.assert_array_equal(two.original, before.original[SENSOR.indices(["nir", "red"])])
     assert (rebuild(clay, pixels, SENSOR, **told, seed=1).hidden != before.hidden).any()
     assert np.isnan(rebuild(clay, pixels, SENSOR, mask_ratio=0.0, **place).error)
+    with pytest.raises(ContractError, match="name those it has"):
+        playground(clay, pixels[:3], SENSOR, **place)
+
+
+def test_holes_are_neither_seen_nor_scored(clay, seen):
+    pixels, place = seen
+    holes = pixels.astype(np.float32)
+    holes[:, 10:13, 20:60] = holes[:, 32:48, :24] = np.nan
+    made = rebuild(clay, holes, SENSOR, mask_ratio=0.6, **place)
+    known = clay.reconstruct(holes, SENSOR, mask_ratio=0.6, **place)
+    np.testing.assert_array_equal(made.hidden, known.mask[0])
+    off = np.abs(made.pixels - SENSOR.normalise(holes))[:, made.hidden]
+    assert np.isnan(off).any() and made.error == pytest.approx(np.nanmean(off), rel=1e-4)
 
 
 def test_a_moved_slider_redraws_and_the_output_holds_a_still_picture(clay, seen):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clay_lib import SENSORS, Clay, ClayConfig
+from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.miniworld import MiniWorld
 from clay_lib.wavelengths import (
     GRID,
@@ -71,3 +71,16 @@ def test_a_moved_slider_redraws_and_the_output_holds_a_still_picture(clay, pixel
     slider.value = 0.62
     assert picture.value == before
     assert "image/png" in box._repr_mimebundle_() and len(box.still) < 300_000
+
+
+@pytest.mark.parametrize(
+    "sensor, shape, wave, cause",
+    [
+        (SENSOR, (10, 7, 64), 0.62, "8 x 8"),
+        ("sentinel-1-rtc", (2, 64, 64), 0.62, "radar"),
+        (SENSOR, (10, 64, 64), 620, "nanometres"),
+    ],
+)
+def test_what_has_no_picture_is_one_clear_error(clay, sensor, shape, wave, cause):
+    with pytest.raises(ContractError, match=cause):
+        wavelength_slider(clay, np.ones(shape, np.float32), sensor, wave=wave)
