@@ -57,20 +57,27 @@ def attempt(fn: Callable, *args, **options):
     for number, (before, after) in enumerate(zip(kept, given, strict=True), start=1):
         if isinstance(before, (Tensor, np.ndarray)):
             same = before.shape == after.shape and np.array_equal(np.asarray(before), np.asarray(after), equal_nan=True)
-            require(same, f"Your function changes its argument number {number}: work on a copy, `x = x.clone()`.")
+            copy = "clone" if isinstance(before, Tensor) else "copy"
+            require(same, f"Your function changes its argument number {number}: work on a copy, `x = x.{copy}()`.")
     return got
 
 
 def value(answer, kind: type = float):
-    """The learner's answer as one int, float or whatever `kind` is; tensors and arrays of one number count as the number."""
+    """The learner's answer as one int or float; tensors, arrays and series of one number count as the number, 3.0 as 3."""
     require(answer is not ..., "There is nothing here yet: write your answer in place of the dots.")
     require(answer is not None, "There is nothing here: the answer is None.")
-    if isinstance(answer, (Tensor, np.ndarray, np.generic)) and np.asarray(answer).size == 1:
+    wanted = {int: "A whole number", float: "A number"}[kind]
+    if hasattr(answer, "__array__"):
+        shape = tuple(answer.shape)
+        require(
+            int(np.prod(shape)) == 1, f"{wanted} is wanted, and this is {_kind(answer)} of the shape {list(shape)}."
+        )
         answer = answer.item()
-    fits = isinstance(answer, (int, float) if kind is float else kind) and not isinstance(answer, bool)
-    wanted = {int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
-    require(fits, f"{wanted.capitalize()} is wanted, not {_kind(answer)}.")
-    return answer
+    fits = isinstance(answer, (int, float)) and not isinstance(answer, bool)
+    require(fits, f"{wanted} is wanted, not {_kind(answer)}.")
+    if kind is int and isinstance(answer, float):
+        require(answer.is_integer(), f"{wanted} is wanted, not {answer}.")
+    return kind(answer)
 
 
 def compare(
@@ -104,8 +111,9 @@ def as_tensor(answer) -> Tensor:
     require(answer is not ..., "There is nothing here yet: write your lines in place of the dots.")
     require(answer is not None, "There is nothing here: the answer is None.")
     try:
-        answer = answer.copy() if isinstance(answer, np.ndarray) else answer  # torch refuses x[::-1]
-        return torch.as_tensor(answer).detach()
+        if hasattr(answer, "__array__") and not isinstance(answer, Tensor):
+            answer = np.array(answer)  # of series and the like too, and a copy: torch refuses x[::-1]
+        answer = torch.as_tensor(answer).detach()
     except (TypeError, ValueError, RuntimeError):
         if isinstance(answer, (list, tuple)) and answer and all(isinstance(a, Tensor) for a in answer):
             shapes = ", ".join(str(tuple(a.shape)) for a in answer[:3])
@@ -113,6 +121,10 @@ def as_tensor(answer) -> Tensor:
                 f"A tensor is wanted, not {_kind(answer)} of {len(answer)} tensors ({shapes}): torch.stack or torch.cat joins them."
             ) from None
         raise Mistake(f"A tensor of numbers is wanted, not {_kind(answer)}.") from None
+    if answer.is_complex():  # np.linalg.eig may give such, with nothing imaginary in them
+        require(bool((answer.imag.abs() < 1e-9).all()), "These are complex numbers; real ones are wanted.")
+        answer = answer.real
+    return answer
 
 
 def expect_shape(got: Tensor, shape, axes: str = "") -> None:
@@ -144,20 +156,28 @@ def expect_shape(got: Tensor, shape, axes: str = "") -> None:
 def _difference(got: Tensor, wanted: Tensor, what: str, rtol: float, atol: float) -> str:
     a, b = got.double(), wanted.double()
     if not a.isfinite().all() and b.isfinite().all():
+        if a.numel() == 1:
+            return f"This is {a.item()}, not a finite number: a division by zero?"
         return f"The shape is right, but {int((~a.isfinite()).sum())} of {a.numel()} numbers are not finite: a division by zero?"
-    if b.abs().max() > 0:
+    if b.numel() == 1:
+        mine, right_one = _apart(got.flatten()[0], wanted.flatten()[0])
+        return f"This is {mine}; {what} should be {right_one}."
+    if (
+        b.numel() > 2 and b.max() > b.min()
+    ):  # any two numbers are each other's multiple, and fewer than three say little
         factor = ((a * b).sum() / (b * b).sum()).item()
-        if abs(factor) > 1e-6 and _close(a, factor * b, max(rtol, 1e-3), atol):
-            return f"The shape is right, but all of {what} are {factor:.4g} times what they should be: a unit, a sign or a factor."
-    shift = (a - b).mean().item()
-    if b.numel() > 1 and _close(a - shift, b, rtol, max(atol, 1e-3 * abs(shift))):
-        return f"The shape is right, but all of {what} are off by {shift:+.4g}: something is added that should not be, or left out."
+        times = f"{factor:.4g}"
+        if abs(factor) > 1e-6 and times != "1" and _close(a, factor * b, max(rtol, 1e-6), atol):
+            return f"The shape is right, but all of {what} are {times} times what they should be: a unit, a sign or a factor."
+        shift = (a - b).mean().item()
+        if _close(a - shift, b, rtol, max(atol, min(1e-3 * abs(shift), 1e-2 * b.std().item()))):
+            return f"The shape is right, but all of {what} are off by {shift:+.4g}: something is added that should not be, or left out."
     off = ~torch.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
     place = tuple(off.nonzero()[0].tolist())
-    at = f" at {list(place)}" if place else ""
+    mine, right_one = _apart(got[place], wanted[place])
     return (
         f"The shape is right, but {what} differ in {int(off.sum())} of {off.numel()} places; "
-        f"first{at}: yours {_number(got[place])}, wanted {_number(wanted[place])}."
+        f"first at {list(place)}: yours {mine}, wanted {right_one}."
     )
 
 
@@ -187,8 +207,13 @@ def _copy(value):
     return value.clone() if isinstance(value, Tensor) else value.copy() if isinstance(value, np.ndarray) else value
 
 
-def _number(value: Tensor) -> str:
-    return f"{value.item():.4g}" if value.is_floating_point() else str(value.item())
+def _apart(a: Tensor, b: Tensor) -> tuple[str, str]:
+    """Two numbers in words, with as many digits as it takes to tell them apart, at least four."""
+    for digits in (4, 6, 9, 17):
+        words = [f"{v.item():.{digits}g}" if v.is_floating_point() else str(v.item()) for v in (a, b)]
+        if words[0] != words[1]:
+            break
+    return words[0], words[1]
 
 
 def _kind(answer) -> str:

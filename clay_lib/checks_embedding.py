@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from einops import rearrange
+from torch.overrides import TorchFunctionMode
 
 from clay_lib.checking import as_tensor, attempt, compare, require, right
 from clay_lib.embedding import PatchEmbedding
@@ -45,8 +46,10 @@ def check_tokens(fn: Callable) -> None:
         return rearrange(pixels, cut, p=4, q=4) @ rearrange(weight, flat).T
 
     plain = tokens()
+    with _Called() as called:
+        found = attempt(fn, pixels, weight, bias)
     compare(
-        attempt(fn, pixels, weight, bias),
+        found,
         plain + bias,
         axes="B L D",
         slips={
@@ -63,7 +66,24 @@ def check_tokens(fn: Callable) -> None:
         },
         what="the tokens",
     )
+    require(
+        not any("conv" in name for name in called.names),
+        "The tokens are right, but a convolution of torch has made them. The exercise is to do without: cut the pixels into "
+        "rows of numbers, one row a patch, and multiply.",
+    )
     right("Pixels times kernels, summed over bands and pixels of a patch, plus the bias: a convolution by hand.")
+
+
+class _Called(TorchFunctionMode):
+    """The names of the torch functions that are called inside of `with`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
 
 
 def check_band_parts(fn: Callable) -> None:

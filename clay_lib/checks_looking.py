@@ -100,7 +100,7 @@ def check_three_colours(fn: Callable) -> None:
     found = found.reshape(30, 3).numpy()
 
     def same(wanted) -> bool:
-        signs = np.sign((found * wanted).sum(0))
+        signs = np.where((found * wanted).sum(0) < 0, -1, 1)  # never 0, or zeros would do for an answer
         return bool(np.allclose(found, wanted * signs, rtol=1e-3, atol=1e-3))
 
     wanted = parts(centred)
@@ -113,6 +113,13 @@ def check_three_colours(fn: Callable) -> None:
             :, ::-1
         ],
         "Each component is brought to the same spread; here they keep their own.": wanted / wanted.std(0),
+        "Each component is brought to the same spread (whitened); here they keep their own.": wanted
+        / wanted.std(0, ddof=1),
+        "Each component is brought to length one (they are what svd gives first); multiply by the singular values.": wanted
+        / np.linalg.norm(wanted, axis=0),
+        "The numbers of an embedding are brought to the same spread first: only their mean is taken off.": parts(
+            centred / centred.std(0)
+        ),
         "These are the first three numbers of each embedding, not directions of spread.": flat[:, :3],
         "The patches are not centred by feature but by patch: take off the mean patch, over all h and w.": parts(
             flat - flat.mean(1, keepdims=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from einops import repeat
 
-from clay_lib.checking import attempt, compare, right, value
+from clay_lib.checking import as_tensor, attempt, compare, require, right, value
 
 
 def check_sequence_length(fn: Callable) -> None:
@@ -34,6 +34,10 @@ def check_sequence_length(fn: Callable) -> None:
             ),
             "Patches at the edge are lost, and the class token is missing.": lengths(math.floor, class_token=0),
             "The number of hidden patches is cut off, int(ratio * L), not rounded.": lengths(hidden=round),
+            "The number of visible patches is cut off; that of the hidden ones should be, int(ratio * L), and the others are "
+            "visible.": torch.tensor(
+                [1 + int((1 - r) * (math.ceil(H / P) * math.ceil(W / P))) for H, W, P, r in asked]
+            ),
             "The number of hidden patches is cut off, not rounded, and the class token is missing.": lengths(
                 hidden=round, class_token=0
             ),
@@ -45,38 +49,37 @@ def check_sequence_length(fn: Callable) -> None:
 
 def check_mask(fn: Callable) -> None:
     """fn(draw [B, L], ratio) -> mask [B, L], 1 where hidden: the int(ratio L) patches of the smallest draws."""
-    draw, ratio = (
-        torch.rand(3, 11, generator=torch.Generator().manual_seed(4)) ** 2,
-        0.6,
-    )  # squared: more below the ratio
-    hidden = int(ratio * 11)
-    order = draw.argsort(dim=1)
+    generator = torch.Generator().manual_seed(4)
+    for B, L, ratio in ((3, 11, 0.6), (2, 13, 0.6), (4, 16, 0.75), (2, 9, 0.3)):
+        draw = torch.rand(B, L, generator=generator) ** 2  # squared: more below the ratio
+        hidden = int(ratio * L)
+        order = draw.argsort(dim=1)
 
-    def mask(numbers):
-        return torch.zeros(3, 11).scatter(1, numbers, 1.0)
+        def mask(numbers, like=draw):
+            return torch.zeros_like(like).scatter(1, numbers, 1.0)
 
-    wanted = mask(order[:, :hidden])
-    compare(
-        attempt(fn, draw, ratio),
-        wanted,
-        axes="B L",
-        slips={
-            "0 and 1 are swapped: 1 means hidden.": 1 - wanted,
-            "You hide the patches with the largest draws; the smallest are hidden.": mask(order[:, -hidden:]),
-            "You keep the first of the order and hide the rest: the first int(ratio * L) are the hidden ones.": mask(
-                order[:, 11 - hidden :]
-            ),
-            "You compare draws with the ratio, so each sample hides another number of patches: sort, and count.": (
-                draw < ratio
-            ).float(),
-            "argsort gives the numbers of the patches in order, not the rank of each: scatter ones to these numbers.": (
-                order < hidden
-            ).float(),
-            "All samples have the first one's mask: each has an order of its own.": wanted[:1].expand(3, -1),
-            "One patch too many: int(ratio * L) cuts off.": mask(order[:, : hidden + 1]),
-        },
-        what="the masks",
-    )
+        wanted = mask(order[:, :hidden])
+        compare(
+            attempt(fn, draw, ratio),
+            wanted,
+            axes="B L",
+            slips={
+                "0 and 1 are swapped: 1 means hidden.": 1 - wanted,
+                "You hide the patches with the largest draws; the smallest are hidden.": mask(order[:, L - hidden :]),
+                f"One patch too many is hidden, {hidden + 1} of {L}: int(ratio * L) cuts off and gives {hidden}. (Rounding "
+                "and quantiles may give one more.)": mask(order[:, : hidden + 1]),
+                "You compare draws with the ratio, so each sample hides another number of patches: sort, and count.": (
+                    draw < ratio
+                ).float(),
+                "argsort gives the numbers of the patches in order, not the rank of each: scatter ones to these numbers.": (
+                    order < hidden
+                ).float(),
+                "All samples have the first one's mask: each has an order of its own.": wanted[:1].expand(B, -1),
+            },
+            what=f"the masks (L = {L}, ratio {ratio})",
+        )
+    none = as_tensor(attempt(fn, draw, 0.0))
+    require(not none.any(), "With ratio 0 no patch is hidden: the mask is all zeros, and yours is not.")
     right("The same number hidden in every sample, at places of its own.")
 
 

@@ -9,13 +9,13 @@ from datetime import datetime
 import torch
 from einops import rearrange, repeat
 
-from clay_lib.checking import attempt, compare, require, right, value
+from clay_lib.checking import as_tensor, attempt, compare, require, right, value
 from clay_lib.datacube import time_code
 
 
 def check_same_place(fn: Callable) -> None:
     """fn(column, gsd, other_gsd) -> the column at other_gsd whose code is that of `column` at gsd."""
-    asked = [(12, 10.0, 30.0), (5, 30.0, 10.0), (7, 0.6, 3.0)]
+    asked = [(12, 10.0, 30.0), (5, 30.0, 10.0), (7, 0.6, 3.0), (11, 10.0, 30.0)]
     found = torch.tensor([float(value(attempt(fn, *one))) for one in asked])
     column, gsd, other = torch.tensor(asked).T
     compare(
@@ -28,7 +28,8 @@ def check_same_place(fn: Callable) -> None:
             "This is the same column at both pixel sizes. The code counts metres, column times pixel size.": column,
             "These are metres. Divide them by the other pixel size to get columns.": column * gsd,
             "The patch size does not matter here: it is 8 pixels at both pixel sizes.": 8 * column * gsd / other,
-            "This is a whole number, rounded: codes lie between whole columns too.": torch.floor(column * gsd / other),
+            "These are whole numbers, cut off: codes lie between whole columns too.": torch.floor(column * gsd / other),
+            "These are whole numbers, rounded: codes lie between whole columns too.": torch.round(column * gsd / other),
         },
         what="the columns",
     )
@@ -38,8 +39,9 @@ def check_same_place(fn: Callable) -> None:
 def check_week_code(fn: Callable) -> None:
     """fn(when: datetime) -> [sine, cosine] of the ISO week as a part of 52 weeks' circle."""
     dates = [datetime(2023, 6, 10, 10, 30), datetime(2024, 12, 30), datetime(2021, 1, 2), datetime(2022, 9, 30)]
-    found = [torch.as_tensor(attempt(fn, date)).float().flatten() for date in dates]
-    require(all(len(f) == 2 for f in found), f"Two numbers are wanted, sine and cosine; there are {len(found[0])}.")
+    found = [as_tensor(attempt(fn, date)).double().flatten() for date in dates]
+    counts = [len(f) for f in found]
+    require(counts == [2] * 4, f"Two numbers are wanted for a date, sine and cosine; there are {max(counts)}.")
 
     def circle(part_of_turn):
         angle = 2 * math.pi * torch.tensor([part_of_turn(date) for date in dates], dtype=torch.float64)
@@ -48,7 +50,7 @@ def check_week_code(fn: Callable) -> None:
     def week(date):
         return date.isocalendar().week
 
-    wanted = torch.cat([time_code(date.isoformat())[:, :2] for date in dates]).float()
+    wanted = torch.cat([time_code(date.isoformat())[:, :2] for date in dates]).double()
     compare(
         torch.stack(found),
         wanted,
@@ -63,6 +65,9 @@ def check_week_code(fn: Callable) -> None:
             "You count weeks from 0: the ISO week of early January is 1.": circle(lambda d: (week(d) - 1) / 52),
             "This is the day of the year. Clay takes the ISO week, date.isocalendar().week.": circle(
                 lambda d: d.timetuple().tm_yday / 365
+            ),
+            "You take week 53 for week 52: leave it, 53 / 52 of a turn is a little more than one.": circle(
+                lambda d: min(week(d), 52) / 52
             ),
             "This is the month. Clay takes the ISO week, date.isocalendar().week.": circle(lambda d: d.month / 12),
             "This is the seven-day count from 1 January. The ISO week is date.isocalendar().week: 30 December 2024 lies "

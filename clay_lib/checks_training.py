@@ -8,16 +8,17 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from clay_lib.checking import attempt, compare, right
+from clay_lib.checking import attempt, compare, right, value
 
 
 def check_masked_error(fn: Callable) -> None:
     """fn(reconstruction [B, L, N], target [B, L, N], mask [B, L], 1 = hidden) -> mean error of the hidden patches."""
     draw = torch.Generator().manual_seed(2)
     guess, target = (torch.randn(2, 5, 6, generator=draw) for _ in range(2))
-    mask = torch.tensor([[1.0, 0, 1, 1, 0], [0, 1, 1, 0, 1]])
+    mask = torch.tensor([[1.0, 0, 1, 1, 1], [0, 0, 1, 0, 0]])
     each = (guess - target).abs().mean(-1)  # [B, L]
     hidden = (each * mask).sum() / mask.sum()
+    numbers = (guess - target)[mask.bool()]  # [hidden patches, N]
     compare(
         attempt(fn, guess, target, mask),
         hidden,
@@ -37,6 +38,25 @@ def check_masked_error(fn: Callable) -> None:
                 each * mask
             ).mean(),
             "This is the sum over the hidden patches; the mean is wanted.": (each * mask).sum(),
+            "The mean is taken for each image first, so that a patch of an image with few hidden ones counts more: add up over "
+            "the batch, then divide by all that are hidden.": ((each * mask).sum(1) / mask.sum(1)).mean(),
+            "The sum over hidden patches is divided by the number of images: divide by mask.sum().": (each * mask).sum()
+            / 2,
+            "This is the root of the mean square (RMSE); Clay takes the mean of absolute values.": numbers.square()
+            .mean()
+            .sqrt(),
+            "The root of each patch's mean square is taken; Clay takes absolute values.": numbers.square()
+            .mean(-1)
+            .sqrt()
+            .mean(),
+            "This is the length of each patch's differences (L2 norm); Clay takes the mean of their absolute values.": numbers.norm(
+                dim=-1
+            ).mean(),
+            "This is the median of the hidden patches' errors; the mean is wanted.": numbers.abs()
+            .mean(-1)
+            .quantile(0.5),
+            "This is a median of the hidden patches' errors; the mean is wanted.": numbers.abs().mean(-1).median(),
+            "This is the median of all hidden numbers' errors; the mean is wanted.": numbers.abs().median(),
             "The pixels of a patch are added up; take their mean, then the mean over hidden patches.": hidden * 6,
         },
         what="the error",
@@ -48,7 +68,9 @@ def check_agreement(fn: Callable) -> None:
     """fn(student [B, D], teacher [B, D]) -> 1 - cosine, averaged over the batch."""
     draw = torch.Generator().manual_seed(3)
     a, b = torch.randn(4, 6, generator=draw) + 0.5, 3 * torch.randn(4, 6, generator=draw) + 1
+    b[1] *= -1  # one of them opposes its teacher
     cosine = F.cosine_similarity(a, b, dim=-1)
+    unit_a, unit_b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
     compare(
         attempt(fn, a, b),
         1 - cosine.mean(),
@@ -62,7 +84,27 @@ def check_agreement(fn: Callable) -> None:
             "All chips are joined into one long vector: take one cosine a chip, then their mean.": 1
             - F.cosine_similarity(a.flatten(), b.flatten(), dim=0),
             "There is one number a chip: end with their mean.": 1 - cosine,
-            "Only one of the lengths is divided by.": 1 - ((a * b).sum(-1) / a.norm(dim=-1)).mean(),
+            "Only one of the lengths is divided by: the teacher's is missing.": 1
+            - ((a * b).sum(-1) / a.norm(dim=-1)).mean(),
+            "Only one of the lengths is divided by: the student's is missing.": 1
+            - ((a * b).sum(-1) / b.norm(dim=-1)).mean(),
+            "The absolute value of the cosine is taken: a student who says the opposite should lose most, 2.": 1
+            - cosine.abs().mean(),
+            "The cosines are squared: a student who says the opposite should lose most, 2.": 1 - cosine.square().mean(),
+            "The losses of the chips are added up; their mean is wanted.": (1 - cosine).sum(),
+            "The cosines are added up before 1 minus it: take their mean.": 1 - cosine.sum(),
+            "This is the distance (L2 norm of the difference), in which lengths count: take the cosine.": (a - b)
+            .norm(dim=-1)
+            .mean(),
+            "This is the mean square of the difference, in which lengths count: take the cosine.": (a - b)
+            .square()
+            .mean(),
+            "This is the distance of the vectors of length one; take 1 minus their dot product.": (unit_a - unit_b)
+            .norm(dim=-1)
+            .mean(),
+            "This is the squared distance of the vectors of length one, which is twice the loss.": 2
+            * (1 - cosine.mean()),
+            "This is the angle; take 1 minus its cosine.": cosine.acos().mean(),
         },
         what="the loss",
     )
@@ -80,7 +122,7 @@ def check_rate(fn: Callable) -> None:
 
     warmup, steps, peak = 10, 110, 0.02
     asked = [0, 4, 9, 10, 35, 60, 85, 109]
-    found = [attempt(fn, step, warmup, steps, peak) for step in asked]
+    found = [value(attempt(fn, step, warmup, steps, peak)) for step in asked]
 
     def made(**slip):
         return [rate(step, warmup, steps, peak, **slip) for step in asked]
@@ -99,6 +141,13 @@ def check_rate(fn: Callable) -> None:
             "The cosine begins at step 0: it has to begin where the warm-up ends, (step - warmup) / (steps - warmup).": made(
                 from_start=True
             ),
+            "After the warm-up the rate comes down in a straight line: by half a cosine is wanted.": [
+                found_rate if step < warmup else peak * (steps - step) / (steps - warmup)
+                for step, found_rate in zip(asked, made(), strict=True)
+            ],
+            "The rate is 0 one step early: it would be 0 at step `steps`, which is never taken.": [
+                rate(step, warmup, steps - 1, peak) for step in asked
+            ],
             "The cosine takes degrees: a half turn is math.pi.": made(turn=180),
             "The cosine runs a whole turn and comes up again: half a turn, math.pi, ends at 0.": made(turn=2 * math.pi),
             "The cosine runs a quarter of a turn and ends at half the peak: half a turn is math.pi.": made(

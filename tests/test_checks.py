@@ -16,7 +16,8 @@ right_waves = [0.450, 0.550, 0.660, 0.735, 0.845]
 
 
 def conv(pixels, weight, bias):
-    return rearrange(F.conv2d(pixels, weight, bias, stride=weight.shape[-1]), "B D h w -> B (h w) D")
+    rows = F.unfold(pixels, weight.shape[-1], stride=weight.shape[-1]).mT  # no convolution, which the check would see
+    return rows @ weight.flatten(1).T + (0 if bias is None else bias)
 
 
 def parts(embedding, pixels, waves, weight=None):
@@ -25,10 +26,15 @@ def parts(embedding, pixels, waves, weight=None):
     return torch.stack(each, dim=1)
 
 
+def torchs_conv(pixels, weight, bias):
+    return F.conv2d(pixels, weight, bias, stride=weight.shape[-1]).flatten(2).mT
+
+
 WRONG_01 = {
     "nanometres": (checks.check_wavelengths, [450, 550, 660, 735, 845], "nanometres"),
     "from infrared to blue": (checks.check_wavelengths, right_waves[::-1], "from near infrared to blue"),
     "one band forgotten": (checks.check_wavelengths, right_waves[:3] + right_waves[4:], r"C is 4 instead of 5"),
+    "by torch itself": (checks.check_tokens, torchs_conv, "a convolution of torch has made them"),
     "as words": (checks.check_wavelengths, ["450 nm"] * 5, "tensor of numbers is wanted, not a list"),
     "without the bias": (checks.check_tokens, lambda x, w, b: conv(x, w, None), "bias is missing"),
     "bias for each band": (checks.check_tokens, lambda x, w, b: conv(x, w, 3 * b), "added once for every band"),
@@ -132,6 +138,15 @@ WRONG_02 = {
         week_by(lambda d: 2 * math.pi * d.timetuple().tm_yday / 365),
         "This is the day of the year",
     ),
+    "week 53 as 52": (
+        checks.check_week_code,
+        week_by(lambda d: WEEKS * min(d.isocalendar().week, 52)),
+        "You take week 53 for week 52",
+    ),
+    "a week as text": (checks.check_week_code, lambda d: "week 3", "tensor of numbers is wanted, not a str"),
+    "a week as a dict": (checks.check_week_code, lambda d: {"sin": 0, "cos": 1}, "numbers is wanted, not a dict"),
+    "a week of None": (checks.check_week_code, lambda d: [None, None], "tensor of numbers is wanted, not a list"),
+    "whole columns": (checks.check_same_place, lambda c, a, b: round(c * a / b), "whole numbers, rounded"),
     "53 weeks": (checks.check_week_code, week_by(lambda d: 52 / 53 * WEEKS * d.isocalendar().week), "divide by 53"),
     "half a turn": (checks.check_week_code, week_by(lambda d: WEEKS / 2 * d.isocalendar().week), "factor 2 is missing"),
     "three numbers": (checks.check_week_code, lambda d: torch.zeros(3), "Two numbers are wanted"),
@@ -145,6 +160,22 @@ WRONG_02 = {
 WRONG_03 = {
     "no class token": (checks.check_sequence_length, lambda *a: length(*a, cls=0), "class token is missing"),
     "sides cut": (checks.check_sequence_length, lambda *a: length(*a, up=False), "Patches at the edge are lost: "),
+    "the visible cut off": (
+        checks.check_sequence_length,
+        lambda H, W, P, r: 1 + int((1 - r) * (length(H, W, P, 0) - 1)),
+        "The number of visible patches is cut off",
+    ),
+    "by quantile": (
+        checks.check_mask,
+        lambda d, r: (d < d.quantile(r, 1, keepdim=True)).float(),
+        "One patch too many is hidden, 8 of 13",
+    ),
+    "rounded up": (checks.check_mask, lambda d, r: masked(d, r, numbers=lambda o, n: o[:, : n + 1]), "7 of 11"),
+    "all for ratio 0": (
+        checks.check_mask,
+        lambda d, r: (d <= d.sort(1).values[:, [int(r * d.shape[1]) - 1]]).float(),
+        "With ratio 0 no patch is hidden",
+    ),
     "rounded": (checks.check_sequence_length, lambda *a: length(*a, hidden=round), "cut off, int"),
     "the hidden ones": (
         checks.check_sequence_length,
@@ -215,6 +246,8 @@ def changes(pixels, weight, bias):
         (lambda x, w, b: 2.5 * conv(x, w, b), "all of the tokens are 2.5 times"),
         (lambda x, w, b: conv(x, w, b) + 7, r"all of the tokens are off by \+7"),
         (lambda x, w, b: conv(x, w, b) / 0, "not finite"),
+        (lambda x, w, b: conv(x, w, b) + 3e-4, r"off by \+0.0003"),
+        (lambda x, w, b: conv(x, w, b) * 1j, "complex numbers; real ones are wanted"),
         (lambda x, w, b: conv(x, w, b)[None], "an axis of length 1 is too many"),
         (lambda x, w, b: conv(x, w, b).abs(), r"differ in \d+ of 60 places; first at \[\d, \d, \d\]: yours"),
     ],
@@ -228,14 +261,32 @@ def test_numpy_answers_and_single_numbers_count(capsys):
     checks.check_tokens(lambda x, w, b: conv(x, w, b).numpy())
     checks.check_wavelengths(np.array(right_waves))
     assert capsys.readouterr().out.count("Right. ") == 2
-    assert [checking.value(v, int) for v in (3, np.int64(3), torch.tensor([3]))] == [3, 3, 3]
+    ones = (3, 3.0, np.int64(3), np.array(3.0), np.array([3]), torch.tensor([3]), torch.tensor(3.0, requires_grad=True))
+    assert [checking.value(one, int) for one in ones] == [3] * 7
     for wrong, words in (
-        (3.5, "A whole number is wanted, not a float"),
+        (3.5, "A whole number is wanted, not 3.5"),
+        (np.ones(2), r"and this is a ndarray of the shape \[2\]"),
+        ("3", "not a str"),
         (True, "not a bool"),
         (..., "nothing here yet"),
     ):
         with pytest.raises(Mistake, match=words):
             checking.value(wrong, int)
+
+
+def test_no_factor_is_read_into_one_or_two_numbers():
+    for got, wanted, words in (
+        (1.2, 2.4, r"^This is 1.2; the error should be 2.4\.$"),
+        (float("nan"), 2.4, "not a finite number"),
+        ([1.0, 3.0], [2.0, 6.0], r"differ in 2 of 2 places; first at \[0\]: yours 1, wanted 2"),
+        ([2.0, 2.0, 2.0], [1.0, 1.0, 1.0], "differ in 3 of 3 places"),
+        ([600_005.0, 1, 2], [600_000.0, 1, 2], "yours 600005, wanted 600000"),
+        ([1.00001, 2.00002, 3.00003], [1.0, 2.0, 3.0], "yours 1.00001, wanted 1"),
+    ):
+        with pytest.raises(Mistake, match=words):
+            checking.compare(
+                torch.tensor(got).double(), torch.tensor(wanted).double(), what="the error", rtol=1e-9, atol=0
+            )
 
 
 def test_jupyter_shows_the_words_without_a_traceback(capsys):

@@ -51,6 +51,61 @@ def nearest(train_x, test_x):
     return np.linalg.norm(test_x[:, None] - train_x, axis=2).argsort(1)
 
 
+def voted(labels):
+    """labels [M, k] -> the commonest of each row [M]."""
+    return np.array([max(sorted(set(row)), key=list(row).count) for row in labels])
+
+
+def near(x, y, t, k):
+    return y[nearest(x, t)[:, :k]]
+
+
+def of_rows(grid_rows):
+    """The decoder's rows to an image, with a wrong way to count the rows of the grid."""
+    from einops import rearrange
+
+    def fn(rows, C, P, H, W):
+        image = rearrange(rows, "(h w) (C p q) -> C (h p) (w q)", h=grid_rows(rows, H, P), C=C, p=P)
+        return image[:, :H, :W]
+
+    return fn
+
+
+def moved_corner(pixels):
+    def fn(transform, P):
+        a, b, c, d, e, f = transform
+        by = pixels(P)
+        return a * P, b * P, c + (a + b) * by, d * P, e * P, f + (d + e) * by
+
+    return fn
+
+
+def blocks_by(draw):
+    """A split whose blocks are drawn by draw(rng, blocks, names, how many)."""
+
+    def fn(blocks, share, seed):
+        names = np.unique(blocks)
+        return np.isin(blocks, draw(np.random.default_rng(seed), blocks, names, round(share * len(names))))
+
+    return fn
+
+
+def means_of(one, ends=(0.025, 0.975)):
+    """The interval of one(rng, hits of each place, hits, places) drawn again and again."""
+
+    def fn(hits, places, draws, seed):
+        rng = np.random.default_rng(seed)
+        held = [hits[places == name] for name in np.unique(places)]
+        return np.quantile([one(rng, held, hits, places) for _ in range(draws)], ends)
+
+    return fn
+
+
+def counted_once(rng, held, hits, places):
+    names = np.unique(places)
+    return hits[np.isin(places, rng.choice(names, len(names)))].mean()
+
+
 def chips_at_random(blocks, share, seed):
     return np.random.default_rng(seed).random(len(blocks)) < share
 
@@ -78,6 +133,44 @@ WRONG = {
     "04 visible patches": (checks.check_masked_error, lambda r, t, m: masked(torch.abs)(r, t, 1 - m), "1 means hidden"),
     "04 squared": (checks.check_masked_error, masked(torch.square), "absolute value"),
     "04 signed": (checks.check_masked_error, masked(lambda d: d), "keep their sign"),
+    "04 image by image": (
+        checks.check_masked_error,
+        lambda r, t, m: (((r - t).abs().mean(-1) * m).sum(1) / m.sum(1)).mean(),
+        "mean is taken for each image first",
+    ),
+    "04 RMSE": (
+        checks.check_masked_error,
+        lambda r, t, m: (r - t)[m.bool()].square().mean().sqrt(),
+        "root of the mean square",
+    ),
+    "04 median": (
+        checks.check_masked_error,
+        lambda r, t, m: (r - t)[m.bool()].abs().mean(-1).median(),
+        "This is the median of the hidden",
+    ),
+    "04 L2 norm": (checks.check_masked_error, lambda r, t, m: (r - t)[m.bool()].norm(dim=-1).mean(), "L2 norm"),
+    "04 another number": (
+        checks.check_masked_error,
+        lambda r, t, m: r.mean(),
+        r"^This is \S+; the error should be \S+\.$",
+    ),
+    "04 absolute cosine": (
+        checks.check_agreement,
+        lambda a, b: 1 - F.cosine_similarity(a, b).abs().mean(),
+        "The absolute value of the cosine",
+    ),
+    "04 distance": (checks.check_agreement, lambda a, b: (a - b).norm(dim=-1).mean(), "L2 norm of the difference"),
+    "04 added up": (
+        checks.check_agreement,
+        lambda a, b: (1 - F.cosine_similarity(a, b)).sum(),
+        "are added up; their mean",
+    ),
+    "04 a straight line down": (
+        checks.check_rate,
+        lambda step, w, n, peak: rate(step, w, n, peak) if step < w else peak * (n - step) / (n - w),
+        "comes down in a straight line",
+    ),
+    "04 a text": (checks.check_rate, lambda *a: "small", "A number is wanted, not a str"),
     "04 the cosine": (checks.check_agreement, lambda a, b: F.cosine_similarity(a, b).mean(), "smallest there"),
     "04 dot product": (checks.check_agreement, lambda a, b: 1 - (a * b).sum(-1).mean(), "divide by both lengths"),
     "04 over the batch": (
@@ -114,6 +207,31 @@ WRONG = {
         checks.check_patch_transform,
         lambda t, p: (t[0] * p, t[1], t[2], t[3], t[4] * p, t[5]),
         "b and d turn the grid",
+    ),
+    "05 half a pixel on": (checks.check_patch_transform, moved_corner(lambda P: 0.5), "moved by half a pixel"),
+    "05 half a pixel back": (checks.check_patch_transform, moved_corner(lambda P: -0.5), "moved back by half a pixel"),
+    "05 middle to middle": (
+        checks.check_patch_transform,
+        moved_corner(lambda P: (P - 1) / 2),
+        "from the middle of a pixel",
+    ),
+    "05 half a patch": (checks.check_patch_transform, moved_corner(lambda P: P / 2), "moved by half a patch"),
+    "05 always one more": (checks.check_image_of_rows, of_rows(lambda rows, H, P: H // P + 1), "H // P \\+ 1 gives 3"),
+    "05 sides rounded": (
+        checks.check_image_of_rows,
+        of_rows(lambda rows, H, P: round(H / P)),
+        r"round\(H / P\) gives 2",
+    ),
+    "05 sides cut off": (checks.check_image_of_rows, of_rows(lambda rows, H, P: H // P), "rows are cut off"),
+    "05 a square grid": (
+        checks.check_image_of_rows,
+        of_rows(lambda rows, H, P: int(len(rows) ** 0.5)),
+        "count its rows from H",
+    ),
+    "05 three bands always": (
+        checks.check_image_of_rows,
+        lambda rows, C, P, H, W: of_rows(lambda rows, H, P: -(-H // P))(rows, 3, 4, H, W),
+        "take C and P as they are given",
     ),
     "05 mean of all": (checks.check_plain_guess, filled(lambda x, h: x.mean((1, 2), True)), "hidden ones too"),
     "05 one mean": (checks.check_plain_guess, filled(lambda x, h: x[:, ~h].mean()), "One mean serves all bands"),
@@ -167,18 +285,80 @@ WRONG = {
     ),
     "06 not centred": (checks.check_three_colours, lambda p: components(p, centre=False), "not centred"),
     "06 the last ones": (checks.check_three_colours, lambda p: components(p, keep=slice(None, -4, -1)), "differ least"),
+    "06 nothing but zeros": (checks.check_three_colours, lambda p: np.zeros((*p.shape[:2], 3)), "not the first three"),
     "06 flat": (checks.check_three_colours, lambda p: components(p).reshape(-1, 3), r"back to \[h, w, 3\]"),
     "07 farthest": (
         checks.check_vote,
-        lambda x, y, t, k: np.where((y[nearest(x, t)[:, -k:]] == 20).mean(1) > 0.5, 20, 10),
+        lambda x, y, t, k: voted(y[nearest(x, t)[:, -k:]]),
         "farthest are asked",
     ),
     "07 one only": (checks.check_vote, lambda x, y, t, k: y[nearest(x, t)[:, 0]], "all k of them vote"),
+    "07 median": (checks.check_vote, lambda *a: np.median(near(*a), axis=1), "This is the median of"),
+    "07 rounded mean": (checks.check_vote, lambda *a: near(*a).mean(1).round(-1), "averaged and rounded"),
+    "07 how many votes": (
+        checks.check_vote,
+        lambda *a: [max(np.unique(row, return_counts=True)[1]) for row in near(*a)],
+        "number of votes",
+    ),
     "07 averaged": (checks.check_vote, lambda x, y, t, k: y[nearest(x, t)[:, :k]].mean(1), "A label is a name"),
     "07 chips drawn": (checks.check_split, chips_at_random, "blocks have chips on both sides"),
     "07 training's share": (checks.check_split, lambda b, s, r: ~some_blocks(b, s, r), "took it for training"),
+    "07 twice the same": (
+        checks.check_split,
+        blocks_by(lambda rng, blocks, names, n: rng.choice(names, n)),
+        "Blocks are drawn twice",
+    ),
+    "07 among chips": (
+        checks.check_split,
+        blocks_by(lambda rng, blocks, names, n: rng.choice(blocks, n, replace=False)),
+        "not among the chips",
+    ),
+    "07 places for names": (
+        checks.check_split,
+        blocks_by(lambda rng, blocks, names, n: rng.choice(len(names), n, replace=False)),
+        r"names\[numbers\]",
+    ),
+    "07 each by itself": (
+        checks.check_split,
+        lambda blocks, share, seed: np.isin(
+            blocks, np.unique(blocks)[np.random.default_rng(seed).random(len(np.unique(blocks))) < share]
+        ),
+        "instead of asking for each block",
+    ),
+    "07 the same share": (
+        checks.check_split,
+        lambda b, s, r: some_blocks(b, 0.3, r),
+        "with a share of 0.15 it should be 3",
+    ),
+    "07 cut off": (checks.check_split, lambda b, s, r: some_blocks(b, int(s * 20 + 1e-9) / 20, r), "do not cut off"),
+    "07 always twenty": (
+        checks.check_split,
+        blocks_by(lambda rng, blocks, names, n: rng.permutation(names)[: round(n / len(names) * 20)]),
+        "of 15 blocks test",
+    ),
     "07 no seed": (checks.check_split, lambda b, s, r: some_blocks(b, s, r, rng=5), "Every seed gives the same"),
-    "07 every chip alone": (checks.check_interval, by_chip, "as if all 320 chips were independent"),
+    "07 every chip alone": (checks.check_interval, by_chip, "as if all 300 chips were independent"),
+    "07 counted once": (checks.check_interval, means_of(counted_once), "drawn twice counted once"),
+    "07 counted once, ninety": (
+        checks.check_interval,
+        means_of(counted_once, (0.05, 0.95)),
+        "drawn twice counted once",
+    ),
+    "07 mean of means": (
+        checks.check_interval,
+        means_of(lambda rng, held, *_: rng.choice([each.mean() for each in held], len(held)).mean()),
+        "mean of the places' means",
+    ),
+    "07 one chip a place": (
+        checks.check_interval,
+        means_of(lambda rng, held, *_: np.mean([rng.choice(held[i]) for i in rng.choice(len(held), len(held))])),
+        "one chip a place",
+    ),
+    "07 seedless": (
+        checks.check_interval,
+        lambda h, p, n, s: by_place(h, p, n, 0),
+        "Every seed gives the same interval",
+    ),
     "07 ninety": (checks.check_interval, lambda *a: by_place(*a, ends=(0.05, 0.95)), "which is 90 %"),
     "07 without replacement": (checks.check_interval, lambda *a: by_place(*a, replace=False), "with replacement"),
     "07 of the hits": (checks.check_interval, lambda h, p, n, s: np.quantile(h, (0.025, 0.975)), "of the hits"),
