@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -50,6 +51,9 @@ def write_site(
         source = executed if ran else paired
         runs.append(_read(source, home, whole=True))
         nbformat.write(calm(nbformat.read(source, as_version=4)), home / source.name)
+    exercises = Path(notebooks) / "exercises"  # the pages link to them
+    if exercises.is_dir():
+        shutil.copytree(exercises, home / "exercises", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
     page = _write_page(home, "the walk", runs)
     size = sum(path.stat().st_size for path in home.iterdir() if path.is_file()) / 1e6
     print(f"{len(runs)} notebooks, {size:.0f} MB. Open {page}")

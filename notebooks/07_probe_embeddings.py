@@ -21,7 +21,7 @@
 # - how much a random split flatters, and which kinds of land are taken for one another.
 #
 # Builds on [04 Training](04_train_clay.ipynb); the weights are small ones, shipped in `data/weights`, or your own. About
-# 2 minutes on two CPU cores (not timed on a GPU). Data: chips of the mini-world, made here and kept in `data/cache`.
+# About 1 minute on two CPU cores (not timed on a GPU). Data: chips of the mini-world, made here and kept in `data/cache`.
 
 # %%
 import matplotlib.pyplot as plt
@@ -348,7 +348,7 @@ for name, points in gap[list(dict.fromkeys(flattery["features"]))].items():
 # *Easy, 10 minutes*
 #
 # Give each test chip the commonest label among its k nearest training chips, by the Euclidean distance. (The check asks
-# an odd number of neighbours about two classes, so there is no tie.)
+# where there is no tie.) A label is a name, even where it is written as a number.
 #
 # **Hint.** `np.linalg.norm(test_x[:, None] - train_x, axis=2)` holds all distances, `[M, N]`.
 #
@@ -373,8 +373,8 @@ checks.check_vote(vote)
 # ### Exercise 2: a split that does not leak
 # *Medium, 10 minutes*
 #
-# Each chip lies in a block of land. Draw about `share` of the blocks for testing, by a seed, and tell for each chip
-# whether it tests. No block may have chips on both sides.
+# Each chip lies in a block of land. Draw `share` of the blocks for testing, rounded to whole blocks, by a seed, and tell
+# for each chip whether it tests. No block may have chips on both sides.
 #
 # **Hint.** Draw among `np.unique(blocks)`, not among the chips: `rng.choice(names, count, replace=False)`.
 #

@@ -24,7 +24,7 @@
 #
 # | needs | minutes | data |
 # | --- | --- | --- |
-# | small weights, shipped in `data/weights`; see [06 Seeing embeddings](06_see_embeddings.ipynb) for what they know | about 1.5 on two cores; no GPU needed (not measured there) | an archive of the mini-world, served on this machine; or a public archive, with a network |
+# | small weights, shipped in `data/weights`; see [06 Seeing embeddings](06_see_embeddings.ipynb) for what they know | about 1 on two cores; no GPU needed (not measured there) | an archive of the mini-world, served on this machine; or a public archive, with a network |
 #
 # The client is the same for both: it searches a STAC archive, reads the pixels it needs over HTTP and embeds them. For true
 # satellite images set `online`, `area`, `before` and `after` below.
@@ -182,7 +182,7 @@ coarse = tuple(grid.transform * grid.transform.scale(2))[:6]
 
 # %%
 both = np.stack([first, second]).transpose(0, 2, 3, 1)  # [2, h, w, D]
-parts = principal_components(np.nan_to_num(both))  # [2, h, w, 3]
+parts = principal_components(both)  # [2, h, w, 3]
 low, high = np.percentile(parts[:, known].reshape(-1, 3), (2, 98), axis=0)
 colours = np.clip((parts - low) / (high - low), 0, 1)
 layers = {
@@ -535,4 +535,4 @@ if score:
 # The same from a command line: `clay embed`, with `--forecast` first, then `clay search OUT --like "lat,lon" --geojson
 # hits.geojson`. `clay archive data/cache/archive` serves the mini-world's archive for work without a network.
 #
-# Back to the start: [01 Embedding patches](01_embed_patches.ipynb).
+# Next: which setting is better, and how much of that is luck? [09 Reading a sweep](09_read_sweeps.ipynb).

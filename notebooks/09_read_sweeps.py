@@ -24,7 +24,7 @@
 #
 # | needs | minutes | data |
 # | --- | --- | --- |
-# | [03 Masking](03_mask_patches.ipynb) for the question asked here | 1.5 on two cores; no GPU needed (not measured there) | a made-up land, drawn from seeds; results of shipped sweeps |
+# | [03 Masking](03_mask_patches.ipynb) for the question asked here | under 1 on two cores; no GPU needed (not measured there) | a made-up land, drawn from seeds; results of shipped sweeps |
 
 # %%
 import matplotlib.pyplot as plt
@@ -387,4 +387,6 @@ print(f"""- {len(table)} runs over {len(ranked)} settings and {seeds} seeds; the
 
 # %% [markdown]
 # `clay sweep FILE.yaml --report` writes the same pictures as one page, with links to every run's notebook. The format of a
-# specification, other schedulers and SLURM are told in [papermill_runs/README.md](../papermill_runs/README.md).
+# specification, other schedulers and SLURM are told in `papermill_runs/README.md`.
+#
+# Next: [10 Switching metadata off](10_switch_metadata.ipynb), whose question was also asked as a sweep.

@@ -375,4 +375,5 @@ int8 {disk["int8"]:.0f} GB, {least} {disk[least]:.1f} GB.""")
 # How much can be left out depends on the weights and on the question: these are the shipped small weights, eleven kinds
 # of land, and few test places. Ask again with your own, by `weights`.
 #
-# `clay embed` writes int8 or float16 vectors: see [08 Searching an area](README.md).
+# `clay embed` writes int8 or float16 vectors: see [08 Maps of embeddings](08_map_embeddings.ipynb). This was the last of the
+# walk; the first is [00 First look](00_first_look.ipynb).

@@ -35,6 +35,12 @@ def test_paired_notebook_holds_the_same_cells(script):
 
 
 @each
+def test_links_lead_to_files_that_a_reader_in_jupyterlab_and_of_the_gallery_has(script):
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", script.read_text()):
+        assert re.fullmatch(r"(exercises/)?\d\d_\w+\.ipynb", link) and (script.parent / link).is_file(), link
+
+
+@each
 def test_paired_notebook_shows_outputs_and_is_small_and_clean(script):
     paired = script.with_suffix(".ipynb")
     assert paired.stat().st_size < 1_000_000
