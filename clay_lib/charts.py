@@ -49,7 +49,7 @@ def bars_with_intervals(
             elinewidth=1.2,
             capsize=3,
         )
-        left, right = limits or (min(0.0, np.nanmin(low)), np.nanmax(high))
+        left, right = limits or (min(0.0, np.nanmin([value, low])), np.nanmax([value, high]))
         room = 0.02 * (right - left)
         for y, v, h in zip(at, value, high, strict=True):
             ax.text(max(v, h if np.isfinite(h) else v) + room, y, form.format(v), va="center", fontsize=9, color=INK)

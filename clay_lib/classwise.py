@@ -9,6 +9,7 @@ import pandas as pd
 
 from clay_lib.contract import ContractError
 from clay_lib.datasets import IGNORE, LabelledSet
+from clay_lib.intervals import codes, interval, of_groups, times
 
 
 def confusions(labels: np.ndarray, answers: np.ndarray, count: int) -> np.ndarray:
@@ -44,26 +45,26 @@ def class_scores(
 ) -> pd.DataFrame:
     """One row a class, and "mean" over classes at the end: IoU, F1, each with low and high, and pixels that have it.
 
-    tables [N, K, K]: of `confusions`; summed over chips before anything is divided. Intervals: 95 %, chips drawn anew,
-    whole groups [N] of them at a time.
+    tables [N, K, K]: of `confusions`; summed over chips before anything is divided. A class that no pixel has is NaN,
+    and the mean is over the others, so that two ways of answering are averaged over the same classes; that such a class
+    was said is a miss of the class that was there. Intervals: 95 %, chips drawn anew, whole groups [N] of them at a
+    time; a draw that lacks a class says nothing of it, nor of the mean. NaN where there is one group.
     """
-    drawn = _drawn(tables, groups, bootstraps, seed)
     columns = {"class": [*names, "mean"]}
     for name, score in (("IoU", iou), ("F1", f1)):
-        values = score(drawn)  # [1 + bootstraps, K], all chips first
-        values = np.concatenate([values, _mean(values)[:, None]], axis=1)
-        columns[name] = values[0]
-        if bootstraps:
-            columns[f"{name} low"], columns[f"{name} high"] = _quantiles(values[1:])
+        told = np.array([interval(column) for column in _resampled(score, tables, groups, bootstraps, seed).T])
+        columns |= dict(zip([name, *([f"{name} low", f"{name} high"] if bootstraps else [])], told.T, strict=False))
     pixels = tables.sum((0, 2))
     return pd.DataFrame(columns | {"pixels": [*pixels, pixels.sum()]})
 
 
 def lead(ours: np.ndarray, floor: np.ndarray, *, groups=None, bootstraps: int = 1000, seed: int = 0) -> tuple:
-    """(mean IoU of ours minus the floor's, low, high), both on the same chips drawn anew: [N, K, K] each."""
-    gain = _mean(iou(_drawn(ours, groups, bootstraps, seed))) - _mean(iou(_drawn(floor, groups, bootstraps, seed)))
-    low, high = _quantiles(gain[1:])
-    return float(gain[0]), float(low), float(high)
+    """(mean IoU of ours minus the floor's, low, high), both on the same chips drawn anew and over the same classes.
+
+    ours, floor: [N, K, K] each, as for `class_scores`.
+    """
+    mean, other = (_resampled(iou, part, groups, bootstraps, seed)[:, -1] for part in (ours, floor))
+    return interval(mean - other)
 
 
 def pixel_classifier(train: LabelledSet, *, kind: str = "forest", pixels: int = 60_000, seed: int = 0):
@@ -106,22 +107,18 @@ def _native(data: LabelledSet, pixels: np.ndarray) -> np.ndarray:
     return data.sensor.normalise(pixels[None], list(data.bands), in_decibel=data.in_decibel)[0]
 
 
-def _drawn(tables: np.ndarray, groups, bootstraps: int, seed: int) -> np.ndarray:
-    """[1 + bootstraps, K, K]: the sum over all chips, then over chips drawn anew; the same seed draws the same ones."""
+def _resampled(score, tables: np.ndarray, groups, bootstraps: int, seed: int) -> np.ndarray:
+    """[1 + bootstraps, K + 1] score of each class and their mean, over all chips, then over groups of them drawn anew.
+
+    NaN for a class that nobody has there, and for a mean over other classes than those that all chips have together.
+    """
     tables = np.asarray(tables, np.float64)
-    member = np.arange(len(tables)) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
+    member = np.arange(len(tables)) if groups is None else codes(groups)
     sums = np.zeros((member.max() + 1, *tables.shape[1:]))
     np.add.at(sums, member, tables)
-    n = len(sums)
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), bootstraps)
-    return np.concatenate([sums.sum(0)[None], np.tensordot(times, sums, 1)])
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """[R, K] -> [R] over the classes that are there."""
-    known = np.isfinite(values)
-    return np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1)
-
-
-def _quantiles(values: np.ndarray) -> np.ndarray:
-    return np.nanquantile(values, (0.025, 0.975), axis=0)
+    drawn = np.tensordot(times(len(sums), bootstraps, seed), sums, 1)
+    has = drawn.sum(-1) > 0
+    values = np.where(has, score(drawn), np.nan)
+    with np.errstate(invalid="ignore"):
+        mean = values[:, has[0]].sum(1) / has[0].sum()
+    return of_groups(np.column_stack([values, mean]), len(sums))

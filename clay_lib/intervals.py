@@ -2,14 +2,18 @@
 
 Whole groups are drawn, since two dates of one place or neighbours in a mosaic are no independent witnesses; and where
 an answer was given under several seeds (splits, random weights, training shots), the seeds are drawn as well. The same
-seed and the same groups draw the same, so that the difference of two resampled scores is one of pairs.
+seed and the same groups draw the same, so that the difference of two resampled scores is one of pairs. One group tells
+nothing of other ones, so that there is no interval then (NaN), and a few tell too little: a warning says so.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from clay_lib.contract import warn
+
 LEVEL = 0.95
+FEW = 6  # groups: with fewer, an interval is too narrow to rely on
 
 
 def resample(hit, group, *, draw=None, stratum=None, groups=None, bootstraps: int = 1000, seed: int = 0) -> np.ndarray:
@@ -29,12 +33,23 @@ def resample(hit, group, *, draw=None, stratum=None, groups=None, bootstraps: in
     total = sum(draws[:, [s]] * (groups @ hits[s]) for s in range(S))  # [1 + bootstraps, K]
     size = sum(draws[:, [s]] * (groups @ counts[s]) for s in range(S))
     with np.errstate(invalid="ignore"):
-        return (total / size)[:, size[0] > 0].mean(axis=1)
+        return of_groups((total / size)[:, size[0] > 0].mean(axis=1), len(np.unique(group)))
 
 
 def times(n: int, bootstraps: int, seed=0) -> np.ndarray:
     """[1 + bootstraps, n] how often each of n counts: once each, then as often as it was drawn with replacement."""
     return np.vstack([np.ones(n), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), bootstraps)])
+
+
+def of_groups(drawn: np.ndarray, n: int) -> np.ndarray:
+    """What was drawn [1 + bootstraps, ...] of n groups: all but the first NaN where n is 1, a warning where it is few."""
+    if len(drawn) > 1 and n < FEW:
+        told = "of 1 group (place, scene, block), which cannot tell how others would differ: there is none"
+        told = f"of {n} groups (places, scenes, blocks) is too narrow to rely on" if n > 1 else told
+        warn(f"an interval {told}; score more land, or name smaller groups, at least {FEW}")
+    if n < 2:
+        drawn[1:] = np.nan
+    return drawn
 
 
 def interval(scores: np.ndarray) -> tuple[float, float, float]:
@@ -44,6 +59,12 @@ def interval(scores: np.ndarray) -> tuple[float, float, float]:
         return float(scores[0]), np.nan, np.nan
     low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(scores[0]), float(low), float(high)
+
+
+def as_text(value: float, low: float, high: float, form: str = "{:.2f}") -> str:
+    """Such as "0.58 (0.51 to 0.66)"; a dash for what is NaN."""
+    value, low, high = ("–" if np.isnan(v) else form.format(v) for v in (value, low, high))
+    return value if value == "–" else f"{value} ({low} to {high})" if low != "–" else f"{value} (–)"
 
 
 def codes(values) -> np.ndarray:

@@ -20,7 +20,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from clay_lib import probes
 from clay_lib.contract import ContractError
 from clay_lib.evaluation import Sets, split_chips
-from clay_lib.intervals import codes, interval, times
+from clay_lib.intervals import codes, interval, of_groups, times
 
 METRICS = ("average precision", "F1")
 
@@ -44,7 +44,7 @@ class LabelEvaluation:
             }
             for k, metric in enumerate(METRICS):
                 each = {name: scores[k] for name, scores in drawn.items()}
-                for name, scores in {**each, "mean": np.nanmean(list(each.values()), axis=0)}.items():
+                for name, scores in {**each, "mean": pd.DataFrame(each).mean(axis=1).to_numpy()}.items():
                     value, low, high = interval(scores[np.isfinite(scores)])
                     own = part if name == "mean" else part[part["label"] == name]
                     row = {"label": name, "metric": metric, "score": value, "low": low, "high": high}
@@ -122,7 +122,8 @@ def _resample(part: pd.DataFrame, groups: int, bootstraps: int) -> np.ndarray:
     each = np.stack(each)  # [S, 2, 1 + bootstraps]
     known = weight * np.isfinite(each)
     with np.errstate(invalid="ignore"):
-        return (known * np.nan_to_num(each)).sum(0) / known.sum(0)
+        told = (known * np.nan_to_num(each)).sum(0) / known.sum(0)
+    return of_groups(told.T, part["group"].nunique()).T
 
 
 def average_precision(truth: np.ndarray, said: np.ndarray, times: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from einops import rearrange
 
 from clay_lib import probes
 from clay_lib.contract import ContractError
+from clay_lib.intervals import interval, of_groups
 from clay_lib.model import Clay
 from clay_lib.sensors import SENSORS
 
@@ -169,22 +170,21 @@ def _balanced(answers: pd.DataFrame, bootstraps: int) -> pd.DataFrame:
             per = own.pivot_table(index="window", columns="label", values="hit", aggfunc=["sum", "count"], fill_value=0)
             hits, count = (times @ per[k].reindex(windows, fill_value=0).to_numpy(float) for k in ("sum", "count"))
             recall = np.where(count > 0, hits / np.maximum(count, 1), np.nan)
-            scores[name][raster] = np.nanmean(recall, axis=1)
+            scores[name][raster] = of_groups(np.nanmean(recall, axis=1), len(windows))
     mean = {name: np.mean(list(of.values()), axis=0) for name, of in scores.items()}
     floors = [name for name in names if name.startswith(probes.FLOORS)]
     best = max(floors, key=lambda name: mean[name][0])
     pixels = next((name for name in floors if name.startswith("pixel")), best)
     lines = []
     for name in names:
-        low, high = np.quantile(mean[name][1:], (0.025, 0.975))
+        value, low, high = interval(mean[name])
         kind = "floor" if name in floors else "model"
-        line = {"features": name, "kind": kind, "score": mean[name][0], "low": low, "high": high}
+        line = {"features": name, "kind": kind, "score": value, "low": low, "high": high}
         line |= {raster: values[0] for raster, values in scores[name].items()}
         if kind == "model":
             for what, floor in (("margin", best), ("over_pixels", pixels)):
-                lead = mean[name] - mean[floor]
-                low, high = np.quantile(lead[1:], (0.025, 0.975))
-                line |= {what: lead[0], f"{what}_low": low, f"{what}_high": high}
+                lead, low, high = interval(mean[name] - mean[floor])
+                line |= {what: lead, f"{what}_low": low, f"{what}_high": high}
             line["floor"] = best
         lines.append(line)
     return pd.DataFrame(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clay_lib.intervals import codes, interval, resample
+from clay_lib.intervals import as_text, codes, interval, resample
 
 
 def of(hit, group=None, **kwargs):
@@ -74,3 +74,13 @@ def test_equal_groups_draw_equally():
     hit, group = np.random.default_rng(0).random(60), codes(np.random.default_rng(1).integers(0, 9, 60).astype(str))
     gain = resample(hit + 0.1, group) - resample(hit, group)
     np.testing.assert_allclose(gain, 0.1)
+
+
+def test_one_group_has_no_interval_and_few_are_warned_of():
+    hit = np.random.default_rng(0).random(40) < 0.7
+    with pytest.warns(UserWarning, match="1 group"):
+        value, low, high = of(np.tile(hit, 2), np.zeros(80, int), draw=np.repeat([0, 1], 40))
+    assert value == hit.mean() and np.isnan([low, high]).all() and as_text(value, low, high).endswith(" (–)")
+    with pytest.warns(UserWarning, match="3 groups"):
+        value, low, high = of(hit, np.arange(40) % 3)
+    assert low <= value <= high and as_text(value, low, high) == f"{value:.2f} ({low:.2f} to {high:.2f})"
