@@ -141,8 +141,9 @@ def probe(
     are floors; None takes those whose names start with "pixel" or "random".
 
     Columns: features, kind ("floor" | "model"), probe ("kNN-5" | "kNN-20 cosine" | "linear"),
-    metric, score, low, high, n_train, n_test, dim, seeds. low, high: percentile bootstrap, 95 %, over test groups or chips. It knows the luck of
-    the test set, not that of training or of the split; without test_groups it is too narrow where chips are neighbours.
+    metric, score, low, high, n_train, n_test, dim, seeds. low, high: percentile bootstrap, 95 %, over test groups or
+    chips. It knows the luck of the test set, not that of training or of the split; without test_groups it is too narrow
+    where chips are neighbours, and with a single one it is NaN.
     Raises ContractError for lengths that differ, NaN, a test class without training chips, fewer chips than k.
     """
     groups = dict(train_groups=train_groups, test_groups=test_groups)
@@ -198,14 +199,15 @@ def score(answers: pd.DataFrame, *, metric: str = "accuracy", bootstraps: int = 
     """The table of `probe` from the answers of `predict`, one row per feature set, probe and further CASES.
 
     metric: "accuracy", or "balanced": the mean of each class's share of right answers. Where the answers come from
-    several seeds, the score is their mean, and the interval knows the luck of the seeds as well as that of the chips.
+    several seeds, all of them count alike, so that a seed that tests more chips weighs more, and the interval knows the
+    luck of the seeds as well as that of the chips. n_train, n_test: chips of one seed, on average.
     """
     _check_metric(metric)
     keys, rows = ["features", "kind", *_cases(answers)], []
     for case, part in answers.groupby(keys, sort=False):
         value, low, high = interval(_resample(part, _groups(part), metric, bootstraps))
         row = dict(zip(keys, case, strict=True)) | {"metric": metric, "score": value, "low": low, "high": high}
-        row |= {"n_train": int(part["n_train"].mean()), "n_test": part["chip"].nunique()}
+        row |= {"n_train": int(part.groupby("seed")["n_train"].first().mean()), "n_test": _tested(part)}
         rows.append(row | {"dim": part["dim"].iloc[0], "seeds": part["seed"].nunique()})
     return pd.DataFrame(rows)
 
@@ -233,7 +235,7 @@ def difference(answers: pd.DataFrame, *, metric: str = "accuracy", bootstraps: i
             gain, low, high = interval(drawn[key] - drawn[floor])
             row = dict(zip(_cases(answers), case, strict=True)) | {"features": key[1], "floor": floor[1]}
             row |= {"difference": gain, "low": low, "high": high}
-            rows.append(row | {"n_test": part["chip"].nunique(), "seeds": part["seed"].nunique()})
+            rows.append(row | {"n_test": _tested(part), "seeds": part["seed"].nunique()})
     return pd.DataFrame(rows)
 
 
@@ -270,6 +272,10 @@ def _knn(train_x, train_y, test_x, *, k: int, metric: str) -> np.ndarray:
 
 def _cases(answers: pd.DataFrame) -> list[str]:
     return [name for name in CASES if name in answers]
+
+
+def _tested(part: pd.DataFrame) -> int:
+    return int(part.groupby("seed")["chip"].nunique().mean())
 
 
 def _resample(part: pd.DataFrame, groups: pd.Series, metric: str, bootstraps: int) -> np.ndarray:

@@ -7,8 +7,9 @@
 
 Images are split by the number in their names, never at random: neighbours in number are often neighbours on the
 ground. Rasters are left out in turn, or blocks of them (transfer_patches). How an image is best read out of the model (class token, mean or spread of
-its patches, at which size) is chosen on folds of the training images alone; the same choice is then made for twins of
-the model with random weights, one for each seed.
+its patches, at which size) is chosen on folds of the images before the split by number; the same choice is then made
+for twins of the model with random weights, one for each seed. Beside it stands a random split, in which most of the
+images that are asked have helped to choose: there, the rows of the chosen read-out flatter for that reason too.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def transfer(
 
         pairs = read_rasters(rasters, labels, raster_bands)
         table = probe_patches(clay, pairs, sensor=sensor or "sentinel-2-l2a", bands=bands, gsd=gsd, seeds=seeds)
-    print(table.round(3).to_string(index=False))
+    print(table.round(3).to_string(index=False, na_rep="–"))
     if out:
         table.round(4).to_csv(out, index=False)
     return 0
@@ -155,7 +156,8 @@ def probe_images(
 ) -> tuple[Evaluation, str]:
     """The same images at several sizes -> what the probes say, and the chosen read-out.
 
-    gsd: metres of a pixel where an image is `native` pixels wide. Splits: "given", by number, and "random".
+    gsd: metres of a pixel where an image is `native` pixels wide. Splits: "given", by number, and "random", whose test
+    images are mostly among those by which the read-out was chosen.
     """
     one = next(iter(images.values()))
     y, numbers = one.labels, one.numbers

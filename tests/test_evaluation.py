@@ -94,6 +94,25 @@ def test_a_split_that_is_given_is_the_only_one():
         evaluate_features({"Clay": [x]}, y, test=test[:9])
 
 
+def test_one_group_to_test_on_has_a_score_but_no_interval():
+    x, y, _ = planted(2.0)
+    test = np.arange(240) >= 150
+    sets = {"Clay": [x], "random": [x[::-1]]}
+    told = evaluate_features(sets, y, groups=test.astype(int) + np.where(test, 0, np.arange(240) + 9), test=test,
+                             which=KNN, seeds=2, bootstraps=20)  # fmt: skip
+    with pytest.warns(UserWarning, match="1 group"):
+        table = told.summary
+    assert table["score"].notna().all() and table[["low", "high", "margin_low"]].isna().all(axis=None)
+
+
+def test_chips_are_counted_by_seed():
+    x, y, groups = planted(2.0)
+    told = evaluate_features({"Clay": [x], "random": [x]}, y, groups=groups, which=KNN[:1], seeds=4, bootstraps=20)
+    chips = told.table.set_index(["features", "split"])
+    assert chips.loc[("Clay", "random"), ["n_train", "n_test"]].tolist() == [168, 72]
+    assert (told.lead.set_index("split")["n_test"] == chips.loc["Clay", "n_test"]).all()
+
+
 def test_classes_that_differ_in_size_are_balanced():
     y = np.repeat([0, 1], (180, 20))
     table = evaluate_features({"Clay": [np.zeros((200, 2)) + [1, 2]]}, y, which=KNN[:1], seeds=2, bootstraps=20).table

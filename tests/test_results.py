@@ -58,6 +58,13 @@ def test_rows_tell_how_to_run_them_again_and_stay_where_data_are_absent(weights,
         results.results(str(weights), only="c", **run)
 
 
+def test_a_dash_stands_where_there_is_no_interval():
+    table = study(0.5).run(None, None, 2).assign(study="world", made="", command="", weights="", probe="linear")
+    ends = [name for name in table if name.endswith(("low", "high"))]
+    page = results.results_page(table.assign(**dict.fromkeys(ends, float("nan"))))
+    assert "| 50.0 (–) |" in page and "-5.0 (–) over pixel statistics" in page and "nan" not in page
+
+
 def test_the_shipped_page_is_made_of_the_shipped_rows():
     folder = results.DATA / "weights"
     table = results.read_results(folder)
