@@ -61,13 +61,13 @@ def check_block_rates(fn: Callable) -> None:
 
 
 def check_mean_iou(fn: Callable) -> None:
-    """fn(truth [N, H, W], said [N, H, W], count, ignore) -> mean IoU over the classes that anybody has or says."""
+    """fn(truth [N, H, W], said [N, H, W], count, ignore) -> mean IoU over the classes that some labelled pixel has."""
     sets = [_labels(3, 5, 7, ignore=-1, seed=0, only_said=4), _labels(2, 4, 9, ignore=255, seed=3, only_said=0)]
 
     def made(score):
         return [float(score(truth, said, ignore)) for truth, said, ignore in sets]
 
-    def mean(keep=lambda has, said: (has + said) > 0, part=_iou, absent=None):
+    def mean(keep=lambda has, said: has > 0, part=_iou, absent=None):
         def score(truth, said, ignore):
             known = truth != ignore
             has, names, hit = _counts(truth[known], said[known])
@@ -82,15 +82,15 @@ def check_mean_iou(fn: Callable) -> None:
         known = truth != ignore
         has, _, hit = _counts(truth[known], said[known])
         either = has + _counts(said, said)[0] - hit
-        return (hit[either > 0] / either[either > 0]).mean()
+        return (hit[has > 0] / either[has > 0]).mean()
 
     def unlabelled_class(truth, said, ignore):
         known = mean()(truth, said, ignore)
-        there = len(set(np.unique(truth)) | set(np.unique(said[truth != ignore]))) - 1
+        there = len(np.unique(truth)) - 1
         return known * there / (there + 1)
 
     def unlabelled_both(truth, said, ignore):
-        there = len(set(np.unique(truth)) | set(np.unique(said)))  # with `ignore`, whose score is 0
+        there = len(np.unique(truth))  # with `ignore`, whose score is 0
         return unlabelled_said(truth, said, ignore) * (there - 1) / there
 
     def unlabelled_first(truth, said, ignore):
@@ -116,20 +116,20 @@ def check_mean_iou(fn: Callable) -> None:
     answers = [value(attempt(fn, truth, said, COUNT, ignore)) for truth, said, ignore in sets]
     require(
         np.isfinite(answers).all(),
-        "This is no number (NaN): a class that no pixel has and that is said of none gives 0 / 0. Leave it out of the mean.",
+        "This is no number (NaN): where no pixel has a class and none is said to, 0 is divided by 0. Leave it out of the mean.",
     )
     compare(
         answers,
         made(mean()),
         slips={
-            "A class that no pixel has and that is said of none counts as 0: leave it out of the mean.": made(
-                mean(absent=0)
+            "A class that no pixel has counts as 0: leave it out of the mean.": made(mean(absent=0)),
+            "A class that no pixel has counts as 1: leave it out of the mean.": made(mean(absent=1)),
+            "A class that no pixel has and that is said of none counts as 1: leave both kinds out of the mean.": made(
+                mean(keep=lambda has, said: (has + said) > 0, absent=1)
             ),
-            "A class that no pixel has and that is said of none counts as 1: leave it out of the mean.": made(
-                mean(absent=1)
-            ),
-            "A class that no pixel has is left out even where it was said: that is a false alarm, and scores 0.": made(
-                mean(keep=lambda has, said: has > 0)
+            "A class that no pixel has counts as 0 where it was said: then two maps of the same land are averaged over "
+            "different classes. Leave it out; the class that was there has the miss already.": made(
+                mean(keep=lambda has, said: (has + said) > 0)
             ),
             "A class that was never said is left out though pixels have it: it was missed, and scores 0.": made(
                 mean(keep=lambda has, said: said > 0)
@@ -149,10 +149,10 @@ def check_mean_iou(fn: Callable) -> None:
                 weighted
             ),
             "Hits are divided by the pixels that have the class (recall): false alarms belong into the union too.": made(
-                mean(keep=lambda has, said: has > 0, part=lambda has, said, hit: hit / has)
+                mean(part=lambda has, said, hit: hit / has)
             ),
             "Hits are divided by the pixels that have the class (recall); in a union, false alarms count too.": made(
-                mean(part=lambda has, said, hit: hit / np.maximum(has, 1))
+                mean(keep=lambda has, said: (has + said) > 0, part=lambda has, said, hit: hit / np.maximum(has, 1))
             ),
             "Hits are divided by the pixels that are said to have the class (precision): missed ones belong into the "
             "union too.": made(mean(keep=lambda has, said: said > 0, part=lambda has, said, hit: hit / said)),
@@ -174,7 +174,7 @@ def check_mean_iou(fn: Callable) -> None:
         what="the scores of two sets of labels",
     )
     right(
-        "Every class that occurs has one voice, unlabelled pixels have none, and a class that is nowhere is not asked."
+        "Every class that occurs has one voice, unlabelled pixels have none, and a class that no pixel has is not asked."
     )
 
 

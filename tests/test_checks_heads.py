@@ -18,9 +18,7 @@ def frozen_to_the_end(depth, last, top, decay):
     return rates
 
 
-def mean_iou(
-    divide=lambda hit, has, said: hit / (has + said - hit), there=lambda has, said: has + said > 0, among=None
-):
+def mean_iou(divide=lambda hit, has, said: hit / (has + said - hit), there=lambda has, said: has > 0, among=None):
     def fn(truth, said, count, ignore):
         known = truth != ignore
         hit = [((truth == k) & (said == k) & known).sum() for k in range(count)]
@@ -98,7 +96,7 @@ WRONG = {
     ),
     "11 minus nought": (checks.check_block_rates, frozen_to_the_end, r"\[:-0\] is nothing"),
     "11 absent is nought": (checks.check_mean_iou, mean_iou(there=lambda h, s: True), "counts as 0"),
-    "11 classes of truth": (checks.check_mean_iou, mean_iou(there=lambda h, s: h > 0), "even where it was said"),
+    "11 classes said": (checks.check_mean_iou, mean_iou(there=lambda h, s: h + s > 0), "over different classes"),
     "11 unlabelled said": (
         checks.check_mean_iou,
         mean_iou(among=lambda truth: np.ones_like(truth, bool)),
@@ -122,7 +120,7 @@ WRONG = {
     ),
     "11 not a number": (
         checks.check_mean_iou,
-        mean_iou(lambda i, h, s: i / (h + s - i) if h else np.nan),
+        mean_iou(lambda i, h, s: i / (h + s - i) if h else np.nan, there=lambda h, s: True),
         "This is no number",
     ),
     "11 repeated": (checks.check_resized, np.repeat, "its own patch"),
@@ -188,8 +186,8 @@ def rates_one_by_one(depth, last, top, decay):
 def iou_of_a_table(truth, said, count, ignore):
     known = truth != ignore
     table = confusion_matrix(truth[known], said[known], labels=range(count))
-    with np.errstate(invalid="ignore"):
-        return torch.tensor(np.nanmean(table.diagonal() / (table.sum(0) + table.sum(1) - table.diagonal())))
+    values = table.diagonal() / np.maximum(table.sum(0) + table.sum(1) - table.diagonal(), 1)
+    return torch.tensor(values[table.sum(1) > 0].mean())
 
 
 def bits_by_powers(vectors, mean):
