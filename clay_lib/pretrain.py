@@ -15,9 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 from clay_lib.contract import ContractError
 from clay_lib.files import write_json
-from clay_lib.recipe import DataChoice, ModelChoice, check_names, find_start, find_teacher, load_data, model_config
-from clay_lib.training import TrainSettings
+from clay_lib.recipe import (
+    COUNT,
+    DATA_RANGES,
+    SOME,
+    DataChoice,
+    ModelChoice,
+    check_names,
+    check_ranges,
+    find_start,
+    find_teacher,
+    load_data,
+    model_config,
+)
+from clay_lib.training import SETTINGS_RANGES, TrainSettings
 from clay_lib.training import train as run_training
+
+RANGES = {
+    **dict.fromkeys(("log_every", "val_every", "checkpoint_steps", "devices", "nodes"), COUNT),
+    **dict.fromkeys(("epochs", "threads", "pictures_every", "checkpoint_minutes"), SOME),
+}
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,6 +91,9 @@ def train(
         forecast: measure some steps, tell what the run would take, and do nothing else
     """
     asked = {k: asdict(v) if is_dataclass(v) else v for k, v in locals().items() if k != "forecast"}
+    check_ranges(asked, RANGES)
+    check_ranges(asked["data"], DATA_RANGES, "data.")
+    check_ranges(asked["settings"], SETTINGS_RANGES, "settings.")
     import torch
 
     if threads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from clay_lib.model import Clay
 
 TEACHERS = {"stand-in": "clay_lib.teacher:stand_in_teacher", "textures": "clay_lib.textures:texture_teacher"}
+
+
+SHARE, COUNT, SOME = (0, 1), (1, math.inf), (0, math.inf)
+DATA_RANGES = {
+    **dict.fromkeys(("cloud_cover", "unknown_share", "shifted_share"), SHARE),
+    **dict.fromkeys(("chips", "size", "sizes", "crop", "dates", "batch_size", "repeats"), COUNT),
+    **dict.fromkeys(("val_chips", "world", "workers"), SOME),
+}
 
 
 @dataclass(frozen=True)
@@ -219,6 +228,21 @@ def _function(field_name: str, path: str, others: str):
             expected=f"{others}, or package.module:function",
             cause="a misspelt name, or a package that is not installed",
         ) from None
+
+
+def check_ranges(given: Mapping, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
+    """Refuse numbers that are not finite or outside their range, to which both ends belong; None is as good as unsaid."""
+    for name, (low, high) in ranges.items():
+        value = given[name]
+        each = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else [value]
+        for number in each:
+            if number is not None and not (math.isfinite(number) and low <= number <= high):
+                raise ContractError(
+                    f"configuration: {where}{name}",
+                    found=value,
+                    expected=f"{low} to {high}" if math.isfinite(high) else f"a number, at least {low}",
+                    cause="a slip of the pen",
+                )
 
 
 def check_names(given: Mapping, known: list[str], where: str) -> None:

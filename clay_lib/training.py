@@ -21,6 +21,7 @@ from clay_lib.datacube import Datacube
 from clay_lib.datamodule import Batch, ClayDataModule, Draws
 from clay_lib.loss import reconstruction_loss, representation_loss
 from clay_lib.model import Clay, ClayConfig, ClayMAE
+from clay_lib.recipe import COUNT, SHARE, SOME, check_ranges
 from clay_lib.resuming import Average, Checkpoints, Means, Metrics, newest_checkpoint, read_checkpoint
 from clay_lib.sensors import SENSORS
 from clay_lib.teacher import teacher_view
@@ -52,6 +53,16 @@ class TrainSettings:
     compile: bool = False  # torch.compile
     max_steps: int = 1000
     seed: int = 0
+
+
+SETTINGS_RANGES = {
+    **dict.fromkeys(("lr", "drop_all_bands", "drop_half_bands", "ema_decay"), SHARE),
+    "betas": (0, 0.999999),
+    **dict.fromkeys(("t_0", "t_mult", "accumulate", "max_steps"), COUNT),
+    **dict.fromkeys(("weight_decay", "embedding_lr_factor", "head_lr_factor", "eta_min_factor", "warmup_steps"), SOME),
+    **dict.fromkeys(("reconstruction_weight", "representation_weight", "sensor_weights"), SOME),
+    **dict.fromkeys(("clip_gradient", "seed"), SOME),
+}
 
 
 def drop_bands(cube: Datacube, draws: Draws, *, drop_all: float, drop_half: float) -> Datacube:
@@ -192,6 +203,8 @@ class ClayModule(L.LightningModule):
             self.average.update(step)
         if step % self.log_every == 0 or step == self.settings.max_steps:
             means = self._row("train", self.train_means, lr=self._rate)
+            if not math.isfinite(means["train/loss"]):
+                raise _diverged("loss", f"{means['train/loss']} by step {step}")
             self.log("loss", means["train/loss"], prog_bar=True, logger=False, batch_size=len(batch.cube))
         if step == self.settings.max_steps:
             self.trainer.should_stop = True  # so that Lightning validates once more
@@ -222,8 +235,15 @@ class ClayModule(L.LightningModule):
                 logger.log_metrics(row, step)
         return row
 
+    def check_weights(self) -> None:
+        """Refuse weights that are not finite: they are neither kept nor used."""
+        average = [] if self.average is None else self.average.weights
+        if not all(w.isfinite().all() for w in [*self.model.state_dict().values(), *average]):
+            raise _diverged("weights", "NaN or infinity")
+
     def kept(self) -> dict:
         """What a checkpoint holds of this module: the weights to use, those to train on, and open means."""
+        self.check_weights()
         live = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is None:
             return {"state_dict": live, "live": None, "means": self.train_means.state()}
@@ -314,9 +334,12 @@ def train(
     since the last row; `lr` is the rate that no factor changes. start: a model of the same configuration whose weights
     are the first ones. resume: go on from the last checkpoint under `out` if there is one (True), or from this file;
     a killed CPU run that goes on ends with the weights of one that was never killed, bit by bit. val_every: steps
-    between validations, instead of check_val_every_n_epoch. precision: bf16 on a GPU, float32 elsewhere, unless named.
+    between validations, instead of check_val_every_n_epoch. A loss that is not finite ends the run at the next row, and
+    weights that are not are never written. precision: bf16 on a GPU, float32 elsewhere, unless named.
     trainer_options: Lightning's, such as num_nodes and strategy.
     """
+    check_ranges(asdict(settings), SETTINGS_RANGES, "settings.")
+    check_ranges({"log_every": log_every, "val_every": val_every}, {"log_every": COUNT, "val_every": COUNT})
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch, nothing a reader can mend
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements in a notebook
     L.seed_everything(settings.seed, verbose=False)
@@ -368,11 +391,19 @@ def train(
             trainer.fit(module, datamodule=data)
         finally:
             data.span = None
+    module.check_weights()
     if module.average is not None:
         module.average.swap()
     history = pd.read_csv(out / "log" / "metrics.csv")
     steps = max(done, trainer.global_step)
     return Trained(Clay(module.model.cpu()), history, keep.path, steps, keep.seconds, keep.signal)
+
+
+def _diverged(what: str, found: str) -> ContractError:
+    cause = (
+        "the run diverged (a lower lr, or clip_gradient 1.0), or began with such weights; checkpoints before are kept"
+    )
+    return ContractError(what, found=found, expected="finite numbers", cause=cause)
 
 
 def _begin_at(trainer: L.Trainer, step: int, accumulate: int) -> None:

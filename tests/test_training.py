@@ -301,6 +301,19 @@ class TestResuming:
         longer = self.run(data, out, max_steps=13)
         assert longer.steps == 13 and longer.history["step"].tolist()[-2:] == [13, 13]
 
+    @pytest.mark.parametrize(("step", "good"), [(7, 6), (12, 10)])
+    def test_weights_that_are_not_finite_are_never_kept(self, data, tmp_path, step, good):
+        """At a checkpoint in the midst, and at the end, where the loss was still a number."""
+
+        class Poison(Interrupt):
+            def on_train_batch_end(self, trainer, module, *_):
+                if trainer.global_step == self.step:
+                    module.model.proj.bias.data[0] = torch.nan
+
+        with pytest.raises(ContractError, match="weights: found NaN"):
+            self.run(data, tmp_path, Poison(step, None))
+        assert newest_checkpoint(tmp_path / "checkpoints")["step"] == good
+
     def test_nothing_but_checkpoints_is_gone_on_from(self, tmp_path):
         path = tmp_path / "some.ckpt"
         torch.save({"state_dict": {}}, path)
@@ -364,6 +377,23 @@ class TestCommand:
         assert json.loads((out / "run.json").read_text())["steps"] == 6
         assert main(["train", "--config", str(config), "--data.batch_size", "2"]) == 2  # would count other batches
         assert "data.batch_size 2; expected data.batch_size 4" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "option",
+        ["settings.lr -1", "settings.lr 1e20", "settings.reconstruction_weight .nan", "settings.ema_decay 2",
+         "settings.representation_weight -1", "settings.drop_all_bands 3", "settings.sensor_weights {naip: -1}",
+         "settings.max_steps 0", "data.batch_size 0", "data.unknown_share -2", "data.chips {naip: 0}", "log_every 0"],
+    )  # fmt: skip
+    def test_nonsense_is_refused_before_anything_starts(self, config, tmp_path, capsys, option):
+        name, value = option.split(" ", 1)
+        assert main(["train", "--config", str(config), f"--{name}", value]) == 2
+        assert f"clay: configuration: {name}: found" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+    def test_a_run_that_diverges_ends_with_one_error_and_without_weights(self, config, tmp_path, capsys):
+        assert main(["train", "--config", str(config), "--settings.reconstruction_weight", "1e39"]) == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told.startswith("clay: loss: found nan by step 2") or told.startswith("clay: loss: found inf by step 2")
+        assert not (tmp_path / "run" / "weights.safetensors").exists()
 
     def test_a_misspelt_key_is_told_its_nearest(self, config, tmp_path, capsys):
         for options, nearest in ((["--settings.max_step", "3"], "settings.max_steps"), (["--nods", "3"], "nodes")):
