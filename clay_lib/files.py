@@ -45,6 +45,23 @@ def read_json(path: str | Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+def read_yaml(path: str | Path) -> object:
+    """What a YAML file holds; yaml.YAMLError for a key that stands twice, of which YAML would keep the last unasked."""
+    import yaml
+
+    class Once(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor):
+            node, seen = super().compose_mapping_node(anchor), set()
+            for key, _ in node.value:
+                if (key.tag, str(key.value)) in seen:
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} a second time", problem_mark=key.start_mark)
+                seen.add((key.tag, str(key.value)))
+            return node
+
+    with open(path, encoding="utf-8") as file:
+        return yaml.load(file, Once)  # a safe loader
+
+
 def sha256(path: str | Path) -> str:
     """The file's hash, hexadecimal: weights are known by it wherever a result names them."""
     with open(path, "rb") as raw:

@@ -10,7 +10,7 @@ import yaml
 from clay_lib import gallery
 from clay_lib.chips import in_cache
 from clay_lib.contract import ContractError
-from clay_lib.files import read_json
+from clay_lib.files import read_json, read_yaml
 from clay_lib.parameters import check_parameters, read_parameters
 from clay_lib.runner import NOTEBOOKS, RUNS, RunResult, list_notebooks, read_script, run_notebook
 
@@ -24,7 +24,7 @@ def read_profile(profile: str | Path) -> dict:
             "profile", found=str(profile), expected=f"one of {names} or a path to a .yaml file", cause="a misspelt name"
         )
     try:
-        told = yaml.safe_load(path.read_text()) or {}
+        told = read_yaml(path) or {}
         known = {key: told.pop(key, None) for key in ("threads", "minutes", "common", "notebooks")}
         if told or not all(
             isinstance(value, dict) for key, value in known.items() if value is not None and key != "threads"
@@ -33,7 +33,7 @@ def read_profile(profile: str | Path) -> dict:
     except (yaml.YAMLError, ValueError, AttributeError) as error:
         raise ContractError(
             "profile",
-            found=f"{path.name}: {error}",
+            found=f"{path.name}: {' '.join(str(error).split())}",
             expected="threads, minutes, common and notebooks",
             cause="a misspelt key or a wrong indent",
         ) from None

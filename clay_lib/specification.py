@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from clay_lib.contract import ContractError
+from clay_lib.files import read_yaml
 from clay_lib.parameters import check_parameters, in_kind, read_defaults, read_parameters
 from clay_lib.profiles import read_profile
 from clay_lib.promised import promised_metrics
@@ -48,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked specification. runs: the first seed of all settings, then the second, so that a part is a fair part."""
+    """A checked specification. runs: the first seed of all settings, then the second, so that a part tells of all settings."""
 
     name: str
     script: Path
@@ -79,11 +80,11 @@ def read_sweep(path: str | Path) -> Sweep:
             "sweep", found=str(path), expected=f"a YAML file, such as those of {there}", cause="a misspelt path"
         )
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        told = read_yaml(path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise _wrong(
-            path.stem, "its YAML", where, "a mapping of keys to values", "a wrong indent or a missing quote"
+            path.stem, "its YAML", where, "a mapping of different keys to values", "a wrong indent or a missing quote"
         ) from None
     return make_sweep(told, name=path.stem, folder=path.parent)
 
