@@ -66,8 +66,9 @@ def _whole(folder: Path, told: Mapping) -> bool:
 def read_ledger(runs: Path = RUNS, sweep: str | None = None) -> pd.DataFrame:
     """All runs, or one sweep's, a row each, read from the folders.
 
-    Columns: sweep, run, status, asked (the sweep's present specification holds it), then `parameter NAME` and
-    `metric NAME`, then what it cost (seconds, peak_mb) and where it comes from.
+    Columns: sweep, run, status, asked (the sweep's present specification holds it), then `parameter NAME`,
+    `metric NAME` (numbers) and `text NAME` (metrics that are text), then what it cost (seconds, peak_mb) and where it
+    comes from.
     """
     import pandas as pd  # here, since a worker reads runs alone and starts half a second sooner without
 
@@ -77,14 +78,12 @@ def read_ledger(runs: Path = RUNS, sweep: str | None = None) -> pd.DataFrame:
         if row is not None:
             present = read_json(asked.parents[1] / "sweep.json").get("runs", [])
             values = {f"parameter {k}": "none" if v is None else v for k, v in row.pop("parameters").items()}
-            values |= {f"metric {k}": v for k, v in row.pop("metrics").items()}
+            values |= {f"{'text' if isinstance(v, str) else 'metric'} {k}": v for k, v in row.pop("metrics").items()}
             del row["settings"]
             rows.append({**row, "asked": row["run"] in present, **values})
     table = pd.DataFrame(rows)
     first = ["sweep", "run", "status", "asked", "notebook"]
-    middle = sorted(
-        (c for c in table if c.startswith(("parameter ", "metric "))), key=lambda c: c.startswith("metric ")
-    )
+    middle = [c for kind in ("parameter ", "metric ", "text ") for c in table if c.startswith(kind)]
     table = table.reindex(columns=[*first, *middle, *(c for c in table if c not in (*first, *middle))])
     return table.apply(_one_type)
 
@@ -99,7 +98,7 @@ def write_results(asked: Sweep, runs: Path = RUNS, folder: Path = RUNS / "sweeps
     table = read_ledger(runs, asked.name)
     table = table[(table["status"] == "done") & table["run"].isin([run.key for run in asked.runs])]
     names = [f"parameter {name}" for name in (*asked.varied, *([asked.seed] if asked.seed else []))]
-    metrics = [c for c in table if c.startswith("metric ") and table[c].notna().any()]
+    metrics = [c for c in table if c.startswith(("metric ", "text ")) and table[c].notna().any()]
     table = table.sort_values(names)[["status", *names, *metrics, "seconds", "peak_mb", "cores", "library"]]
     text = table.to_csv(index=False, float_format="%.6g")
     return write_whole(folder / f"{asked.name}.csv", lambda part: part.write_text(text, encoding="utf-8"))

@@ -20,6 +20,7 @@ from clay_lib.files import read_json, write_whole
 from clay_lib.gallery_page import STYLE
 from clay_lib.ledger import read_ledger
 from clay_lib.runner import RUNS
+from clay_lib.sweep_table import best, lacking, one_at_a_time, others_at, over_seeds, values_of
 
 SETTINGS = 12  # in the table of the leading ones
 PAIRS = 10  # heat maps at most; the parameters named first in the specification come first
@@ -49,10 +50,9 @@ def _section(runs: Path, name: str, here: Path) -> str:
     every = read_ledger(runs, name)
     table = every[every["asked"]] if len(every) else every
     parts = [_head(name, told, table, len(every) - len(table))]
-    done = table[table["status"] == "done"] if len(table) else table
-    known = {m: d for m, d in told["metrics"].items() if f"metric {m}" in done and done[f"metric {m}"].notna().any()}
+    known = {m: d for m, d in told["metrics"].items() if f"metric {m}" in table and values_of(table, m).notna().any()}
     if known:
-        parts += _answers(done, told["varied"], told["seed"], known)
+        parts += _answers(table, told["varied"], told["seed"], known)
     else:
         parts.append("<article><header><p>No finished run yet that has one of the metrics.</p></header></article>")
     parts.append(_failures(table, told["varied"], told["seed"], here))
@@ -76,6 +76,7 @@ def _head(name: str, told: Mapping, table: pd.DataFrame, other: int) -> str:
     states = table.loc[table["status"] == "done", "library"].nunique() if len(table) else 0
     if states > 1:
         notes.append(f"The runs come from {states} different states of clay_lib; the table below tells which.")
+    notes += lacking(table, told["metrics"]) if len(table) else []
     if other:
         notes.append(f"{other} runs of other settings or of an older notebook are kept in the folder and not shown.")
     state = "failed" if wrong else "done" if count.get("done", 0) == len(told["runs"]) else "under way"
@@ -86,54 +87,54 @@ def _head(name: str, told: Mapping, table: pd.DataFrame, other: int) -> str:
     )  # fmt: skip
 
 
-def _answers(done: pd.DataFrame, varied: Sequence[str], seed: str | None, metrics: Mapping[str, str]) -> Iterator[str]:
+def _answers(table: pd.DataFrame, varied: Sequence[str], seed: str | None, metrics: Mapping[str, str]) -> Iterator[str]:
     """The leading settings, then a picture a parameter, then one a pair."""
     from clay_lib import sweep_plots
-    from clay_lib.sweep_table import best, one_at_a_time, others_at, over_seeds
 
     first, direction = next(iter(metrics.items()))
-    lead = best(done, first, direction, varied, seed)
-    others = {m: over_seeds(done, m, varied, seed) for m in metrics if m != first}
-    cost = done.assign(**{"metric seconds": done["seconds"]})
+    lead = best(table, first, direction, varied, seed)
+    others = {m: over_seeds(table, m, varied, seed) for m in metrics if m != first}
+    cost = table.assign(**{"metric seconds": table["seconds"]})
     others["seconds"] = over_seeds(cost, "seconds", varied, None)
     head = [*varied, first, "95 % interval", "seeds", *others]
     rows = []
     for row in lead.head(SETTINGS).to_dict("records"):
         same = [
-            next(r for r in part.to_dict("records") if all(r[k] == row[k] for k in varied))
+            next(r["value"] for r in part.to_dict("records") if all(r[k] == row[k] for k in varied))
             for part in others.values()
-            if len(part)
         ]
-        rows.append(
-            [*(row[k] for k in varied), row["value"], _interval(row), row["seeds"], *(r["value"] for r in same)]
-        )
+        seeds = f"{row['seeds']}, {row['lost']} lost" if row["lost"] else row["seeds"]
+        rows.append([*(row[k] for k in varied), row["value"], _interval(row), seeds, *same])
     several = lead["seeds"].max() > 1
     said = (
         "Intervals are Student's t over the means of the seeds, 95 %; with few seeds they are wide, as they should be. Where they overlap, the order may be luck."
         if several
         else "One seed a setting: nothing tells how much of a difference is luck."
     )
-    ranked = sweep_plots.ranking(done, first, direction, varied, seed)
+    if lead["lost"].any():
+        said += " Settings that lost a run, which failed or has no number, stand below all others: the mean of those that came through flatters."
+    ranked = sweep_plots.ranking(table, first, direction, varied, seed)
     yield _article(
         "Leading settings",
         f"By {first}, the {'smallest' if direction == 'min' else 'largest'} first. {said}",
         _picture(ranked) + _table(head, rows),
     )
+    done = table[values_of(table, first).notna()]
     base = one_at_a_time(done, varied)
     if base is not None:
-        minus = _picture(sweep_plots.against(done, first, direction, varied, base, seed))
+        minus = _picture(sweep_plots.against(table, first, direction, varied, base, seed))
         said = "Every setting differs from one base in a single parameter. Differences are taken seed by seed, so that what a seed does to both cancels; the line is the 95 % t-interval. One that holds zero leaves it open."
         yield _article("Minus the base", said, minus)
-    rows_of = {name: done if base is None else others_at(done, base, name) for name in varied}
+    rows_of = {name: table if base is None else others_at(table, base, name) for name in varied}
     figures = [_picture(sweep_plots.effect(rows, name, metrics, seed), name) for name, rows in rows_of.items()]
-    mean = "the mean over all other settings" if base is None else "the mean, all else as in the base"
+    alike = "other settings and seeds" if base is None else "seeds, all else as in the base,"
     if figures:
-        said = f"Blue: {mean}, with its 95 % interval over seeds. Grey: single runs."
+        said = f"Blue: the mean over those {alike} that every level has, with its 95 % interval over seeds. Grey: single runs."
         yield _article("One parameter at a time", said, "".join(figures))
     pairs = list(itertools.combinations(varied, 2))[:PAIRS] if base is None else []
     if pairs:
-        maps = [_picture(sweep_plots.pair(done, a, b, first, seed), f"{a} and {b}") for a, b in pairs]
-        said = f"Mean {first} over all other settings and seeds."
+        maps = [_picture(sweep_plots.pair(table, a, b, first, seed), f"{a} and {b}") for a, b in pairs]
+        said = f"Mean {first} over those other settings and seeds that every cell has."
         yield _article("Two parameters together", said, f"<div class=pair>{''.join(maps)}</div>")
 
 

@@ -22,6 +22,7 @@ from clay_lib.profiles import read_profile
 from clay_lib.promised import promised_metrics
 from clay_lib.runner import RUNS, read_script
 from clay_lib.specification import Run, Sweep, read_sweep
+from clay_lib.sweep_table import lacking
 from clay_lib.sweep_worker import Task, locked, run_one
 
 KERNEL_MB = 1000  # taken for a run's memory until one has been measured
@@ -46,7 +47,7 @@ def sweep(
         scheduler: address of a running Dask scheduler, or slurm; empty: workers on this machine
         workers: how many runs at a time; 0: as many as cores (or GPUs) and memory allow
         retry_failed: run what failed once more
-        report: only write the page; without a file, one page of all sweeps
+        report: only write the page, of what the file asks for now; without a file, one page of all sweeps
     """
     from clay_lib.report import write_report
 
@@ -54,12 +55,18 @@ def sweep(
         raise ContractError(
             "file", found="none", expected="papermill_runs/sweeps/NAME.yaml", cause="only --report goes without one"
         )
+    if report and dry_run:
+        raise ContractError(
+            "report, dry_run", found="both", expected="one of them", cause="a dry run leaves nothing, not even a page"
+        )
     asked = read_sweep(file) if file else None
     table = pd.DataFrame({"status": []})
     if asked and not report:
         table = run_sweep(
             asked, workers=workers, scheduler=scheduler, retry_failed=retry_failed, dry_run=dry_run, runs=RUNS
         )
+    elif asked and (RUNS / asked.name / "sweep.json").is_file():
+        _remember(asked, RUNS / asked.name)
     if not dry_run:
         ledger.write_ledger(RUNS)
         print(f"Open {write_report(RUNS, asked.name if asked else None)}")
@@ -92,10 +99,10 @@ def run_sweep(
     if todo and not dry_run:
         home.mkdir(parents=True, exist_ok=True)
         with locked(home / ".lock", wait=False):
-            write_json(home / "sweep.json", {"runs": [run.key for run in asked.runs], **_remember(asked)})
+            _remember(asked, home)
             _run(asked, home, todo, count, scheduler)
     elif not dry_run:
-        write_json(home / "sweep.json", {"runs": [run.key for run in asked.runs], **_remember(asked)})
+        _remember(asked, home)
     table = ledger.read_ledger(runs, asked.name)
     table = table[table["run"].isin(list(rows))].reset_index(drop=True)
     if not dry_run:
@@ -255,6 +262,7 @@ def _forecast(asked: Sweep, states: dict, todo: Sequence[Run], runs: Path, worke
 def _outcome(asked: Sweep, table: pd.DataFrame, retried: bool) -> str:
     found = Counter(table["status"])
     lines = [f"{found['done']} of {len(asked.runs)} runs done, {table['seconds'].sum() / 60:.1f} min of kernels in all"]
+    lines += lacking(table, asked.metrics)
     for row in table[table["status"].isin(["failed", "died"])].itertuples():
         lines.append(f"{row.status.upper()} {row.run} in {row.failed_cell or 'no cell'}: {row.error}")
     if found["failed"] and not retried:
@@ -265,7 +273,16 @@ def _outcome(asked: Sweep, table: pd.DataFrame, retried: bool) -> str:
 
 
 def _metrics_written(asked: Sweep, rows: Sequence[dict]) -> None:
-    """Refuse a metric that finished runs lack, where the notebook's source leaves open what it writes."""
+    """Refuse a metric that is text, and one that finished runs lack where the source leaves open what it writes."""
+    for metric in asked.metrics:
+        text = [row["metrics"][metric] for row in rows if isinstance(row["metrics"].get(metric), str)]
+        if text:
+            raise ContractError(
+                f"sweep {asked.name!r}: metric {metric!r}",
+                found=f"the text {text[0]!r}",
+                expected="a number",
+                cause="a text cannot be ranked; the runs are kept, name another metric and start again",
+            )
     if not rows or promised_metrics(read_script(asked.script, asked.source)) is not None:
         return
     for metric in asked.metrics:
@@ -279,6 +296,7 @@ def _metrics_written(asked: Sweep, rows: Sequence[dict]) -> None:
             )
 
 
-def _remember(asked: Sweep) -> dict:
-    """What the report must know beside the runs."""
-    return {"told": asked.told, "metrics": asked.metrics, "seed": asked.seed, "varied": asked.varied}
+def _remember(asked: Sweep, home: Path) -> None:
+    """sweep.json: what the report must know beside the runs."""
+    told = {"told": asked.told, "metrics": asked.metrics, "seed": asked.seed, "varied": asked.varied}
+    write_json(home / "sweep.json", {"runs": [run.key for run in asked.runs], **told})
