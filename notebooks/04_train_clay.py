@@ -49,7 +49,7 @@ from clay_lib.training import Snapshots, TrainSettings, schedule, train
 # %% tags=["parameters"]
 seed: int = 0
 out: str = ""  # folder for results; empty: papermill_runs/lab/04_train_clay
-weights: str = "notebook_04.safetensors"  # written to data/cache at the end; 05 to 07 take them by this name
+weights: str = "notebook_04.safetensors"  # written to data/cache; to use it, give this name to a later notebook
 start: str = ""  # weights to go on from, such as "clay-mini.safetensors", which are shipped; empty: from nothing
 size: str = "tiny"  # tiny, small, base or large
 sensors: list = ["sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc"]

@@ -1,11 +1,13 @@
 """A sweep's specification: what it asks for, what its hashes hold, and how a wrong one is told."""
 
+import re
+
 import pytest
 import yaml
 
 from clay_lib import ContractError
 from clay_lib.promised import promised_metrics
-from clay_lib.runner import read_script
+from clay_lib.runner import RUNS, read_script
 from clay_lib.specification import make_sweep, read_sweep
 
 SCRIPT = """# %% tags=["parameters"]
@@ -145,13 +147,41 @@ def test_a_wrong_specification_is_one_clear_message(folder, change, said):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "notebook"), ("grid: [", "indent"), ("- a\n", "notebook"), (None, "misspelt path")]
+    ("text", "said"),
+    [
+        ("", "notebook"),
+        ("grid: [", "indent"),
+        ("- a\n", "notebook"),
+        ("seeds: 2\nseeds: 3\n", "key 'seeds' a second time.*line 2"),
+        ("grid:\n  rate: [1.0]\n  rate: [2.0]\n", "key 'rate' a second time.*line 3"),
+        (None, "misspelt path"),
+    ],
 )
 def test_a_file_that_is_no_mapping_is_told(folder, text, said):
     if text is not None:
         (folder / "wrong.yaml").write_text(text)
     with pytest.raises(ContractError, match=said):
         read_sweep(folder / "wrong.yaml")
+
+
+def test_a_profile_says_no_key_twice_and_anchors_may_be_merged(folder):
+    (folder / "own.yaml").write_text("notebooks:\n  tiny: {steps: 9}\n  tiny: {kind: c}\n")
+    with pytest.raises(ContractError, match="^[^\n]*key 'tiny' a second time[^\n]*$"):
+        make(folder, profile=str(folder / "own.yaml"))
+    (folder / "own.yaml").write_text("common: &all {steps: 9, kind: c}\nnotebooks:\n  tiny: {<<: *all, kind: d}\n")
+    made = make(folder, profile=str(folder / "own.yaml"), grid={"rate": [0.1]}, seeds=None).runs[0].parameters
+    assert (made["steps"], made["kind"]) == (9, "d")
+
+
+def test_the_specification_in_the_readme_is_taken_as_written(tmp_path):
+    blocks = re.findall(r"(?:^    .*\n)+", (RUNS / "README.md").read_text().split("# Sweeps")[1], re.M)
+    first, more = (next(b for b in blocks if b.startswith(f"    {word}:")) for word in ("notebook", "list"))
+    (tmp_path / "told.yaml").write_text(first.replace("\n    ", "\n")[4:])
+    asked = read_sweep(tmp_path / "told.yaml")
+    assert len(asked.runs) == 18 and asked.seed == "seed" and len(asked.metrics) == 2
+    told = {k: v for k, v in asked.told.items() if k not in ("grid", "seeds", "budget")}
+    for key, value in yaml.safe_load(more).items():
+        assert make_sweep({**told, key: value}, name="more").runs
 
 
 def test_a_sweep_does_not_take_a_profiles_name(folder):
