@@ -56,7 +56,8 @@ def attempt(fn: Callable, *args, **options):
     )
     for number, (before, after) in enumerate(zip(kept, given, strict=True), start=1):
         if isinstance(before, (Tensor, np.ndarray)):
-            same = before.shape == after.shape and np.array_equal(np.asarray(before), np.asarray(after), equal_nan=True)
+            one, other = (a.detach().numpy() if isinstance(a, Tensor) else a for a in (before, after))
+            same = one.shape == other.shape and np.array_equal(one, other, equal_nan=True)
             copy = "clone" if isinstance(before, Tensor) else "copy"
             require(same, f"Your function changes its argument number {number}: work on a copy, `x = x.{copy}()`.")
     return got
@@ -97,6 +98,8 @@ def compare(
     """
     wanted = torch.as_tensor(wanted)
     got = as_tensor(got)
+    if wanted.ndim == 0 and got.numel() == 1:
+        got = got.reshape(())
     if _close(got, wanted, rtol, atol):
         return
     for mistake, slipped in (slips or {}).items():

@@ -108,11 +108,19 @@ def check_plain_guess(fn: Callable) -> None:
 
 def check_patch_transform(fn: Callable) -> None:
     """fn(transform (a, b, c, d, e, f), patch) -> the transform of a grid with one cell a patch."""
-    a, b, c, d, e, f = given = (10.0, 0.5, 600_000.0, -0.25, -10.0, 5_400_000.0)
-    P = 8
+    for P, given in (
+        (8, (10.0, 0.5, 600_000.0, -0.25, -10.0, 5_400_000.0)),
+        (6, (20.0, -1.5, 310_000.0, 0.75, -30.0, 4_100_000.0)),
+    ):
+        _check_transform(fn, P, *given)
+    right("Same corner, cells P times as large: a map of patches lies where its image lies.")
+
+
+def _check_transform(fn: Callable, P: int, *given: float) -> None:
+    a, b, c, d, e, f = given
     found = attempt(fn, given, P)
-    if isinstance(found, Affine):
-        found = found[:6]  # its last three are always 0, 0, 1
+    if isinstance(found, (Affine, tuple)) and tuple(found[6:]) == (0, 0, 1):
+        found = found[:6]  # the last row of an Affine
     compare(
         found,
         torch.tensor((a * P, b * P, c, d * P, e * P, f), dtype=torch.float64),
@@ -180,6 +188,5 @@ def check_patch_transform(fn: Callable) -> None:
             "This is the image's own transform: its cells are pixels, those of the map are patches.": given,
         },
         rtol=1e-9,
-        what="the six numbers",
+        what=f"the six numbers (patches of {P})",
     )
-    right("Same corner, cells P times as large: a map of patches lies where its image lies.")

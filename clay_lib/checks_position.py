@@ -38,7 +38,7 @@ def check_same_place(fn: Callable) -> None:
 
 def check_week_code(fn: Callable) -> None:
     """fn(when: datetime) -> [sine, cosine] of the ISO week as a part of 52 weeks' circle."""
-    dates = [datetime(2023, 6, 10, 10, 30), datetime(2024, 12, 30), datetime(2021, 1, 2), datetime(2022, 9, 30)]
+    dates = [datetime(2023, 6, 10, 10, 30), datetime(2024, 12, 30), datetime(2021, 1, 2), datetime(2025, 9, 30)]
     found = [as_tensor(attempt(fn, date)).double().flatten() for date in dates]
     counts = [len(f) for f in found]
     require(counts == [2] * 4, f"Two numbers are wanted for a date, sine and cosine; there are {max(counts)}.")
@@ -66,6 +66,10 @@ def check_week_code(fn: Callable) -> None:
             "This is the day of the year. Clay takes the ISO week, date.isocalendar().week.": circle(
                 lambda d: d.timetuple().tm_yday / 365
             ),
+            "This is strftime's %W, which begins each year anew on its first Monday. The ISO week is "
+            "date.isocalendar().week.": circle(lambda d: int(d.strftime("%W")) / 52),
+            "This is strftime's %U, which begins each year anew on its first Sunday. The ISO week is "
+            "date.isocalendar().week.": circle(lambda d: int(d.strftime("%U")) / 52),
             "You take week 53 for week 52: leave it, 53 / 52 of a turn is a little more than one.": circle(
                 lambda d: min(week(d), 52) / 52
             ),

@@ -143,6 +143,7 @@ WRONG_02 = {
         week_by(lambda d: WEEKS * min(d.isocalendar().week, 52)),
         "You take week 53 for week 52",
     ),
+    "strftime": (checks.check_week_code, week_by(lambda d: WEEKS * int(d.strftime("%W"))), "strftime's %W"),
     "a week as text": (checks.check_week_code, lambda d: "week 3", "tensor of numbers is wanted, not a str"),
     "a week as a dict": (checks.check_week_code, lambda d: {"sin": 0, "cos": 1}, "numbers is wanted, not a dict"),
     "a week of None": (checks.check_week_code, lambda d: [None, None], "tensor of numbers is wanted, not a list"),

@@ -6,6 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from rasterio.transform import Affine
+from sklearn.model_selection import GroupShuffleSplit
+from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
 from clay_lib import checks
@@ -146,7 +149,7 @@ WRONG = {
     "04 median": (
         checks.check_masked_error,
         lambda r, t, m: (r - t)[m.bool()].abs().mean(-1).median(),
-        "This is the median of the hidden",
+        "median of the hidden patches",
     ),
     "04 L2 norm": (checks.check_masked_error, lambda r, t, m: (r - t)[m.bool()].norm(dim=-1).mean(), "L2 norm"),
     "04 another number": (
@@ -169,6 +172,11 @@ WRONG = {
         checks.check_rate,
         lambda step, w, n, peak: rate(step, w, n, peak) if step < w else peak * (n - step) / (n - w),
         "comes down in a straight line",
+    ),
+    "04 always the same": (
+        checks.check_rate,
+        lambda step, w, n, peak: rate(step, 10, 110, 0.02),
+        r"differ in 5 of 13 places; first at \[8\]",
     ),
     "04 a text": (checks.check_rate, lambda *a: "small", "A number is wanted, not a str"),
     "04 the cosine": (checks.check_agreement, lambda a, b: F.cosine_similarity(a, b).mean(), "smallest there"),
@@ -232,6 +240,11 @@ WRONG = {
         checks.check_image_of_rows,
         lambda rows, C, P, H, W: of_rows(lambda rows, H, P: -(-H // P))(rows, 3, 4, H, W),
         "take C and P as they are given",
+    ),
+    "05 always eight": (
+        checks.check_patch_transform,
+        lambda t, P: [*(8 * np.array(t))[:2], t[2], *(8 * np.array(t))[3:5], t[5]],
+        r"\(patches of 6\) differ",
     ),
     "05 mean of all": (checks.check_plain_guess, filled(lambda x, h: x.mean((1, 2), True)), "hidden ones too"),
     "05 one mean": (checks.check_plain_guess, filled(lambda x, h: x[:, ~h].mean()), "One mean serves all bands"),
@@ -363,6 +376,50 @@ WRONG = {
     "07 without replacement": (checks.check_interval, lambda *a: by_place(*a, replace=False), "with replacement"),
     "07 of the hits": (checks.check_interval, lambda h, p, n, s: np.quantile(h, (0.025, 0.975)), "of the hits"),
 }
+
+
+OTHERWISE = {
+    "04 with a gradient, one number in a row": (
+        checks.check_masked_error,
+        lambda r, t, m: (r.requires_grad_() - t)[m.bool()].abs().mean().reshape(1),
+    ),
+    "05 an Affine": (checks.check_patch_transform, lambda t, P: Affine(*t) * Affine.scale(P)),
+    "05 patch by patch": (
+        checks.check_image_of_rows,
+        lambda rows, C, P, H, W: F.fold(rows.T[None], (-(-H // P) * P, -(-W // P) * P), P, stride=P)[0, :, :H, :W],
+    ),
+    "06 eig, whose answer is complex": (
+        checks.check_three_colours,
+        lambda p: (p - p.mean((0, 1))) @ (np.linalg.eig(np.cov(p.reshape(-1, p.shape[-1]).T) + 0j)[1])[:, :3],
+    ),
+    "07 sklearn votes": (
+        checks.check_vote,
+        lambda x, y, t, k: KNeighborsClassifier(k).fit(x, y).predict(t),
+    ),
+    "07 sklearn splits": (
+        checks.check_split,
+        lambda blocks, share, seed: np.isin(
+            np.arange(len(blocks)),
+            next(GroupShuffleSplit(1, test_size=share, random_state=seed).split(blocks, groups=blocks))[1],
+        ),
+    ),
+    "07 by weights": (
+        checks.check_interval,
+        lambda hits, places, draws, seed: np.percentile(
+            [
+                np.average(hits, weights=np.bincount(drawn, minlength=places.max() + 1)[places])
+                for drawn in np.random.default_rng(seed).choice(np.unique(places), (draws, len(set(places))))
+            ],
+            [2.5, 97.5],
+        ).tolist(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("check", "answer"), OTHERWISE.values(), ids=OTHERWISE)
+def test_right_answers_written_otherwise_are_right(check, answer, capsys):
+    check(answer)
+    assert capsys.readouterr().out.startswith("Right. ")
 
 
 @pytest.mark.parametrize(("check", "answer", "words"), WRONG.values(), ids=WRONG)
