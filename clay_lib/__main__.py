@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import sys
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -144,19 +144,35 @@ def pair(run: str = "papermill_runs/demo") -> int:
 
 
 def _spelt(command, options: list[str]) -> list[str]:
-    """What jsonargparse takes: `--dry_run` for `--dry-run`, `--check true` for `--check` alone, and a name for a value
-    that comes first."""
+    """What jsonargparse takes: `--dry_run` for `--dry-run`, `--check true` for `--check` alone, a name for each value
+    that comes first and has a default, and `--like=-3.4,34.1` for `--like -3.4,34.1`, which is no option."""
     given = list(inspect.signature(command).parameters.values())
-    if options and not options[0].startswith("-") and given[0].default is not inspect.Parameter.empty:
-        options = [f"--{given[0].name}", *options]
+    leading = [*takewhile(_is_value, options)]
+    places = [p for p in given if p.kind is p.POSITIONAL_OR_KEYWORD]
+    named = [v if p.default is p.empty else f"--{p.name}={v}" for p, v in zip(places, leading, strict=False)]
+    options = [*named, *leading[len(named) :], *options[len(leading) :]]
     flags = {f"--{p.name}" for p in given if p.annotation in (bool, "bool")}
     filled: list[str] = []
     for option, after in pairwise([*options, "--"]):
         name, *value = option.split("=", 1)
         name = f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
+        if option.startswith("-") and _is_value(option) and filled and re.fullmatch(r"--\w+", filled[-1]):
+            filled[-1] += f"={option}"
+            continue
         filled.append("=".join([name, *value]))
         filled += ["true"] if option != "--" and name in flags and not value and after.startswith("--") else []
     return filled
+
+
+def _is_value(text: str) -> bool:
+    """Whether it is no option: south and west begin with a minus."""
+    return not text.startswith("-") or re.match(r"-[\d.]", text) is not None
+
+
+def _command(name: str):
+    module, function = COMMANDS[name][0].split(":")
+    own = module == "clay_lib.__main__"  # which is not to be imported twice under `python -m`
+    return globals()[function] if own else getattr(importlib.import_module(module), function)
 
 
 def _call(name: str, options: list[str]) -> int | None:
@@ -164,9 +180,7 @@ def _call(name: str, options: list[str]) -> int | None:
 
     from jsonargparse import auto_cli
 
-    module, function = COMMANDS[name][0].split(":")
-    own = module == "clay_lib.__main__"  # which is not to be imported twice under `python -m`
-    command = globals()[function] if own else getattr(importlib.import_module(module), function)
+    command = _command(name)
     try:
         return auto_cli(
             command,

@@ -26,7 +26,7 @@ def of_images(e: Evidence) -> list[Finding]:
         found += nodata_codes(e)
         e = e.without(np.isin(e.sample, CODES) | np.isinf(e.sample))
     found += empty(e)
-    live = (e.count > 0) & (e.percentiles[100] != e.percentiles[0]) | (e.percentiles[100] != 0)
+    live = (e.count > 0) & ((e.percentiles[100] != e.percentiles[0]) | (e.percentiles[100] != 0))
     if not live.any():
         return found
     e = e.without((e.sample == 0).all(0)) if (e.sample == 0).all(0).any() and not e.facts.bits else e

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 
 import numpy as np
 import torch
@@ -121,10 +121,10 @@ def make_datacube(
 ) -> Datacube:
     """Native numbers [C, H, W] or [B, C, H, W] of a sensor -> Datacube on the CPU.
 
-    when, lat, lon: one for all, one per chip, or None for unknown (coded as zeros). gsd: metres, by default the
-    sensor's own. valid: True where something was measured, [H, W], [B, H, W] or [B, C, H, W], for example a cloud mask
-    inverted; NaN, infinite and masked pixels are holes as well. What lies under a hole never matters: it is zero in
-    the cube, the band's mean. A cube whose every pixel was measured has valid None.
+    when, lat, lon: one for all, one per chip, or None for unknown (coded as zeros); when is UTC unless it says
+    otherwise. gsd: metres, by default the sensor's own. valid: True where something was measured, [H, W], [B, H, W] or
+    [B, C, H, W], for example a cloud mask inverted; NaN, infinite and masked pixels are holes as well. What lies under
+    a hole never matters: it is zero in the cube, the band's mean. A cube whose every pixel was measured has valid None.
     """
     sensor = SENSORS.resolve(sensor)
     pixels = as_numpy(pixels)
@@ -234,9 +234,11 @@ def _time_row(when: datetime | None, reading: str) -> list[float]:
 
 
 def parse_when(when: When) -> datetime | None:
-    """A date without an hour is its noon."""
-    if when is None or isinstance(when, datetime):
-        return when
+    """A moment in UTC, as archives tell it; one with another time zone is brought there. A date alone is its noon."""
+    if when is None:
+        return None
+    if isinstance(when, datetime):
+        return when.astimezone(UTC).replace(tzinfo=None) if when.tzinfo else when
     if isinstance(when, date):
         return datetime(when.year, when.month, when.day, 12)
     try:
@@ -246,7 +248,7 @@ def parse_when(when: When) -> datetime | None:
         raise ContractError(
             "when", found=repr(when), expected="ISO 8601, for example 2023-06-10T10:30", cause="another date format"
         ) from None
-    return parsed if len(text) > 10 else parsed.replace(hour=12)
+    return parse_when(parsed) if len(text) > 10 else parsed.replace(hour=12)
 
 
 def per_chip(name: str, value, batch: int) -> list:

@@ -80,7 +80,8 @@ picture = plots.rgb(pixels, valid=view.valid, **look)
 print(
     f"{view.sensor.name}: {len(view.bands)} bands of {pixels.shape[1]} x {pixels.shape[2]} pixels, {view.gsd:g} m each"
 )
-assert pixels.shape[0] == len(view.bands) and min(pixels.shape[1:]) >= tile
+tile = min(tile, max(1, min(pixels.shape[1:]) // 2))  # small images are cut into smaller squares
+assert pixels.shape[0] == len(view.bands)
 
 # %% [markdown]
 # ## A reconstruction out
@@ -126,8 +127,8 @@ playground(clay, small, view.sensor, have=view.bands, gsd=view.gsd, mask_ratio=m
 # into small squares, and each gets its embedding.
 
 # %%
-names = None
-if view.crs:
+names, mapped = None, bool(view.crs)
+if mapped:
     squares, outlines, which = cut_tiles(view, tile)  # squares of nodata are left out
     vectors = embed_chips(clay, squares, bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)["patch mean"]
     background = Layer("scene", picture, view.crs, view.transform, valid=view.valid)
@@ -137,6 +138,7 @@ if view.crs:
         names = np.array([CLASSES[np.bincount(one).argmax()] for one in cut[which]])
         colours = {CLASSES[k]: colour for k, colour in CLASS_COLOURS.items() if CLASSES[k] in set(names)}
     print(f"{len(vectors)} squares of {tile} x {tile} pixels, {vectors.shape[1]} numbers each")
+    mapped = len(vectors) > 1
 else:
     print("the file says nothing of its place, so there is no map")
 
@@ -146,7 +148,7 @@ else:
 # resemble, by a linear probe on your labels. Five labels are usually enough to see a map; wrong ones can be given again.
 
 # %%
-if view.crs:
+if mapped:
     thumbnails = [plots.rgb(p, **look) for p in squares.pixels]
     clicked = chip_map(
         squares, vectors, background, outlines=outlines, thumbnails=thumbnails, truth=names, colours=colours
@@ -160,10 +162,11 @@ if view.crs:
 # the middle square and the three most like it for one kind, and the four least like it for the other.
 
 # %%
-if view.crs:
+if mapped:
     middle = int(np.argmin(np.hypot(squares.lat - view.lat, squares.lon - view.lon)))
     order = [middle, *neighbours(vectors, middle, len(vectors))[0]]
-    example = dict.fromkeys(order[:4], "like this") | dict.fromkeys(order[-4:], "unlike")
+    few = min(4, len(order) // 2)
+    example = dict.fromkeys(order[:few], "like this") | dict.fromkeys(order[-few:], "unlike")
     given = clicked.given if clicked.answers is not None else {int(n): name for n, name in example.items()}
     answers = refit(vectors, given)
     kinds = sorted(set(given.values()))
@@ -190,8 +193,8 @@ truth, painted = (p[:, hidden] for p in normal)
 plain = np.nanmean(normal[0][:, ~hidden], axis=1, keepdims=True)  # of what is visible, a number for each band
 error, floor = (float(np.nanmean(np.abs(guess - truth))) for guess in (painted, plain))
 metrics = {"hidden": float(hidden.mean()), "error of hidden pixels, sd": error, "of the visible mean, sd": floor}
-told = "- The file does not say where it lies, so there was no map."
-if view.crs:
+told = "- There was no map: the file does not say where it lies, or holds one square of land."
+if mapped:
     metrics |= {"squares": len(vectors), "kinds on the map": len(set(answers))}
     told = f"- {len(given)} labels coloured {len(vectors)} squares: the map is map.tif in the results folder."
 if names is not None:

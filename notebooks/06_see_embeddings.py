@@ -96,13 +96,13 @@ print(
 
 # %%
 def tiles_of(view, pixels, side):
-    """All whole tiles of a scene as chips, each with its own middle; None where place or date are unknown. Tiles of
-    which less than half was measured are left out."""
+    """All whole tiles of a scene as chips, each with its own middle (NaN where the place is unknown). Tiles of which
+    less than half was measured are left out."""
     rows, columns = H // side, W // side
     cut = rearrange(pixels[:, : rows * side, : columns * side], "C (h p) (w q) -> (h w) C p q", p=side, q=side)
     kept = np.flatnonzero(np.isfinite(cut).mean(axis=(1, 2, 3)) >= 0.5)
     cut, (r, c) = cut[kept], (side * (n + 0.5) for n in np.divmod(kept, columns))
-    lat = lon = np.full(len(cut), None)
+    lat = lon = np.full(len(cut), np.nan)
     if view.crs:
         a, b, x, d, e, y = view.transform
         lon, lat = (np.array(v) for v in transform(view.crs, "EPSG:4326", a * c + b * r + x, d * c + e * r + y))
@@ -111,7 +111,7 @@ def tiles_of(view, pixels, side):
 
 
 if scene:
-    chips, others = tiles_of(view, pixels, min(tile, H, W)), {}
+    chips, others = tiles_of(view, pixels, min(tile, max(1, min(H, W) // 2))), {}  # smaller tiles of a small image
     reading = how  # the file's own bands, pixel size and units
 else:
     asked = dict(split="test", size=chip_size, seed=seed)

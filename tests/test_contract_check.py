@@ -124,6 +124,7 @@ WRONG = [  # what, sensor, how a right chip is made wrong, what is said beside i
     ("a zero band", S2, one_band(3, 0), {}, E, "pixels", "zero in every pixel of band rededge1"),
     ("a constant band", S2, one_band(3, 777), {}, W, "pixels", "777 in every pixel of band rededge1"),
     ("a constant for each band", S2, lambda x: x * 0 + (np.arange(10)[:, None, None] + 101).astype(x.dtype), {}, W, "pixels", "101, 102, 103"),
+    ("nothing but fill", S2, lambda x: x * 0 - 9999.0, {}, E, "pixels", "not one valid pixel|-9999"),
     ("all zero", S2, lambda x: x * 0, {}, E, "pixels", "zero in every pixel of every band"),
     ("zero fill", S2, hole(0.4, 0), {}, W, "pixels", "zero in all bands in .*valid="),
     ("60 % NaN", S2, hole(0.6, np.nan), {}, W, "pixels", r"\d\d% of the pixels missing"),

@@ -77,3 +77,11 @@ def test_what_cannot_be_is_refused(change, field):
 def test_moving_changes_the_pixels_dtype_alone():
     moved = Datacube(**GOOD).to("cpu", torch.float64)
     assert moved.pixels.dtype == torch.float64 and moved.time.dtype == torch.float32 and moved.gsd == 10
+
+
+def test_a_moment_of_another_time_zone_is_brought_to_utc():
+    from datetime import datetime, timedelta, timezone
+
+    tokyo = datetime(2023, 6, 10, 10, 30, tzinfo=timezone(timedelta(hours=9)))
+    same = [time_code(when) for when in ("2023-06-10T01:30", "2023-06-10T01:30Z", "2023-06-10T10:30+09:00", tokyo)]
+    assert all(torch.equal(code, same[0]) for code in same) and not torch.equal(same[0], time_code("2023-06-10T10:30"))

@@ -1,5 +1,7 @@
 """The command line: exit codes, one clear line for wrong input, and a quick start."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,37 @@ def test_wrong_input_is_one_line_and_exit_code_2(argv, said, capsys):
     assert cli.main(argv) == 2
     told = capsys.readouterr()
     assert told.err.startswith("clay: ") and told.err.count("\n") == 1 and said in told.err and told.out == ""
+
+
+def written():
+    """Every command line that README shows on a line of its own, and that a command gives as its example."""
+    lines = re.findall(r"^\$? ?(clay \w[^\n#|]*)", (ROOT / "README.md").read_text(), re.M)
+    for command in map(cli._command, cli.COMMANDS):
+        lines += re.findall(r"Example: (clay .*)", command.__doc__ or "")
+    return sorted({line.strip() for line in lines})
+
+
+@pytest.mark.parametrize("line", written())
+def test_every_line_that_is_shown_is_understood(line):
+    from jsonargparse import auto_cli, capture_parser
+
+    _, name, *options = shlex.split(line)
+    command = cli._command(name)
+    parser = capture_parser(lambda: auto_cli(command))
+    parser.parse_args(cli._spelt(command, options))
+
+
+def test_values_that_come_first_and_those_that_begin_with_a_minus():
+    embed, search = cli._command("embed"), cli._command("search")
+    assert cli._spelt(embed, ["out", "-60.1,-3.2,-60,-3", "2023", "--forecast", "--overlap", "-1"]) == [
+        "out", "--area=-60.1,-3.2,-60,-3", "--dates=2023", "--forecast", "true", "--overlap=-1",
+    ]  # fmt: skip
+    assert cli._spelt(search, ["out", "--like", "-3.4,34.1", "--geojson", "h"]) == [
+        "out",
+        "--like=-3.4,34.1",
+        "--geojson",
+        "h",
+    ]
 
 
 def test_a_scene_reaches_the_notebooks_as_a_whole_path(monkeypatch, tmp_path):
