@@ -79,6 +79,7 @@ def check_most_alike(fn: Callable) -> None:
         },
         what="the neighbours",
     )
+    compare(attempt(fn, vectors, 2), ranked(cosine)[:, :2], axes="N k", what="the neighbours for k = 2")
     right("By direction alone, and nobody is a neighbour of itself.")
 
 

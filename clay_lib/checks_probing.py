@@ -79,6 +79,12 @@ def check_vote(fn: Callable) -> None:
         axes="M",
         what="the answers",
     )
+    compare(
+        attempt(fn, train_x, train_y, test_x, 1),
+        train_y[order[:, 0]],
+        axes="M",
+        what="the answers of one neighbour, k = 1",
+    )
     right("The simplest probe there is: no training, one number to choose.")
 
 
@@ -205,10 +211,13 @@ def check_interval(fn: Callable) -> None:
             of(times), (0.05, 0.95)
         ),
         "that of the drawn means' standard deviation to both sides, which is 68 %: take their quantiles 0.025 and 0.975": (
-            mean - of(times).std(),
-            mean + of(times).std(),
+            of(times).mean() - of(times).std(),
+            of(times).mean() + of(times).std(),
         ),
         f"as if there were {M} places: draw as many places as there are, {n}": half(of(every)),
+        "that of places drawn among the chips, where those with many chips come up more often: draw among np.unique(places)": (
+            half(of(rng.multinomial(n, chips / M, 2_000)))
+        ),
         "that of the hits or of single places: the ends should be those of the drawn means": (0.0, 1.0),
         "that of single places: the ends should be those of means over as many places as there are": half(score),
     }

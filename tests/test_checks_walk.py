@@ -367,6 +367,17 @@ WRONG = {
         means_of(lambda rng, held, *_: np.mean([rng.choice(held[i]) for i in rng.choice(len(held), len(held))])),
         "one chip a place",
     ),
+    "07 names drawn among chips": (
+        checks.check_interval,
+        means_of(lambda rng, held, h, p: np.concatenate([h[p == x] for x in rng.choice(p, len(held))]).mean()),
+        "places drawn among the chips",
+    ),
+    "07 always five": (checks.check_vote, lambda x, y, t, k: voted(near(x, y, t, 5)), "one neighbour, k = 1"),
+    "06 always three": (
+        checks.check_most_alike,
+        lambda v, k: ranked(lambda v: (F.normalize(v) @ F.normalize(v).T).fill_diagonal_(-torch.inf))(v, 3),
+        "k is 3 instead of 2",
+    ),
     "07 seedless": (
         checks.check_interval,
         lambda h, p, n, s: by_place(h, p, n, 0),
