@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,7 @@ def raster_pairs(
             "labels", found=f"{len(pairs)} pair(s), every pixel ignored", expected="labelled pixels",
             cause="ignore= or nodata is the number of the only class",
         )  # fmt: skip
-    first = read_scene(pairs[0][0], sensor, bands=bands, window=_inside(rows[0][2], head_of(pairs[0][0])))
+    first = read_scene(pairs[0][0], sensor, bands=bands, window=clip_box(rows[0][2], head_of(pairs[0][0])))
     return LabelledSet(
         sensor=sensor,
         bands=first.bands,
@@ -106,6 +106,7 @@ def raster_pairs(
         places=place_table(names, lat, lon, when or "", group),
         read=partial(_pair_sample, rows, sensor, bands, codes, ignore),
         in_decibel=first.in_decibel,
+        codes=() if codes is None else tuple(int(code) for code in codes),
     )
 
 
@@ -121,9 +122,12 @@ def points_on_scene(
 ) -> LabelledSet:
     """Chips of size x size pixels around the points of a GeoDataFrame; its column `label` holds classes or values.
 
-    Text, categories, bools and whole numbers are classes, other numbers values. Points outside the scene are left out
-    with a warning; a chip that reaches over its border is missing there.
+    Text, categories, bools and columns of integers are classes, columns of floats values, unless gaps alone made
+    floats of integers. Points without a label or outside the scene are left out with a warning; a chip that reaches
+    over the scene's border is missing there. Chips that share pixels, directly or over others, are one group.
     """
+    from sklearn.cluster import DBSCAN
+
     sensor = SENSORS.resolve(sensor)
     head = head_of(scene)
     if label not in points:
@@ -133,6 +137,19 @@ def points_on_scene(
     if points.crs is None or head.crs is None:
         which = "the points" if points.crs is None else str(scene)
         raise ContractError("crs", found=f"{which} without CRS", expected="one of each", cause="set_crs was forgotten")
+    if kinds := set(points.geom_type.dropna()) - {"Point"}:
+        raise ContractError(
+            "geometry", found=", ".join(sorted(kinds)), expected="points",
+            cause="areas: points.representative_point() or rasterise them for raster_pairs; many in one: points.explode()",
+        )  # fmt: skip
+    labelled = points[label].notna()
+    if not labelled.any():
+        raise ContractError("label", found=f"{label!r} without a value", expected="labels", cause="another column")
+    if not labelled.all():
+        warn(f"{(~labelled).sum()} of {len(points)} points have no label in {label!r} and are left out")
+        points = points[labelled]
+        if points[label].dtype.kind == "f" and (points[label] % 1 == 0).all():  # as tables hold integers with gaps
+            points = points.assign(**{label: points[label].astype(int)})
     placed = points.to_crs(head.crs).geometry
     rows, columns = rowcol(Affine(*head.transform), placed.x.to_numpy(), placed.y.to_numpy(), op=np.asarray)
     inside = (columns >= 0) & (columns < head.width) & (rows >= 0) & (rows < head.height)
@@ -150,7 +167,9 @@ def points_on_scene(
         (math.floor(c) - size // 2, math.floor(r) - size // 2, size, size)
         for c, r in zip(columns[inside], rows[inside], strict=True)
     ]
-    first = read_scene(scene, sensor, bands=bands, window=_inside(boxes[0], head))
+    corners = np.array([box[:2] for box in boxes])
+    clumps = DBSCAN(eps=size - 0.5, min_samples=1, metric="chebyshev").fit_predict(corners)
+    first = read_scene(scene, sensor, bands=bands, window=clip_box(boxes[0], head))
     lonlat = points.to_crs("EPSG:4326").geometry[inside]
     labels = [float(v) if numbers else classes.index(v) for v in values]
     return LabelledSet(
@@ -159,7 +178,9 @@ def points_on_scene(
         gsd=first.gsd,
         classes=tuple(map(str, classes)),
         dense=False,
-        places=place_table([f"point {i}" for i in values.index], lonlat.y, lonlat.x, when or ""),
+        places=place_table(
+            [f"point {i}" for i in values.index], lonlat.y, lonlat.x, when or "", clumps, corners / size
+        ),
         read=partial(_chip_sample, [Path(scene)] * len(boxes), boxes, labels, sensor, bands),
         in_decibel=first.in_decibel,
     )
@@ -197,8 +218,8 @@ class Head:
         return self.at(self.width / 2, self.height / 2)
 
 
-@lru_cache(maxsize=4096)
 def head_of(path) -> Head:
+    """Asked of the file every time: in a notebook it may be another one by now."""
     return Head(Path(path))
 
 
@@ -278,7 +299,7 @@ def _labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None, win
     return out
 
 
-def _inside(box, head: Head) -> tuple[int, int, int, int]:
+def clip_box(box, head: Head) -> tuple[int, int, int, int]:
     """The part of a box (column, row, width, height) that lies on the raster."""
     left, top, wide, high = box
     right, bottom = min(left + wide, head.width), min(top + high, head.height)
@@ -290,7 +311,7 @@ def cut(path: Path, box, sensor: Sensor, bands: Bands) -> tuple[np.ndarray, tupl
     """Of a box (column, row, width, height) that may reach over the raster's border: pixels [C, H, W], NaN where there are
     none; the rows and columns of them on the raster; their georeference; their bands."""
     head, (left, top, wide, high) = head_of(path), box
-    part = _inside(box, head)
+    part = clip_box(box, head)
     scene = read_scene(path, sensor, bands=bands, window=part)
     rows, columns = (
         slice(p - start, p - start + n) for p, start, n in ((part[1], top, part[3]), (part[0], left, part[2]))
@@ -312,7 +333,7 @@ def _chip_sample(paths, boxes, labels, sensor: Sensor, bands: Bands, n: int) -> 
 def _pair_sample(rows, sensor: Sensor, bands: Bands, codes, ignore, n: int) -> Sample:
     image, label, box = rows[n]
     pixels, (y, x), where, _ = cut(image, box, sensor, bands)
-    known = _labels(label, codes, ignore, _inside(box, head_of(image)))
+    known = _labels(label, codes, ignore, clip_box(box, head_of(image)))
     labels = np.full(pixels.shape[1:], IGNORE if codes is not None else np.nan, known.dtype)
     labels[y, x] = known
     return Sample(pixels, labels, **where)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from clay_lib.chips import CACHE, Chips, world_chips
-from clay_lib.contract import ContractError
+from clay_lib.contract import ContractError, warn
 from clay_lib.files import write_whole
 from clay_lib.sensors import SENSORS, Sensor
 from clay_lib.splits import random_split, spatial_blocks, split_by_blocks
@@ -44,8 +44,9 @@ class Sample:
 class LabelledSet:
     """N chips of one sensor, read one by one. Indexing with a number gives a Sample, with a slice, mask or array a set.
 
-    places: one row a chip: name, lat, lon (degrees, NaN: unknown), when (ISO text, empty: unknown) and group (what must
-    not be split: a scene, a mosaic, a place).
+    places: one row a chip: name, lat, lon (degrees, NaN: unknown), when (ISO text, empty: unknown), group (what must
+    not be split: a scene, a mosaic, a place, chips that share pixels) and x, y: the corner on a scene that chips may
+    share pixels of, in sides of a chip (NaN: no such scene).
     """
 
     sensor: Sensor
@@ -56,6 +57,7 @@ class LabelledSet:
     places: pd.DataFrame
     read: Callable[[int], Sample]  # by the number in the whole set, which is the index of `places`
     in_decibel: bool = False
+    codes: tuple[int, ...] = ()  # the classes' numbers in the label files, and in maps; empty: 0, 1, 2 and so on
 
     def __len__(self) -> int:
         return len(self.places)
@@ -80,11 +82,20 @@ class LabelledSet:
     def split(
         self, fractions: Sequence[float] = (0.7, 0.15, 0.15), *, by: str = "blocks", degrees: float = 0.1, seed: int = 0
     ) -> tuple[LabelledSet, ...]:
-        """One set a fraction. by: "blocks" of degrees x degrees of land, "groups", or "random", which flatters."""
+        """One set a fraction. by: "blocks" of degrees x degrees of land, "groups", or "random", which flatters.
+
+        Chips of points reach over the border of their block: those that share pixels with a chip of a later part are
+        left out with a warning. So name the parts in the order train, val, test.
+        """
         if by == "blocks":
             blocks = spatial_blocks(self.places["lat"], self.places["lon"], degrees)
-            parts = split_by_blocks(blocks, fractions, seed)
+            parts = _apart(split_by_blocks(blocks, fractions, seed), self.places[["x", "y"]].to_numpy())
         elif by == "groups":
+            if (count := self.places["group"].nunique()) < len(fractions):
+                raise ContractError(
+                    "groups", found=f"{count}", expected=f"at least {len(fractions)}, one a part",
+                    cause="all chips share pixels or a scene: a smaller size=, or by='blocks'",
+                )  # fmt: skip
             parts = split_by_blocks(self.places["group"].to_numpy(), fractions, seed)
         elif by == "random":
             parts = random_split(len(self), fractions, seed)
@@ -95,8 +106,32 @@ class LabelledSet:
         return tuple(self[part] for part in parts)
 
 
-def place_table(names, lat=None, lon=None, when=None, group=None) -> pd.DataFrame:
-    """`LabelledSet.places`, a row a name; what is None is unknown, and every chip its own group."""
+def _apart(parts: Sequence[np.ndarray], corners: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of parts, less those of chips that share pixels with a chip of a later part. corners [N, 2]: x, y."""
+    from scipy.spatial import cKDTree
+
+    kept, later, lost = [], np.empty((0, 2)), 0
+    for part in reversed(parts):
+        placed = np.isfinite(corners[part]).all(1)
+        near = np.full(len(part), np.inf)
+        near[placed] = cKDTree(later).query(corners[part[placed]], p=np.inf)[0]
+        kept.insert(0, part[near > 1 - 1e-6])
+        later = np.concatenate([later, corners[part][placed & (near > 1 - 1e-6)]])
+        lost += len(part) - len(kept[0])
+    if not all(map(len, kept)):
+        raise ContractError(
+            "blocks", found="a part whose every chip shares pixels with a later part", expected="chips in every part",
+            cause="blocks hardly larger than a chip: more degrees, or a smaller size=",
+        )  # fmt: skip
+    if lost:
+        warn(
+            f"{lost} of {sum(map(len, parts))} chips share pixels with a chip of a later part and are left out: larger blocks lose fewer"
+        )
+    return kept
+
+
+def place_table(names, lat=None, lon=None, when=None, group=None, corners=None) -> pd.DataFrame:
+    """`LabelledSet.places`, a row a name; what is None is unknown, and every chip its own group. corners [N, 2]: x, y."""
     n = len(names)
     unknown = np.full(n, np.nan)
     return pd.DataFrame(
@@ -106,6 +141,8 @@ def place_table(names, lat=None, lon=None, when=None, group=None) -> pd.DataFram
             "lon": unknown if lon is None else np.asarray(lon, float),
             "when": [""] * n if when is None else [when] * n if isinstance(when, str) else list(when),
             "group": np.arange(n) if group is None else group,
+            "x": unknown if corners is None else corners[:, 0],
+            "y": unknown if corners is None else corners[:, 1],
         }
     )
 

@@ -79,8 +79,10 @@ class Finetuned:
         return raw.softmax(1) if self.classes else raw * std + mean
 
     def predict(self, data: LabelledSet, *, batch_size: int = 16) -> np.ndarray:
-        """[N, K] or [N, K, H, W], as `scores` has them, of a set's chips."""
-        cubes = (read_batch(self.clay, data, rows)[0] for rows in slices(len(data), batch_size))
+        """[N, K] or [N, K, H, W], as `scores` has them, of a set's chips, which are like those of training."""
+        check_like(self.about, data.sensor, data.bands, data.gsd)
+        batches = slices(len(data), batch_size)
+        cubes = (read_batch(self.clay, data, rows, check=rows[0] == 0)[0] for rows in batches)
         return np.concatenate([self.scores(cube).cpu().numpy() for cube in cubes])
 
     def save(self, path: str | Path) -> Path:
@@ -96,7 +98,9 @@ class Finetuned:
 
     @classmethod
     def load(cls, path: str | Path, clay: Clay) -> Finetuned:
-        """From `save`. clay: the weights that the head was trained on; of a trained encoder, any of the same sizes."""
+        """From `save`. clay: the weights that the head was trained on; of a trained encoder, any of the same
+        sizes, ladder and reading.
+        """
         from safetensors import safe_open
 
         from clay_lib.sensors import SENSORS
@@ -111,12 +115,13 @@ class Finetuned:
                 cause="the encoder's own file: load it with Clay.load, and train a head with finetune",
             )  # fmt: skip
         about = json.loads(about)
-        config = asdict(clay.model.config)
-        differs = [k for k in ("dim", "depth", "heads", "dim_head", "patch_size") if config[k] != about["config"][k]]
+        config = encoder_config(clay)
+        differs = [k for k, value in config.items() if value != about["config"].get(k, value)]
         if differs:
             raise ContractError(
                 "clay", found=", ".join(f"{k} {config[k]}" for k in differs),
-                expected=", ".join(f"{k} {about['config'][k]}" for k in differs), cause=f"{path} belongs to another size",
+                expected=", ".join(f"{k} {about['config'][k]}" for k in differs),
+                cause=f"{path} was trained on another model: its sizes, ladder or reading",
             )  # fmt: skip
         if about["unfreeze"] != 0:
             clay = deepcopy(clay)
@@ -132,6 +137,27 @@ class Finetuned:
         sensor = SENSORS.resolve(about["sensor"])
         device = clay.model.encoder.cls_token.device
         return cls(clay, head.to(device).eval(), sensor, tuple(about["bands"]), tuple(about["classes"]), about)
+
+
+def encoder_config(clay: Clay) -> dict:
+    """All that an encoder's answer depends on besides its weights."""
+    names = ("dim", "depth", "heads", "dim_head", "mlp_ratio", "patch_size", "ladder")
+    return {name: getattr(clay.model.config, name) for name in names} | {"reading": clay.reading}
+
+
+def check_like(about: dict, sensor: Sensor, bands: Sequence[str], gsd: float) -> None:
+    """Raises ContractError for chips of another sensor, other bands or another ground distance than those of training."""
+    for field, like, found, expected, cause in (
+        ("sensor", sensor.name == about["sensor"], sensor.name, about["sensor"], "another set"),
+        ("bands", [*bands] == about["bands"], [*bands], about["bands"], "another set; bands=[...] names them as in training"),
+        ("gsd", 0.8 <= gsd / about["gsd"] <= 1.25, f"{gsd:.4g} m", f"{about['gsd']:.4g} m", "another set: gdalwarp -tr makes "
+         "it alike; where files have no CRS, dataclasses.replace(data, gsd=...) says the true distance before training"),
+    ):  # fmt: skip
+        if not like:
+            raise ContractError(
+                field, found=found, expected=f"{expected}, which the head is trained on",
+                cause=f"{cause}. To try it all the same: tuned.scores(clay.cube(...))",
+            )  # fmt: skip
 
 
 def make_head(kind: str, **sizes) -> nn.Module:
@@ -164,10 +190,10 @@ def finetune(
     for told in (".*does not have many workers.*", ".*no `val_dataloader`.*", ".*logging interval.*"):
         warnings.filterwarnings("ignore", message=told)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if val is not None and (val.classes, val.dense, val.bands) != (train.classes, train.dense, train.bands):
+    if val is not None and (val.classes, val.dense) != (train.classes, train.dense):
         raise ContractError(
-            "val", found=f"{val.task} of {val.classes or 'values'}, bands {val.bands}",
-            expected=f"{train.task} of {train.classes or 'values'}, bands {train.bands}", cause="another set",
+            "val", found=f"{val.task} of {val.classes or 'values'}",
+            expected=f"{train.task} of {train.classes or 'values'}", cause="another set",
         )  # fmt: skip
     L.seed_everything(s.seed, verbose=False)
     if unfreeze != 0:
@@ -179,9 +205,13 @@ def finetune(
     if train.dense:
         head_of |= dict(layers=len(layers), patch_size=config.patch_size)
     about = dict(
-        task=train.task, unfreeze=unfreeze, layers=layers, head=head_of, config=asdict(config), settings=asdict(s),
-        sensor=train.sensor.name, bands=list(train.bands), classes=list(train.classes), gsd=train.gsd, in_decibel=train.in_decibel,
+        task=train.task, unfreeze=unfreeze, layers=layers, head=head_of, settings=asdict(s),
+        config=asdict(config) | encoder_config(clay),
+        sensor=train.sensor.name, bands=list(train.bands), gsd=train.gsd, in_decibel=train.in_decibel,
+        classes=list(train.classes), codes=list(train.codes),
     )  # fmt: skip
+    if val is not None:
+        check_like(about, val.sensor, val.bands, val.gsd)
     keeps = unfreeze == 0 and feature_gb(clay, train, len(layers)) <= s.keep_gb
     stock, labels = stock_of(clay, train, layers, keep=keeps)
     weights, about["scale"] = _targets(train, labels, s)

@@ -176,12 +176,15 @@ class HeadModule(L.LightningModule):
 
     def configure_optimizers(self):
         groups = parameter_groups(self.encoder, self.head, self.settings)
+        steps, warmup = self.trainer.estimated_stepping_batches, self.settings.warmup
+        # OneCycleLR divides by the length of either part of its cycle, so that neither may be zero
+        warmup = 0.0 if warmup * steps == 1 else min(warmup, 1 - 1e-6)
         optimizer = torch.optim.AdamW(groups)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             [group["lr"] for group in groups],
-            total_steps=self.trainer.estimated_stepping_batches,
-            pct_start=self.settings.warmup,
+            total_steps=steps,
+            pct_start=warmup,
             cycle_momentum=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from clay_lib.contract import ContractError
-from clay_lib.dataset_files import Bands, cut, head_of
+from clay_lib.contract_check import check_contract
+from clay_lib.dataset_files import Bands, Head, clip_box, cut, head_of
 from clay_lib.dense import ramp
-from clay_lib.finetuning import Finetuned
-from clay_lib.scenes import write_raster
+from clay_lib.finetuning import Finetuned, check_like
+from clay_lib.scenes import Scene, read_scene, write_raster
 
 NOTHING = 255  # in a raster of classes: not measured
 
@@ -41,6 +42,8 @@ def predict_scene(
 
     tile: pixels a side of a window, as large as the chips of training; neighbours share `overlap` pixels, an even
     number, over which their scores change over by linear ramps. when: the scene's date. bands: as `read_scene` takes them.
+    Raises ContractError for a scene unlike the chips of training in bands or ground distance, or whose first window that
+    holds pixels does not pass the contract check.
     """
     P = tuned.clay.model.config.patch_size
     if tuned.about["task"] not in ("segmentation", "dense regression"):
@@ -58,6 +61,8 @@ def predict_scene(
     fade = ramp(tile - overlap, overlap // 2)
     fade = fade[:, None] * fade
     tops, lefts = _starts(height, tile, tile - overlap), _starts(width, tile, tile - overlap)
+    boxes = ((left, top, tile, tile) for top in tops for left in lefts)
+    said = dict(when=when, in_decibel=_looked_at(tuned, path, head, boxes, when, bands).in_decibel)
     values = np.full(
         (height, width), np.nan if not tuned.classes else NOTHING, np.uint8 if tuned.classes else np.float32
     )
@@ -65,7 +70,7 @@ def predict_scene(
     total = np.zeros((K + 1, tile, max(width, tile)), np.float32)  # a row of windows: scores, and their weight last
     known = np.zeros((tile, max(width, tile)), bool)
     for top, following in zip(tops, [*tops[1:], height], strict=True):
-        for some, scores, measured in _row(tuned, path, head, top, lefts, tile, when, bands, batch_size):
+        for some, scores, measured in _row(tuned, path, head, top, lefts, tile, bands, batch_size, **said):
             for left, score, seen in zip(some, scores, measured, strict=True):
                 total[:K, :, left : left + tile] += score * fade
                 total[K, :, left : left + tile] += fade
@@ -88,17 +93,24 @@ def predict_raster(
 ) -> Path:
     """`predict_scene`, written as a GeoTIFF with the georeference of the scene.
 
-    Classes: band 1 the class number, or codes[number]; band 2 its probability in per cent; 255 is nodata. Values: one
-    float32 band, NaN where not measured. The names of the classes stand in the description of band 1.
+    Classes: band 1 the class's number in codes, by default that of the label files, else 0, 1, 2 and so on; band 2 its
+    probability in per cent; 255 is nodata. Values: one float32 band, NaN where not measured. The names of the classes
+    stand in the description of band 1.
     """
+    if Path(out).resolve() == Path(path).resolve():
+        raise ContractError("out", found=str(out), expected="another file than path", cause="the scene would be lost")
+    if codes is None:
+        codes = tuned.about.get("codes") or range(len(tuned.classes))
+    if tuned.classes and (len(codes) != len(tuned.classes) or not all(0 <= c < NOTHING for c in codes)):
+        expected = f"{len(tuned.classes)} numbers from 0 to {NOTHING - 1}"
+        raise ContractError(
+            "codes", found=list(codes), expected=expected, cause="codes of other classes: give codes=[...]"
+        )
     made = predict_scene(tuned, path, **how)
     placed = dict(crs=made.crs, transform=made.transform)
     if not tuned.classes:
         return write_raster(out, made.values, nodata=np.nan, descriptions=["value"], **placed)
-    numbers = np.arange(256) if codes is None else np.array([*codes, *[NOTHING] * (256 - len(codes))])
-    if codes is not None and (len(codes) != len(tuned.classes) or not all(0 <= c < NOTHING for c in codes)):
-        expected = f"{len(tuned.classes)} numbers from 0 to {NOTHING - 1}"
-        raise ContractError("codes", found=codes, expected=expected, cause="codes of other classes")
+    numbers = np.array([*codes, *[NOTHING] * (256 - len(codes))])
     names = ", ".join(f"{numbers[k]} {name}" for k, name in enumerate(tuned.classes))
     bands = np.stack([numbers[made.values].astype(np.uint8), made.confidence])
     return write_raster(out, bands, nodata=NOTHING, descriptions=[names, "probability (%)"], **placed)
@@ -111,18 +123,36 @@ def _starts(length: int, tile: int, step: int) -> list[int]:
     return [*range(0, length - tile, step), length - tile]
 
 
-def _row(tuned, path, head, top, lefts, tile, when, bands, batch_size) -> Iterator[tuple]:
+def _looked_at(tuned: Finetuned, path, head: Head, boxes, when, bands: Bands) -> Scene:
+    """The first window that is measured at least by half, else the most measured one, held against the head and the sensor."""
+    best = None
+    for box in boxes:
+        scene = read_scene(path, tuned.sensor, bands=bands, when=when, window=clip_box(box, head))
+        if best is None or scene.missing.all(0).mean() < best.missing.all(0).mean():
+            best = scene
+        if best.missing.all(0).mean() <= 0.5:
+            break
+    some = [band for band in tuned.bands if band in best.bands]  # a file may hold more than the head looks at
+    check_like(tuned.about, best.sensor, some, tuned.about["gsd"] if best.crs is None else best.gsd)
+    if not best.missing.all():
+        pixels = best.measured()[[best.bands.index(band) for band in some]]
+        said = dict(when=when, lat=best.lat, lon=best.lon, in_decibel=best.in_decibel)
+        check_contract(pixels, tuned.sensor, bands=some, **said)
+    return best
+
+
+def _row(tuned, path, head, top, lefts, tile, bands, batch_size, **said) -> Iterator[tuple]:
     """Batches of a row of windows: (lefts, scores [B, K, tile, tile], measured [B, tile, tile])."""
     for first in range(0, len(lefts), batch_size):
         some = lefts[first : first + batch_size]
         cuts = [cut(Path(path), (left, top, tile, tile), tuned.sensor, bands) for left in some]
-        pixels = np.stack([c[0] for c in cuts])
+        order = [cuts[0][3].index(band) for band in tuned.bands]
+        pixels = np.stack([c[0][order] for c in cuts])
         lat, lon = zip(*(head.at(left + tile / 2, top + tile / 2) for left in some), strict=True)
         placed = {} if head.crs is None else dict(lat=lat, lon=lon)
         cube = tuned.clay.cube(
-            pixels, tuned.sensor, bands=cuts[0][3], gsd=tuned.about["gsd"], when=when, check=False,
-            in_decibel=tuned.about["in_decibel"], **placed,
-        )  # fmt: skip
+            pixels, tuned.sensor, bands=tuned.bands, gsd=tuned.about["gsd"], check=False, **said, **placed
+        )
         yield some, tuned.scores(cube).cpu().numpy(), np.isfinite(pixels).any(1)
 
 

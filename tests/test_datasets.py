@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from clay_lib import SENSORS, ContractError
-from clay_lib.dataset_files import class_folders, points_on_scene, raster_pairs
+from clay_lib.dataset_files import class_folders, head_of, points_on_scene, raster_pairs
 from clay_lib.datasets import EUROSAT_BANDS, IGNORE, hub_set, world_set
 from clay_lib.miniworld import MiniWorld
 from clay_lib.scenes import write_raster
@@ -140,6 +141,62 @@ def test_points_on_a_scene(pair):
     assert values.task == "regression" and values[1].label == 2.5
     with pytest.raises(ContractError, match="none of 1"):
         points_on_scene(points[2:], folder / "images" / "p.tif", "sentinel-2-l2a", label="kind")
+
+
+def test_a_file_that_is_written_anew_is_read_anew(pair):
+    folder, pixels, _ = pair
+    path, moved = folder / "images" / "p.tif", (10.0, 0, 505_000.0, 0, -10.0, 5_000_000.0)
+    assert (head_of(path).height, head_of(path).width) == (40, 24)
+    write_raster(path, pixels[:, :30], descriptions=S2.band_names, crs=UTM["crs"], transform=moved)
+    assert head_of(path).height == 30 and head_of(path).transform == moved
+
+
+@pytest.mark.parametrize(
+    "values, classes",
+    [
+        (["wood", None, "field"], ("field", "wood")),
+        ([1, None, 3], ("1", "3")),
+        (pd.array([1, None, 3], "Int64"), ("1", "3")),
+        (pd.array([True, None, False], "boolean"), ("False", "True")),
+        ([0.5, None, 3], ()),
+    ],
+)
+def test_points_without_a_label_are_left_out(pair, values, classes):
+    x, y = 500_000 + 10 * np.array([3, 5, 12]) + 5.0, 5_000_000 - 10 * np.array([20, 3, 9]) - 5.0
+    points = gpd.GeoDataFrame({"k": values}, geometry=gpd.points_from_xy(x, y), crs=UTM["crs"])
+    how = dict(scene=pair[0] / "images" / "p.tif", sensor=S2, label="k", size=8)
+    with pytest.warns(UserWarning, match="1 of 3 points have no label in 'k'"):
+        data = points_on_scene(points, **how)
+    assert data.classes == classes and data.places["name"].tolist() == ["point 0", "point 2"]
+    assert [data[i].label for i in range(2)] == (
+        [classes.index(str(values[i])) for i in (0, 2)] if classes else [0.5, 3]
+    )
+    with pytest.raises(ContractError, match="found Polygon; expected points"):
+        points_on_scene(points.assign(geometry=points.buffer(20)), **how)
+
+
+@pytest.mark.parametrize("how", [dict(by="blocks", degrees=0.005), dict(by="groups")])
+def test_no_pixel_of_a_point_is_on_two_sides(tmp_path, how):
+    """70 points in 2.5 x 2.5 km: chips of 16 x 16 pixels of which many overlap, here counted box by box."""
+    rng, side = np.random.default_rng(1), 256
+    write_raster(
+        tmp_path / "s.tif", rng.integers(1, 5000, (10, side, side), np.uint16), descriptions=S2.band_names, **UTM
+    )
+    at = rng.integers(0, side, (70, 2))
+    points = gpd.GeoDataFrame(
+        {"k": rng.choice(["a", "b"], 70)},
+        geometry=gpd.points_from_xy(500_005 + 10 * at[:, 0], 4_999_995 - 10 * at[:, 1]), crs=UTM["crs"],
+    )  # fmt: skip
+    data = points_on_scene(points, tmp_path / "s.tif", S2, label="k", size=16)
+    shared = np.abs(at[:, None] - at).max(2) < 16
+    if how["by"] == "blocks":
+        with pytest.warns(UserWarning, match="of 70 chips share pixels with a chip of a later part"):
+            parts = data.split((0.6, 0.2, 0.2), **how)
+    else:
+        parts = data.split((0.6, 0.2, 0.2), **how)
+    index = [part.places.index.to_numpy() for part in parts]
+    assert shared.sum() > 70 and all(len(part) >= 5 for part in parts)
+    assert not any(shared[np.ix_(index[a], index[b])].any() for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_spatial_blocks_keep_neighbours_together():

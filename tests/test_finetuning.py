@@ -135,6 +135,30 @@ def test_ignored_pixels_leave_no_gradient():
     assert (values.grad == 0).all()
 
 
+@pytest.mark.parametrize("epochs, warmup", [(5, 0.1), (5, 1.0), (1, 0.5)])
+def test_a_warm_up_of_one_step_or_of_all_of_them(clay, epochs, warmup):
+    settings = replace(QUICK, epochs=epochs, batch_size=2, warmup=warmup)
+    assert finetune(clay, planted("classification"), settings=settings, **CPU).history["train/loss"].notna().all()
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (dict(sensor=SENSORS["naip"]), "sensor: found naip; expected linz"),
+        (dict(bands=("blue", "green", "red")), "bands: found .'blue'"),
+        (dict(gsd=2.0), "gsd: found 2 m; expected 0.5 m"),
+        (dict(scale=1 / 255), "scaled to 0..1"),
+    ],
+)
+def test_chips_unlike_those_of_training_are_told(clay, change, told):
+    data = planted("classification")
+    tuned = finetune(clay, data, settings=replace(QUICK, epochs=1), **CPU)
+    scale = np.float32(change.pop("scale", 1))
+    other = replace(data, read=lambda n: replace(data[n], pixels=data[n].pixels * scale), **change)
+    with pytest.raises(ContractError, match=told):
+        tuned.predict(other)
+
+
 def test_rare_classes_weigh_more():
     weights = class_weights(np.array([80, 20, 0]), 0.5)
     assert weights[1] / weights[0] == pytest.approx(2) and weights[2] == 0
@@ -165,6 +189,9 @@ def test_saved_and_loaded_again(clay, unfreeze, tmp_path):
     encoder = sum(p.numel() * 4 for p in clay.model.encoder.parameters())
     assert (size > encoder) is (unfreeze != 0), "a frozen encoder is not stored again"
 
+    for other in (Clay.random(replace(CONFIG, ladder="geometric")), Clay(clay.model, reading="as_trained")):
+        with pytest.raises(ContractError, match="sizes, ladder or reading"):
+            Finetuned.load(tmp_path / "best.safetensors", other)
     with pytest.raises(ContractError, match="dim 64"):
         Finetuned.load(tmp_path / "best.safetensors", Clay.random(replace(CONFIG, dim=64)))
     if unfreeze == 0:

@@ -11,7 +11,7 @@ import torch
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.dataset_files import raster_pairs
-from clay_lib.finetuning import FinetuneSettings, finetune
+from clay_lib.finetuning import Finetuned, FinetuneSettings, finetune
 from clay_lib.predictions import predict_raster, predict_scene
 from clay_lib.scenes import write_raster
 
@@ -91,6 +91,43 @@ def test_a_scene_smaller_than_a_window_and_values(scene, tmp_path):
         assert made.transform.to_gdal() == rasterio.open(folder / "scene.tif").transform.to_gdal()
     assert values.dtype == np.float32 and np.array_equal(np.isnan(values), hole)
     assert abs(values[bright].mean() - 7) < 0.7 and abs(values[~bright & ~hole].mean() - 3) < 0.7
+
+
+def test_maps_are_in_the_numbers_of_the_label_files(scene, tuned, tmp_path):
+    tuned.save(tmp_path / "head.safetensors")
+    again = Finetuned.load(tmp_path / "head.safetensors", tuned.clay)
+    with rasterio.open(predict_raster(again, scene[0] / "scene.tif", tmp_path / "map.tif", tile=32, overlap=8)) as made:
+        assert set(np.unique(made.read(1))) == {3, 7, 255} and made.descriptions[0] == "3 dark, 7 bright"
+
+
+def test_a_file_may_hold_more_bands_than_the_head_looks_at_in_any_order(scene, tuned, tmp_path):
+    with rasterio.open(scene[0] / "scene.tif") as source:
+        pixels = source.read()
+    write_raster(tmp_path / "back.tif", pixels[::-1], nodata=0, descriptions=S2.band_names[::-1], **PLACED)
+    same = [predict_scene(tuned, p, tile=32, overlap=8) for p in (scene[0] / "scene.tif", tmp_path / "back.tif")]
+    assert np.array_equal(same[0].confidence, same[1].confidence)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (dict(scale=1e-4), "scaled to 0..1; multiply by 10000"),
+        (dict(transform=(30.0, 0, 499_990.0, 0, -30.0, 5_000_030.0)), "gsd: found 30 m; expected 10 m"),
+        (dict(count=3), "bands: found .'blue', 'green', 'red'.; expected"),
+        (dict(out="scene.tif"), "another file than path"),
+    ],
+)
+def test_scenes_unlike_those_of_training_are_told(scene, tuned, tmp_path, change, told):
+    """The first window holds no pixel: what is wrong stands in a later one."""
+    with rasterio.open(scene[0] / "scene.tif") as source:
+        pixels = source.read()[: change.get("count", 10)] * np.float32(change.get("scale", 1))
+    pixels[:, :32, :32] = 0
+    path, placed = tmp_path / "scene.tif", PLACED | {k: v for k, v in change.items() if k == "transform"}
+    write_raster(path, pixels, nodata=0, descriptions=S2.band_names[: len(pixels)], **placed)
+    before = path.read_bytes()
+    with pytest.raises(ContractError, match=told):
+        predict_raster(tuned, path, tmp_path / change.get("out", "map.tif"), tile=32, overlap=8)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_cannot_be_asked_is_told(scene, tuned, tmp_path):
