@@ -21,7 +21,7 @@
 # - how much a random split flatters, and which kinds of land are taken for one another.
 #
 # Builds on [04 Training](04_train_clay.ipynb); the weights are small ones, shipped in `data/weights`, or your own. About
-# About 1 minute on two CPU cores (not timed on a GPU). Data: chips of the mini-world, made here and kept in `data/cache`.
+# 1 minute on two CPU cores (not timed on a GPU). Data: chips of the mini-world, made here and kept in `data/cache`.
 
 # %%
 import matplotlib.pyplot as plt
