@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pystac
+import shapely
 import shapely.geometry
 from rasterio.crs import CRS
 
@@ -37,10 +38,13 @@ def file_look(path, sensor: str | Sensor, *, when: str | datetime | None = None,
         )
     when = parse_when(when)
     when = when if when is None or when.tzinfo else when.replace(tzinfo=UTC)
-    west, south, east, north = bounds_wgs84(finest.crs, finest.transform, finest.height, finest.width)
-    shape = shapely.geometry.mapping(shapely.geometry.box(west, south, east, north))
+    shape = _outline(*bounds_wgs84(finest.crs, finest.transform, finest.height, finest.width))
     item = pystac.Item(
-        Path(finest.path).stem, shape, [west, south, east, north], when or datetime(2000, 1, 1, tzinfo=UTC), {}
+        Path(finest.path).stem,
+        shapely.geometry.mapping(shape),
+        list(shape.bounds),
+        when or datetime(2000, 1, 1, tzinfo=UTC),
+        {},
     )
     for band, layer in layers.items():
         said = {"data_type": layer.dtype} | ({} if layer.nodata is None else {"nodata": layer.nodata})
@@ -64,3 +68,17 @@ def file_look(path, sensor: str | Sensor, *, when: str | datetime | None = None,
         **(grid or {"gsd": sensor.gsd}),
     )
     return Look(sensor, archive, when, (item,))
+
+
+def _outline(west: float, south: float, east: float, north: float) -> shapely.Geometry:
+    """A box in WGS84; two where west > east, across the antimeridian."""
+    if west < -180.001 or east > 180.001:
+        raise ContractError(
+            "path",
+            found=f"longitudes {west:.6g} to {east:.6g}",
+            expected="-180 to 180 in a raster in degrees",
+            cause="a raster across the antimeridian, or one that counts to 360: bring it to UTM (gdalwarp -t_srs), or cut it",
+        )
+    if west <= east:
+        return shapely.box(west, south, east, north)
+    return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])

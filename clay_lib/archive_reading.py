@@ -13,6 +13,7 @@ import numpy as np
 import odc.stac
 import pystac
 import rasterio
+import shapely
 import shapely.geometry
 import xarray as xr
 from odc.geo.geobox import GeoBox
@@ -24,6 +25,7 @@ from clay_lib.archive_profiles import Archive, Look
 from clay_lib.clouds import hidden
 from clay_lib.contract import ContractError
 from clay_lib.georeference import METRES_PER_DEGREE
+from clay_lib.tiles import cut_at_antimeridian
 
 UNKNOWN = datetime(2000, 1, 1, tzinfo=UTC)  # odc-stac wants a date, and none of this depends on it
 BLOCK, HEADER, PACKED = 512, 32_768, 0.7  # px, bytes, share: as the public archives' files have them
@@ -67,7 +69,7 @@ def read_bytes(look: Look, geobox: GeoBox) -> int:
     else a number takes PACKED of its width in the file.
     """
     total = 0.0
-    grid = geobox.footprint("EPSG:4326").geom
+    grid = cut_at_antimeridian(geobox.footprint("EPSG:4326").geom)
     bands = [band for band in look.sensor.band_names if band in look.archive.assets]
     for item in look.items:
         shape = shapely.geometry.shape(item.geometry)
@@ -87,6 +89,8 @@ def read_bytes(look: Look, geobox: GeoBox) -> int:
 
 def _metres(shape) -> tuple[float, float]:
     west, south, east, north = shape.bounds
+    if east - west > 180:  # the two sides of the antimeridian
+        west, _, east, _ = shapely.transform(shape, lambda xy: np.stack([xy[:, 0] % 360, xy[:, 1]], axis=1)).bounds
     return (
         (east - west) * METRES_PER_DEGREE * math.cos(math.radians((south + north) / 2)),
         (north - south) * METRES_PER_DEGREE,

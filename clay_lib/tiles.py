@@ -91,7 +91,7 @@ class Tile:
     def polygon(self) -> BaseGeometry:
         """WGS84 degrees; two parts where the tile crosses the antimeridian."""
         ring = shapely.segmentize(shapely.box(*self.bounds), LONGEST_EDGE)
-        return _cut_at_antimeridian(project(ring, self.crs, "EPSG:4326"))
+        return cut_at_antimeridian(project(ring, self.crs, "EPSG:4326"))
 
     @cached_property
     def centre(self) -> tuple[float, float]:
@@ -160,7 +160,8 @@ def _zone(lon: float) -> int:
     return math.floor((lon + 180) / 6) + 1
 
 
-def _cut_at_antimeridian(ring: BaseGeometry) -> BaseGeometry:
+def cut_at_antimeridian(ring: BaseGeometry) -> BaseGeometry:
+    """A ring in WGS84 degrees, in two parts where it runs across the antimeridian and so seems to span the globe."""
     west, _, east, _ = ring.bounds
     if east - west < 180:
         return ring

@@ -22,6 +22,7 @@ from scipy import ndimage
 from clay_lib import archive_access, archives
 from clay_lib.archive_items import sources_of
 from clay_lib.archives import archives_of, file_look, find_looks, parse_area, read_bytes, read_look
+from clay_lib.area_jobs import plan
 from clay_lib.clouds import hidden
 from clay_lib.contract import ContractError
 from clay_lib.contract_check import inspect_contract
@@ -31,6 +32,8 @@ from clay_lib.miniworld import Place
 from clay_lib.scenes import Scene, read_scene, write_raster
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.static_catalogue import tile_bounds
+from clay_lib.tiles import grid_of as tile_grid
+from clay_lib.tiles import tiles_of
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 real_data = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/realdata beside the repository")
@@ -411,6 +414,27 @@ def test_files_say_their_grid(tmp_path):
     degrees = write_raster(tmp_path / "b.tif", band, crs="EPSG:4326", transform=(1e-4, 0, 15, 0, -1e-4, 48))
     archive = file_look(degrees, "sentinel-1-rtc").archive
     assert (archive.crs, archive.gsd, archive.anchor) == ("utm", 10, 0)
+
+
+@pytest.mark.parametrize("crs, lon, lat", [("EPSG:32601", -180, 65), ("EPSG:32760", 180, -17)])
+def test_a_file_across_the_antimeridian(crs, lon, lat, tmp_path):
+    x, y = (round(v, -1) for v in Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lon, lat))
+    pixels = np.random.default_rng(7).random((2, 100, 100), np.float32)
+    path = write_raster(tmp_path / "a.tif", pixels, crs=crs, transform=(10, 0, x - 500, 0, -10, y + 500))
+    look = file_look(path, "sentinel-1-rtc")
+    assert len(look.footprint.geoms) == 2 and look.footprint.area < 1e-3
+    tiles = tiles_of(look.footprint, tile_grid(look.archive, 20))
+    assert 25 <= len(tiles) <= 49
+    blocks = plan(tiles, [look], "best")
+    assert sum(len(block.jobs) for block in blocks) == len(tiles)
+    got = [read_look(look, block.geobox(0)) for block in blocks]
+    found = sum(int(np.isfinite(array_of(part)).sum()) for part in got)
+    assert found == pixels.size
+    assert sum(read_bytes(look, block.geobox(0)) for block in blocks) < 3 * pixels.nbytes  # not the globe
+    np.testing.assert_array_equal(array_of(read_look(look, grid_of(path))), pixels)
+    beyond = write_raster(tmp_path / "b.tif", pixels, crs="EPSG:4326", transform=(1e-4, 0, 179.995, 0, -1e-4, lat))
+    with pytest.raises(ContractError, match="antimeridian"):
+        file_look(beyond, "sentinel-1-rtc")
 
 
 def test_white_is_measured_where_only_one_band_holds_the_fill(tmp_path):
