@@ -22,14 +22,17 @@ def effect(table: pd.DataFrame, parameter: str, metrics: Mapping[str, str], seed
     """One panel a metric {name: "min" | "max"} over one parameter: its mean with the 95 % interval over seeds.
 
     The mean is over those other settings and seeds that every level has; grey dots are the single runs. A parameter
-    drawn at random, or whose levels have no other setting in common, is dots alone.
+    drawn at random, or whose levels have no other setting in common, is dots alone. Levels tell how many runs they lost.
     """
     with style():
         fig, axes = plt.subplots(1, len(metrics), figsize=(4.6 * len(metrics), 3.3), squeeze=False)
         for ax, (metric, direction) in zip(axes[0], metrics.items(), strict=True):
-            levels = over_seeds(table, metric, [parameter], seed)[parameter]
+            levels, lost = (over_seeds(table, metric, [parameter], seed)[name] for name in (parameter, "lost"))
             numeric = pd.api.types.is_numeric_dtype(levels) and not pd.api.types.is_bool_dtype(levels)
-            names = sorted(levels) if numeric else list(levels)
+            names = list(levels)  # in order, as groups are
+            ticks = [
+                (f"{n:g}" if numeric else drawn(n)) + f"\n{k} lost" * (k > 0) for n, k in zip(names, lost, strict=True)
+            ]
             at = np.array(names, float) if numeric else np.arange(len(names), dtype=float)
             runs, kept = table[values_of(table, metric).notna()], fair(table, metric, [parameter])
             means = over_seeds(kept, metric, [parameter], seed).set_index(parameter).reindex(names).astype(float)
@@ -57,11 +60,11 @@ def effect(table: pd.DataFrame, parameter: str, metrics: Mapping[str, str], seed
                     lw=1.6,
                     elinewidth=1.2,
                 )
-                ax.set_xticks(at, [f"{n:g}" if numeric else drawn(n) for n in names])
+                ax.set_xticks(at, ticks)
             if numeric and _wide(at):
                 ax.set_xscale("log")
                 if len(means) <= MANY:
-                    ax.set_xticks(at, [f"{n:g}" for n in names], minor=False)
+                    ax.set_xticks(at, ticks, minor=False)
                     ax.set_xticks([], minor=True)
             elif not numeric:
                 ax.set_xlim(-0.5, len(at) - 0.5)

@@ -73,6 +73,7 @@ def test_a_level_whose_hard_settings_failed_does_not_win_by_it(swept):
     assert set(fair(table, "loss", ["lr"])["parameter opt"]) == {"a"}
     fig = sweep_plots.effect(table, "opt", asked.metrics)
     assert "12 of 15 runs" in fig.axes[0].get_xlabel()
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["a", "b\n3 lost"]
     drawn = fig.axes[0].containers[0].lines[0].get_ydata()
     assert drawn == pytest.approx([0.301, 0.301])
 
