@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,8 @@ def main(argv: list[str] | None = None) -> int:
         lines = "".join(f"  {name:<12}{what}\n" for name, (_, what) in COMMANDS.items())
         print(f"usage: clay COMMAND [options]\n\n{lines}\nclay COMMAND --help tells its options.")
         return 0
+    located = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"clay: warning: {message}\n"  # the line is no line of the caller's
     try:
         if argv[0] not in COMMANDS:
             raise ContractError("command", found=argv[0], expected=f"one of {list(COMMANDS)}", cause="a misspelt name")
@@ -235,6 +238,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"clay: {error}", file=sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = located
 
 
 if __name__ == "__main__":
