@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 import shapely
 
 from clay_lib.contract import ContractError
-from clay_lib.vectors import parts_of
+from clay_lib.vectors import parts_of, read_part
 
 KEPT, ONE_ONLY = ["id", "geometry", "time", "sensor"], ["model", "weights", "configuration"]
 
@@ -43,7 +43,15 @@ def open_vectors(source: str | Path | pa.Table, *, column: str = "vector", confi
     column: "vector" or "patch_mean". configuration: the one to take where a folder holds several.
     Memory: N * D bytes of int8 and some 200 a row; never a float32 copy.
     """
-    data = _dataset(source)
+    try:
+        return _opened(_dataset(source), source, column, configuration)
+    except (pa.ArrowInvalid, OSError):
+        for part in [] if isinstance(source, pa.Table) else _parts(Path(source)):
+            read_part(part)  # names the damaged one
+        raise
+
+
+def _opened(data: ds.Dataset, source, column: str, configuration: str) -> Vectors:
     asked = _needed(data.schema, column, configuration)
     total = data.count_rows(filter=asked)
     if not total:
@@ -78,7 +86,7 @@ def _dataset(source) -> ds.Dataset:
     if isinstance(source, pa.Table):
         return ds.InMemoryDataset(source)
     path = Path(source)
-    parts = [path] if path.is_file() else parts_of(path)
+    parts = _parts(path)
     if not parts:
         raise ContractError(
             "vectors",
@@ -87,6 +95,10 @@ def _dataset(source) -> ds.Dataset:
             cause="a misspelt path, or a job that has written nothing yet",
         )
     return ds.dataset([str(part) for part in parts], format="parquet")
+
+
+def _parts(path: Path) -> list[Path]:
+    return [path] if path.is_file() else parts_of(path)
 
 
 def _needed(schema: pa.Schema, column: str, configuration: str) -> pc.Expression | None:

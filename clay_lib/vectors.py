@@ -4,7 +4,7 @@
 
 | column | type | |
 | --- | --- | --- |
-| id | string | tile, sensor and date: 32633-10m-256-e0192-n2167_sentinel-2-l2a_20230610T101559 |
+| id | string | tile, sensor and day, of local files a stamp: 32633-10m-256-e0192-n2167_sentinel-2-l2a_20230610 |
 | tile | string | the tile's id on the fixed grid (tiles.py) |
 | geometry | WKB | the tile's outline in WGS84 degrees (GeoParquet 1.1; bbox is its covering) |
 | time | timestamp, UTC | when the look was taken; null: unknown |
@@ -139,14 +139,29 @@ def parts_of(folder: str | Path) -> list[Path]:
     return sorted(p for p in Path(folder).rglob("*.parquet") if not p.name.startswith(PARTIAL))
 
 
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One part, or a ContractError that names it."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ContractError(
+            "vectors",
+            found=f"{path}: {' '.join(str(error).split())}",
+            expected="a whole GeoParquet file",
+            cause="a copy that was cut short: copy it again, or delete the file and give the command of `clay embed` "
+            "again, which embeds its tiles anew",
+        ) from None
+
+
 def done_ids(out: str | Path, sensor: str, configuration: str) -> tuple[set[str], set[str]]:
     """(ids that have a row, ids that were found to have nothing to embed)."""
     rows: set[str] = set()
     empty: set[str] = set()
     for path in parts_of(run_folder(out, sensor, configuration)):
-        with pq.ParquetFile(path) as file:
-            rows.update(file.read(["id"])["id"].to_pylist())
-            empty.update(json.loads(file.schema_arrow.metadata.get(EMPTY, b"[]")))
+        part = read_part(path, ["id"])
+        rows.update(part["id"].to_pylist())
+        empty.update(json.loads(part.schema.metadata.get(EMPTY, b"[]")))
     return rows, empty
 
 
@@ -174,7 +189,7 @@ def read_vectors(
             "name one with configuration=" if runs else "another folder, or a run that was stopped before its first part",
         )  # fmt: skip
     names = None if columns is None else [*dict.fromkeys(["id", *columns])]
-    tables = [pq.ParquetFile(path).read(names) for path in runs[configuration]]
+    tables = [read_part(path, names) for path in runs[configuration]]
     table = pa.concat_tables([t.replace_schema_metadata({b"geo": t.schema.metadata[b"geo"]}) for t in tables])
     return table.sort_by("id")
 

@@ -17,7 +17,7 @@ from clay_lib.contract import ContractError
 from clay_lib.neighbours import nearest
 from clay_lib.search import search, search_command, write_geojson
 from clay_lib.search_table import open_vectors
-from clay_lib.vectors import to_int8, write_part
+from clay_lib.vectors import done_ids, read_vectors, to_int8, write_part
 
 STEP = 0.01  # degrees between the middles of neighbouring tiles
 ABOUT = dict(sensor="sentinel-2-l2a", gsd=10.0, model="clay-mini", weights="ab" * 8, configuration="cd" * 8)
@@ -52,6 +52,20 @@ def table(tmp_path, rng):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("share", [0, 0.6])
+def test_a_part_that_was_cut_short_is_named(table, rng, capsys, share):
+    out, _ = table
+    write(out, rng.normal(size=(40, 24)) + 1, day="2023-07-10")
+    (part, *_) = sorted(out.rglob("*.parquet"))[::-1]  # the second that is opened
+    part.write_bytes(part.read_bytes()[: int(share * part.stat().st_size)])
+    assert main(["search", str(out), "--like", "46.03,7.05"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and part.name in told and "copy it again, or delete the file" in told
+    for read in (lambda: read_vectors(out), lambda: done_ids(out, ABOUT["sensor"], ABOUT["configuration"])):
+        with pytest.raises(ContractError, match=part.name):
+            read()
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float16])
