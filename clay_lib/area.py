@@ -2,8 +2,8 @@
 
     >>> embed_area("clay-mini.safetensors", "sentinel-2-l2a", (14.4, 50.0, 14.6, 50.1), "2023-06-01/2023-08-31", "prague")
 
-archives.py: where pixels come from; tiles.py: the grid; area_jobs.py: what is to be done; area_work.py: doing it;
-vectors.py and dense.py: what it leaves.
+archives.py: where pixels come from; tiles.py: the grid; area_jobs.py: what is to be done; area_reading.py,
+area_work.py: doing it; vectors.py and dense.py: what it leaves.
 """
 
 from __future__ import annotations
@@ -141,23 +141,19 @@ def embed_area(
         others = [c for c in vectors.runs_of(out) if c != about["configuration"]]
         if others:
             print(f"{out} also holds vectors of other configurations, which stay apart: {', '.join(others)}")
+        older = area_jobs.of_other_files(rows, jobs)
+        if older:
+            print(f"{out} also holds {len(older)} vectors of these tiles and days, of other files, of these before they "
+                  "changed, or of another hour: they stay beside the new ones, in an empty folder they would not be")  # fmt: skip
         skipped, tally = len(jobs) - len(lacking), area_work.Tally()
         if lacking:
             bar = tqdm(total=len(jobs), initial=skipped, unit="tile", desc=sensor.name, disable=not progress)
-            with bar, dask_client(scheduler, workers=workers, processes=processes) as client:
+            with bar, area_work.ended_gently(), dask_client(scheduler, workers=workers, processes=processes) as client:
                 tally = area_work.embed_jobs(
                     clay, client, blocks, out, about, settings, lacking=lacking, rows_there=rows, overlap=overlap,
                     batch_size=batch_size, bar=bar,
                 )  # fmt: skip
-        if tally.failed:
-            raise ContractError(
-                "reading",
-                found=f"{len(tally.failed)} of {len(lacking)} tiles failed, the first {tally.failed[0][0]}: "
-                f"{tally.failed[0][1]}",
-                expected="pixels of every tile",
-                cause="a server or file that fails again and again; all other tiles are kept: the same command asks "
-                "again for those that failed",
-            )
+        area_work.check_failures(tally, len(lacking))
         paths, measures = (), None
         if dense:
             with area_work.writing(out):

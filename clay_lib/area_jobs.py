@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pystac
+import rasterio
 import shapely
 import shapely.geometry
 
@@ -18,11 +19,12 @@ from clay_lib.archive_items import moment_of
 from clay_lib.archive_profiles import Archive, Look
 from clay_lib.contract import ContractError
 from clay_lib.files import hash_tensors
+from clay_lib.scenes import RASTER_ENDINGS
 from clay_lib.sensors import Sensor
 from clay_lib.tiles import Tile
 
 BLOCK = 768  # pixels a side that are read in one go, at most, where a tile is smaller
-VERSION = 1  # of all that happens between a file's pixels and a vector
+VERSION = 2  # of all that happens between a file's pixels and a vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,13 +134,34 @@ def _jobs_of(look: Look, tiles: Sequence[Tile]) -> list[Job]:
 
 
 def _file_stamp(look: Look) -> str:
-    """Eight digits of which local files these are, as they stand; "" for archives, whose items do not change."""
+    """Eight digits of which local files these are, as they stand, and of the moment that was told of them; "" for
+    archives, whose items do not change."""
     if look.archive.kind != "files":
         return ""
     hrefs = sorted({asset.href for item in look.items for asset in item.assets.values()})
-    paths = [path for href in hrefs if (path := Path(href)).is_file()]
-    told = [*hrefs], [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files_behind(hrefs)]
+    told = hrefs, look.when and look.when.isoformat(), files
     return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+
+
+def _files_behind(hrefs: Sequence[str]) -> list[Path]:
+    """All local files that GDAL reads for these: masks and notes beside them, the sources of a VRT and theirs."""
+    found: set[str] = set()
+    ask = [*hrefs]
+    while ask:
+        name = ask.pop()
+        if name not in found and Path(name).is_file():
+            found.add(name)
+            if Path(name).suffix.lower() in RASTER_ENDINGS or name in hrefs:
+                with rasterio.open(name) as file:
+                    ask += file.files
+    return sorted(map(Path, found))
+
+
+def of_other_files(ids: set[str], jobs: Sequence[Job]) -> set[str]:
+    """Those of some ids that are of the jobs' tiles and days by another stamp of local files."""
+    asked = {job.id.rpartition("_")[0] for job in jobs if job.look.archive.kind == "files"}
+    return {one for one in ids - {job.id for job in jobs} if one.rpartition("_")[0] in asked}
 
 
 def weights_hash(model) -> str:
@@ -154,7 +177,7 @@ def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings)
         "weights": weights_hash(clay.model),
         "reading": clay.reading,
         "sensor": sensor.name,
-        "bands": {band.name: [band.wavelength, band.mean, band.std] for band in sensor.bands},
+        "bands": {b.name: [b.wavelength, b.mean, b.std] for b in sensor.bands if b.name in archive.assets},
         "archive": f"{archive.name} {archive.collection}".strip(),
         "gsd": archive.gsd,
         **vars(settings),

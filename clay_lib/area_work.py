@@ -1,4 +1,4 @@
-"""The work of embedding an area: read ahead through Dask, one model, parts that are kept.
+"""The work of embedding an area: pixels that were read ahead, one model, parts that are kept.
 
     jobs -> read (Dask, a bounded number ahead) -> Clay.embed -> vectors, dense features
 
@@ -9,11 +9,13 @@ in the same numbers as work that was not.
 from __future__ import annotations
 
 import fcntl
+import re
+import signal
+import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +23,13 @@ import numpy as np
 
 from clay_lib import dense, vectors
 from clay_lib.area_jobs import Block, Job, Settings
-from clay_lib.contract import ContractError
+from clay_lib.area_reading import read_ahead
+from clay_lib.contract import ContractError, warn
 from clay_lib.files import write_json
 
-READ_AHEAD = 2  # blocks beyond those being read
-WITHOUT_READERS = 120  # s without any worker until a job gives up
 PART_ROWS, PART_SECONDS = 1024, 60.0  # rows are published when so many or so old: what a killed job computes again
+# Warnings that say nothing here: tiles reach over the edges of scenes and into clouds; valid_share says how far.
+USUAL = "their outcome is NaN|of the pixels missing"
 FAILURES = 20  # so many tiles that fail, and most of those tried, end the job early
 
 
@@ -36,61 +39,11 @@ class Tally:
 
     rows: int = 0
     empty: int = 0
-    failed: tuple[tuple[str, str], ...] = ()  # (id, the error's first line)
+    failed: tuple[tuple[str, Exception], ...] = ()  # (id, error) of tiles that could not be read
+    refused: tuple[tuple[str, Exception], ...] = ()  # of those that are not what their sensor's images are
     pixels_read: int = 0  # bytes of pixels that came back from reading
     model_seconds: float = 0.0
     waited_seconds: float = 0.0  # that the model waited for pixels
-
-
-def read_block(look, geobox, clouds: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(pixels float32 [C, H, W] with NaN for holes, names of the bands); runs on a Dask worker."""
-    from clay_lib.archives import read_look
-
-    dataset = read_look(look, geobox, clouds=clouds)
-    names = tuple(name for name in look.sensor.band_names if name in dataset.data_vars)
-    return np.stack([np.asarray(dataset[name], np.float32) for name in names]), names
-
-
-def read_ahead(client, blocks: Sequence[Block], *, overlap: int, clouds: str) -> Iterator[tuple]:
-    """(job, (pixels, bands) or the exception) of all jobs of the blocks, in their order.
-
-    Two blocks more than there are readers are under way or waiting here: memory is the same for any area.
-    """
-    waiting: deque = deque()
-    rest = iter(blocks)
-    try:
-        while True:
-            while len(waiting) < READ_AHEAD + sum(client.nthreads().values()) and (block := next(rest, None)):
-                work = (block.look, block.geobox(overlap), clouds)
-                waiting.append((block, client.submit(read_block, *work, pure=False, retries=1)))
-            if not waiting:
-                return
-            block, future = waiting.popleft()
-            error = _outcome(client, future)
-            got = future.result() if error is None else error
-            del future  # so that its worker forgets the pixels
-            for job in block.jobs:
-                yield job, got if error is not None else (got[0][:, *block.window(job, overlap)], got[1])
-    finally:
-        client.cancel([future for _, future in waiting])
-
-
-def _outcome(client, future) -> BaseException | None:
-    """The exception of a read, None where it went well. That all readers are gone is told, not waited for."""
-    alone = time.monotonic()
-    while True:
-        try:
-            return future.exception(timeout=5)
-        except TimeoutError:
-            alone = time.monotonic() if client.nthreads() else alone
-            if time.monotonic() - alone > WITHOUT_READERS:
-                raise ContractError(
-                    "scheduler",
-                    found=f"no worker for {WITHOUT_READERS} s",
-                    expected="at least one that reads",
-                    cause="all workers were killed, most often for their memory: take fewer (workers=), or smaller tiles, and "
-                    "give the same command again; what was done is kept",
-                ) from None
 
 
 @contextmanager
@@ -108,6 +61,19 @@ def only_one(out: Path) -> Iterator[None]:
                 cause="the same command runs in another window",
             ) from None
         yield
+
+
+@contextmanager
+def ended_gently() -> Iterator[None]:
+    """SIGTERM, which a cluster sends before it kills, ends the work as Ctrl-C does: what is whole is published."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextmanager
@@ -150,33 +116,41 @@ def embed_jobs(
     asked = [block for block in blocks if any(job.id in lacking for job in block.jobs)]
     ahead = read_ahead(client, asked, overlap=overlap or 0, clouds=settings.clouds)
     pixels = ((job, got) for job, got in ahead if job.id in lacking)
-    try:
-        for batch in filter(None, batches):
-            start = time.perf_counter()
-            read = [next(pixels) for _ in batch]
-            tally.waited_seconds += time.perf_counter() - start
-            start = time.perf_counter()
-            made = embed_batch(clay, read, settings, overlap)
-            tally.model_seconds += time.perf_counter() - start
-            tally.pixels_read += sum(got[0].nbytes for _, got in read if not isinstance(got, Exception))
-            for job, row in zip(batch, made, strict=True):
-                if isinstance(row, Exception):
-                    tally.failed += ((job.id, _first_line(row)),)
-                    continue
-                if row is not None and overlap is not None:
-                    with writing(out):
-                        dense.write_part(home, job, row["patches"])
-                if job.id not in rows_there:
-                    writer.add(job.id, row)
-            writer.publish(now=False)
-            bar.update(len(batch))
-            bar.set_postfix_str(f"{tally.pixels_read / 1e6:,.0f} MB of pixels")
-            if len(tally.failed) >= FAILURES and len(tally.failed) > writer.rows + writer.empty:
-                break
-        writer.publish()
-    finally:
-        pixels.close()
-        ahead.close()
+    seen: set[str] = set()
+    with closing(ahead), closing(pixels):
+        try:
+            for batch in filter(None, batches):
+                start = time.perf_counter()
+                read = [next(pixels) for _ in batch]
+                tally.waited_seconds += time.perf_counter() - start
+                start = time.perf_counter()
+                with warnings.catch_warnings(record=True) as told:
+                    warnings.simplefilter("always", UserWarning)
+                    made = embed_batch(clay, read, settings, overlap)
+                tally.model_seconds += time.perf_counter() - start
+                tally.pixels_read += sum(got[0].nbytes for _, got in read if not isinstance(got, Exception))
+                _warn_once(told, seen, batch[0], bar)
+                done = {}
+                for (job, got), row in zip(read, made, strict=True):
+                    if isinstance(got, Exception):
+                        tally.failed += ((job.id, got),)
+                    elif isinstance(row, Exception):
+                        tally.refused += ((job.id, row),)
+                    else:
+                        if row is not None and overlap is not None:
+                            with writing(out):
+                                dense.write_part(home, job, row["patches"])
+                        if job.id not in rows_there:
+                            done[job.id] = row
+                writer.add(done)
+                writer.publish(now=False)
+                bar.update(len(batch))
+                bar.set_postfix_str(f"{tally.pixels_read / 1e6:,.0f} MB of pixels")
+                bad = len(tally.failed) + len(tally.refused)
+                if bad >= FAILURES and bad > writer.rows + writer.empty:
+                    break
+        finally:  # interrupted as well
+            writer.publish()
     tally.rows, tally.empty = writer.rows, writer.empty
     return tally
 
@@ -191,10 +165,12 @@ class Writer:
         self.rows = self.empty = 0
         self.began = time.monotonic()
 
-    def add(self, job_id: str, row: dict | None) -> None:
-        """A row, or None for a tile that holds nothing to embed."""
-        self.waiting[job_id] = row
-        self.rows, self.empty = self.rows + (row is not None), self.empty + (row is None)
+    def add(self, batch: dict[str, dict | None]) -> None:
+        """{id: row, or None for a tile that holds nothing to embed}, all at once: an interruption leaves whole batches,
+        since a batch cut in two would have other numbers in its last digits."""
+        self.waiting |= batch
+        empty = sum(row is None for row in batch.values())
+        self.rows, self.empty = self.rows + len(batch) - empty, self.empty + empty
 
     def publish(self, *, now: bool = True) -> None:
         """Now, or when there is enough of it or it is old."""
@@ -252,19 +228,16 @@ def embed_batch(clay, read: Sequence[tuple], settings: Settings, overlap: int | 
 
 def _embed(clay, pixels: np.ndarray, jobs: Sequence[Job], bands: Sequence[str], settings: Settings):
     lat, lon = zip(*(job.tile.centre for job in jobs), strict=True)
-    with warnings.catch_warnings():
-        # Tiles reach over the edges of scenes and into clouds; valid_share says how far.
-        warnings.filterwarnings("ignore", message=".*(their outcome is NaN|of the pixels missing)")
-        return clay.embed(
-            pixels,
-            jobs[0].look.sensor,
-            bands=bands,
-            when=[job.time for job in jobs],
-            lat=list(lat),
-            lon=list(lon),
-            gsd=jobs[0].tile.gsd,
-            min_valid=settings.min_valid,
-        )
+    return clay.embed(
+        pixels,
+        jobs[0].look.sensor,
+        bands=bands,
+        when=[job.time for job in jobs],
+        lat=list(lat),
+        lon=list(lon),
+        gsd=jobs[0].tile.gsd,
+        min_valid=settings.min_valid,
+    )
 
 
 def write_about(out: Path, about: dict) -> Path:
@@ -276,6 +249,32 @@ def write_about(out: Path, about: dict) -> Path:
     return path
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _warn_once(told, seen: set[str], first: Job, bar) -> None:
+    """What a batch was warned of, unless a batch before was for the same cause."""
+    for warning in told:
+        text = str(warning.message)
+        cause = text.rpartition("Likely cause: ")[2]
+        if cause not in seen and not re.search(USUAL, text):
+            seen.add(cause)
+            bar.clear()
+            warn(f"{text} (told once, of the batch from tile {first.tile.id} on)", warning.category)
+
+
+def check_failures(tally: Tally, asked: int) -> None:
+    """ContractError in the words of the first tile that could not be read, or else was refused by the contract check."""
+    some = tally.failed or tally.refused
+    if not some:
+        return
+    first, error = some[0]
+    if not isinstance(error, ContractError):
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        cause = "a server or file that fails again and again"
+        error = ContractError("reading", found=line, expected="pixels of every tile", cause=cause)
+    kept = "all other tiles are kept"
+    raise ContractError(
+        error.field,
+        found=f"{error.found} ({len(some)} of {asked} tiles failed, the first {first})",
+        expected=error.expected,
+        cause=f"{error.cause}; {kept}"
+        + (": the same command asks again for those that failed" if tally.failed else ""),
+    )

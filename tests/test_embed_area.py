@@ -3,22 +3,27 @@
 import json
 import os
 import resource
+import signal
+import warnings
 
 import geopandas
 import numpy as np
 import pyproj
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 
-from clay_lib import Clay, ClayConfig, vectors
+from clay_lib import Clay, ClayConfig, area_work, vectors
 from clay_lib.__main__ import main
 from clay_lib.archives import file_look, find_looks, read_look
 from clay_lib.area import embed_area
 from clay_lib.contract import ContractError
+from clay_lib.contract_check import ContractWarning
 from clay_lib.local_archive import serve_archive, write_archive
 from clay_lib.miniworld import Place
 from clay_lib.scenes import write_raster
+from clay_lib.search_table import open_vectors
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.tiles import grid_of, project, tiles_of
 
@@ -115,6 +120,77 @@ def test_a_rerun_is_free_and_another_configuration_stays_apart(tmp_path, capsys)
     assert run(out, scene, clay=changed).configuration not in (first.configuration, other.configuration)
 
 
+def test_another_hour_and_another_source_are_embedded_anew(tmp_path, capsys):
+    scene, link, out = some_scene(tmp_path / "scene.tif"), tmp_path / "link.vrt", tmp_path / "out"
+    rasterio.shutil.copy(scene, link, driver="VRT")
+    first = run(out, link)
+    hour = embed_area(CLAY, S2, None, "2023-06-10T07:45", out, scene=link, **QUIET)
+    assert hour.rows == first.rows and hour.skipped == 0
+    assert f"also holds {first.rows} vectors of these tiles and days" in capsys.readouterr().out
+    some_scene(scene, seed=1)  # the VRT itself stays as it is
+    changed = run(out, link)
+    assert changed.rows == first.rows and run(out, link).rows == 0
+    frame = changed.vectors()
+    assert sorted(frame["time"].dt.hour.value_counts().items()) == [(7, first.rows), (10, 2 * first.rows)]
+
+
+def test_some_bands_and_all_are_two_configurations(tmp_path):
+    scene, out = some_scene(tmp_path / "scene.tif", hole=False), tmp_path / "out"
+    with rasterio.open(scene) as file:
+        two = write_raster(tmp_path / "two.tif", file.read([3, 7]), crs=CRS, transform=tuple(file.transform)[:6],
+                           descriptions=["red", "nir"])  # fmt: skip
+    assert run(out, scene).configuration != run(out, two).configuration
+    with pytest.raises(ContractError, match="cannot be compared"):
+        open_vectors(out)
+
+
+def test_zeros_without_a_tag_are_no_measurement_in_any_batch(tmp_path):
+    tagged, plain = some_scene(tmp_path / "scene.tif"), tmp_path / "plain.tif"
+    with rasterio.open(tagged) as file:
+        write_raster(plain, file.read(), crs=CRS, transform=tuple(file.transform)[:6],
+                     descriptions=file.descriptions)  # fmt: skip
+    wanted = run(tmp_path / "tagged", tagged).vectors().set_index("tile")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ContractWarning)
+        frames = [run(tmp_path / str(n), plain, batch_size=n).vectors().set_index("tile") for n in (1, 8)]
+    for frame in frames:
+        assert frame.index.tolist() == wanted.index.tolist() and len(frame) < 16
+        assert frame["valid_share"].tolist() == wanted["valid_share"].tolist()
+        np.testing.assert_allclose(np.stack(frame["vector"]), np.stack(wanted["vector"]), atol=4e-3)
+
+
+def test_what_the_contract_refuses_is_told_in_its_own_words(tmp_path):
+    with rasterio.open(some_scene(tmp_path / "scene.tif")) as file:
+        share = file.read().astype(np.float32) / 10_000
+    write_raster(tmp_path / "share.tif", share, crs=CRS, transform=(10, 0, WEST, 0, -10, NORTH),
+                 descriptions=SENSORS[S2].band_names)  # fmt: skip
+    with pytest.raises(ContractError, match="tiles failed") as told:
+        run(tmp_path / "out", tmp_path / "share.tif")
+    assert told.value.field == "pixels" and "scaled to 0..1" in told.value.cause
+    assert not {"server", "again"} & set(str(told.value).replace(";", " ").split())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_keeps_what_is_whole(tmp_path, monkeypatch, number):
+    scene, batches, embed_batch = some_scene(tmp_path / "scene.tif", hole=False), [], area_work.embed_batch
+
+    def interrupted(*args):
+        batches.append(args)
+        if len(batches) == 4:
+            os.kill(os.getpid(), number)
+        return embed_batch(*args)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(area_work, "embed_batch", interrupted)
+        run(tmp_path / "out", scene, batch_size=3)
+    assert signal.getsignal(number) is before
+    result = run(tmp_path / "out", scene, batch_size=3)
+    assert result.skipped == 9 and result.rows == result.jobs - 9
+    run(tmp_path / "whole", scene, batch_size=3)
+    assert vectors.read_vectors(tmp_path / "out").equals(vectors.read_vectors(tmp_path / "whole"))
+
+
 def test_a_larger_area_embeds_only_what_is_new(tmp_path):
     scene = some_scene(tmp_path / "scene.tif", hole=False)
     west, south, east, north = file_look(scene, S2).footprint.bounds
@@ -169,6 +245,14 @@ def test_the_command(tmp_path, capsys):
     assert vectors.read_vectors(tmp_path / "out")["model"].unique().to_pylist() == ["tiny"]
     assert main([*command, "--area", "10,50,11,51"]) == 2 and "beside the scene" in capsys.readouterr().err
     assert main([*command, "--size", "60"]) == 2 and "whole patches" in capsys.readouterr().err
+    counts = np.random.default_rng(0).integers(1, 256, (10, SIDE, SIDE)).astype(np.uint16)
+    write_raster(scene, counts, crs=CRS, transform=(10, 0, WEST, 0, -10, NORTH), descriptions=SENSORS[S2].band_names)
+    told = []
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda *of: told.append(warnings.formatwarning(*of[:4]))  # as it would be on stderr
+        assert main([*command, "--batch-size", "1"]) == 0  # 16 batches, all of them unlikely
+    (line,) = [text for text in told if "8-bit" in text]
+    assert line.startswith("clay: warning: pixels: found") and line.count("\n") == 1 and ".py" not in line
 
 
 def test_a_scene_that_cannot_be_read_to_its_end(tmp_path):
@@ -180,8 +264,9 @@ def test_a_scene_that_cannot_be_read_to_its_end(tmp_path):
         whole[: middle.start] + bytes(middle.stop - middle.start) + whole[middle.stop :]
     )  # a bad download
     os.utime(scene, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(ContractError, match="tiles failed.*asks again"):
+    with pytest.raises(ContractError, match="tiles failed.*truncated download.*asks again") as told:
         run(out, scene)
+    assert "ContractError(" not in str(told.value) and str(told.value).count("expected") == 1
     scene.write_bytes(whole)
     os.utime(scene, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     kept = vectors.done_ids(out, S2, good.configuration)

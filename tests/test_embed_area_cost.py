@@ -13,7 +13,7 @@ import shapely
 import torch
 from test_embed_area import CLAY, S2, SIZE, some_scene
 
-from clay_lib import Clay, area_work
+from clay_lib import Clay, area_reading, area_work
 from clay_lib.area import embed_area
 from clay_lib.chips import DATA
 from clay_lib.miniworld import MiniWorld
@@ -60,7 +60,7 @@ def test_reading_and_embedding_side_by_side_cost_what_the_slower_does(tmp_path, 
     """Reads that wait, as over a network, against a model of the same speed: end to end, and each alone."""
     torch.set_num_threads(1)
     scene = some_scene(tmp_path / "scene.tif", side=900, hole=False)
-    read_block = area_work.read_block
+    read_block = area_reading.read_block
     monkeypatch.setattr("clay_lib.area_jobs.BLOCK", 128)
 
     def waits(*args):
@@ -77,7 +77,7 @@ def test_reading_and_embedding_side_by_side_cost_what_the_slower_does(tmp_path, 
     def seconds(out, **patches):
         with monkeypatch.context() as patch:
             for name, value in patches.items():
-                patch.setattr(area_work, name, value)
+                patch.setattr(area_reading if name == "read_block" else area_work, name, value)
             began = time.perf_counter()
             result = embed_area(CLAY, S2, None, None, tmp_path / out, scene=scene, size=SIZE, workers=4, progress=False)
         assert result.rows + result.empty == result.jobs
