@@ -11,6 +11,7 @@ import os
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ import rasterio
 from odc.loader._rio import RioDriver, RioReader, rio_read
 from rasterio.errors import RasterioError
 
+from clay_lib.archive_measured import measured_share
 from clay_lib.archive_profiles import Archive
 from clay_lib.contract import ContractError
 
@@ -46,26 +48,30 @@ PAYING = {"AWS_REQUEST_PAYER": "requester", "CPL_AWS_EC2_API_ROOT_URL": "disable
 class PatientDriver(RioDriver):
     """odc-stac's reader of rasters that tries again, then raises; it signs addresses as late as may be."""
 
-    def __init__(self, archive: Archive):
+    def __init__(self, archive: Archive, sources: Sequence[tuple[str, int]] = ()):
+        """sources: (address, band) of all bands, for the asset "#0": where they measured."""
         super().__init__()
-        self.archive = archive
+        self.archive, self.sources = archive, tuple(sources)
 
     def capture_env(self):
         return options(self.archive)
 
     def open(self, src, ctx):
-        return _PatientReader(src, ctx, self.archive)
+        return _PatientReader(src, ctx, self.archive, self.sources)
 
 
 class _PatientReader(RioReader):
-    def __init__(self, src, ctx, archive: Archive):
+    def __init__(self, src, ctx, archive: Archive, sources):
         super().__init__(src, ctx)
-        self.archive = archive
+        self.archive, self.sources = archive, sources
 
     def read(self, cfg, dst_geobox, *, dst=None, selection=None):
         href, _, index = self._src.uri.rpartition("#")
-        said = None if self._src.meta is None else self._src.meta.nodata
         address = signed(href, self.archive)
+        if index == "0":
+            sources = [(signed(href, self.archive), band) for href, band in self.sources]
+            return patiently(address, lambda: measured_share(sources, self.archive, dst_geobox))
+        said = None if self._src.meta is None else self._src.meta.nodata
         fallback = self.archive.nodata
         if self.archive.together is not None:
             said = fallback = None

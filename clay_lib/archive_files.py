@@ -64,7 +64,7 @@ def file_look(path, sensor: str | Sensor, *, when: str | datetime | None = None,
         assets={band: f"{band}.{layer.index}" for band, layer in layers.items()},
         nodata=MODIS_FILL if sensor.name == "modis" else None,
         together=shared[0] if shared else None,
-        alpha=finest.alpha > 0,
+        alpha=any(layer.alpha or layer.masked for layer in layers.values()),
         **(grid or {"gsd": sensor.gsd}),
     )
     return Look(sensor, archive, when, (item,))

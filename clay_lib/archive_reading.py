@@ -12,16 +12,15 @@ from datetime import UTC, datetime
 import numpy as np
 import odc.stac
 import pystac
-import rasterio
 import shapely
 import shapely.geometry
 import xarray as xr
 from odc.geo.geobox import GeoBox
-from rasterio.enums import ColorInterp
 
-from clay_lib.archive_access import PatientDriver, options, patiently, signed
+from clay_lib.archive_access import PatientDriver
 from clay_lib.archive_items import Source, mask_of, moment_of, sources_of
-from clay_lib.archive_profiles import Archive, Look
+from clay_lib.archive_measured import ALL
+from clay_lib.archive_profiles import Look
 from clay_lib.clouds import hidden
 from clay_lib.contract import ContractError
 from clay_lib.georeference import METRES_PER_DEGREE
@@ -107,6 +106,11 @@ def _read_item(item, look: Look, bands, geobox: GeoBox, clouds: str, chunks) -> 
     hides = []
     if archive.together is not None:
         hides.append(_all(seen[band] == archive.together for band in bands))
+    if archive.together is not None or archive.alpha:
+        whole = {"share": Source(sources[bands[0]].href, 0)}
+        share = _load(item, whole, geobox, archive, chunks, resampling="nearest", dtype="float32", nodata=math.nan,
+                      of=[(source.href, source.index) for source in sources.values()])  # fmt: skip
+        hides.append(~(share["share"] > ALL))
     mask = mask_of(item, archive) if clouds == "mask" else None
     if mask is not None:
         of_classes = replace(archive, nodata=None)  # the fill of the measured bands may be no number of the classes
@@ -118,10 +122,6 @@ def _read_item(item, look: Look, bands, geobox: GeoBox, clouds: str, chunks) -> 
                 hidden, classes["mask"], kwargs={"fields": archive.masks}, dask="parallelized", output_dtypes=[bool]
             )
         )
-    alpha = _alpha_of(sources[bands[0]], archive) if archive.alpha else None
-    if alpha is not None:
-        opaque = _load(item, {"alpha": alpha}, geobox, archive, chunks, resampling="nearest", dtype="uint8", nodata=0)
-        hides.append(opaque["alpha"] == 0)
     for band, source in sources.items():
         if (source.gain, source.bias) != (1, 0):
             seen[band] = seen[band] * np.float32(source.gain) + np.float32(source.bias)
@@ -130,7 +130,7 @@ def _read_item(item, look: Look, bands, geobox: GeoBox, clouds: str, chunks) -> 
     return {band: seen[band] for band in bands}
 
 
-def _load(item, sources: dict[str, Source], geobox, archive, chunks, *, resampling, dtype, nodata) -> xr.Dataset:
+def _load(item, sources: dict[str, Source], geobox, archive, chunks, *, resampling, dtype, nodata, of=()) -> xr.Dataset:
     """Stored numbers of one item on the grid, {name: [y, x]}."""
     plain = pystac.Item(item.id, item.geometry, item.bbox, moment_of(item) or UNKNOWN, {}, collection="look")
     for name, source in sources.items():
@@ -145,23 +145,11 @@ def _load(item, sources: dict[str, Source], geobox, archive, chunks, *, resampli
         resampling=resampling,
         dtype=dtype,
         nodata=nodata,
-        driver=PatientDriver(archive),
+        driver=PatientDriver(archive, of),
         pool=READERS if chunks is None else None,
         stac_cfg={"*": {"warnings": "ignore"}},
     )
     return loaded.isel(time=0, drop=True)
-
-
-def _alpha_of(source: Source, archive: Archive) -> Source | None:
-    """The alpha band of a file, if it has one: items do not tell."""
-    address = signed(source.href, archive)
-
-    def meanings():
-        with rasterio.Env(**options(archive)), rasterio.open(address) as file:
-            return file.colorinterp
-
-    found = patiently(address, meanings)
-    return Source(source.href, found.index(ColorInterp.alpha) + 1) if ColorInterp.alpha in found else None
 
 
 def _all(conditions) -> xr.DataArray:

@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rasterio.windows import Window, from_bounds
@@ -74,7 +75,7 @@ class _Layer:
     """One band of one open file, and the text it may be recognised by."""
 
     source: rasterio.DatasetReader
-    index: int  # 1-based
+    index: int  # 1-based; 0: the file's mask
     label: str
 
 
@@ -118,7 +119,7 @@ def read_scene(
             alpha = [
                 _read(_Layer(s, a, ""), reference, box)
                 for s in {layer.source for layer in chosen.values()}
-                if (a := _alpha(s, sensor))
+                if (a := _alpha(s, sensor)) or has_mask(s)
             ]
         except (RasterioError, ValueError) as error:
             raise ContractError(
@@ -176,6 +177,7 @@ class Layer:
     dtype: str
     nodata: float | None
     alpha: int  # 1-based; 0: none
+    masked: bool = False  # GDAL's mask, in the file or beside it
 
 
 def find_layers(path, sensor: str | Sensor, bands=None) -> dict[str, Layer]:
@@ -194,7 +196,8 @@ def _header(layer: _Layer, sensor: Sensor) -> Layer:
     crs = None if source.crs is None else crs_text(source.crs)
     size = (source.height, source.width)
     said = (source.dtypes[place], source.nodatavals[place])
-    return Layer(source.name, layer.index, crs, tuple(source.transform)[:6], *size, *said, _alpha(source, sensor))
+    opaque = (_alpha(source, sensor), has_mask(source))
+    return Layer(source.name, layer.index, crs, tuple(source.transform)[:6], *size, *said, *opaque)
 
 
 def middle_window(path: str | Path, most: int) -> tuple[int, int, int, int] | None:
@@ -331,6 +334,12 @@ def _alpha(source, sensor: Sensor) -> int:
     return bands[0] if bands and source.count != len(sensor.bands) and not source.descriptions[bands[0] - 1] else 0
 
 
+def has_mask(source) -> bool:
+    """Whether an open file has GDAL's own mask (internal, or a .msk beside it), which is no band of it."""
+    flags = source.mask_flag_enums[0]
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+
 def _layers(sources, many: bool, sensor: Sensor) -> list[_Layer]:
     """All bands of all files in order, alpha left out."""
     stems = [Path(s.name).stem for s in sources]
@@ -348,8 +357,9 @@ def _layers(sources, many: bool, sensor: Sensor) -> list[_Layer]:
 def _read(layer: _Layer, reference, box: Window) -> np.ndarray:
     """[H, W] of one layer on the window of the reference's grid."""
     source = layer.source
+    read = partial(source.read, layer.index) if layer.index else partial(source.read_masks, 1)
     if source.shape == reference.shape and source.transform.almost_equals(reference.transform, 1e-6):
-        return source.read(layer.index, window=box)
+        return read(window=box)
     slack = max(abs(source.transform.a), abs(source.transform.e))
     together = source.crs == reference.crs and np.allclose(source.bounds, reference.bounds, atol=slack, rtol=0)
     if not together or reference.crs is None:
@@ -361,7 +371,7 @@ def _read(layer: _Layer, reference, box: Window) -> np.ndarray:
         )
     part = from_bounds(*reference.window_bounds(box), transform=source.transform)
     shape = (int(box.height), int(box.width))
-    return source.read(layer.index, window=part, out_shape=shape, resampling=Resampling.bilinear, boundless=False)
+    return read(window=part, out_shape=shape, resampling=Resampling.bilinear, boundless=False)
 
 
 def _window(window, reference) -> Window:

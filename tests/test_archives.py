@@ -449,6 +449,23 @@ def test_white_is_measured_where_only_one_band_holds_the_fill(tmp_path):
     assert (got[0, 5:10, 5:10] == 255).all()
 
 
+def test_fill_does_not_bleed_where_grids_differ(tmp_path):
+    """0 in all bands is fill, in one a measurement: read between pixels, as -9999 is that no band can measure."""
+    pixels = np.random.default_rng(5).integers(3000, 4000, (10, 60, 60)).astype(np.int16)
+    pixels[:, 20:40, 20:40] = 0
+    pixels[2, 42:52, 25:35] = 0
+    tagged = np.where((pixels == 0).all(0), np.int16(-9999), pixels)
+    how = dict(crs="EPSG:32633", transform=(10, 0, 5e5, 0, -10, 5e6), descriptions=SENSORS["sentinel-2-l2a"].band_names)
+    zero = write_raster(tmp_path / "zero.tif", pixels, nodata=0, **how)
+    named = write_raster(tmp_path / "named.tif", tagged, nodata=-9999, **how)
+    for grid in (grid_of(zero).pad(-2).translate_pix(0.4, 0.3), grid_of(zero).pad(-6).rotate(20)):
+        got, same = (array_of(read_look(file_look(path, "sentinel-2-l2a"), grid)) for path in (zero, named))
+        both = np.isfinite(got)
+        np.testing.assert_allclose(got[both], same[both], atol=0.1)
+        assert np.nanmin(np.delete(got, 2, axis=0)) >= 3000
+        assert both[2].sum() > 0.9 * np.isfinite(same[2]).sum() and (got[2] == 0).sum() > 50
+
+
 @real_data
 @pytest.mark.parametrize(
     "sensor, source",

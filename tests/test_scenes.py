@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from odc.geo.geobox import GeoBox
 
+from clay_lib.archives import file_look, read_look
 from clay_lib.contract import ContractError
 from clay_lib.georeference import bounds_wgs84, coarser
 from clay_lib.scenes import most_measured, read_scene, write_raster
@@ -116,6 +118,20 @@ def test_missing_pixels(tmp_path):
     roof[:, 0, 0], roof[0, 1, 1] = 255, 255  # saturated in one band is a measurement, in all is fill
     valid = read_scene(write_raster(tmp_path / "r.tif", roof, nodata=255, **UTM), "linz").valid
     assert not valid[0, 0] and valid[1, 1]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_a_mask_hides_is_missing(tmp_path, inside):
+    path = write_raster(tmp_path / "a.tif", numbered(2, dtype=np.float32) + 1, **UTM)
+    hidden = np.arange(240).reshape(12, 20) < 60
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside), rasterio.open(path, "r+") as file:
+        file.write_mask(~hidden)
+        grid = GeoBox.from_rio(file)
+    assert (tmp_path / "a.tif.msk").exists() != inside
+    scene = read_scene(path, "sentinel-1-rtc", window=(5, 1, 10, 4))
+    np.testing.assert_array_equal(scene.missing, [hidden[1:5, 5:15]] * 2)
+    got = read_look(file_look(path, "sentinel-1-rtc"), grid)
+    np.testing.assert_array_equal(np.isnan(got["vv"].values), hidden)
 
 
 def test_radar_by_sign(tmp_path):
