@@ -88,7 +88,8 @@ def embed_area(
 
     area: (west, south, east, north) in WGS84 degrees, shapely, a GeoDataFrame or a file of one; None with a scene: all
     of it. dates: "2023-06-01/2023-08-31". scene: a file or folder of your own instead of an archive, of the date
-    `dates` (one date, or None). archive, url: another archive of the sensor than the first, another server for it.
+    `dates` (one date, or None), in which zero in all bands is no measurement. archive, url: another archive of the
+    sensor than the first, another server for it.
     pick: "best", for each tile the date that promises most clear pixels of it, or "all" dates. max_cloud: percent.
     clouds: "mask" what the archive calls cloudy, or "keep". size: pixels a side of a tile. min_valid: see `Clay.embed`.
     store: "float16", or "int8" with a scale a vector. dense: "cog" or "zarr" also writes patch vectors as a raster, of
