@@ -14,6 +14,7 @@ import numpy as np
 import rasterio
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
+from odc.geo.roi import roi_is_empty, roi_pad
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.warp import reproject
 from rasterio.windows import Window, from_bounds
@@ -33,28 +34,27 @@ def measured_share(sources: Sequence[tuple[str, int]], archive: Archive, geobox:
         opened = {name: stack.enter_context(rasterio.open(name, sharing=False)) for name in dict(sources)}
         bands = [(opened[name], index) for name, index in sources]
         grids = dict.fromkeys((file.shape, file.transform, file.crs) for file in opened.values())
-        share = np.ones(geobox.shape, np.float32)
-        for grid in grids:
-            own = GeoBox(*grid)
-            way = compute_reproject_roi(own, geobox)
-            here = np.zeros(geobox.shape, np.float32)
-            if math.prod(here[way.roi_dst].shape):
-                if way.paste_ok and way.read_shrink == 1 and not archive.alpha and len(grids) == 1:
-                    here[way.roi_dst] = 1  # the stored numbers themselves will tell
-                else:
-                    shrink = way.read_shrink if bands[0][0].overviews(1) else 1  # as the bands are read
-                    part = own[way.roi_src]
-                    part = part.zoom_to(tuple(math.ceil(side / shrink) for side in part.shape))
-                    seen = np.zeros(here[way.roi_dst].shape, np.float32)
-                    reproject(
-                        _measured(bands, archive, own, way.roi_src, part).astype(np.float32), seen,
-                        src_crs=grid[2], src_transform=part.transform,
-                        dst_crs=str(geobox.crs), dst_transform=geobox[way.roi_dst].transform,
-                        resampling=Resampling.bilinear,
-                    )  # fmt: skip
-                    here[way.roi_dst] = seen
-            share = np.minimum(share, here)
-    return np.s_[0 : geobox.shape[0], 0 : geobox.shape[1]], share
+        shares = [_share_on(GeoBox(*grid), bands, archive, geobox, alone=len(grids) == 1) for grid in grids]
+    return np.s_[0 : geobox.shape[0], 0 : geobox.shape[1]], np.minimum.reduce(shares)
+
+
+def _share_on(own: GeoBox, bands, archive: Archive, geobox: GeoBox, alone: bool) -> np.ndarray:
+    """float32 [H, W] of geobox, from the pixels of the files' grid `own`. alone: there is no other."""
+    way = compute_reproject_roi(own, geobox)
+    share = np.zeros(geobox.shape, np.float32)
+    if way.paste_ok and way.read_shrink == 1 and alone and not archive.alpha:
+        share[way.roi_dst] = 1  # the stored numbers themselves will tell
+    elif not (roi_is_empty(way.roi_src) or roi_is_empty(way.roi_dst)):
+        roi = roi_pad(way.roi_src, 2 + math.ceil(way.scale), tuple(own.shape))  # what the outermost are made of
+        shrink = way.read_shrink if bands[0][0].overviews(1) else 1  # as the bands are read
+        part = own[roi].zoom_to(tuple(math.ceil(side / shrink) for side in own[roi].shape))
+        share[way.roi_dst], _ = reproject(
+            _measured(bands, archive, own, roi, part).astype(np.float32), np.zeros_like(share[way.roi_dst]),
+            src_crs=str(own.crs), src_transform=part.transform,
+            dst_crs=str(geobox.crs), dst_transform=geobox[way.roi_dst].transform,
+            resampling=Resampling.bilinear,
+        )  # fmt: skip
+    return share
 
 
 def _measured(bands, archive: Archive, own: GeoBox, roi, part: GeoBox) -> np.ndarray:
