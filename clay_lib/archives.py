@@ -4,7 +4,7 @@
     >>> pixels = read_look(looks[0], geobox)  # native numbers, an xarray Dataset
 
 archive_profiles.py: the archives; archive_items.py: what an item says; archive_reading.py: pixels onto a grid;
-archive_access.py: servers that fail;
+archive_access.py: servers that fail; archive_measured.py: where files measured;
 archive_files.py: local files the same way; static_catalogue.py: an archive without a search.
 """
 
