@@ -221,7 +221,7 @@ else:
     here = max(lands, key=lambda i: (lands[i][0] == land_cover) * lands[i][1])
 
 # %%
-table = open_vectors(out_dir / "before")
+table = open_vectors(out_dir / "before", configuration=results["before"].configuration)  # another run may lie there too
 hits = search(table, here, k=k)
 hits[["rank", "id", "similarity"]].round(4)
 
