@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from clay_lib.contract import ContractError
 from clay_lib.miniworld import _OPTICAL, CLASS_COLOURS, CLASSES, LOOKS, MARGIN, MiniWorld, Place
@@ -222,7 +223,7 @@ def test_wrong_places_are_told(world):
 
 def test_speed(world):
     """15 Sentinel-2 chips of 128 x 128 x 10 a second on a free core: told by plain NumPy work beside it, which a busy
-    neighbour slows as much."""
+    neighbour slows as much. On one thread: two that wait for each other spin, and that is counted as work."""
     places = [world.place(code, 0) for code in CLASSES]
     world.observe(places[0], size=128)
     noise = np.random.default_rng(0).normal(size=(1024, 1024))
@@ -236,7 +237,8 @@ def test_speed(world):
         for _ in range(11):
             np.exp(np.fft.irfft2(np.fft.rfft2(noise)))
 
-    ratios = [seconds(lambda: [world.observe(p, size=128) for p in places]) / seconds(plain) for _ in range(3)]
+    with threadpool_limits(1):
+        ratios = [seconds(lambda: [world.observe(p, size=128) for p in places]) / seconds(plain) for _ in range(3)]
     assert min(ratios) < 3.5  # 1.8 measured
 
 
