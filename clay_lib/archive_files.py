@@ -18,6 +18,7 @@ from clay_lib.georeference import bounds_wgs84
 from clay_lib.missing import MODIS_FILL
 from clay_lib.scenes import find_layers
 from clay_lib.sensors import SENSORS, Sensor
+from clay_lib.tiles import cut_at_antimeridian
 
 
 def file_look(path, sensor: str | Sensor, *, when: str | datetime | None = None, bands=None) -> Look:
@@ -79,6 +80,5 @@ def _outline(west: float, south: float, east: float, north: float) -> shapely.Ge
             expected="-180 to 180 in a raster in degrees",
             cause="a raster across the antimeridian, or one that counts to 360: bring it to UTM (gdalwarp -t_srs), or cut it",
         )
-    if west <= east:
-        return shapely.box(west, south, east, north)
-    return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])
+    box = shapely.box(west, south, east, north)
+    return box if west <= east else cut_at_antimeridian(box)

@@ -204,18 +204,15 @@ def _split_of(maker: SceneMaker, shape) -> str | None:
 def footprint(crs: str | None, transform: Sequence[float] | None, height: int, width: int):
     """The outline of a raster in WGS84, in two pieces across the antimeridian; None if it is nowhere."""
     import shapely
-    from shapely.affinity import translate
+
+    from clay_lib.tiles import cut_at_antimeridian
 
     if crs is None or transform is None:
         return None
     a, b, c, d, e, f = tuple(transform)[:6]
     columns, rows = np.array([0, width, width, 0]), np.array([0, 0, height, height])
     lon, lat = _to_degrees(crs).transform(a * columns + b * rows + c, d * columns + e * rows + f)
-    if np.ptp(lon) < 180:
-        return shapely.Polygon(np.stack([lon, lat], 1))
-    whole = shapely.Polygon(np.stack([np.where(lon < 0, lon + 360, lon), lat], 1))
-    east, west = whole.intersection(shapely.box(0, -90, 180, 90)), whole.intersection(shapely.box(180, -90, 360, 90))
-    return shapely.MultiPolygon([east, translate(west, -360)])
+    return cut_at_antimeridian(shapely.Polygon(np.stack([lon, lat], 1)))
 
 
 @lru_cache(maxsize=128)
