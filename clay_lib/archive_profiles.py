@@ -28,8 +28,8 @@ class Archive:
     gsd: metres; pixel corners lie at anchor modulo gsd, a pair where x and y differ.
     native, stated: {scale, offset}, see archives.yaml. baseline: Sentinel-2's offset follows the processing baseline.
     nodata: where neither item nor file says it; together: a fill that counts where all bands hold it, since one band
-    may measure it. mask, masks: the asset that classifies pixels, and what hides the ground. alpha: files may have an alpha band, or
-    GDAL's mask, inside or beside them.
+    may measure it. mask, masks: the asset that classifies pixels, and what hides the ground. alpha: files may have an
+    alpha band, or GDAL's mask, inside or beside them.
     alternate: which of an asset's other addresses to read; signing: "", "planetary-computer" or "requester-pays".
     """
 

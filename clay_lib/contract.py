@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
+from collections.abc import Mapping
+
+SHARE, COUNT, SOME = (0, 1), (1, math.inf), (0, math.inf)  # ranges of `check_ranges`
 
 
 class ContractError(ValueError):
@@ -52,3 +56,18 @@ def number(field: str, value: object) -> float:
             field, found=value, expected="a finite number", cause="a division by zero or a missing value upstream"
         )
     return out
+
+
+def check_ranges(given: Mapping, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
+    """Refuse numbers that are not finite or outside their range, to which both ends belong; None is as good as unsaid."""
+    for name, (low, high) in ranges.items():
+        value = given[name]
+        each = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else [value]
+        for one in each:
+            if one is not None and not (math.isfinite(one) and low <= one <= high):
+                raise ContractError(
+                    f"configuration: {where}{name}",
+                    found=value,
+                    expected=f"{low} to {high}" if math.isfinite(high) else f"a number, at least {low}",
+                    cause="a slip of the pen",
+                )

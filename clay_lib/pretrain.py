@@ -13,16 +13,13 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clay_lib.contract import ContractError
+from clay_lib.contract import COUNT, SOME, ContractError, check_ranges
 from clay_lib.files import write_json
 from clay_lib.recipe import (
-    COUNT,
     DATA_RANGES,
-    SOME,
     DataChoice,
     ModelChoice,
     check_names,
-    check_ranges,
     find_start,
     find_teacher,
     load_data,
@@ -31,16 +28,16 @@ from clay_lib.recipe import (
 from clay_lib.training import SETTINGS_RANGES, TrainSettings
 from clay_lib.training import train as run_training
 
-RANGES = {
-    **dict.fromkeys(("log_every", "val_every", "checkpoint_steps", "devices", "nodes"), COUNT),
-    **dict.fromkeys(("epochs", "threads", "pictures_every", "checkpoint_minutes"), SOME),
-}
-
 if TYPE_CHECKING:
     from torch import nn
 
     from clay_lib.datamodule import Batch, ClayDataModule
     from clay_lib.model import ClayConfig
+
+RANGES = {
+    **dict.fromkeys(("log_every", "val_every", "checkpoint_steps", "devices", "nodes"), COUNT),
+    **dict.fromkeys(("epochs", "threads", "pictures_every", "checkpoint_minutes"), SOME),
+}
 
 
 def train(

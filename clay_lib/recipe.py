@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clay_lib.contract import ContractError
+from clay_lib.contract import COUNT, SHARE, SOME, ContractError
 from clay_lib.model import ClayConfig
 from clay_lib.sensors import WORLD_SENSORS
 
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from clay_lib.model import Clay
 
 TEACHERS = {"stand-in": "clay_lib.teacher:stand_in_teacher", "textures": "clay_lib.textures:texture_teacher"}
-
-
-SHARE, COUNT, SOME = (0, 1), (1, math.inf), (0, math.inf)
 DATA_RANGES = {
     **dict.fromkeys(("cloud_cover", "unknown_share", "shifted_share"), SHARE),
     **dict.fromkeys(("chips", "size", "sizes", "crop", "dates", "batch_size", "repeats"), COUNT),
@@ -228,21 +224,6 @@ def _function(field_name: str, path: str, others: str):
             expected=f"{others}, or package.module:function",
             cause="a misspelt name, or a package that is not installed",
         ) from None
-
-
-def check_ranges(given: Mapping, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
-    """Refuse numbers that are not finite or outside their range, to which both ends belong; None is as good as unsaid."""
-    for name, (low, high) in ranges.items():
-        value = given[name]
-        each = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else [value]
-        for number in each:
-            if number is not None and not (math.isfinite(number) and low <= number <= high):
-                raise ContractError(
-                    f"configuration: {where}{name}",
-                    found=value,
-                    expected=f"{low} to {high}" if math.isfinite(high) else f"a number, at least {low}",
-                    cause="a slip of the pen",
-                )
 
 
 def check_names(given: Mapping, known: list[str], where: str) -> None:

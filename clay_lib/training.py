@@ -16,12 +16,11 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR, LRScheduler
 
-from clay_lib.contract import ContractError
+from clay_lib.contract import COUNT, SHARE, SOME, ContractError, check_ranges
 from clay_lib.datacube import Datacube
 from clay_lib.datamodule import Batch, ClayDataModule, Draws
 from clay_lib.loss import reconstruction_loss, representation_loss
 from clay_lib.model import Clay, ClayConfig, ClayMAE
-from clay_lib.recipe import COUNT, SHARE, SOME, check_ranges
 from clay_lib.resuming import Average, Checkpoints, Means, Metrics, newest_checkpoint, read_checkpoint
 from clay_lib.sensors import SENSORS
 from clay_lib.teacher import teacher_view
