@@ -1,25 +1,31 @@
 """Clay v1.5, from scratch: sensors -> datacube -> encoder -> decoder -> loss -> training."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from clay_lib.contract import ContractError
-    from clay_lib.datacube import Datacube
-    from clay_lib.model import Clay, ClayConfig, ClayMAE
-    from clay_lib.sensors import SENSORS, Band, Sensor
-
-__all__ = ["SENSORS", "Band", "Clay", "ClayConfig", "ClayMAE", "ContractError", "Datacube", "Sensor"]
 
 
-def __getattr__(name: str):  # torch takes seconds to import, and sweeps, searches and --help do without it
-    if name in __all__:
-        for home in ("contract", "sensors", "datacube", "model"):
-            module = import_module(f"{__name__}.{home}")
-            if hasattr(module, name):
-                return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def lazy(package: str, homes: dict[str, str]):
+    """(__getattr__, __dir__, __all__) of a package whose names are imported when they are first used.
+
+    homes: {module of the package: "names that it holds, separated by spaces"}. torch takes seconds to import, and
+    sweeps, searches and --help do without it.
+    """
+    home_of = {name: home for home, names in homes.items() for name in names.split()}
+
+    def __getattr__(name: str):
+        if name in home_of:
+            return getattr(import_module(f"{package}.{home_of[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return __getattr__, lambda: sorted({*home_of, *homes}), sorted(home_of)
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "errors": "ContractError",
+        "sensors": "SENSORS Band Sensor",
+        "datacube": "Datacube",
+        "model": "ClayConfig ClayMAE",
+        "clay": "Clay",
+    },
+)

@@ -16,30 +16,42 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
-from clay_lib.contract import ContractError
+from clay_lib.errors import ContractError
 
 COMMANDS = {  # name: (module:function, what it does)
     "run": ("clay_lib.__main__:run", "run the notebooks with a profile's values and write the gallery"),
-    "embed": ("clay_lib.embed:embed", "embed an area: vectors of its tiles, a raster of its patches"),
-    "check": ("clay_lib.contract_check:check", "tell whether a scene holds what its sensor's files hold"),
+    "embed": ("clay_lib.areas.area:embed", "embed an area: vectors of its tiles, a raster of its patches"),
+    "check": ("clay_lib.data.check:check", "tell whether a scene holds what its sensor's files hold"),
     "world": ("clay_lib.__main__:world", "write one chip of the mini-world as a GeoTIFF"),
-    "chips": ("clay_lib.store_commands:chips", "write a store of chips, of the mini-world or from scenes"),
-    "bench-chips": ("clay_lib.bench_store:bench_chips", "time reading a store of chips on this machine"),
-    "bench": ("clay_lib.bench:bench", "time the mini-world, the encoder and a training step on this machine"),
-    "train": ("clay_lib.pretrain:train", "train a model by a configuration; the same command goes on after a kill"),
-    "targets": ("clay_lib.targets_command:targets", "compute a teacher's targets for the chips of a store, once"),
-    "transfer": ("clay_lib.transfer:transfer", "probe frozen weights on real labelled images, beside floors"),
-    "results": ("clay_lib.results:results", "measure weights beside floors and write the page of results"),
-    "export": ("clay_lib.export:export", "write the encoder for other runtimes, as ONNX or torch.export"),
-    "plan": ("clay_lib.plan_page:write_plan", "write what pretraining on 70 million chips would take, on paper"),
-    "convert": ("clay_lib.convert:convert", "write a checkpoint's encoder or whole model as safetensors"),
-    "bench-load": ("clay_lib.bench_loading:bench_load", "time the loading of weights and measure its memory"),
-    "exercises": ("clay_lib.exercises:exercises", "write notebooks/exercises from the solved exercises of the walk"),
-    "search": ("clay_lib.search:search_command", "find places that look like one, among embedded ones"),
-    "sweep": ("clay_lib.sweep:sweep", "run a notebook over many parameters; the same command goes on after a kill"),
-    "archive": ("clay_lib.local_archive:archive", "write and serve an archive of the mini-world, for work offline"),
-    "gallery": ("clay_lib.gallery:write_site", "write the walk as a static site that opens without a network"),
-    "kit": ("clay_lib.kit:kit", "write a folder with all that a room without network needs"),
+    "chips": ("clay_lib.data.makers:chips", "write a store of chips, of the mini-world or from scenes"),
+    "bench-chips": ("clay_lib.runs.bench:bench_chips", "time reading a store of chips on this machine"),
+    "bench": ("clay_lib.runs.bench:bench", "time the mini-world, the encoder and a training step on this machine"),
+    "train": (
+        "clay_lib.runs.pretrain:train",
+        "train a model by a configuration; the same command goes on after a kill",
+    ),
+    "targets": ("clay_lib.data.targets:targets", "compute a teacher's targets for the chips of a store, once"),
+    "transfer": (
+        "clay_lib.evaluation.transfer:transfer",
+        "probe frozen weights on real labelled images, beside floors",
+    ),
+    "results": ("clay_lib.evaluation.results:results", "measure weights beside floors and write the page of results"),
+    "export": ("clay_lib.heads.export:export", "write the encoder for other runtimes, as ONNX or torch.export"),
+    "plan": ("clay_lib.runs.bench:write_plan", "write what pretraining on 70 million chips would take, on paper"),
+    "convert": ("clay_lib.checkpoint:convert", "write a checkpoint's encoder or whole model as safetensors"),
+    "bench-load": ("clay_lib.runs.bench:bench_load", "time the loading of weights and measure its memory"),
+    "exercises": (
+        "clay_lib.course.exercises:exercises",
+        "write notebooks/exercises from the solved exercises of the walk",
+    ),
+    "search": ("clay_lib.areas.search:search_command", "find places that look like one, among embedded ones"),
+    "sweep": (
+        "clay_lib.runs.sweep:sweep",
+        "run a notebook over many parameters; the same command goes on after a kill",
+    ),
+    "archive": ("clay_lib.areas.local:archive", "write and serve an archive of the mini-world, for work offline"),
+    "gallery": ("clay_lib.runs.gallery:write_site", "write the walk as a static site that opens without a network"),
+    "kit": ("clay_lib.course.kit:kit", "write a folder with all that a room without network needs"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 
@@ -59,17 +71,17 @@ def run(
         sensor: the sensor that took the scene, such as sentinel-2-l2a
         overrides: further parameters for every notebook that has them
     """
-    from clay_lib import profiles
+    from clay_lib.runs import notebooks
 
     names = [name for name in only.split(",") if name] or None
     overrides = dict(overrides or {})
     if scene or sensor:
         overrides |= _own_scene(scene, sensor)
-        names = names or profiles.scene_walk(profile)
+        names = names or notebooks.scene_walk(profile)
     out = (
-        profiles.RUNS / f"{profiles.read_profile(profile)['name']}-scene" if scene else None
+        notebooks.RUNS / f"{notebooks.read_profile(profile)['name']}-scene" if scene else None
     )  # the walk's results stay
-    results = profiles.run_profile(profile, notebooks=names, overrides=overrides, out=out)
+    results = notebooks.run_profile(profile, notebooks=names, overrides=overrides, out=out)
     return 0 if all(result.ok for result in results) else 1
 
 
@@ -80,14 +92,12 @@ def _own_scene(scene: str, sensor: str) -> dict[str, str]:
     if not scene or not path.exists():
         raise ContractError(
             "scene",
-            found=scene or "none",
-            expected="a GeoTIFF file, or a folder of single-band files",
-            cause="a misspelt path" if scene else "a sensor was named without a scene",
+            scene or "none",
+            "a GeoTIFF file, or a folder of single-band files",
+            "a misspelt path" if scene else "a sensor was named without a scene",
         )
     if not sensor:
-        raise ContractError(
-            "sensor", found="none", expected=f"one of {list(SENSORS)}", cause="a scene was named without its sensor"
-        )
+        raise ContractError("sensor", "none", f"one of {list(SENSORS)}", "a scene was named without its sensor")
     return {"scene": str(path), "sensor": SENSORS[sensor].name}
 
 
@@ -118,9 +128,9 @@ def world(
         cloud_cover: share under clouds, 0 to 1
         seed: the Earth's
     """
-    from clay_lib.miniworld import MiniWorld
-    from clay_lib.scenes import write_raster
+    from clay_lib.data.rasters import write_raster
     from clay_lib.sensors import SENSORS
+    from clay_lib.world.earth import MiniWorld
 
     earth = MiniWorld(seed)
     chip = earth.observe(earth.place(land_cover, index, split), sensor, when, size, cloud_cover)
@@ -137,7 +147,7 @@ def pair(run: str = "papermill_runs/demo") -> int:
     Args:
         run: the folder that holds the executed notebooks
     """
-    from clay_lib.pairing import pair_notebooks
+    from clay_lib.runs.gallery import pair_notebooks
 
     for path in pair_notebooks(Path(run)):
         print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")
@@ -194,9 +204,9 @@ def _call(name: str, options: list[str]) -> int | None:
     except ArgumentError as error:
         raise ContractError(
             f"clay {name}",
-            found=" ".join(options) or "no options",
-            expected=_nearest(command, str(error)) or f"what `clay {name} --help` tells",
-            cause=" ".join(str(error).split()),
+            " ".join(options) or "no options",
+            _nearest(command, str(error)) or f"what `clay {name} --help` tells",
+            " ".join(str(error).split()),
         ) from None
 
 
@@ -224,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_: f"clay: warning: {message}\n"  # the line is no line of the caller's
     try:
         if argv[0] not in COMMANDS:
-            raise ContractError("command", found=argv[0], expected=f"one of {list(COMMANDS)}", cause="a misspelt name")
+            raise ContractError("command", argv[0], f"one of {list(COMMANDS)}", "a misspelt name")
         return _call(argv[0], argv[1:]) or 0
     except ContractError as error:
         print(f"clay: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from clay_lib.contract import ContractError
+from clay_lib.errors import ContractError
 
 WAIT = 30  # s until a scheduler must have answered
 
@@ -39,9 +39,9 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
             except (OSError, TimeoutError, ValueError) as error:
                 raise ContractError(
                     "scheduler",
-                    found=f"{scheduler}: {type(error).__name__}: {error}",
-                    expected="the address of a running scheduler, such as tcp://10.0.0.1:8786",
-                    cause="it is not running, another port, or a firewall",
+                    f"{scheduler}: {type(error).__name__}: {error}",
+                    "the address of a running scheduler, such as tcp://10.0.0.1:8786",
+                    "it is not running, another port, or a firewall",
                 ) from None
             with client:
                 yield client
@@ -69,18 +69,18 @@ def slurm_cluster(jobs: int, **options):
     except ImportError:
         raise ContractError(
             "scheduler",
-            found="slurm, without the package dask-jobqueue",
-            expected="pip install 'clay-notebooks[slurm]'",
-            cause="it is an extra, since most machines have no SLURM",
+            "slurm, without the package dask-jobqueue",
+            "pip install 'clay-notebooks[slurm]'",
+            "it is an extra, since most machines have no SLURM",
         ) from None
     try:
         cluster = SLURMCluster(**options)
     except ValueError as error:  # cores or memory are said nowhere
         raise ContractError(
             "scheduler",
-            found=f"slurm: {' '.join(str(error).split())}",
-            expected="cores, memory and queue, handed in or in ~/.config/dask/jobqueue.yaml",
-            cause="a machine on which dask-jobqueue was not configured yet",
+            f"slurm: {' '.join(str(error).split())}",
+            "cores, memory and queue, handed in or in ~/.config/dask/jobqueue.yaml",
+            "a machine on which dask-jobqueue was not configured yet",
         ) from None
     cluster.scale(jobs=jobs)
     return cluster

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clay_lib.contract import ContractError, number
+from clay_lib.errors import ContractError, number
 from clay_lib.sensors import SENSORS, Sensor, check_wavelength
 
 When = str | date | datetime | None
@@ -36,29 +36,23 @@ class Datacube:
         pixels = self.pixels
         if not isinstance(pixels, Tensor) or pixels.ndim != 4 or 0 in pixels.shape:
             found = f"shape {tuple(pixels.shape)}" if hasattr(pixels, "shape") else type(pixels).__name__
-            raise ContractError(
-                "pixels", found=found, expected="a tensor [B, C, H, W]", cause="a chip without its batch axis"
-            )
+            raise ContractError("pixels", found, "a tensor [B, C, H, W]", "a chip without its batch axis")
         if not pixels.is_floating_point():
-            raise ContractError(
-                "pixels", found=pixels.dtype, expected="floats", cause="native numbers that were not normalised"
-            )
+            raise ContractError("pixels", pixels.dtype, "floats", "native numbers that were not normalised")
         B, C = pixels.shape[:2]
         waves = torch.as_tensor(self.waves, device=pixels.device)
         if waves.shape != (C,):
             raise ContractError(
                 "waves",
-                found=f"{tuple(waves.shape)} for {C} bands",
-                expected=f"[{C}], one wavelength a band",
-                cause="bands dropped from the pixels or from the wavelengths alone",
+                f"{tuple(waves.shape)} for {C} bands",
+                f"[{C}], one wavelength a band",
+                "bands dropped from the pixels or from the wavelengths alone",
             )
         object.__setattr__(self, "waves", waves)
         for name in ("time", "latlon"):
             code = torch.as_tensor(getattr(self, name), device=pixels.device)
             if code.shape != (B, 4):
-                raise ContractError(
-                    name, found=tuple(code.shape), expected=f"[{B}, 4]", cause="raw dates or degrees, not their codes"
-                )
+                raise ContractError(name, tuple(code.shape), f"[{B}, 4]", "raw dates or degrees, not their codes")
             object.__setattr__(self, name, code)
         if self.valid is not None:
             valid = torch.as_tensor(self.valid, device=pixels.device)
@@ -67,14 +61,14 @@ class Datacube:
             if valid.dtype != torch.bool or valid.shape not in ((B, 1, H, W), (B, C, H, W)):
                 raise ContractError(
                     "valid",
-                    found=f"{str(valid.dtype).removeprefix('torch.')} {tuple(valid.shape)}",
-                    expected=f"bool [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]",
-                    cause="the mask of another image, or of patches",
+                    f"{str(valid.dtype).removeprefix('torch.')} {tuple(valid.shape)}",
+                    f"bool [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]",
+                    "the mask of another image, or of patches",
                 )
             object.__setattr__(self, "valid", valid)
         if isinstance(self.gsd, Tensor):
             if self.gsd.numel() != 1:
-                raise ContractError("gsd", found=tuple(self.gsd.shape), expected="one number a batch", cause="a list")
+                raise ContractError("gsd", tuple(self.gsd.shape), "one number a batch", "a list")
             object.__setattr__(self, "gsd", self.gsd.to(pixels.device).reshape(()))
         else:
             one = self.gsd.item() if isinstance(self.gsd, np.ndarray) and self.gsd.size == 1 else self.gsd
@@ -83,9 +77,7 @@ class Datacube:
             for wave in waves.tolist():
                 check_wavelength("waves", wave)
             if float(self.gsd) <= 0:
-                raise ContractError(
-                    "gsd", found=float(self.gsd), expected="metres, > 0", cause="a negative pixel height"
-                )
+                raise ContractError("gsd", float(self.gsd), "metres, > 0", "a negative pixel height")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -129,18 +121,11 @@ def make_datacube(
     sensor = SENSORS.resolve(sensor)
     pixels = as_numpy(pixels)
     if pixels.dtype.kind not in "iufb":
-        raise ContractError(
-            "pixels", found=f"dtype {pixels.dtype}", expected="numbers", cause="text or objects in the array"
-        )
+        raise ContractError("pixels", f"dtype {pixels.dtype}", "numbers", "text or objects in the array")
     if pixels.ndim == 3:
         pixels = pixels[None]
     if pixels.ndim != 4 or 0 in pixels.shape:
-        raise ContractError(
-            "pixels",
-            found=f"shape {pixels.shape}",
-            expected="[C, H, W] or [B, C, H, W]",
-            cause="an empty or flat array",
-        )
+        raise ContractError("pixels", f"shape {pixels.shape}", "[C, H, W] or [B, C, H, W]", "an empty or flat array")
     values = torch.from_numpy(sensor.normalise(pixels, bands, in_decibel=in_decibel))
     measured = values.isfinite()
     if valid is not None:
@@ -176,18 +161,18 @@ def as_valid(valid, shape: tuple[int, int, int, int]) -> np.ndarray:
     if valid.dtype.kind not in "iufb" or not np.isin(valid, (0, 1)).all():
         raise ContractError(
             "valid",
-            found=f"{valid.dtype} with other values than 0 and 1",
-            expected="True where something was measured, False elsewhere",
-            cause="the classes of a scene classification: compare them first, for example np.isin(scl, [4, 5, 6, 7])",
+            f"{valid.dtype} with other values than 0 and 1",
+            "True where something was measured, False elsewhere",
+            "the classes of a scene classification: compare them first, for example np.isin(scl, [4, 5, 6, 7])",
         )
     if valid.shape == (B, H, W):
         valid = valid[:, None]
     if valid.shape not in ((H, W), (B, 1, H, W), (B, C, H, W)) and not (B == 1 and valid.shape == (C, H, W)):
         raise ContractError(
             "valid",
-            found=f"shape {valid.shape}",
-            expected=f"[{H}, {W}], [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]",
-            cause="the mask of another image, of patches, or at another resolution",
+            f"shape {valid.shape}",
+            f"[{H}, {W}], [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]",
+            "the mask of another image, of patches, or at another resolution",
         )
     return np.array(np.broadcast_to(valid.astype(bool), shape))
 
@@ -212,14 +197,14 @@ def latlon_code(lat, lon, batch: int = 1, *, reading: str = "documented") -> Ten
         degrees = {"lat": (one_lat, 90), "lon": (one_lon, 360)}
         for name, (value, limit) in degrees.items():
             if value is None:
-                raise ContractError(name, found=None, expected="both lat and lon, or neither", cause="half a place")
+                raise ContractError(name, None, "both lat and lon, or neither", "half a place")
             if abs(number(name, value)) > limit:
                 cause = (
                     "lat and lon are swapped, or are metres in a projection"
                     if name == "lat"
                     else "metres in a projection"
                 )
-                raise ContractError(name, found=value, expected=f"degrees, -{limit} to {limit}", cause=cause)
+                raise ContractError(name, value, f"degrees, -{limit} to {limit}", cause)
         order = (one_lat, one_lon) if reading == "documented" else (one_lon, one_lat)
         rows.append([f(math.radians(float(v))) for v in order for f in (math.sin, math.cos)])
     return torch.tensor(rows)
@@ -246,7 +231,7 @@ def parse_when(when: When) -> datetime | None:
         parsed = datetime.fromisoformat(text)
     except ValueError:
         raise ContractError(
-            "when", found=repr(when), expected="ISO 8601, for example 2023-06-10T10:30", cause="another date format"
+            "when", repr(when), "ISO 8601, for example 2023-06-10T10:30", "another date format"
         ) from None
     return parse_when(parsed) if len(text) > 10 else parsed.replace(hour=12)
 
@@ -261,15 +246,10 @@ def per_chip(name: str, value, batch: int) -> list:
         value = value.tolist()
     values = list(value) if isinstance(value, (list, tuple)) else [value] * batch
     if len(values) != batch:
-        raise ContractError(
-            name,
-            found=f"{len(values)} values",
-            expected=f"one, or {batch}: one a chip",
-            cause="a list of another batch",
-        )
+        raise ContractError(name, f"{len(values)} values", f"one, or {batch}: one a chip", "a list of another batch")
     return values
 
 
 def check_reading(reading: str) -> None:
     if reading not in READINGS:
-        raise ContractError("reading", found=repr(reading), expected=f"one of {READINGS}", cause="a misspelling")
+        raise ContractError("reading", repr(reading), f"one of {READINGS}", "a misspelling")

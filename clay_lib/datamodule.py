@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clay_lib.augment import flipped, shifted
-from clay_lib.chips import Chips
-from clay_lib.contract import ContractError
+from clay_lib.data.augment import flipped, shifted
+from clay_lib.data.chips import Chips
 from clay_lib.datacube import Datacube, make_datacube
+from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS
 
 
@@ -203,9 +203,9 @@ class PlannedBatches(Dataset):
         if targets is not None and (crop is not None or self.turns or shifted_share):
             raise ContractError(
                 "targets",
-                found=f"cached targets with crop={crop}, turns={self.turns}, shifted_share={shifted_share}",
-                expected="crop=None, turns=None or False, shifted_share=0",
-                cause="a cache knows whole chips and their flips; cut the chips to size first, or use a live teacher",
+                f"cached targets with crop={crop}, turns={self.turns}, shifted_share={shifted_share}",
+                "crop=None, turns=None or False, shifted_share=0",
+                "a cache knows whole chips and their flips; cut the chips to size first, or use a live teacher",
             )
         self._hashes = {name: part.hashes for name, part in chips.items()} if targets is not None else {}
 
@@ -244,9 +244,7 @@ class PlannedBatches(Dataset):
             return pixels
         room = np.array([H - self.crop, W - self.crop])
         if room.min() < 0:
-            raise ContractError(
-                "crop", found=self.crop, expected=f"at most {min(H, W)}", cause="chips smaller than the window"
-            )
+            raise ContractError("crop", self.crop, f"at most {min(H, W)}", "chips smaller than the window")
         corners = (draws("window", 2) * (room + 1)).astype(int) if self.augment else np.tile(room // 2, (B, 1))
         windows = np.lib.stride_tricks.sliding_window_view(pixels, (self.crop, self.crop), axis=(2, 3))
         return windows[np.arange(B), :, *corners.T]
@@ -284,10 +282,7 @@ class ClayDataModule(L.LightningDataModule):
         empty = [name for name, chips in train.items() if len(chips) == 0]
         if not train or empty:
             raise ContractError(
-                "train",
-                found=empty or "no sensor",
-                expected="chips of at least one sensor",
-                cause="an empty folder or split",
+                "train", empty or "no sensor", "chips of at least one sensor", "an empty folder or split"
             )
         self.train_chips, self.val_chips = dict(train), dict(val or {})
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
@@ -296,7 +291,7 @@ class ClayDataModule(L.LightningDataModule):
         self.repeats = dict(repeats or {})
         if wrong := {n: r for n, r in self.repeats.items() if n not in train or r < 1}:
             cause = "a sensor that is not trained on, or one to leave out"
-            raise ContractError("repeats", found=wrong, expected=f"1 or more of {sorted(train)}", cause=cause)
+            raise ContractError("repeats", wrong, f"1 or more of {sorted(train)}", cause)
         self.span: tuple[int, int] | None = None  # batches of a run, counted through its epochs; None: one epoch
 
     def _loader(self, chips: Mapping[str, Chips], *, training: bool) -> DataLoader:

@@ -14,9 +14,9 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clay_lib.contract import ContractError, number
 from clay_lib.datacube import Datacube
 from clay_lib.embedding import PatchEmbedding
+from clay_lib.errors import ContractError, number
 from clay_lib.position import position_code
 from clay_lib.transformer import Transformer
 
@@ -76,9 +76,7 @@ def random_mask(batch: int, length: int, *, mask_ratio: float, shuffle: bool, de
 
 def _check_ratio(mask_ratio: float) -> None:
     if not 0 <= mask_ratio < 1:
-        raise ContractError(
-            "mask_ratio", found=mask_ratio, expected="0 <= ratio < 1", cause="a percentage, or no patch left to see"
-        )
+        raise ContractError("mask_ratio", mask_ratio, "0 <= ratio < 1", "a percentage, or no patch left to see")
 
 
 def fill_holes(pixels: Tensor, valid: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
@@ -207,9 +205,9 @@ class Encoder(nn.Module):
         if wrong:
             raise ContractError(
                 "layers",
-                found=layers,
-                expected=f"block numbers from {-depth} to {depth - 1}",
-                cause="counting from 1, or a model of another depth",
+                layers,
+                f"block numbers from {-depth} to {depth - 1}",
+                "counting from 1, or a model of another depth",
             )
         return {k: k % depth for k in layers}
 
@@ -218,7 +216,7 @@ def check_share(min_valid: float) -> float:
     """min_valid as a share from 0 to 1."""
     share = number("min_valid", min_valid)
     if not 0 <= share <= 1:
-        raise ContractError("min_valid", found=min_valid, expected="a share from 0 to 1", cause="a percentage")
+        raise ContractError("min_valid", min_valid, "a share from 0 to 1", "a percentage")
     return share
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole once their name is there, whenever the machine is switched off."""
+"""Atomic file writes, on disk and on object stores; locks; JSON and YAML; file hashes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from clay_lib.errors import ContractError
 
 PARTIAL = ".part-"  # what the name of an unfinished file begins with; it ends as the whole one's does
 
 
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
+def atomic_write(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path` that then takes its place in one stroke, after it has reached the disk.
 
     Folders are made. If `write` raises, nothing is left behind and what was there before stays.
@@ -30,10 +34,98 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def filesystem(url: str | Path):
+    """(fsspec filesystem, path in it) of a local path or a URL such as s3://bucket/chips."""
+    import fsspec
+
+    try:
+        fs, root = fsspec.core.url_to_fs(str(url))
+    except (ValueError, ImportError) as error:
+        raise ContractError("url", url, "a folder, or a URL whose protocol fsspec knows", str(error)) from None
+    return fs, root.rstrip("/")
+
+
+def put(fs, path: str, data: bytes, *, overwrite: bool = True) -> bool:
+    """Write a file of an fsspec filesystem atomically; False, and nothing done, if it exists and overwrite is False.
+
+    Object stores write atomically by themselves; of two that write one name at the same moment the last wins.
+    """
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    if "file" not in fs.protocol:
+        if not overwrite and fs.exists(path):
+            return False
+        fs.pipe_file(path, bytes(data))
+        return True
+    if overwrite:
+        atomic_write(path, lambda partial: partial.write_bytes(data))
+        return True
+    partial = Path(path).with_name(f"{PARTIAL}{secrets.token_hex(4)}-{Path(path).name}")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(partial, path)  # fails if the name exists, whoever else is writing
+    except FileExistsError:
+        return False
+    except OSError:  # a disk without hard links
+        if os.path.exists(path):
+            return False
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+class PartBuffer:
+    """Rows collected in memory and published together as one atomic part, once so many or so old.
+
+    publish: writes the collected rows as a file whose name follows from its content, so that a part that is computed
+    again after a kill is the same file. What was published is never computed again; a kill loses one buffer at most.
+    """
+
+    def __init__(self, publish: Callable[[list], object], *, rows: int, seconds: float):
+        self.publish, self.limit, self.seconds = publish, rows, seconds
+        self.rows: list = []
+        self.begun = time.monotonic()
+
+    def add(self, *rows: object) -> None:
+        self.rows.extend(rows)
+        if len(self.rows) >= self.limit or time.monotonic() - self.begun > self.seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows:
+            self.publish(self.rows)
+        self.rows, self.begun = [], time.monotonic()
+
+
+@contextmanager
+def locked(path: str | Path, task: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a file, which the system releases if the process dies; ContractError if another process holds it.
+
+    task: what the lock is for, as the message names it, such as "sweep". wait: wait for the other process instead.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        cause = "the same command runs in another window"
+        raise ContractError(task, f"another process at work in {path.parent}", "one at a time", cause) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_json(path: str | Path, content: object) -> Path:
     """A file that is whole or not there at all; TypeError for what JSON does not know."""
     text = json.dumps(content, indent=1) + "\n"
-    return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return atomic_write(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: str | Path) -> dict:

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from clay_lib.contract import ContractError
+from clay_lib.errors import ContractError
 
 LADDERS = ("released", "geometric")
 TEMPERATURE = 10_000.0
@@ -33,7 +33,7 @@ def frequencies(count: int, gsd: float | Tensor, *, ladder: str = "released", de
 
 def check_ladder(ladder: str) -> None:
     if ladder not in LADDERS:
-        raise ContractError("ladder", found=repr(ladder), expected=f"one of {LADDERS}", cause="a misspelling")
+        raise ContractError("ladder", repr(ladder), f"one of {LADDERS}", "a misspelling")
 
 
 def grid_code(h: int, w: int, dim: int, gsd: float | Tensor, *, ladder: str = "released", device=None) -> Tensor:

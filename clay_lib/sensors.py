@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from clay_lib.contract import ContractError, number
+from clay_lib.errors import ContractError, number
 
 # The sensors that the mini-world has, and the shipped weights saw. What is fitted on all of them takes this order.
 WORLD_SENSORS = ("sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc")
@@ -37,10 +37,7 @@ class Band:
         check_wavelength(f"band {self.name!r}: wavelength", self.wavelength)
         if self.std <= 0:
             raise ContractError(
-                f"band {self.name!r}: std",
-                found=self.std,
-                expected="> 0",
-                cause="a constant or empty sample was used for the statistics",
+                f"band {self.name!r}: std", self.std, "> 0", "a constant or empty sample was used for the statistics"
             )
 
 
@@ -66,16 +63,13 @@ class Sensor:
         if not names or len(set(names)) != len(names):
             raise ContractError(
                 f"sensor {self.name!r}: bands",
-                found=names,
-                expected="at least one band, every name once",
-                cause="a band is listed twice or none is listed",
+                names,
+                "at least one band, every name once",
+                "a band is listed twice or none is listed",
             )
         if self.gsd <= 0:
             raise ContractError(
-                f"sensor {self.name!r}: gsd",
-                found=self.gsd,
-                expected="metres per pixel, > 0",
-                cause="a missing or negative pixel size",
+                f"sensor {self.name!r}: gsd", self.gsd, "metres per pixel, > 0", "a missing or negative pixel size"
             )
         if self.rgb:
             self.indices(self.rgb)
@@ -105,9 +99,7 @@ class Sensor:
         if pixels is not None:
             pixels = np.asarray(pixels)
             if pixels.ndim < 3 or pixels.shape[-3] != C:
-                raise ContractError(
-                    "pixels", found=f"shape {pixels.shape}", expected=f"[..., {C}, H, W]", cause="bands last, or others"
-                )
+                raise ContractError("pixels", f"shape {pixels.shape}", f"[..., {C}, H, W]", "bands last, or others")
             values = np.moveaxis(pixels.astype(np.float64), -3, 0).reshape(C, -1)
             values = to_decibel(values) if rest.get("decibel") else values
             mean = np.nanmean(values, axis=1) if mean is None else mean
@@ -115,9 +107,9 @@ class Sensor:
         if mean is None or std is None or not len(mean) == len(std) == C:
             raise ContractError(
                 "mean, std",
-                found=[None if v is None else f"{len(v)} numbers" for v in (mean, std)],
-                expected=f"{C} each, one a band, or pixels to measure them on",
-                cause="statistics of other bands, or none at all",
+                [None if v is None else f"{len(v)} numbers" for v in (mean, std)],
+                f"{C} each, one a band, or pixels to measure them on",
+                "statistics of other bands, or none at all",
             )
         bands = [Band(*row) for row in zip(wavelengths, wavelengths.values(), mean, std, strict=True)]
         return cls(name, tuple(bands), gsd, **rest)
@@ -137,9 +129,9 @@ class Sensor:
         if unknown or len(names) == 0 or len(set(names)) != len(names):
             raise ContractError(
                 "bands",
-                found=list(names),
-                expected=f"a subset of {list(known)} of {self.name}, each once",
-                cause=f"unknown name {unknown[0]!r}" if unknown else "an empty list or a band named twice",
+                list(names),
+                f"a subset of {list(known)} of {self.name}, each once",
+                f"unknown name {unknown[0]!r}" if unknown else "an empty list or a band named twice",
             )
         return [known[name] for name in names]
 
@@ -164,9 +156,9 @@ class Sensor:
         if pixels.ndim < 3 or pixels.shape[-3] != len(mean):
             raise ContractError(
                 "pixels",
-                found=f"shape {pixels.shape}",
-                expected=f"[C, H, W] or [B, C, H, W] with C = {len(mean)} bands {list(bands or self.band_names)} of {self.name}",
-                cause="bands last instead of first, or bands left out without bands=[...]",
+                f"shape {pixels.shape}",
+                f"[C, H, W] or [B, C, H, W] with C = {len(mean)} bands {list(bands or self.band_names)} of {self.name}",
+                "bands last instead of first, or bands left out without bands=[...]",
             )
         values = pixels.astype(np.float32)
         if self.decibel and not in_decibel:
@@ -194,9 +186,9 @@ def check_wavelength(field: str, wavelength: float) -> None:
     if not 0.1 <= wavelength <= 100:
         raise ContractError(
             field,
-            found=wavelength,
-            expected="micrometres, 0.1 to 100 (blue is 0.49; Clay codes C-band radar as 3.5 and 4.0)",
-            cause="nanometres: divide by 1000" if wavelength > 100 else "metres, or a missing value",
+            wavelength,
+            "micrometres, 0.1 to 100 (blue is 0.49; Clay codes C-band radar as 3.5 and 4.0)",
+            "nanometres: divide by 1000" if wavelength > 100 else "metres, or a missing value",
         )
 
 
@@ -216,9 +208,7 @@ class _Registry(Mapping):
                 if near
                 else "a sensor that is not in the registry: hand in a Sensor(...) instead"
             )
-            raise ContractError(
-                "sensor", found=repr(name), expected=f"one of {list(self._sensors)}", cause=hint
-            ) from None
+            raise ContractError("sensor", repr(name), f"one of {list(self._sensors)}", hint) from None
 
     def __contains__(self, name):
         return name in self._sensors
@@ -238,9 +228,7 @@ def read_sensors(path: str | Path) -> _Registry:
     """Sensors from a YAML file laid out as clay_lib/sensors.yaml."""
     path = Path(path)
     if not path.is_file():
-        raise ContractError(
-            "sensors file", found=str(path), expected="a YAML file", cause="a wrong folder or a misspelt name"
-        )
+        raise ContractError("sensors file", str(path), "a YAML file", "a wrong folder or a misspelt name")
     return _parse(path.read_text(), str(path))
 
 
@@ -256,9 +244,9 @@ def _parse(text: str, where: str) -> _Registry:
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ContractError(
             "sensors file",
-            found=f"{where}: {type(error).__name__} {error}",
-            expected="name: {gsd, rgb, bands: {band: {wavelength, mean, std}}}",
-            cause="a missing key or a wrong indent; clay_lib/sensors.yaml is a model",
+            f"{where}: {type(error).__name__} {error}",
+            "name: {gsd, rgb, bands: {band: {wavelength, mean, std}}}",
+            "a missing key or a wrong indent; clay_lib/sensors.yaml is a model",
         ) from None
     return _Registry(sensors)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
+import os
+import pickle
+import signal
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,14 +22,254 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR, LRScheduler
 
-from clay_lib.contract import COUNT, SHARE, SOME, ContractError, check_ranges
+from clay_lib.clay import Clay
 from clay_lib.datacube import Datacube
 from clay_lib.datamodule import Batch, ClayDataModule, Draws
+from clay_lib.encoder import image_of, patches_of
+from clay_lib.errors import COUNT, SHARE, SOME, ContractError, check_ranges
+from clay_lib.files import atomic_write
 from clay_lib.loss import reconstruction_loss, representation_loss
-from clay_lib.model import Clay, ClayConfig, ClayMAE
-from clay_lib.resuming import Average, Checkpoints, Means, Metrics, newest_checkpoint, read_checkpoint
+from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.sensors import SENSORS
 from clay_lib.teacher import teacher_view
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+def newest_checkpoint(folder: str | Path) -> dict | None:
+    """The last checkpoint of a run that can be read, on the CPU, else the one before it; None: there is none yet."""
+    found = [path for name in (LAST, PREVIOUS) if (path := Path(folder) / name).is_file()]
+    for path in found:
+        with suppress(ContractError):
+            return read_checkpoint(path)
+        warnings.warn(f"{path} is damaged; the one before it is used", stacklevel=2)
+    if found:
+        read_checkpoint(found[0])  # tells what is wrong
+    return None
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """A checkpoint of ours, on the CPU; nothing in it is executed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content["state_dict"], content["step"], content["optimizer"]
+        return content
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError) as error:
+        raise ContractError(
+            "checkpoint",
+            f"{path}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "a checkpoint written while training here",
+            "a broken copy, weights alone, or a checkpoint of another program",
+        ) from None
+
+
+class Checkpoints(L.Callback):
+    """Takes and restores checkpoints, and stops the run in good order on SIGTERM or SIGUSR1 (a cluster's warning).
+
+    every_steps, every_minutes: whichever comes first; one is taken at the end in any case. saved: what to go on from.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every_steps: int | None = None,
+        every_minutes: float | None = 5.0,
+        saved: dict | None = None,
+    ):
+        self.folder, self.every_steps, self.every_minutes, self.saved = Path(folder), every_steps, every_minutes, saved
+        self.signal: int | None = None  # that asked us to stop
+        self.seconds = 0.0 if saved is None else saved["seconds"]  # of training, over all its starts
+
+    @property
+    def path(self) -> Path:
+        return self.folder / LAST
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.saved is not None:
+            trainer.optimizers[0].load_state_dict(self.saved["optimizer"])
+            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.saved["scheduler"])
+            torch.set_rng_state(self.saved["rng"])
+        self.step, self.began, self.written = trainer.global_step, time.monotonic(), time.monotonic()
+        self.saved = None  # its memory is wanted back
+        with suppress(ValueError):  # not the main thread, so nobody signals it
+            for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+                signal.signal(number, self._asked)  # Lightning puts back what was there
+
+    def _asked(self, number: int, _) -> None:
+        self.signal = number
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        stop = self.signal is not None
+        if trainer.world_size > 1:  # all ranks stop at the same step or none does; asked now and then, for it costs
+            stop = batch_idx % 10 == 0 and self._asked_of_any(trainer, module)
+        due = self.every_steps is not None and trainer.global_step % self.every_steps == 0
+        due |= self.every_minutes is not None and time.monotonic() - self.written > 60 * self.every_minutes
+        if stop or (due and trainer.global_step > self.step):
+            self.save(trainer, module)
+        if stop:
+            trainer.should_stop = True  # the module then lets this batch be
+
+    def _asked_of_any(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
+        number = torch.tensor(self.signal or 0, device=module.device)
+        found = int(trainer.strategy.reduce(number, reduce_op="max"))
+        self.signal = found or self.signal
+        return found > 0
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step > self.step or not self.path.is_file():
+            self.save(trainer, module)
+
+    def save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        now = time.monotonic()
+        self.seconds += now - self.began
+        self.step, self.began, self.written = trainer.global_step, now, now
+        if not trainer.is_global_zero:
+            return
+        content = {
+            "hyper_parameters": dict(module.hparams),
+            "step": trainer.global_step,
+            "seconds": self.seconds,
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+            **module.kept(),
+        }
+        if self.path.is_file():
+            os.replace(self.path, self.folder / PREVIOUS)
+        atomic_write(self.path, lambda path: torch.save(content, path))
+
+
+class Average:
+    """Exponential moving average of a model's weights: w <- d w + (1 - d) new, with d = min(decay, (1 + s)/(10 + s)).
+
+    s counts steps, so that a short run is not held back by its first weights.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        self.decay, self.live = decay, [p for p in model.parameters() if p.requires_grad]
+        self.weights = [p.detach().clone() for p in self.live]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        torch._foreach_lerp_(self.weights, self.live, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the averaged weights and the model's own."""
+        for average, live in zip(self.weights, self.live, strict=True):
+            kept = average.clone()
+            average.copy_(live)
+            live.copy_(kept)
+
+
+class Metrics:
+    """Rows of figures in a CSV, each with its step; a row is on disk when `write` returns.
+
+    keep: the step to go on from: later rows are dropped, to be written again. None: begin anew.
+    """
+
+    def __init__(self, path: str | Path, *, keep: int | None = None):
+        self.path, self.columns = Path(path), ["step", "epoch"]
+        rows = []
+        if keep is not None and self.path.is_file():
+            text = self.path.read_text()
+            lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut short by a kill is none
+            reader = csv.DictReader(lines)
+            self.columns = list(reader.fieldnames or self.columns)
+            rows = [row for row in reader if int(row["step"]) <= keep]
+        self._rewrite(rows)
+
+    def write(self, row: dict[str, float | int]) -> None:
+        new = [name for name in row if name not in self.columns]
+        if new:
+            rows = list(csv.DictReader(self.path.read_text().splitlines()))
+            self.columns += new
+            self._rewrite(rows)
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+
+    def _rewrite(self, rows: list[dict]) -> None:
+        def fill(path: Path) -> None:
+            with open(path, "w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+
+        atomic_write(self.path, fill)
+
+
+class Means:
+    """Running means by name; tensors stay where they are until `take`."""
+
+    def __init__(self, state: dict[str, list] | None = None):
+        self.sums: dict[str, list] = {name: list(pair) for name, pair in (state or {}).items()}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = [total + value.detach().float(), count + 1]
+
+    def state(self) -> dict[str, list]:
+        return {name: [float(total), count] for name, (total, count) in self.sums.items()}
+
+    def take(self, together: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
+        """Means since the last call; together: the mean over ranks, which all saw the same names."""
+        if not self.sums:
+            return {}
+        values = torch.stack([torch.as_tensor(t, device=device) / n for t, n in self.sums.values()])
+        names, self.sums = list(self.sums), {}
+        return dict(zip(names, together(values).tolist(), strict=True))
+
+
+# ---- Pictures of what a model in training rebuilds, a file every so many steps ----
+
+
+class Pictures(L.Callback):
+    """One picture a sensor: what the encoder saw, what the model made of it, the truth. The same patches are hidden
+    each time. Draws nothing from the run's random numbers, and changes nothing in it."""
+
+    def __init__(self, batches: list[Batch], folder: str | Path, *, every: int):
+        self.batches, self.folder, self.every = batches, Path(folder), every
+        self.drawn = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 and step != self.drawn and trainer.is_global_zero:
+            self.drawn = step
+            for batch in self.batches:
+                self._draw(module, batch, step)
+
+    @torch.no_grad()
+    def _draw(self, module: L.LightningModule, batch: Batch, step: int) -> None:
+        import matplotlib.pyplot as plt
+
+        from clay_lib.figures import images as plots
+        from clay_lib.sensors import SENSORS
+
+        P, truth = module.model.config.patch_size, batch.cube.pixels
+        noise = torch.from_numpy(batch.draws("mask", patches_of(truth[:, :1], P).shape[1]))
+        out = module.model(batch.cube.to(module.device), noise=noise.to(module.device))
+        layout = {"grid": out.encoded.grid, "patch_size": P, "size": truth.shape[-2:]}
+        rebuilt = image_of(out.reconstruction, **layout).float().cpu()
+        hidden = out.encoded.mask.bool().cpu()[:, :, None]
+        seen = image_of(patches_of(truth, P).masked_fill(hidden, float("nan")), **layout)
+        images = [
+            plots.rgb(x, batch.sensor, like=truth[k], normalised=True)
+            for k in range(len(truth))
+            for x in (seen[k], rebuilt[k], truth[k])
+        ]
+        names = ["what it saw", f"step {step}", "truth"]
+        gsd = SENSORS[batch.sensor].gsd
+        figure = plots.show_row(images, names, columns=3, size=1.6, gsd=gsd, title=batch.sensor)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        plots.save(figure, self.folder / f"{batch.sensor}-{step:07d}.png")
+        plt.close(figure)
+
+
+# ---- Training: the LightningModule, the release notes' optimiser, schedule and losses, and one function t ----
 
 
 @dataclass(frozen=True)
@@ -101,9 +347,7 @@ def schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> LRScheduler:
             return min(rise, 0.5 + 0.5 * math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
         return LambdaLR(optimizer, factor)
-    raise ContractError(
-        "schedule", found=repr(s.schedule), expected="'warm_restarts' or 'one_cycle'", cause="a misspelling"
-    )
+    raise ContractError("schedule", repr(s.schedule), "'warm_restarts' or 'one_cycle'", "a misspelling")
 
 
 def ask(teacher: nn.Module, pixels: Tensor, sensor: str) -> Tensor:
@@ -135,10 +379,7 @@ class ClayModule(L.LightningModule):
         self.model = ClayMAE(config)
         if teacher is not None and teacher.dim != config.teacher_dim:
             raise ContractError(
-                "teacher_dim",
-                found=config.teacher_dim,
-                expected=teacher.dim,
-                cause="ClayConfig(teacher_dim=...) of another teacher",
+                "teacher_dim", config.teacher_dim, teacher.dim, "ClayConfig(teacher_dim=...) of another teacher"
             )
         self._teacher = [] if teacher is None else [teacher]  # in a list, where torch does not look for modules
         self.model.proj.requires_grad_(teacher is not None or cached)
@@ -353,7 +594,7 @@ def train(
         done = saved["step"]
     elif start is not None:
         if start.model.config != config:
-            raise ContractError("start", found=start.model.config, expected=config, cause="weights of another size")
+            raise ContractError("start", start.model.config, config, "weights of another size")
         module.model.load_state_dict(start.model.state_dict())
         module.restore(module.kept())
     if s.compile:
@@ -402,7 +643,7 @@ def _diverged(what: str, found: str) -> ContractError:
     cause = (
         "the run diverged (a lower lr, or clip_gradient 1.0), or began with such weights; checkpoints before are kept"
     )
-    return ContractError(what, found=found, expected="finite numbers", cause=cause)
+    return ContractError(what, found, "finite numbers", cause)
 
 
 def _begin_at(trainer: L.Trainer, step: int, accumulate: int) -> None:
@@ -422,9 +663,9 @@ def _check_same_run(old: dict, new: dict) -> None:
         if differs:
             raise ContractError(
                 "resume",
-                found=", ".join(f"{k} {new[part].get(k)}" for k in sorted(differs)),
-                expected=", ".join(f"{k} {old[part].get(k)}" for k in sorted(differs)) + ", as the run was begun",
-                cause="a changed configuration; write to another folder to begin anew",
+                ", ".join(f"{k} {new[part].get(k)}" for k in sorted(differs)),
+                ", ".join(f"{k} {old[part].get(k)}" for k in sorted(differs)) + ", as the run was begun",
+                "a changed configuration; write to another folder to begin anew",
             )
 
 

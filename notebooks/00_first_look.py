@@ -36,16 +36,16 @@ import numpy as np
 from einops import rearrange
 from IPython.display import display
 
-from clay_lib import SENSORS, Clay, plots
-from clay_lib.chip_map import agreement, chip_map, cut_tiles, neighbours, refit, show_map
-from clay_lib.chips import in_cache
-from clay_lib.embed import embed_chips
-from clay_lib.georeference import coarser
-from clay_lib.maps import Layer
-from clay_lib.miniworld import CLASS_COLOURS, CLASSES, MiniWorld
-from clay_lib.playground import playground
-from clay_lib.runner import output_folder, write_metrics
-from clay_lib.scenes import middle_window, most_measured, read_scene, write_raster
+from clay_lib import SENSORS, Clay
+from clay_lib.clay import embed_chips
+from clay_lib.course.chip_map import agreement, chip_map, cut_tiles, neighbours, refit, show_map
+from clay_lib.course.widgets import playground
+from clay_lib.data.chips import in_cache
+from clay_lib.data.rasters import coarser, middle_window, most_measured, read_scene, write_raster
+from clay_lib.figures import images
+from clay_lib.figures.maps import Layer
+from clay_lib.runs.notebooks import output_folder, write_metrics
+from clay_lib.world.earth import CLASS_COLOURS, CLASSES, MiniWorld
 
 # %% tags=["parameters"]
 seed: int = 0  # of the mini-world and of what is hidden
@@ -76,7 +76,7 @@ if not scene:
 view = read_scene(path, sensor, when=date, window=middle_window(path, scene_pixels))
 pixels = view.measured()  # [C, H, W], the sensor's own numbers; NaN where nothing was measured
 look = dict(sensor=view.sensor, bands=view.bands, in_decibel=view.in_decibel, like=pixels)
-picture = plots.rgb(pixels, valid=view.valid, **look)
+picture = images.rgb(pixels, valid=view.valid, **look)
 print(
     f"{view.sensor.name}: {len(view.bands)} bands of {pixels.shape[1]} x {pixels.shape[2]} pixels, {view.gsd:g} m each"
 )
@@ -99,8 +99,8 @@ how = dict(sensor=view.sensor, bands=view.bands, gsd=view.gsd, in_decibel=view.i
 made = clay.reconstruct(small, mask_ratio=mask_ratio, seed=seed, **how, **told)
 
 show = dict(sensor=view.sensor, bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)
-fig = plots.reconstruction(small, made.mask[0], made.pixels[0], **show)
-_ = plots.save(fig, out_dir / "reconstruction.png")
+fig = images.reconstruction(small, made.mask[0], made.pixels[0], **show)
+_ = images.save(fig, out_dir / "reconstruction.png")
 hidden = made.mask[0]
 assert np.isfinite(made.pixels).all() and 0 < hidden.mean() < 1
 
@@ -132,7 +132,7 @@ if mapped:
     squares, outlines, which = cut_tiles(view, tile)  # squares of nodata are left out
     vectors = embed_chips(clay, squares, bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)["patch mean"]
     background = Layer("scene", picture, view.crs, view.transform, valid=view.valid)
-    colours = {"like this": plots.PALETTE[0], "unlike": plots.PALETTE[1]}
+    colours = {"like this": images.PALETTE[0], "unlike": images.PALETTE[1]}
     if not scene:  # the mini-world knows what is there: to count with, never to learn from
         cut = rearrange(seen.labels, "(h p) (w q) -> (h w) (p q)", p=tile, q=tile)
         names = np.array([CLASSES[np.bincount(one).argmax()] for one in cut[which]])
@@ -149,7 +149,7 @@ else:
 
 # %%
 if mapped:
-    thumbnails = [plots.rgb(p, **look) for p in squares.pixels]
+    thumbnails = [images.rgb(p, **look) for p in squares.pixels]
     clicked = chip_map(
         squares, vectors, background, outlines=outlines, thumbnails=thumbnails, truth=names, colours=colours
     )
@@ -170,7 +170,7 @@ if mapped:
     given = clicked.given if clicked.answers is not None else {int(n): name for n, name in example.items()}
     answers = refit(vectors, given)
     kinds = sorted(set(given.values()))
-    shown = plots.class_colours(kinds) | clicked.colours
+    shown = images.class_colours(kinds) | clicked.colours
     rows, columns = (side // tile for side in pixels.shape[1:])
     codes = np.zeros(rows * columns, np.uint8)  # 0: nothing was measured there
     codes[which] = np.searchsorted(kinds, answers) + 1
@@ -180,7 +180,7 @@ if mapped:
     placed = dict(crs=view.crs, transform=coarser(view.transform, tile), nodata=0)
     write_raster(out_dir / "map.tif", codes.reshape(rows, columns), descriptions=[key], **placed)
     fig = show_map(clicked.atlas, background, answers, shown, given)
-    _ = plots.save(fig, out_dir / "map.png")
+    _ = images.save(fig, out_dir / "map.png")
     assert (codes[which] >= 1).all() and (codes > 0).sum() == len(vectors)
     print(f"map.tif: {rows} x {columns} squares, {key}")
 

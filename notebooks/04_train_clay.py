@@ -34,16 +34,17 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from clay_lib import SENSORS, Clay, ClayConfig, checks, plots, probes
-from clay_lib.birth import born
-from clay_lib.chips import CACHE, in_cache, world_chips
+from clay_lib import SENSORS, Clay, ClayConfig
+from clay_lib.clay import born, embed_chips, reconstruction_scores
+from clay_lib.course import checks
+from clay_lib.data.chips import CACHE, in_cache, world_chips
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
-from clay_lib.embed import embed_chips, reconstruction_scores
 from clay_lib.encoder import image_of, patches_of
+from clay_lib.evaluation import probes
+from clay_lib.figures import images
 from clay_lib.loss import reconstruction_loss, representation_loss
-from clay_lib.runner import output_folder, write_metrics
-from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view
-from clay_lib.textures import texture_teacher
+from clay_lib.runs.notebooks import output_folder, write_metrics
+from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view, texture_teacher
 from clay_lib.training import Snapshots, TrainSettings, schedule, train
 
 # %% tags=["parameters"]
@@ -83,9 +84,9 @@ for s, c in land.items():
     print(f"{s:<16} {len(c)} chips {c.pixels.shape[1:]} {c.pixels.dtype}, {c.pixels.nbytes / 1e6:.0f} MB")
 
 # %%
-pictures = [plots.rgb(land[s].pixels[3], s) for s in sensors]
+pictures = [images.rgb(land[s].pixels[3], s) for s in sensors]
 titles = [f"{s}\n{SENSORS[s].gsd:g} m" for s in sensors]
-fig = plots.show_row(
+fig = images.show_row(
     pictures, titles, gsd=[SENSORS[s].gsd for s in sensors], columns=4, title="One chip of each sensor"
 )
 # %% [markdown]
@@ -114,7 +115,7 @@ print(f"teacher {note}; it answers with {judge.dim} numbers")
 #
 # The kernels that meet the pixels are written by a small network (01). Left to chance, its kernels are noise, so faint
 # that a patch hardly moves its token, and nearly the same for blue, green and red: a small model spends its first
-# thousands of steps on getting out of that. `clay_lib.birth` instead *solves* for that network's last layer, by least
+# thousands of steps on getting out of that. `clay_lib.model` instead *solves* for that network's last layer, by least
 # squares over the wavelengths of all known sensors, so that it writes kernels we choose: waves of all directions and
 # lengths (a cosine basis, as in JPEG), some alike in all bands, others of one sign in some bands and of the other in
 # the rest. No shape changes, and training moves all of it.
@@ -135,7 +136,7 @@ assert alike["a cosine basis"] < alike["by chance"] - 0.05, "the basis tells red
 
 # %%
 chosen = [0, 1, 2, 4, 9, 10, 11, 13, 22, 24, 30, 36]  # of the basis: flat ones, waves, waves that differ by band
-with plots.style():
+with images.style():
     fig, axes = plt.subplots(1, 2, figsize=(9.2, 2.5))
     for ax, (name, written) in zip(axes, kernels.items(), strict=True):
         shown = written[chosen] / written[chosen].abs().amax((1, 2, 3), True)
@@ -145,7 +146,7 @@ with plots.style():
         ax.set_yticks((np.arange(len(bands)) + 0.5) * (P + 2), bands)
         ax.spines[:].set_visible(False)
         ax.set_title(f"Kernels born as {name}" if "basis" in name else f"Kernels born {name}")
-_ = plots.save(fig, out_dir / "0_kernels.png")
+_ = images.save(fig, out_dir / "0_kernels.png")
 # %% [markdown]
 # Each column is one kernel, each row a band, every column in its own scale.
 #
@@ -214,7 +215,7 @@ short = TrainSettings(
     seed=seed,
 )
 both = {"release, 1e-5 to 1e-3 and back": rates(release, 7000), "here": rates(short, max_steps)}
-fig = plots.curves(both, "step", "learning rate", title="Learning rate by optimiser step")
+fig = images.curves(both, "step", "learning rate", title="Learning rate by optimiser step")
 # %% [markdown]
 # ## Training
 #
@@ -251,7 +252,7 @@ print(f"{max_steps} steps of {batch_size} chips; weights in data/cache/{weights}
 history = trained.history  # rows of training, and now and then one of validation on unseen land
 smooth = history[["step", *(f"train/{s}" for s in sensors)]].set_index("step").groupby("step").mean()
 smooth = smooth.interpolate().rolling(5, min_periods=1).mean().rename(columns=lambda c: c.removeprefix("train/"))
-fig = plots.curves(
+fig = images.curves(
     smooth.reset_index(),
     "step",
     list(smooth.columns),
@@ -263,7 +264,7 @@ fig = plots.curves(
 if guide:
     asked = ["train/representation", "val/representation"]
     told = history[["step", *asked]].rename(columns=dict(zip(asked, ("trained on", "unseen land"), strict=True)))
-    fig = plots.curves(
+    fig = images.curves(
         told,
         "step",
         ["trained on", "unseen land"],
@@ -294,10 +295,10 @@ if (config.patch_size, config.mask_ratio) == (8, 0.6):  # as clay-mini was train
 rows = []
 for k in range(4):
     guesses = [image_of(torch.where(hidden, guess, patches), **layout)[k] for guess in painted]
-    rows += [plots.rgb(x, sensors[0], like=truth[k], normalised=True) for x in (seen[k], *guesses, truth[k])]
+    rows += [images.rgb(x, sensors[0], like=truth[k], normalised=True) for x in (seen[k], *guesses, truth[k])]
 names = ["what it saw", *(f"step {m}" for m in moments), *trained_longer, "truth"]
-fig = plots.show_row(rows, names, columns=len(names), size=1.5, gsd=SENSORS[sensors[0]].gsd)
-_ = plots.save(fig, out_dir / "1_from_noise_to_shapes.png")
+fig = images.show_row(rows, names, columns=len(names), size=1.5, gsd=SENSORS[sensors[0]].gsd)
+_ = images.save(fig, out_dir / "1_from_noise_to_shapes.png")
 
 
 # %%
@@ -335,10 +336,10 @@ summary.round(3)
 # %%
 bars = [{"name": s, "value": r.ratio, "low": r.ratio, "high": r.ratio, "kind": "Clay"} for s, r in summary.iterrows()]
 bars.append({"name": "visible mean", "value": 1.0, "low": 1.0, "high": 1.0, "kind": "floor"})
-fig = plots.bars_with_intervals(
+fig = images.bars_with_intervals(
     pd.DataFrame(bars), label="masked error, as a share of the visible mean's", title="Error on land never trained on"
 )
-_ = plots.save(fig, out_dir / "2_error.png")
+_ = images.save(fig, out_dir / "2_error.png")
 # %%
 newborn = reconstruction_scores(born(config, seed), unseen[sensors[0]], mask_ratio=scored_ratio, seed=seed)
 assert summary["error"].iloc[0] < newborn["error"].mean(), "it rebuilds unseen land better than before its training"

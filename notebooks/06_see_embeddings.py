@@ -42,15 +42,16 @@ from IPython.display import display
 from rasterio.warp import transform
 from sklearn.manifold import TSNE
 
-from clay_lib import SENSORS, Clay, checks, plots
-from clay_lib.chip_map import chip_map, world_background
-from clay_lib.chips import Chips, in_cache, world_chips
-from clay_lib.embed import embed_chips, principal_components
-from clay_lib.georeference import coarser
-from clay_lib.maps import Layer, show_on_map, static_map
-from clay_lib.miniworld import CLASS_COLOURS, CLASSES, MiniWorld
-from clay_lib.runner import output_folder, write_metrics
-from clay_lib.scenes import middle_window, read_scene, write_raster
+from clay_lib import SENSORS, Clay
+from clay_lib.clay import embed_chips, principal_components
+from clay_lib.course import checks
+from clay_lib.course.chip_map import chip_map, world_background
+from clay_lib.data.chips import Chips, in_cache, world_chips
+from clay_lib.data.rasters import coarser, middle_window, read_scene, write_raster
+from clay_lib.figures import images
+from clay_lib.figures.maps import Layer, show_on_map, static_map
+from clay_lib.runs.notebooks import output_folder, write_metrics
+from clay_lib.world.earth import CLASS_COLOURS, CLASSES, MiniWorld
 
 _ = torch.set_grad_enabled(False)
 
@@ -177,17 +178,17 @@ if scene:
 
     groups = KMeans(min(5, len(chips)), n_init=10, random_state=seed).fit_predict(centred(vectors[kind]))
     labels, legend = np.array([f"group {g + 1}" for g in groups]), "alike vectors"
-    colours = plots.class_colours(sorted(set(labels)))
-    thumbnails = [plots.rgb(p, view.sensor, view.bands, like=pixels, in_decibel=view.in_decibel) for p in chips.pixels]
+    colours = images.class_colours(sorted(set(labels)))
+    thumbnails = [images.rgb(p, view.sensor, view.bands, like=pixels, in_decibel=view.in_decibel) for p in chips.pixels]
 else:
-    thumbnails = [plots.rgb(p, view.sensor, stretch=None) for p in chips.pixels]
+    thumbnails = [images.rgb(p, view.sensor, stretch=None) for p in chips.pixels]
     labels, legend = np.array([CLASSES[k] for k in chips.land_cover]), "land cover"
     colours = {CLASSES[k]: colour for k, colour in CLASS_COLOURS.items()}
 title = f"Chips by their {kind}: neighbours have alike embeddings"
-fig = plots.scatter_thumbnails(
+fig = images.scatter_thumbnails(
     xy, thumbnails, labels, colours=colours, across=int(1.65 * len(chips) ** 0.5), size=7.2, title=title, legend=legend
 )
-_ = plots.save(fig, out_dir / "tsne_thumbnails.png")
+_ = images.save(fig, out_dir / "tsne_thumbnails.png")
 
 # %% [markdown]
 # Look for places where the frames agree: there the model has put land of one kind together without having been told. Where
@@ -215,13 +216,13 @@ if not scene:
     season_colours = dict(
         zip(("winter", "spring", "summer", "autumn"), ("#56B4E9", "#009E73", "#E69F00", "#882255"), strict=True)
     )
-    with plots.style():
+    with images.style():
         fig, axes = plt.subplots(1, 2, figsize=(10.6, 3.9))
-    plots.scatter(
+    images.scatter(
         xy, seasons, colours=season_colours, title=f"{sensor}, two dates a place", legend="season", ax=axes[0]
     )
-    plots.scatter(lay_out(together), taken_by, title="One date, several sensors", legend="sensor", ax=axes[1])
-    _ = plots.save(fig, out_dir / "tsne_season_sensor.png")
+    images.scatter(lay_out(together), taken_by, title="One date, several sensors", legend="sensor", ax=axes[1])
+    _ = images.save(fig, out_dir / "tsne_season_sensor.png")
 
 # %% [markdown]
 # ## Who is next to whom
@@ -270,10 +271,10 @@ titles = [f"{'like: ' if n == 0 else ''}{labels[i]}" for row in order for n, i i
 titles = [
     t.replace("permanent ", "").replace("bare / sparse vegetation", "bare").replace("herbaceous ", "") for t in titles
 ]
-fig = plots.show_row([thumbnails[i] for i in order.ravel()], titles, columns=order.shape[1], size=0.95)
+fig = images.show_row([thumbnails[i] for i in order.ravel()], titles, columns=order.shape[1], size=0.95)
 for ax in fig.axes:
     ax.title.set_fontsize(6.5)
-_ = plots.save(fig, out_dir / "neighbours.png")
+_ = images.save(fig, out_dir / "neighbours.png")
 
 # %% [markdown]
 # Now choose for yourself. Run the cell, **click a dot**, and its neighbours appear. Give it a label, click a chip of
@@ -300,7 +301,7 @@ P = clay.model.config.patch_size
 low, high = np.nanpercentile(parts, (2, 98), axis=(0, 1))
 inside = np.isfinite(parts).all(axis=-1)  # patches of nodata have no embedding
 colour_map = np.where(inside[..., None], np.clip((parts - low) / (high - low), 0, 1), 0)
-picture = plots.rgb(pixels, view.sensor, view.bands, valid=view.valid, in_decibel=view.in_decibel)
+picture = images.rgb(pixels, view.sensor, view.bands, valid=view.valid, in_decibel=view.in_decibel)
 print(f"{parts.shape[0]} x {parts.shape[1]} patches, the first three of {patches.shape[-1]} directions")
 
 # %% [markdown]
@@ -321,13 +322,13 @@ else:
     print("the file says nothing of its place, so there is no map")
     pair = [picture, np.where(inside[..., None], colour_map, 0.85)]
     titles = [view.sensor.name, f"patch embeddings, {parts.shape[0]} x {parts.shape[1]}"]
-    fig = plots.show_row(pair, titles, gsd=[view.gsd, view.gsd * P], size=2.4)
-    _ = plots.save(fig, out_dir / "components.png")
+    fig = images.show_row(pair, titles, gsd=[view.gsd, view.gsd * P], size=2.4)
+    _ = images.save(fig, out_dir / "components.png")
 
 # %%
 if view.crs:
     fig = static_map(layers, size=2.8)
-    _ = plots.save(fig, out_dir / "map.png")
+    _ = images.save(fig, out_dir / "map.png")
     plt.show()
 
 # %% [markdown]

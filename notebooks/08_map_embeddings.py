@@ -43,18 +43,22 @@ from IPython.display import display
 from odc.geo.geobox import GeoBox
 from sklearn.metrics import roc_auc_score
 
-from clay_lib import Clay, checks, plots
-from clay_lib.archives import archives_of, find_looks, read_look
-from clay_lib.chips import in_cache
-from clay_lib.embed import embed_area, principal_components
-from clay_lib.local_archive import Event, serve_archive, write_archive
-from clay_lib.maps import Layer, show_on_map, static_map
-from clay_lib.miniworld import MiniWorld
-from clay_lib.runner import output_folder, write_metrics
-from clay_lib.scenes import write_raster
-from clay_lib.search import search, write_geojson
-from clay_lib.search_table import open_vectors
+from clay_lib import Clay
+from clay_lib.areas.archives import find_looks
+from clay_lib.areas.area import embed_area
+from clay_lib.areas.items import archives_of
+from clay_lib.areas.local import Event, serve_archive, write_archive
+from clay_lib.areas.reading import read_look
+from clay_lib.areas.search import open_vectors, search, write_geojson
+from clay_lib.clay import principal_components
+from clay_lib.course import checks
+from clay_lib.data.chips import in_cache
+from clay_lib.data.rasters import write_raster
+from clay_lib.figures import images
+from clay_lib.figures.maps import Layer, show_on_map, static_map
+from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.sensors import SENSORS
+from clay_lib.world.earth import MiniWorld
 
 _ = torch.set_grad_enabled(False)
 
@@ -171,7 +175,7 @@ server.close()
 halves = {
     name: image.reshape(len(image), h * P // 2, 2, w * P // 2, 2).mean(axis=(2, 4)) for name, image in pixels.items()
 }
-pictures = {name: plots.rgb(image, sensor, like=halves["before"]) for name, image in halves.items()}
+pictures = {name: images.rgb(image, sensor, like=halves["before"]) for name, image in halves.items()}
 coarse = tuple(grid.transform * grid.transform.scale(2))[:6]
 
 # %% [markdown]
@@ -192,7 +196,7 @@ layers = {
     "embeddings after": Layer("embeddings after", colours[1], crs, cells, valid=known),
 }
 fig = static_map(list(layers.values()), size=2.5)
-_ = plots.save(fig, out_dir / "embeddings.png")
+_ = images.save(fig, out_dir / "embeddings.png")
 plt.show()
 
 # %% [markdown]
@@ -270,7 +274,7 @@ layers["likeness"] = Layer(
     (-top, top), "cosine of patch vectors", opacity=0.7,
 )  # fmt: skip
 fig = static_map([layers["before"], layers["likeness"]], size=3.0, outlines=outlines)
-_ = plots.save(fig, out_dir / "hits.png")
+_ = images.save(fig, out_dir / "hits.png")
 plt.show()
 
 # %% [markdown]
@@ -358,7 +362,7 @@ if made:
     circle = gpd.GeoSeries.from_xy([x + event.east], [y + event.north], crs=crs).buffer(event.radius)
     outline = {"cleared in between, about": gpd.GeoDataFrame(geometry=circle)}
 fig = static_map([layers["change"], layers["pixels"]], size=3.2, outlines=outline)
-_ = plots.save(fig, out_dir / "change.png")
+_ = images.save(fig, out_dir / "change.png")
 plt.show()
 
 # %% [markdown]

@@ -34,11 +34,14 @@ import yaml
 from IPython.display import display
 from scipy import stats
 
-from clay_lib import ContractError, checks, plots, sweep_plots
-from clay_lib.runner import RUNS, output_folder, write_metrics
-from clay_lib.specification import make_sweep, read_sweep
-from clay_lib.sweep import run_sweep
-from clay_lib.sweep_table import best, differences, one_at_a_time, over_seeds
+from clay_lib import ContractError
+from clay_lib.course import checks
+from clay_lib.figures import images
+from clay_lib.runs import report
+from clay_lib.runs.notebooks import RUNS, output_folder, write_metrics
+from clay_lib.runs.specification import make_sweep, read_sweep
+from clay_lib.runs.sweep import run_sweep
+from clay_lib.runs.tables import best, differences, one_at_a_time, over_seeds
 
 # %% tags=["parameters"]
 seed: int = 0  # the first seed of the small sweep
@@ -152,8 +155,8 @@ print(
 
 # %%
 ranked = best(table, "error", "min", by)
-fig = sweep_plots.ranking(table, "error", "min", by)
-_ = plots.save(fig, out_dir / "ranking.png")
+fig = report.ranking(table, "error", "min", by)
+_ = images.save(fig, out_dir / "ranking.png")
 
 # %% [markdown]
 # ## One parameter at a time
@@ -163,8 +166,8 @@ _ = plots.save(fig, out_dir / "ranking.png")
 
 # %%
 for name in by:
-    fig = sweep_plots.effect(table, name, asked.metrics)
-    _ = plots.save(fig, out_dir / f"effect_{name}.png")
+    fig = report.effect(table, name, asked.metrics)
+    _ = images.save(fig, out_dir / f"effect_{name}.png")
     plt.show()
 
 # %%
@@ -180,8 +183,8 @@ print(one.round(3).to_string(index=False))
 # it, only darker, they act on their own.
 
 # %%
-fig = sweep_plots.pair(table, *by, "error")
-_ = plots.save(fig, out_dir / "pair.png")
+fig = report.pair(table, *by, "error")
+_ = images.save(fig, out_dir / "pair.png")
 
 # %% [markdown]
 # ## Overlapping intervals
@@ -193,8 +196,8 @@ _ = plots.save(fig, out_dir / "pair.png")
 # %%
 base = {name: ranked[name].iloc[len(ranked) // 2] for name in by}
 apart = differences(table, "error", by, base)
-fig = sweep_plots.against(table, "error", "min", by, base)
-_ = plots.save(fig, out_dir / "paired.png")
+fig = report.against(table, "error", "min", by, base)
+_ = images.save(fig, out_dir / "paired.png")
 
 # %%
 level = ranked.iloc[len(ranked) // 2]
@@ -235,7 +238,7 @@ if not results:
 for name, rows in results.items():
     of = asked_of[name]
     for metric, direction in of.metrics.items():
-        print(f"{name}, by {metric} ({sweep_plots.BETTER[direction]})")
+        print(f"{name}, by {metric} ({report.BETTER[direction]})")
         display(best(rows, metric, direction, of.varied, of.seed).head(9).round(3))
 
 # %%
@@ -244,10 +247,10 @@ for name, rows in results.items():
     metric, direction = next(iter(of.metrics.items()))
     base = one_at_a_time(rows, of.varied)
     if base:
-        fig = sweep_plots.against(rows, metric, direction, of.varied, base, of.seed)
+        fig = report.against(rows, metric, direction, of.varied, base, of.seed)
     else:
-        fig = sweep_plots.ranking(rows, metric, direction, of.varied, of.seed)
-    _ = plots.save(fig, out_dir / f"{name}.png")
+        fig = report.ranking(rows, metric, direction, of.varied, of.seed)
+    _ = images.save(fig, out_dir / f"{name}.png")
     plt.show()
 
 # %%
@@ -256,9 +259,9 @@ for name, rows in results.items():
     if one_at_a_time(rows, of.varied):
         continue
     for parameter in of.varied:
-        sweep_plots.effect(rows, parameter, of.metrics, of.seed)
+        report.effect(rows, parameter, of.metrics, of.seed)
     if len(of.varied) == 2:
-        sweep_plots.pair(rows, *of.varied, next(iter(of.metrics)), of.seed)
+        report.pair(rows, *of.varied, next(iter(of.metrics)), of.seed)
     plt.show()
 
 # %% [markdown]
@@ -379,7 +382,7 @@ metrics = {
     "shipped sweeps read": len(results),
 }
 write_metrics(out_dir, metrics)
-said = {name: sweep_plots.in_words({k: row[k] for k in by}) for name, row in (("best", winner), ("worst", loser))}
+said = {name: report.in_words({k: row[k] for k in by}) for name, row in (("best", winner), ("worst", loser))}
 print(f"""- {len(table)} runs over {len(ranked)} settings and {seeds} seeds; the second start had nothing left to do.
 - Copying errs least with {said["best"]}: {winner["value"]:.3f} standard deviations ({winner["low"]:.3f} to {winner["high"]:.3f});
   most with {said["worst"]}: {loser["value"]:.3f} ({loser["low"]:.3f} to {loser["high"]:.3f}).

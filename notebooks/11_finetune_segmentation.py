@@ -39,20 +39,21 @@ from IPython.display import display
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from clay_lib import Clay, checks, plots
-from clay_lib.chips import in_cache
-from clay_lib.classwise import class_scores, confusions, iou, lead, pixel_classifier
-from clay_lib.dataset_files import raster_pairs
-from clay_lib.datasets import IGNORE, world_set
-from clay_lib.finetuning import Finetuned, FinetuneSettings, finetune
-from clay_lib.heads import spread_layers
-from clay_lib.intervals import as_text
-from clay_lib.miniworld import CLASS_COLOURS, CLASSES, MiniWorld
-from clay_lib.predictions import predict_raster
-from clay_lib.runner import output_folder, write_metrics
-from clay_lib.scenes import write_raster
-from clay_lib.seams import checkerboard
-from clay_lib.splits import spatial_blocks
+from clay_lib import Clay
+from clay_lib.areas.rasters import checkerboard
+from clay_lib.course import checks
+from clay_lib.data.chips import in_cache
+from clay_lib.data.labels import IGNORE, raster_pairs, world_set
+from clay_lib.data.rasters import write_raster
+from clay_lib.data.splits import spatial_blocks
+from clay_lib.evaluation.intervals import as_text
+from clay_lib.evaluation.segmentation import class_scores, confusions, iou, lead, pixel_classifier
+from clay_lib.figures import images as plots
+from clay_lib.heads.finetune import Finetuned, FinetuneSettings, finetune
+from clay_lib.heads.heads import spread_layers
+from clay_lib.heads.predict import predict_raster
+from clay_lib.runs.notebooks import output_folder, write_metrics
+from clay_lib.world.earth import CLASS_COLOURS, CLASSES, MiniWorld
 
 # %% tags=["parameters"]
 seed: int = 0  # of the mini-world, of the heads and of every draw

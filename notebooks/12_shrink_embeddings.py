@@ -32,16 +32,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from clay_lib import SENSORS, Clay, checks, plots, probes
-from clay_lib.charts import against_bytes
-from clay_lib.chips import in_cache, world_chips
-from clay_lib.compress import from_int8, neighbours_kept, principal_axes, shrink
-from clay_lib.embed import embed_chips
-from clay_lib.evaluation import Evaluation
-from clay_lib.intervals import interval, resample
-from clay_lib.runner import output_folder, write_metrics
-from clay_lib.splits import spatial_blocks
-from clay_lib.vectors import to_int8
+from clay_lib import SENSORS, Clay
+from clay_lib.areas.vectors import from_int8, neighbours_kept, principal_axes, shrink, to_int8
+from clay_lib.clay import embed_chips
+from clay_lib.course import checks
+from clay_lib.data.chips import in_cache, world_chips
+from clay_lib.data.splits import spatial_blocks
+from clay_lib.evaluation import probes
+from clay_lib.evaluation.evaluate import Evaluation
+from clay_lib.evaluation.intervals import interval, resample
+from clay_lib.figures import images
+from clay_lib.figures.charts import against_bytes
+from clay_lib.runs.notebooks import output_folder, write_metrics
 
 # %% tags=["parameters"]
 seed: int = 0  # of the mini-world and of every draw
@@ -92,16 +94,16 @@ assert (np.abs(back - test_x) <= 0.5001 * scale[:, None]).all()
 print(f"bytes: {test_x[0].nbytes} -> {whole[0].nbytes} + {scales[0].nbytes} for the scale")
 
 # %%
-with plots.style():
+with images.style():
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
-    left.plot(test_x[0][:24], "o", color=plots.PALETTE[0], ms=6, label="float32")
-    left.plot(back[0][:24], "x", color=plots.PALETTE[1], ms=6, label="int8 times scale")
+    left.plot(test_x[0][:24], "o", color=images.PALETTE[0], ms=6, label="float32")
+    left.plot(back[0][:24], "x", color=images.PALETTE[1], ms=6, label="int8 times scale")
     left.set(title="24 numbers of one embedding", xlabel="number of the vector", ylabel="value")
     left.legend(loc="best")
     error = ((back - test_x) / scale[:, None]).ravel()
-    right.hist(error, bins=40, color=plots.PALETTE[0])
+    right.hist(error, bins=40, color=images.PALETTE[0])
     right.set(title="Rounding, all test chips", xlabel="error in scales", ylabel="numbers")
-plots.save(fig, out_dir / "int8.png")
+images.save(fig, out_dir / "int8.png")
 plt.show()
 
 # %% [markdown]
@@ -114,16 +116,16 @@ plt.show()
 mean, axes = principal_axes(train_x, min(D, N - 1))
 variance = ((train_x - mean) @ axes.T).var(axis=0)
 share = np.cumsum(variance) / variance.sum()
-with plots.style():
+with images.style():
     fig, ax = plt.subplots(figsize=(6.4, 3.2))
-    ax.plot(np.arange(1, len(share) + 1), 100 * share, color=plots.PALETTE[0], lw=1.8)
+    ax.plot(np.arange(1, len(share) + 1), 100 * share, color=images.PALETTE[0], lw=1.8)
     for c in components:
-        ax.plot(c, 100 * share[c - 1], "o", color=plots.PALETTE[1])
+        ax.plot(c, 100 * share[c - 1], "o", color=images.PALETTE[1])
         ax.annotate(f"{c}: {share[c - 1]:.1%}", (c, 100 * share[c - 1]), xytext=(6, -14), textcoords="offset points")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel="principal components", ylabel="variance kept (%)", title="How many numbers an embedding is made of")
-plots.save(fig, out_dir / "variance.png")
+images.save(fig, out_dir / "variance.png")
 plt.show()
 
 # %% [markdown]
@@ -162,7 +164,7 @@ for probe in which:
     )
     known = dict(title=f"Land cover, {probe}", floor=("pixel statistics", 100 * floor[probe]))
     fig = against_bytes(part, ylabel="test chips named correctly (%)", **known)
-    plots.save(fig, out_dir / f"bytes_{probe.split(' ')[0].split('-')[0]}.png")
+    images.save(fig, out_dir / f"bytes_{probe.split(' ')[0].split('-')[0]}.png")
     plt.show()
 
 # %% [markdown]
@@ -197,13 +199,13 @@ kept = pd.DataFrame(kept, index=["kept", "low", "high"]).T
 assert kept.loc["float32", "kept"] == 1.0
 bars = kept.rename(columns={"kept": "value"}).rename_axis("name").reset_index()
 bars = bars.assign(name=[f"{form}, {bytes_of[form]} bytes" for form in forms], kind=[how[form] for form in forms])
-fig = plots.bars_with_intervals(
+fig = images.bars_with_intervals(
     bars,
     label=f"share of the {k} nearest chips that stay among the {k} nearest",
     title="Neighbours kept",
     limits=(0, 1),
 )
-plots.save(fig, out_dir / "neighbours.png")
+images.save(fig, out_dir / "neighbours.png")
 plt.show()
 
 # %% [markdown]

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from clay_lib import SENSORS, Clay, ClayConfig
-from clay_lib.birth import born, cosine_kernels, set_kernels
+from clay_lib.clay import born
+from clay_lib.model import cosine_kernels, set_kernels
 
 TINY = ClayConfig.named("tiny", ladder="geometric")
 

@@ -21,9 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from clay_lib import Clay, ClayConfig, ClayMAE, ContractError
 from clay_lib.__main__ import main
-from clay_lib.bench_loading import load_memory, released_settings, write_released
-from clay_lib.checkpoint import load_model, load_released_state, save_model
-from clay_lib.convert import convert
+from clay_lib.checkpoint import convert, load_model, load_released_state, save_model
+from clay_lib.runs.bench import load_memory, released_settings, write_released
 
 MICRO = ClayConfig(24, 3, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=12)
 TINY = ClayConfig.named("tiny", teacher_dim=24)

@@ -6,7 +6,7 @@ import torch
 from test_training import fake_chips
 
 from clay_lib import ContractError
-from clay_lib.augment import LEFT_RIGHT, UP_DOWN
+from clay_lib.data.augment import LEFT_RIGHT, UP_DOWN
 from clay_lib.datacube import make_datacube
 from clay_lib.datamodule import ClayDataModule, Draws, PlannedBatches, SensorBatches
 

@@ -5,8 +5,8 @@ import pytest
 from test_training import fake_chips
 
 from clay_lib import SENSORS, Clay, ClayConfig
-from clay_lib.chips import world_chips
-from clay_lib.embed import embed_chips, principal_components, reconstruction_scores
+from clay_lib.clay import embed_chips, principal_components, reconstruction_scores
+from clay_lib.data.chips import world_chips
 
 CLAY = Clay.random(ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=12), seed=1)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clay_lib import Clay, ClayConfig, ContractError, Datacube
 from clay_lib.datacube import make_datacube
 from clay_lib.encoder import fill_holes, mask_around_holes
-from clay_lib.holes import RULES, cloud, fill_study, removal_study, scattered
+from clay_lib.evaluation.ablation import RULES, cloud, fill_study, removal_study, scattered
 from clay_lib.loss import reconstruction_loss
 
 P = 4

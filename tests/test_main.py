@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clay_lib import __main__ as cli
-from clay_lib import profiles
+from clay_lib.runs import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,8 +89,8 @@ def test_a_scene_reaches_the_notebooks_as_a_whole_path(monkeypatch, tmp_path):
     seen = {}
     (tmp_path / "a field.tif").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(profiles, "scene_walk", lambda profile: ["05"])
-    monkeypatch.setattr(profiles, "run_profile", lambda profile, **rest: seen.update(rest) or [])
+    monkeypatch.setattr(notebooks, "scene_walk", lambda profile: ["05"])
+    monkeypatch.setattr(notebooks, "run_profile", lambda profile, **rest: seen.update(rest) or [])
     assert cli.main(["run", "--scene", "a field.tif", "--sensor", "naip", "--overrides.seed", "4"]) == 0
     assert seen["notebooks"] == ["05"] and seen["out"].name == "demo-scene"
     assert seen["overrides"] == {"scene": str(tmp_path / "a field.tif"), "sensor": "naip", "seed": 4}
@@ -115,7 +115,7 @@ sys.exit(cli.main(["run", "--profile", {str(tmp_path / "tiny.yaml")!r}]))
 
 
 def test_a_place_of_the_mini_world_lands_in_a_file_that_reads_as_a_scene(tmp_path, capsys):
-    from clay_lib.scenes import read_scene
+    from clay_lib.data.rasters import read_scene
 
     path = tmp_path / "deep" / "town.tif"
     argv = ["world", str(path), "--land_cover", "50", "--sensor", "modis", "--size", "64", "--when", "2023-02-03T11:00"]

@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from clay_lib import SENSORS, Clay, ClayConfig
-from clay_lib.birth import born
-from clay_lib.chips import DATA, in_cache, world_chips
-from clay_lib.embed import embed_chips, reconstruction_scores
+from clay_lib.clay import born, embed_chips, reconstruction_scores
+from clay_lib.data.chips import DATA, in_cache, world_chips
 
 WEIGHTS = DATA / "weights" / "clay-mini.safetensors"
 

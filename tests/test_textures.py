@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from clay_lib import probes
+from clay_lib.evaluation import probes
 from clay_lib.sensors import SENSORS
-from clay_lib.textures import QUIET, TextureTeacher, texture_statistics, texture_teacher
+from clay_lib.teacher import QUIET, TextureTeacher, texture_statistics, texture_teacher
 
 
 def noise(count, seed, size=64):

@@ -15,12 +15,20 @@ import yaml
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.__main__ import main
-from clay_lib.chips import Chips
+from clay_lib.data.chips import Chips
 from clay_lib.datamodule import ClayDataModule, Draws, PlannedBatches, SensorBatches
-from clay_lib.pretrain import read_config
-from clay_lib.resuming import Average, newest_checkpoint, read_checkpoint
+from clay_lib.runs.pretrain import read_config
 from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view
-from clay_lib.training import ClayModule, TrainSettings, drop_bands, schedule, train
+from clay_lib.training import (
+    Average,
+    ClayModule,
+    TrainSettings,
+    drop_bands,
+    newest_checkpoint,
+    read_checkpoint,
+    schedule,
+    train,
+)
 
 MICRO = ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=64)
 
@@ -346,7 +354,7 @@ class TestCommand:
     @pytest.fixture
     def config(self, tmp_path, monkeypatch):
         made = lambda sensor, count, *, size, **_: fake_chips(sensor, count, size)  # noqa: E731
-        monkeypatch.setattr("clay_lib.chips.world_chips", made)
+        monkeypatch.setattr("clay_lib.data.chips.world_chips", made)
         changes = {k: v for k, v in asdict(MICRO).items() if k != "teacher_dim"}
         values = {
             "model": {"size": "tiny", "changes": changes},

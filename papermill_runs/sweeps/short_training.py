@@ -19,12 +19,12 @@
 # minute on one thread.
 
 # %%
-from clay_lib import ClayConfig, probes
-from clay_lib.birth import born
-from clay_lib.chips import world_chips
+from clay_lib import ClayConfig
+from clay_lib.clay import born, embed_chips, reconstruction_scores
+from clay_lib.data.chips import world_chips
 from clay_lib.datamodule import ClayDataModule
-from clay_lib.embed import embed_chips, reconstruction_scores
-from clay_lib.runner import output_folder, write_metrics
+from clay_lib.evaluation import probes
+from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.training import TrainSettings, train
 
 # %% tags=["parameters"]

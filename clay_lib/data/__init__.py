@@ -1,0 +1,7 @@
+"""Images in, chips out: readers for any image, the contract check, labels, chip stores and teacher targets."""
+
+from clay_lib import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__, {"images": "open_image", "check": "check_contract", "chips": "Chips in_cache"}
+)

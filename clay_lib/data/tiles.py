@@ -1,0 +1,186 @@
+"""Tiles: a fixed global grid of square chips, so that a place has the same tile and the same name in every run.
+
+A tile is `size` pixels a side on the pixels of its archive. Its column and row count from the origin of the CRS, shifted
+by the archive's anchor, so that a tile's corners are pixel corners and neighbours share them. What is asked for never
+moves the grid: an area only picks tiles from it, and `overlap` only widens what is read around one.
+
+Archives in UTM have a grid in every zone. A place belongs to the zone of its own longitude (6 degrees wide, without the
+exceptions of Norway and Svalbard) and so to one tile of one zone. Tiles on the edge of a zone reach into the next: two
+zones' grids are turned against each other, and a rule by the tiles' centres would leave wedges that nobody covers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import shapely
+from pyproj import CRS, Transformer
+from shapely.geometry.base import BaseGeometry
+
+from clay_lib.errors import ContractError
+
+LONGEST_EDGE = 16_000.0  # m; a longer edge gets corners in between, since it is a curve in WGS84
+
+
+@dataclass(frozen=True)
+class Grid:
+    """crs: "utm" (each hemisphere's own zones), "utm-north" (northern zones everywhere, as Landsat has them), or a CRS.
+
+    gsd: metres per pixel. size: pixels a side of a tile. anchor: where pixel corners lie, metres modulo gsd (x, y).
+    """
+
+    crs: str
+    gsd: float
+    size: int = 256
+    anchor: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self):
+        if not (self.gsd > 0 and self.size >= 1):
+            raise ContractError("gsd, size", (self.gsd, self.size), "metres per pixel, and pixels a side", "no number")
+        object.__setattr__(self, "anchor", tuple(float(v) % self.gsd for v in self.anchor))
+
+    def tile(self, crs: str, column: int, row: int) -> Tile:
+        return Tile(crs, self.gsd, self.size, self.anchor, int(column), int(row))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One cell of a grid. column and row: counted east and north from the origin of the CRS, negative beyond it."""
+
+    crs: str
+    gsd: float
+    size: int
+    anchor: tuple[float, float]
+    column: int
+    row: int
+
+    @property
+    def id(self) -> str:
+        """Such as 32633-10m-256-e0123-n0456; w and s count from the origin westwards and southwards, from 1."""
+        east = f"e{self.column:04d}" if self.column >= 0 else f"w{-self.column:04d}"
+        north = f"n{self.row:04d}" if self.row >= 0 else f"s{-self.row:04d}"
+        return f"{crs_name(self.crs)}-{self.gsd:.6g}m-{self.size}-{east}-{north}"
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(west, south, east, north) in metres of the CRS."""
+        side = self.size * self.gsd
+        west, south = self.anchor[0] + self.column * side, self.anchor[1] + self.row * side
+        return west, south, west + side, south + side
+
+    def geobox(self, overlap: int = 0):
+        """odc.geo GeoBox, north up, widened by `overlap` pixels on every side."""
+        from odc.geo.geobox import GeoBox
+        from rasterio.transform import Affine
+
+        west, _, _, north = self.bounds
+        wider = overlap * self.gsd
+        side = self.size + 2 * overlap
+        return GeoBox((side, side), Affine(self.gsd, 0, west - wider, 0, -self.gsd, north + wider), self.crs)
+
+    @cached_property
+    def polygon(self) -> BaseGeometry:
+        """WGS84 degrees; two parts where the tile crosses the antimeridian."""
+        ring = shapely.segmentize(shapely.box(*self.bounds), LONGEST_EDGE)
+        return cut_at_antimeridian(project(ring, self.crs, "EPSG:4326"))
+
+    @cached_property
+    def centre(self) -> tuple[float, float]:
+        """(lat, lon) in degrees."""
+        west, south, east, north = self.bounds
+        lon, lat = transformer(self.crs, "EPSG:4326").transform((west + east) / 2, (south + north) / 2)
+        return lat, lon
+
+
+def grid_of(archive, size: int = 256) -> Grid:
+    """The grid on an archive's pixels (its crs, gsd and anchor). A CRS in degrees has no square metres: UTM then."""
+    anchor = archive.anchor if isinstance(archive.anchor, (tuple, list)) else (archive.anchor,) * 2
+    if not archive.crs.startswith("utm") and CRS(archive.crs).is_geographic:
+        return Grid("utm", archive.gsd, size)
+    return Grid(archive.crs, archive.gsd, size, tuple(anchor))
+
+
+def tiles_of(area: BaseGeometry, grid: Grid) -> list[Tile]:
+    """The tiles that share more than an edge with an area in WGS84 degrees; zone by zone, from north-west to south-east.
+
+    A point or a line has the tiles that it lies in.
+    """
+    if area.is_empty or not area.is_valid:
+        raise ContractError(
+            "area",
+            "an empty area" if area.is_empty else shapely.is_valid_reason(area),
+            "a polygon in WGS84 degrees that does not cross itself",
+            "a filter that left nothing" if area.is_empty else "a ring drawn wrongly: shapely.make_valid mends it",
+        )
+    tiles = []
+    for crs, part in _parts(area, grid.crs):
+        shape = project(shapely.segmentize(part, 0.05), "EPSG:4326", crs)
+        inner = shape.buffer(-1e-3 * grid.gsd)  # an area cut along tiles has their edges but for rounding
+        shape = shape if inner.is_empty else inner
+        side = grid.size * grid.gsd
+        west, south, east, north = shape.bounds
+        first = [math.floor((v - a) / side) for v, a in zip((west, south), grid.anchor, strict=True)]
+        last = [math.floor((v - a) / side) for v, a in zip((east, north), grid.anchor, strict=True)]
+        columns = np.arange(first[0], last[0] + 1)
+        shapely.prepare(shape)
+        for row in range(last[1], first[1] - 1, -1):
+            x, y = grid.anchor[0] + columns * side, grid.anchor[1] + row * side
+            touched = shapely.intersects(shape, shapely.box(x, y, x + side, y + side))
+            tiles += [grid.tile(crs, column, row) for column in columns[touched]]
+    return tiles
+
+
+def _parts(area: BaseGeometry, crs: str):
+    """(CRS, the part of the area that belongs to it), from west to east and north to south."""
+    if not crs.startswith("utm"):
+        yield crs, area
+        return
+    west, _, east, _ = area.bounds
+    for zone in range(max(1, _zone(west)), min(60, _zone(east)) + 1):
+        lon = -180 + 6 * (zone - 1)
+        halves = [(326, -90, 90)] if crs == "utm-north" else [(326, 0, 90), (327, -90, 0)]
+        for code, south, north in halves:
+            part = area.intersection(shapely.box(lon, south, lon + 6, north))
+            if not part.is_empty and (area.area == 0 or part.area > 0):
+                yield f"EPSG:{code}{zone:02d}", part
+
+
+def _zone(lon: float) -> int:
+    return math.floor((lon + 180) / 6) + 1
+
+
+def cut_at_antimeridian(ring: BaseGeometry) -> BaseGeometry:
+    """A ring in WGS84 degrees, in two parts where it runs across the antimeridian and so seems to span the globe."""
+    west, _, east, _ = ring.bounds
+    if east - west < 180:
+        return ring
+    whole = shapely.transform(ring, lambda xy: np.stack([xy[:, 0] % 360, xy[:, 1]], axis=1))
+    parts = [whole.intersection(shapely.box(0, -90, 180, 90))]
+    beyond = whole.intersection(shapely.box(180, -90, 360, 90))
+    parts.append(shapely.transform(beyond, lambda xy: xy - [360, 0]))
+    return shapely.MultiPolygon(parts)
+
+
+def project(shape: BaseGeometry, source: str, target: str) -> BaseGeometry:
+    """A shape from one CRS to another, corner by corner, x before y."""
+    change = transformer(source, target)
+    return shapely.transform(shape, lambda xy: np.stack(change.transform(xy[:, 0], xy[:, 1]), axis=1))
+
+
+@lru_cache(maxsize=256)
+def transformer(source: str, target: str) -> Transformer:
+    return Transformer.from_crs(source, target, always_xy=True)
+
+
+@lru_cache(maxsize=256)
+def crs_name(crs: str) -> str:
+    """The EPSG code, or the projection's name for what has none (sinusoidal)."""
+    known = CRS(crs)
+    code, operation = known.to_epsg(), known.coordinate_operation
+    return (
+        str(code) if code else re.sub(r"[^a-z0-9]+", "", (operation.method_name if operation else known.name).lower())
+    )

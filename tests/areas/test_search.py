@@ -1,0 +1,318 @@
+"""Search: exact, fast, honest about what it cannot answer."""
+
+import json
+import time
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import shapely
+from usearch.index import search as usearch_search
+
+from clay_lib.__main__ import main
+from clay_lib.areas.search import nearest, open_vectors, search, search_command, write_geojson
+from clay_lib.areas.vectors import done_ids, read_vectors, to_int8, write_part
+from clay_lib.errors import ContractError
+
+STEP = 0.01  # degrees between the middles of neighbouring tiles
+ABOUT = dict(sensor="sentinel-2-l2a", gsd=10.0, model="clay-mini", weights="ab" * 8, configuration="cd" * 8)
+
+
+def rows_of(vectors, *, day="2023-06-10", side=20, west=7.0, south=46.0):
+    """Rows as embed_area hands them over: tiles in rows of `side`, row by row from the south-west."""
+    rows = []
+    for n, vector in enumerate(np.asarray(vectors, np.float32)):
+        y, x = south + STEP * (n // side), west + STEP * (n % side)
+        outline = shapely.box(x - STEP / 2, y - STEP / 2, x + STEP / 2, y + STEP / 2)
+        rows.append(dict(id=f"t{n:04d}_{day}", tile=f"t{n:04d}", geometry=outline, time=pd.Timestamp(day, tz="UTC"),
+                         vector=vector, patch_mean=-vector, valid_share=1.0, cloud_cover=0.0, items=["i"]))  # fmt: skip
+    return rows
+
+
+def write(out, vectors, *, store="int8", about=ABOUT, **how):
+    write_part(out, rows_of(vectors, **how), (), about, len(vectors[0]), store)
+    return out
+
+
+def cosines(values, query):
+    values, query = np.asarray(values, np.float64), np.asarray(query, np.float64)
+    return values @ query / np.linalg.norm(values, axis=1) / np.linalg.norm(query)
+
+
+@pytest.fixture
+def table(tmp_path, rng):
+    return write(tmp_path, rng.normal(size=(400, 24)) + 1), rng
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("share", [0, 0.6])
+def test_a_part_that_was_cut_short_is_named(table, rng, capsys, share):
+    out, _ = table
+    write(out, rng.normal(size=(40, 24)) + 1, day="2023-07-10")
+    (part, *_) = sorted(out.rglob("*.parquet"))[::-1]  # the second that is opened
+    part.write_bytes(part.read_bytes()[: int(share * part.stat().st_size)])
+    assert main(["search", str(out), "--like", "46.03,7.05"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and part.name in told and "copy it again, or delete the file" in told
+    for read in (lambda: read_vectors(out), lambda: done_ids(out, ABOUT["sensor"], ABOUT["configuration"])):
+        with pytest.raises(ContractError, match=part.name):
+            read()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float16])
+@pytest.mark.parametrize("alike", [0.0, 5.0])  # 5: all vectors share one large part, cosines lie close together
+def test_neighbours_are_those_of_numpy(dtype, alike, rng):
+    values = rng.normal(size=(40_000, 48)) + alike
+    values = to_int8(values)[0] if dtype == np.int8 else values.astype(dtype)
+    some = rng.normal(size=48) + alike  # not a row of the table: has to be rounded to its type
+    for query, keep in ((values[11], None), (some, None), (some, rng.random(len(values)) < 0.3)):
+        truth = cosines(values, query)
+        truth[~keep if keep is not None else []] = -np.inf
+        rows, scores = nearest(values, query, 50, keep)
+        assert rows.tolist() == np.argsort(-truth, kind="stable")[:50].tolist()
+        np.testing.assert_allclose(scores, truth[rows], rtol=0, atol=1e-12)
+
+
+def test_rounding_of_the_query_hides_no_neighbour(rng):
+    """Vectors nearer to each other than int8 can tell the query: usearch alone misorders them, the search does not."""
+    base = rng.normal(size=64)
+    values = to_int8(base + 0.02 * rng.normal(size=(3000, 64)))[0]
+    query = base + 0.3 * rng.normal(size=64)
+    rounded = np.rint(query / np.abs(query).max() * 127).astype(np.int8)
+    truth = np.argsort(-cosines(values, query), kind="stable")[:20]
+    assert usearch_search(values, rounded, 20, exact=True).keys.tolist() != truth.tolist()
+    assert nearest(values, query, 20)[0].tolist() == truth.tolist()
+
+
+def test_ties_zeros_and_scales():
+    """Equal cosines keep the table's order, whatever the length of a row; rows of zeros are never hits."""
+    values = np.array([[0, 0, 0], [2, 4, 6], [1, 2, 3], [-1, -2, -3], [20, 40, 60], [0, 0, 0], [3, 2, 1]], np.int8)
+    rows, scores = nearest(values, np.array([1, 2, 3]), 7)
+    assert rows.tolist() == [1, 2, 4, 6, 3]
+    np.testing.assert_allclose(scores[[0, 1, 2, 4]], [1, 1, 1, -1], atol=1e-12)
+    many = np.tile(values[1:3], (30_000, 1))  # ties over the edges of blocks
+    assert nearest(many, values[1], 5)[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_place_an_id_and_a_vector_ask_the_same(table):
+    out, _ = table
+    vectors = open_vectors(out)
+    assert vectors.values.dtype == np.int8
+    by_place = search(out, (46.03, 7.052), k=5)  # four rows up, five columns on, off the middle
+    row = vectors.rows["id"].to_pylist().index("t0065_2023-06-10")
+    by_vector = search(vectors, vectors.values[row], k=6)
+    assert by_vector.id[0] == "t0065_2023-06-10" and by_vector.similarity[0] == pytest.approx(1)
+    assert by_place.id.tolist() == search(vectors, "t0065_2023-06-10", k=5).id.tolist() == by_vector.id[1:].tolist()
+    assert by_place["rank"].tolist() == [1, 2, 3, 4, 5] and by_place.crs == "EPSG:4326"
+    with_itself = search(vectors, (46.03, 7.052), k=6, apart=None)
+    assert with_itself.id.tolist() == by_vector.id.tolist()
+    means = search(open_vectors(out, column="patch_mean"), (46.03, 7.052), k=5)  # the same vectors with the other sign
+    assert means.id.tolist() == by_place.id.tolist()
+
+
+def test_hits_keep_their_distance_and_date_and_area(table):
+    out, rng = table
+    later = dict(day="2024-07-01")
+    write(out, rng.normal(size=(400, 24)) + 1, **later)
+    place = (46.05, 7.05)
+    assert "t0105" not in set(search(out, place, k=800).id.str[:5])  # neither on the one date nor on the other
+    hits = search(out, place, k=800, apart=3000.0)
+    from pyproj import Geod
+
+    middles = gpd.GeoSeries(shapely.centroid(hits.geometry.to_numpy()))
+    far = Geod(ellps="WGS84").inv(*np.broadcast_arrays(7.05, 46.05, middles.x, middles.y))[2]
+    assert 2900 < far.min() < 4000 and len(hits) < 800 - 2
+    assert set(search(out, place, dates="2024-06-01/2024-07-01").time.dt.year) == {2024}
+    assert search(out, place, dates=("2023-06-10", "2023-06-10"), k=1000).shape[0] == 399
+    corner = gpd.GeoSeries([shapely.box(7.1, 46.1, 7.13, 46.13)], crs="EPSG:4326")
+    inside = search(out, place, area=corner, k=1000)
+    assert len(inside) == 2 * 16 and inside.intersects(corner[0]).all()
+    with pytest.raises(ContractError, match="none of 800 rows fits"):
+        search(out, place, dates="2020-01-01")
+    with pytest.raises(ContractError, match="sensor naip"):
+        search(out, place, sensor="naip")
+
+
+def test_of_several_dates_the_latest_that_fits_is_asked(table):
+    out, rng = table
+    write(out, rng.normal(size=(400, 24)) + 1, day="2024-07-01")
+    asked = search(out, (46.0, 7.0), k=1, apart=None)
+    assert asked.id[0] == "t0000_2024-07-01"
+    asked = search(out, (46.0, 7.0), k=1, apart=None, dates="2023-01-01/2023-12-31")
+    assert asked.id[0] == "t0000_2023-06-10" and asked.similarity[0] == pytest.approx(1)
+
+
+def test_examples_follow_the_rule(table):
+    out, _ = table
+    vectors = open_vectors(out)
+    ids = vectors.rows["id"].to_pylist()
+    units = vectors.values / np.linalg.norm(vectors.values.astype(float), axis=1, keepdims=True)
+    hits = search(out, ids[0], positives=[ids[1], (46.0, 7.02)], negatives=[ids[9]], k=10)
+    truth = cosines(vectors.values, units[:3].mean(axis=0) - 0.5 * units[9])
+    truth[[0, 1, 2, 9]] = -np.inf  # examples are no hits
+    assert hits.id.tolist() == [ids[n] for n in np.argsort(-truth)[:10]]
+
+
+@pytest.mark.slow
+def test_examples_raise_precision_on_land(tmp_path):
+    """On test places of the mini-world, told apart by the shipped weights: three right and three wrong hits are named."""
+    from clay_lib import Clay
+    from clay_lib.clay import embed_chips
+    from clay_lib.data.chips import in_cache, world_chips
+
+    chips = world_chips("sentinel-2-l2a", 220, split="test", size=32, seed=0)
+    vectors = embed_chips(Clay.load(in_cache("clay-mini.safetensors")), chips)["patch mean"]
+    out, kinds = write(tmp_path, vectors), chips.land_cover
+    table = open_vectors(out)
+    kind_of = {f"t{n:04d}_2023-06-10": kind for n, kind in enumerate(kinds)}
+    plain, helped = [], []
+    for n in range(0, 220, 4):
+        first = search(table, f"t{n:04d}_2023-06-10", k=30)
+        right = [i for i in first.id if kind_of[i] == kinds[n]][:3]
+        wrong = [i for i in first.id if kind_of[i] != kinds[n]][:3]
+        second = search(table, f"t{n:04d}_2023-06-10", positives=right, negatives=wrong, k=10)
+        rest = first[~first.id.isin([*right, *wrong])][:10]  # the same candidates without the help
+        plain.append(np.mean([kind_of[i] == kinds[n] for i in rest.id]))
+        helped.append(np.mean([kind_of[i] == kinds[n] for i in second.id]))
+    assert np.mean(helped) > np.mean(plain) + 0.03
+
+
+def test_geojson_opens_with_the_right_places(table, tmp_path):
+    out, _ = table
+    hits = search(out, (46.03, 7.05), k=7)
+    again = gpd.read_file(write_geojson(hits, tmp_path / "hits.geojson"))
+    assert again.id.tolist() == hits.id.tolist() and again.crs == "EPSG:4326"
+    np.testing.assert_allclose(again.bounds, hits.bounds, atol=1e-7)
+    np.testing.assert_allclose(again.similarity, hits.similarity, atol=1e-6)
+    assert pd.to_datetime(again.time).tolist() == hits.time.tolist()
+    told = json.loads((tmp_path / "hits.geojson").read_text())
+    assert told["features"][0]["geometry"]["coordinates"][0][0][0] == pytest.approx(7, abs=0.3)  # longitude first
+
+
+def test_command(table, tmp_path, capsys):
+    out, _ = table
+    options = [
+        "--like",
+        "46.03,7.05",
+        "--k",
+        "3",
+        "--positives",
+        '["46.1,7.1"]',
+        "--geojson",
+        str(tmp_path / "h.geojson"),
+    ]
+    assert main(["search", str(out), *options]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    hits = gpd.read_file(tmp_path / "h.geojson")
+    assert len(hits) == 3 and [line.split()[-1] for line in printed[:3]] == hits.id.tolist()
+    assert search_command(str(out), like="46.03,7.05", area="7.1,46.1,7.13,46.13", k=2) == 0
+    assert main(["search", str(out), "--like", "7.05,46.03"]) == 2
+    assert "longitude handed in before latitude" in capsys.readouterr().err
+
+
+def test_over_the_date_line(tmp_path, rng):
+    """A tile in two parts is found from both of its sides, and its bounding box hides no other tile."""
+    rows = rows_of(rng.normal(size=(3, 8)), west=10.0, south=0.0)
+    rows[0]["geometry"] = shapely.MultiPolygon(
+        [shapely.box(179.9, -0.1, 180, 0.1), shapely.box(-180, -0.1, -179.9, 0.1)]
+    )
+    write_part(tmp_path, rows, (), ABOUT, 8, "float16")
+    for lon in (179.95, -179.95):
+        assert search(tmp_path, (0.0, lon), k=9, apart=None).id[0] == rows[0]["id"]
+        assert len(search(tmp_path, (0.0, lon), k=9)) == 2
+    with pytest.raises(ContractError, match="place"):
+        search(tmp_path, (0.0, 90.0))
+
+
+def refused(match, *args, **how):
+    with pytest.raises(ContractError, match=match):
+        search(*args, **how)
+
+
+def test_errors(table, tmp_path, rng):
+    out, place = table[0], (46.03, 7.05)
+    refused("k: found 0", out, place, k=0)
+    refused("k: found 2.5", out, place, k=2.5)
+    refused("outside of the area", out, (10.0, 10.0))
+    refused("no row has this id", out, "t9999")
+    refused("a vector of 24 numbers", out, np.ones(23))
+    refused("zeros only", out, np.zeros(24))
+    refused("NaN", out, np.full(24, np.nan))
+    refused("zeros only", out, "t0001_2023-06-10", negatives=["t0001_2023-06-10"], against=1.0)
+    refused("only negative", out, negatives=[place])
+    refused("no such folder", tmp_path / "nowhere", place)
+    (tmp_path / "empty").mkdir()
+    refused("no GeoParquet", tmp_path / "empty", place)
+    refused("dates", out, place, dates="yesterday")
+    write_part(tmp_path / "bare", [], ["t1"], ABOUT, 24, "int8")
+    refused("no rows", tmp_path / "bare", place)
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
+    refused("geometry", tmp_path / "other.parquet", place)
+
+
+@pytest.mark.parametrize("name", ["model", "weights", "configuration"])
+def test_mixtures_are_refused(table, name):
+    out, rng = table
+    place, other = (46.03, 7.05), ABOUT | {name: "other"}
+    write(out, rng.normal(size=(4, 24)), about=other, day="2024-01-01")
+    refused(f"{name}: found 2", out, place)
+    if name == "configuration":
+        assert len(search(open_vectors(out, configuration=ABOUT[name]), place, k=1000)) == 399
+        assert main(["search", str(out), "--like", "46.0,7.0", "--configuration", "other"]) == 0
+
+
+def test_sensors_may_stand_side_by_side(table):
+    """Each has its own configuration; the model is one."""
+    out, rng = table
+    write(
+        out, rng.normal(size=(400, 24)), about=ABOUT | {"sensor": "naip", "configuration": "ef" * 8}, day="2023-06-11"
+    )
+    assert set(search(out, (46.03, 7.05), k=900).sensor) == {"sentinel-2-l2a", "naip"}
+    assert set(search(out, (46.03, 7.05), k=900, sensor="naip").sensor) == {"naip"}
+
+
+def test_not_a_number_in_a_table_is_named(tmp_path, rng):
+    vectors = rng.normal(size=(30, 8))
+    vectors[17, 3] = np.nan
+    write(tmp_path, vectors, store="float16")
+    refused("NaN in row t0017_2023-06-10", tmp_path, (46.0, 7.0))
+
+
+def test_a_million_vectors_cost_a_fraction_of_a_float_product(rng):
+    """The bound is a ratio within one run, so that other work on the machine weighs on both."""
+    values = rng.integers(-127, 128, (250_000, 192), dtype=np.int8)
+    query = values[77].astype(np.float32)
+    took = {"search": [], "float32": []}
+    for _ in range(3):
+        begin = time.perf_counter()
+        rows, _ = nearest(values, query, 20)
+        took["search"].append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        wide = values.astype(np.float32)
+        scores = wide @ query / np.sqrt(np.einsum("nd,nd->n", wide, wide))
+        took["float32"].append(time.perf_counter() - begin)
+    assert rows[0] == 77 == scores.argmax()
+    print(took)
+    assert min(took["search"]) < 0.7 * min(took["float32"]), took
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [192, 1024])
+def test_a_million_vectors_in_a_second(width, rng):
+    """Generous by three for a machine that is shared; the figures are printed."""
+    values = rng.integers(-127, 128, (1_000_000, width), dtype=np.int8)
+    took = []
+    for n in range(3):
+        begin = time.perf_counter()
+        rows, _ = nearest(values, values[n] + 0.4 * rng.normal(size=width), 20)
+        took.append(time.perf_counter() - begin)
+        assert rows[0] == n
+    print(f"a million int8 vectors of {width}: {min(took):.2f} s")
+    assert min(took) < 3

@@ -1,0 +1,58 @@
+"""Chips in memory: what their content hash sees, and what it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clay_lib import ContractError
+from clay_lib.data.chips import Chips, moment
+from clay_lib.datacube import make_datacube
+
+
+def chips(n: int = 3) -> Chips:
+    pixels = np.arange(n * 4 * 8 * 8, dtype=np.uint16).reshape(n, 4, 8, 8)
+    when = np.array(["2020-01-02T10:30"] * n)
+    return Chips("naip", pixels, np.full((n, 8, 8), 40, np.uint8), np.arange(n) * 1.0, np.zeros(n), when)
+
+
+def test_a_hash_says_what_a_chip_is():
+    one = chips()
+    assert len(set(one.hashes)) == 3 and one[[2, 0]].hashes.tolist() == one.hashes[[2, 0]].tolist()
+    fortran = replace(one, pixels=np.asfortranarray(one.pixels))
+    same = [
+        fortran,
+        replace(one, labels=one.labels * 0),  # labels are no input
+        replace(one, when=np.array(["2020-01-02T12:30:00+02:00"] * 3)),
+        replace(one, lat=one.lat.astype(np.float32)),
+    ]
+    for other in same:
+        assert other.hashes.tolist() == one.hashes.tolist()
+    flipped = one.pixels.copy()
+    flipped[:, 0, 0, 0] ^= 1
+    different = [
+        replace(one, pixels=flipped),
+        replace(one, pixels=one.pixels.astype(np.int32)),
+        replace(one, pixels=one.pixels.reshape(3, 2, 8, 16)),
+        replace(one, lat=one.lat + 1e-6),
+        replace(one, lon=one.lon + 1e-6),
+        replace(one, when=np.array([""] * 3)),
+        replace(one, sensor="linz"),
+    ]
+    for other in different:
+        assert not set(other.hashes) & set(one.hashes)
+
+
+def test_hashes_stay_what_they_are():
+    """Teacher targets on disk are found by them."""
+    assert chips(1).hashes.tolist() == ["a88460341174cf65595eea7ab762cc48"]
+
+
+def test_unknown_place_and_time_are_zeros_for_the_model():
+    one = replace(chips(), lat=np.full(3, np.nan), lon=np.full(3, np.nan), when=np.array(["", "2020-01-02", ""]))
+    cube = make_datacube(one.pixels, one.sensor, **one.place_and_time)
+    assert not cube.latlon.any() and cube.time.any(1).tolist() == [False, True, False]
+    with pytest.raises(ContractError, match="when: found '02.01.2020'"):
+        moment("02.01.2020")

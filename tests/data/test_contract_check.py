@@ -1,0 +1,382 @@
+"""The contract check: what is wrong is told, and told as what it is; what is right passes without a word."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from test_realdata import FILES
+
+from clay_lib import SENSORS, Band, Clay, ClayConfig, ContractError, Sensor
+from clay_lib import __main__ as cli
+from clay_lib.data.check import ContractWarning, check_contract, inspect_contract, inspect_cube, inspect_scene
+from clay_lib.data.rasters import read_scene, write_raster
+from clay_lib.datacube import make_datacube
+from clay_lib.world.earth import CLASSES, MiniWorld
+
+EARTH = MiniWorld(0)
+PLACE_AND_DATE = dict(lat=41.5, lon=-93.2, when="2023-07-10T10:30")
+OFFSET_KEPT = {"sentinel-2-l2a/433D_629L_3_1.tif": dict(offset=-1000.0)}  # reprocessed: no pixel of it lies below 969
+LAND = {"sentinel-2-l2a": 10, "modis": 10, "naip": 10, "linz": 60}  # else grassland
+MINE = Sensor("mine", (Band("a", 0.5, 1200.0, 600.0), Band("b", 0.8, 2500.0, 900.0)), gsd=3.0)
+
+
+@pytest.fixture(scope="module")
+def right():
+    """A chip of land a sensor, [C, 64, 64], which passes."""
+    made = {}
+    for name in (*SENSORS, "mine"):
+        if name == "mine":
+            made[name] = np.random.default_rng(0).normal([[[1200.0]], [[2500.0]]], 300, (2, 64, 64))
+        else:
+            place = EARTH.place(LAND.get(name, 30), 1)
+            made[name] = EARTH.observe(place, name, "2023-07-10T10:30", 64).pixels
+    return made
+
+
+def order(*names):
+    def change(x, sensor=None):
+        return x[[SENSORS[sensor].band_names.index(n) for n in names]]
+
+    return change
+
+
+def lost(band):
+    def change(x):
+        x = x.astype(np.float32)
+        x[band] = np.nan
+        return x
+
+    return change
+
+
+def hole(share, fill):
+    def change(x, sensor=None):
+        x = x.astype(np.float32)
+        x[:, : round(share * x.shape[1])] = fill
+        return x
+
+    return change
+
+
+def one_band(band, value):
+    def change(x, sensor=None):
+        x = x.copy()
+        x[band] = value if np.isscalar(value) else x[value[0]]
+        return x
+
+    return change
+
+
+def db(x):
+    return 10 * np.log10(x)
+
+
+S2, S1, L1, L2 = "sentinel-2-l2a", "sentinel-1-rtc", "landsat-c2l1", "landsat-c2l2-sr"
+E, W = "error", "warning"
+WRONG = [  # what, sensor, how a right chip is made wrong, what is said beside it, level, field, telling phrase
+    ("reflectance 0..1", S2, lambda x: x / 1e4, {}, E, "pixels", "reflectance .*multiply by 10000"),
+    ("its numbers", S2, lambda x: x / 1e4, {}, E, "pixels", r"median of band nir08 is 0\.\d+, the registry's mean is 2785"),
+    ("reflectance in torch half", S2, lambda x: torch.tensor(x / 1e4).half(), {}, E, "pixels", "multiply by 10000"),
+    ("per cent", S2, lambda x: x / 100, {}, W, "pixels", "per cent; multiply by 100"),
+    ("8-bit file", S2, lambda x: (x / 30).clip(0, 255).astype(np.uint8), {}, E, "pixels", "8-bit picture"),
+    ("8 bit in 16", S2, lambda x: (x / x.max() * 250).astype(np.uint16), {}, W, "pixels", "8-bit picture in a wider"),
+    ("normalised", S2, lambda x: SENSORS[S2].normalise(x), {}, E, "pixels", "already normalised"),
+    ("MODIS 0..1", "modis", lambda x: x / 1e4, {}, E, "pixels", "multiply by 10000"),
+    ("offset kept", S2, lambda x: x + 1000, {}, W, "pixels", "offset of 1000 .*was not removed"),
+    ("offset taken twice", S2, lambda x: x.astype(int) - 1000, {}, W, "pixels", "subtracted twice"),
+    ("Landsat SR x 10000", L2, lambda x: (x * 0.275 - 2000).round(), {}, E, "pixels", r"/ 10000 \+ 0.2\) / 0.0000275"),
+    ("Landsat SR 0..1", L2, lambda x: x * 2.75e-5 - 0.2, {}, E, "pixels", r"\(value \+ 0.2\) / 0.0000275"),
+    ("Landsat TOA x 10000", L1, lambda x: (x * 0.2 - 1000).round(), {}, E, "pixels", r"\+ 0.1\) / 0.00002"),
+    ("Landsat in 8 bit", L2, lambda x: (x // 257).astype(np.uint16), {}, E, "pixels", "8-bit picture"),
+    ("Landsat DN as Sentinel-2", S2, lambda x: x * 3.6364 + 7273, {}, W, "pixels", "Landsat Collection 2"),
+    ("counts", S2, lambda x: x * 20.0, {}, E, "pixels", "reflectance above 2.5"),
+    ("16 bit for a camera", "naip", lambda x: x.astype(np.uint16) * 257, {}, E, "pixels", "divide by 257"),
+    ("camera 0..1", "linz", lambda x: x / 255, {}, E, "pixels", "0..1; multiply by 255"),
+    ("dB unsaid", S1, db, {}, E, "pixels", "in_decibel=True"),
+    ("power said to be dB", S1, lambda x: x, dict(in_decibel=True), E, "pixels", "linear power: leave in_decibel out"),
+    ("dB twice", S1, lambda x: db(np.maximum(db(x), 1e-10)), dict(in_decibel=True), E, "pixels", "dB taken twice"),
+    ("dB undone twice", S1, lambda x: 10 ** (x / 10), {}, W, "pixels", "dB undone twice"),
+    ("radar counts", S1, lambda x: np.sqrt(x) * 1000, {}, E, "pixels", "uncalibrated counts"),
+    ("radar normalised", S1, lambda x: (db(x) + 15) / 8, dict(in_decibel=True), W, "pixels", "already normalised"),
+    ("statistics of one's own", "mine", lambda x: x * 30, {}, W, "pixels", "standard deviations away"),
+    ("one's own 0..1", "mine", lambda x: x / 1e4, {}, E, "pixels", "0..1"),
+    ("bands last", S2, lambda x: np.moveaxis(x, 0, -1), {}, E, "pixels", r"bands last.*moveaxis"),
+    ("bands before chips", S2, lambda x: x[:, None].repeat(3, 1), {}, E, "pixels", "bands before chips"),
+    ("one band flat", S2, lambda x: x[0], dict(bands=["blue"]), E, "pixels", r"pixels\[None\]"),
+    ("bands left out", S2, lambda x: x[:4], {}, E, "pixels", r"without bands=\[...\]"),
+    ("an unknown band", S2, lambda x: x[:1], dict(bands=["B02"]), E, "bands", "unknown name 'B02'"),
+    ("reversed", S2, lambda x: x[::-1], {}, W, "bands", "another order: swir22, swir16, nir08, nir"),
+    ("wavelength order", "modis", order(*"sur_refl_b03 sur_refl_b04 sur_refl_b01 sur_refl_b02 sur_refl_b05 sur_refl_b06 sur_refl_b07".split()), {}, W, "bands", "another order: sur_refl_b03, sur_refl_b04, sur_refl_b01"),
+    ("nir first", "naip", order("nir", "red", "green", "blue"), {}, W, "bands", "another order: nir, "),
+    ("BGR", "linz", order("blue", "green", "red"), {}, W, "bands", "BGR"),
+    ("one band twice", S2, one_band(7, (6,)), {}, E, "bands", "the same numbers in nir and nir08"),
+    ("a zero band", S2, one_band(3, 0), {}, E, "pixels", "zero in every pixel of band rededge1"),
+    ("a constant band", S2, one_band(3, 777), {}, W, "pixels", "777 in every pixel of band rededge1"),
+    ("a constant for each band", S2, lambda x: x * 0 + (np.arange(10)[:, None, None] + 101).astype(x.dtype), {}, W, "pixels", "101, 102, 103"),
+    ("nothing but fill", S2, lambda x: x * 0 - 9999.0, {}, E, "pixels", "not one valid pixel|-9999"),
+    ("all zero", S2, lambda x: x * 0, {}, E, "pixels", "zero in every pixel of every band"),
+    ("zero fill", S2, hole(0.4, 0), {}, W, "pixels", "zero in all bands in .*valid="),
+    ("60 % NaN", S2, hole(0.6, np.nan), {}, W, "pixels", r"\d\d% of the pixels missing"),
+    ("all NaN", S2, hole(1, np.nan), {}, E, "pixels", "not one valid pixel"),
+    ("a band all NaN", S2, lost(3), {}, E, "pixels", "measured pixel of band rededge1"),
+    ("nothing valid", S2, lambda x: x, dict(valid=np.zeros((64, 64), bool)), E, "pixels", "not one valid pixel"),
+    ("a mask of another size", S2, lambda x: x, dict(valid=np.ones((9, 9), bool)), E, "valid", "another window"),
+    ("-9999", S2, hole(0.02, -9999), {}, E, "pixels", "-9999 in .*nodata code"),
+    ("MODIS fill", "modis", hole(0.1, 32767), {}, E, "pixels", "32767 in .*nodata code"),
+    ("infinite", S2, hole(0.02, np.inf), {}, E, "pixels", "infinite numbers"),
+    ("negative", "modis", lambda x: -3.01 * x, {}, E, "pixels", "far below zero"),
+    ("text", S2, lambda x: x.astype(str), {}, E, "pixels", "dtype <U"),
+    ("one chip of eight in 0..1", S2, lambda x: np.stack([x / 1e4, *[x] * 7]), {}, E, "pixels", "in 1 of 8 chips, the first is number 0"),
+    ("degrees for metres", S2, lambda x: x, dict(gsd=0.00009), E, "gsd", "degrees: times 111320 it is 10 m"),
+    ("kilometres", S2, lambda x: x, dict(gsd=0.01), W, "gsd", "1e[+]03 times less|1000 times less"),
+    ("another sensor's gsd", "modis", lambda x: x, dict(gsd=torch.tensor(10.0)), W, "gsd", "50 times less"),
+    ("a transform's height", S2, lambda x: x, dict(gsd=-10), E, "gsd", "negative pixel height"),
+    ("lon as lat", S2, lambda x: x, dict(lat=-93.2, lon=41.5), E, "lat", "lat and lon are swapped"),
+    ("swapped within range", "naip", lambda x: x, dict(lat=-78.0, lon=36.6), W, "lat", "lat and lon are swapped"),
+    ("metres", S2, lambda x: x, dict(lat=4_600_000.0, lon=500_000.0), E, "lat", "metres in a projection"),
+    ("half a place", S2, lambda x: x, dict(lon=None), E, "lon", "half a place"),
+    ("0, 0", S2, lambda x: x, dict(lat=0.0, lon=0.0), W, "lat", "stored as zeros"),
+    ("before the launch", S2, lambda x: x, dict(when="1970-01-01"), E, "when", "2015-06-23 or later"),
+    ("in the future", S2, lambda x: x, dict(when="2923-07-10"), W, "when", "a day in the past"),
+    ("another date format", S2, lambda x: x, dict(when="10.07.2023"), E, "when", "another date format"),
+    ("an unknown sensor", "sentinel-2", lambda x: x, {}, E, "sensor", "did you mean sentinel-2-l2a"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sensor, change, said, level, field, phrase", [w[1:] for w in WRONG], ids=[w[0] for w in WRONG]
+)
+def test_wrong_input_is_told_as_what_it_is(right, sensor, change, said, level, field, phrase):
+    chip, sensor_said = right.get(sensor, right[S2]), MINE if sensor == "mine" else sensor
+    if sensor in right:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ContractWarning)
+            assert check_contract(chip, sensor_said, **PLACE_AND_DATE) == []
+    with np.errstate(all="ignore"):
+        wrong = change(chip, sensor=sensor) if "sensor" in change.__code__.co_varnames else change(chip)
+    said = PLACE_AND_DATE | said
+    found = inspect_contract(wrong, sensor_said, **said)
+    assert any(f.level == level and f.field == field and re.search(phrase, str(f)) for f in found), found
+    assert len(found) == 1, found
+    if level == "error":
+        with pytest.raises(ContractError, match=phrase):
+            check_contract(wrong, sensor_said, **said)
+    else:
+        with pytest.warns(ContractWarning, match=phrase) as told:
+            check_contract(wrong, sensor_said, **said)
+        assert len(told) == 1
+
+
+def test_several_errors_are_one_message_and_findings_tell_the_level(right):
+    with pytest.raises(ContractError, match="multiply by 10000.*; also ") as raised:
+        check_contract(right[S2] / 1e4, S2, when="1970-01-01", gsd=-1)
+    assert isinstance(raised.value, ValueError)
+    levels = [f.level for f in inspect_contract(right[S2] / 1e4, S2, when="1970-01-01", gsd=200)]
+    assert levels == [E, E, W]
+
+
+# ---- no false alarm ----
+
+
+@pytest.mark.parametrize("sensor, file, kwargs", FILES, ids=[file for _, file, _ in FILES])
+def test_real_files_read_correctly_pass(realdata, sensor, file, kwargs):
+    path = sorted(realdata.glob(file)) if "*" in file else realdata / file
+    for window in (None, (90, 60, 64, 64), (7, 5, 16, 16), (50, 40, 8, 8), (33, 22, 1, 1)):
+        scene = read_scene(path, sensor, when="2020-06-01", window=window, **kwargs | OFFSET_KEPT.get(file, {}))
+        assert inspect_scene(scene) == [], window
+
+
+def test_an_offset_kept_in_a_real_file_is_found(realdata):
+    """Forest of 12 % reflectance in blue and red, and not a pixel below 969 in any band: the offset is still there."""
+    (file,) = OFFSET_KEPT
+    (found,) = inspect_scene(read_scene(realdata / file, S2))
+    assert found.level == W and "offset of 1000" in found.cause
+
+
+@pytest.mark.parametrize(
+    "file, sensor", [("sentinel-2-l2a/38D_378R_2_3.tif", S2), ("landsat-c2l1", L1), ("modis", "modis")]
+)
+def test_wrong_orders_of_real_files_are_found(realdata, file, sensor):
+    scene = read_scene(realdata / file, sensor)
+    for change in (lambda x: x[::-1], lambda x: np.roll(x, 1, 0), lambda x: np.roll(x, -1, 0)):
+        found = inspect_contract(change(scene.pixels), sensor, valid=scene.valid)
+        assert [(f.level, f.field) for f in found] == [(W, "bands")]
+
+
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_aerial_pictures_pass_whichever_camera_they_are_said_to_be_of(realdata, step):
+    files = sorted((realdata / "ucmerced").glob("*/*"))[::step]
+    assert len(files) == 500 // step
+    bgr = 0
+    for file in files:
+        pixels = read_scene(file, "linz").pixels
+        assert inspect_contract(pixels, "linz") == [], file.name
+        assert inspect_contract(pixels, "naip", bands=["red", "green", "blue"]) == [], file.name
+        bgr += len(inspect_contract(pixels[::-1], "linz"))
+    assert bgr > 0.05 * len(files)  # told where bare soil and roofs rule; a right one is never doubted
+
+
+def test_two_hundred_chips_of_the_mini_world_pass():
+    """All sensors, land covers and seasons, clear and cloudy, and cut down to 8 x 8 pixels and to one."""
+    count = 0
+    for n, sensor in enumerate(s for s in SENSORS for _ in range(2)):
+        for k, code in enumerate(CLASSES):
+            when = f"2023-{(1, 4, 7, 10)[(n + k) % 4]:02d}-15T10:30"
+            place = EARTH.place(code, (n + k) % 5)
+            size = 32
+            chip = EARTH.observe(place, sensor, when, size, (0, 0, 0.4, 0.95)[(n * 3 + k) % 4])
+            for side in (size, 8, 1):
+                found = inspect_contract(
+                    chip.pixels[:, :side, :side], sensor, lat=place.lat, lon=place.lon, when=when, gsd=chip.gsd
+                )
+                assert found == [], (sensor, code, when, side)
+            count += 1
+    assert count == 198
+
+
+def test_odd_but_right_scenes_pass(right):
+    rng = np.random.default_rng(1)
+    snow = rng.normal(9000, 300, (10, 64, 64)) * np.r_[np.ones(8), 0.12, 0.1][:, None, None]
+    water = rng.normal(1, 0.1, (10, 64, 64)) * np.array([420, 330, 160, 120, 90, 80, 70, 60, 15, 9])[:, None, None]
+    cloud = rng.normal(8000, 500, (10, 64, 64)) * np.r_[np.ones(8), 0.8, 0.6][:, None, None]
+    for scene in (snow, water, cloud, right[S2] // 20, right[S2] // 3):  # the last two: dusk
+        assert inspect_contract(scene.clip(1).astype(np.uint16), S2) == []
+    assert inspect_contract(right["naip"] // 12, "naip") == []
+    assert inspect_contract(10 * np.log10(right[S1]), S1, in_decibel=True) == []
+    holes = right[S2].astype(np.float32)
+    holes[:, :25] = np.nan
+    assert inspect_contract(holes, S2) == []
+    assert (
+        inspect_contract(
+            np.where(np.arange(64) < 9, -9999, right[S2]), S2, valid=np.arange(64 * 64).reshape(64, 64) % 64 >= 9
+        )
+        == []
+    )
+    assert (
+        inspect_contract(torch.tensor(right[S2].astype(np.float32)).bfloat16()[None], S2, gsd=torch.tensor([20.0]))
+        == []
+    )
+
+
+# ---- anything at all ----
+
+NUMBERS = hnp.arrays(
+    st.sampled_from([np.uint8, np.int16, np.uint16, np.int64, np.float16, np.float32, np.float64, bool, "U3", complex]),
+    hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=5),
+)
+THINGS = st.one_of(
+    st.none(), st.text(max_size=5), st.floats(), st.integers(), st.lists(st.floats(), max_size=3), NUMBERS
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    pixels=st.one_of(
+        NUMBERS, hnp.arrays(np.float32, st.tuples(st.just(2), st.integers(1, 20), st.integers(1, 20))), THINGS
+    ),
+    sensor=st.one_of(st.sampled_from([*SENSORS]), THINGS),
+    said=st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("bands", "gsd", "lat", "lon", "when", "in_decibel", "valid"), THINGS)
+    ),
+)
+def test_whatever_comes_in_only_a_contract_error_comes_out(pixels, sensor, said):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ContractWarning)
+        found = inspect_contract(pixels, sensor, **said)
+        try:
+            assert check_contract(pixels, sensor, **said) == found
+            assert all(f.level == W for f in found)
+        except ContractError:
+            assert found[0].level == E
+
+
+# ---- ready batches, scenes, the command ----
+
+
+def cube_of(chip, **changes):
+    cube = make_datacube(chip, S2, **PLACE_AND_DATE)
+    return {k: getattr(cube, k) for k in ("pixels", "time", "latlon", "gsd", "waves")} | changes
+
+
+CODES = cube_of(np.ones((10, 8, 8)))
+WRONG_CUBES = [
+    (dict(waves=CODES["waves"] * 1000), E, "waves", "nanometres"),
+    (dict(waves=CODES["waves"].flip(0)), W, "waves", "another order"),
+    (dict(gsd=1e-4), E, "gsd", "degrees"),
+    (dict(gsd=300.0), W, "gsd", "30 times more"),
+    (dict(latlon=torch.tensor([[41.5, -93.2, 0, 0]])), E, "latlon", "raw numbers"),
+    (dict(latlon=CODES["latlon"][:, [2, 3, 0, 1]]), W, "latlon", "lon before lat"),
+    (dict(time=CODES["time"][:, [2, 3, 0, 1]]), W, "time", "swapped"),
+    (dict(time=torch.tensor([[28.0, 10, 0, 0]])), E, "time", "raw numbers"),
+]  # fmt: skip
+WRONG_PIXELS = [
+    (lambda x, z: x, E, "not normalised"),
+    (lambda x, z: x / 1e4, W, "scaled to 0..1"),
+    (lambda x, z: SENSORS[S2].normalise(x / 1e4), E, "statistics of x 10000"),
+    (lambda x, z: np.where(np.arange(64) < 9, np.nan, z), E, "NaN or infinite in 14.1%"),
+    (lambda x, z: np.where(np.arange(10)[:, None, None] == 3, 0, z), W, r"band 3 \(0.704 um\)"),
+    (lambda x, z: z * 0, E, "never filled"),
+]
+
+
+def test_a_ready_batch_is_read_as_closely(right):
+    chip = right[S2]
+    assert inspect_cube(make_datacube(chip, S2, **PLACE_AND_DATE), S2) == [] == inspect_cube(cube_of(chip), S2)
+    assert inspect_cube(make_datacube(chip, S2)) == []  # unknown place and date
+    for changes, level, field, phrase in WRONG_CUBES:
+        found = inspect_cube(cube_of(chip, **changes), S2)
+        assert [(f.level, f.field) for f in found] == [(level, field)] and re.search(phrase, str(found[0])), found
+    for change, level, phrase in WRONG_PIXELS:
+        pixels = torch.as_tensor(np.asarray(change(chip, SENSORS[S2].normalise(chip)), np.float32))[None]
+        found = inspect_cube(cube_of(chip, pixels=pixels), S2)
+        assert [f.level for f in found] == [level] and re.search(phrase, str(found[0])), found
+    assert inspect_cube({})[0].field == inspect_cube(None)[0].field == "cube"
+
+
+def test_a_scene_is_held_against_its_own_place_and_the_command_tells_it(right, tmp_path, capsys):
+    chip = EARTH.observe(EARTH.place(40, 1), S2, "2023-07-10T10:30", 64)
+    write = dict(crs=chip.crs, transform=chip.transform)
+    path = str(write_raster(tmp_path / "field.tif", chip.pixels, descriptions=SENSORS[S2].band_names, **write))
+    scene = read_scene(path, S2)
+    assert inspect_scene(scene) == [] == inspect_scene(scene, lat=chip.lat, lon=chip.lon)
+    (swapped,) = (
+        inspect_scene(scene, lat=chip.lon, lon=chip.lat)
+        if abs(chip.lon) <= 90
+        else inspect_scene(scene, lat=chip.lon / 3, lon=chip.lat)
+    )
+    assert swapped.field == "lat"
+    (far,) = inspect_scene(scene, lat=chip.lat / 2, lon=chip.lon)
+    assert far.level == W and "its CRS" in far.expected
+
+    assert cli.main(["check", path, "--sensor", S2, "--when", "2023-07-10"]) == 0
+    assert capsys.readouterr().out.endswith("as expected\n")
+    bad = str(write_raster(tmp_path / "bad.tif", (chip.pixels / 1e4).astype(np.float32), **write))
+    assert cli.main(["check", bad, "--sensor", S2]) == 2
+    assert "multiply by 10000" in capsys.readouterr().out
+    few = "blue,green,red,-,-,-,nir,-,-,-"
+    assert cli.main(["check", path, "--sensor", S2, "--bands", few, "--when", "2990-01-01"]) == 0
+    assert "0 errors, 1 warnings" in capsys.readouterr().out
+
+
+def test_it_costs_a_small_part_of_an_embed(right):
+    from time import perf_counter
+
+    chip = np.tile(right[S2], (1, 4, 4))
+    clay = Clay.random(ClayConfig.named("tiny"))
+
+    def least(call):
+        times = []
+        for _ in range(3):
+            start = perf_counter()
+            call()
+            times.append(perf_counter() - start)
+        return min(times)
+
+    ours = least(lambda: inspect_contract(chip, S2, **PLACE_AND_DATE))
+    assert ours < 0.15 * least(lambda: clay.embed(chip, S2, **PLACE_AND_DATE))  # 0.03 on a quiet machine

@@ -1,0 +1,170 @@
+"""What chips are made from: the mini-world by land cover, scenes cut along their grid; and the command that does it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+
+from clay_lib import ContractError
+from clay_lib import __main__ as cli
+from clay_lib.data.makers import SceneMaker, WorldMaker, date_in_name, footprint, scenes_in, world_tiles
+from clay_lib.data.rasters import write_raster
+from clay_lib.data.splits import LAND_TILES, block_split, sample_tiles
+from clay_lib.data.store import ChipStore, write_chips
+
+
+def test_the_world_s_chips_are_the_same_whoever_makes_them():
+    maker, more = WorldMaker("naip", 12, size=32), WorldMaker("naip", 30, size=32)
+    whole, part = maker.part(range(12))(), more.part(range(5, 9))()
+    assert maker.recipe == more.recipe != WorldMaker("naip", 12, size=32, dates=1).recipe
+    assert whole.chips.hashes[5:9].tolist() == part.chips.hashes.tolist()
+    assert len(set(whole.chips.hashes)) == 12 and set(whole.splits) == {"train"}
+    radar = WorldMaker("sentinel-1-rtc", 12, size=32).part(range(12))()
+    np.testing.assert_array_equal(radar.chips.lat, whole.chips.lat)  # every sensor sees the same places
+    for shape, lat, lon in zip(whole.footprints, whole.chips.lat, whole.chips.lon, strict=True):
+        assert shape.contains(shapely.Point(lon, lat)) and 25 < np.sqrt(shape.area) * 111_000 < 45
+
+
+def test_the_world_s_tiles_have_less_open_land_and_more_towns_once_sampled():
+    tiles = world_tiles(0, "train", 0)
+    fractions = tiles.filter(like="cover_")
+    np.testing.assert_allclose(fractions.sum(axis=1), 1, atol=1e-5)
+    assert len(fractions.columns) == 11 and (tiles["cover_80"] < 0.98).all()
+    chosen = sample_tiles(tiles, scale=len(tiles) / LAND_TILES)
+    assert chosen["cover_50"].mean() > 2 * tiles["cover_50"].mean() and len(chosen) < len(tiles) / 2
+    assert (chosen.filter(like="cover_").max() > 0).all()  # every class is there
+
+
+def scene(path, *, when="20230610", size=(70, 100), bands=4, west=520_000.0):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(1, 255, (bands, *size)).astype(np.uint8)
+    pixels[:, :32, 32:64] = 0  # one window has nothing
+    pixels[:, 40, 40] = 0  # and one a single missing pixel
+    return write_raster(
+        path / f"m_3607717_{when}.tif", pixels, crs="EPSG:32633", transform=(1, 0, west, 0, -1, 5_000_000.0), nodata=0
+    )
+
+
+def test_a_scene_is_cut_along_its_grid(tmp_path):
+    file = scene(tmp_path)
+    maker = SceneMaker(str(file), "naip", size=32)
+    assert len(maker) == 6 and maker.when == "2023-06-10"
+    made = maker.part(range(6))()
+    assert len(made.chips) == 5 and made.chips.pixels.shape == (5, 4, 32, 32)
+    import rasterio
+
+    with rasterio.open(file) as source:
+        truth = source.read()
+    np.testing.assert_array_equal(made.chips.pixels[0], truth[:, :32, :32])
+    np.testing.assert_array_equal(made.chips.pixels[4], truth[:, 32:64, 64:96])
+    hole = made.chips.pixels[3][:, 8, 8]  # filled with the band's mean
+    np.testing.assert_allclose(hole, truth[:, 32:64, 32:64].reshape(4, -1).mean(1), atol=1)
+    assert made.chips.when.tolist() == ["2023-06-10"] * 5 and np.ptp(made.chips.lat) > 0
+    assert made.footprints[1].contains(shapely.Point(made.chips.lon[1], made.chips.lat[1]))
+    assert len(SceneMaker(str(file), "naip", size=32, max_missing=0.0).part(range(6))().chips) == 4
+    assert SceneMaker(str(file), "naip", size=32).part(range(1, 2))() is None
+    with pytest.raises(ContractError, match="bands|channels"):
+        SceneMaker(str(scene(tmp_path, when="2020-01-02", bands=3)), "naip", size=32).part(range(1))()
+
+
+def test_windows_across_two_splits_are_left_out(tmp_path):
+    file = scene(tmp_path, size=(160, 160))
+    every = SceneMaker(str(file), "naip", size=16).part(range(100))()
+    fine = SceneMaker(str(file), "naip", size=16, degrees=0.0005, seed=1).part(range(100))()
+    assert len(set(every.splits)) == 1 and len(every.chips) == 96  # all but the four of nothing
+    assert set(fine.splits) == {"train", "val", "test"} and 10 < len(fine.chips) < 90
+    for lat_lon, split in zip(map(shapely.get_coordinates, fine.footprints), fine.splits, strict=True):
+        assert set(block_split(lat_lon[:, 1], lat_lon[:, 0], 0.0005, seed=1)) == {split}
+
+
+def test_dates_in_names():
+    for name, date in {
+        "S2A_20230610T103021_T33.tif": "2023-06-10T10:30:21",
+        "MCD43A4.A2018185.h10v07.006.2018194033728_B01.tif": "2018-07-04",
+        "m_3607717_sw_18_1_20160620_subset.tif": "2016-06-20",
+        "flight-2021-07-23.tif": "2021-07-23",
+        "20239999_282D_485L.tif": None,
+    }.items():
+        assert date_in_name(name) == date, name
+
+
+def test_outlines_across_the_antimeridian_come_in_two_pieces():
+    shape = footprint("EPSG:32601", (1000, 0, 166_000 - 50_000, 0, -1000, 100_000), 100, 100)
+    assert shape.geom_type == "MultiPolygon" and shape.bounds[0] == -180 and shape.bounds[2] == 180 and shape.area < 2
+    assert footprint(None, None, 8, 8) is None
+
+
+def test_folders_of_scenes(tmp_path):
+    scene(tmp_path), scene(tmp_path, when="20230711")
+    assert [maker.when for maker in scenes_in(tmp_path, "naip")] == ["2023-06-10", "2023-07-11"]
+    for band in "1234":
+        (tmp_path / "bands").mkdir(exist_ok=True)
+        write_raster(
+            tmp_path / "bands" / f"B{band}.tif",
+            np.ones((40, 40), np.uint8),
+            crs="EPSG:32633",
+            transform=(1, 0, 5e5, 0, -1, 5e6),
+        )
+    assert [maker.source for maker in scenes_in(tmp_path / "bands", "naip")] == ["bands"]
+    assert len(scenes_in(tmp_path, "naip")) == 3
+    with pytest.raises(ContractError, match="without rasters"):
+        (tmp_path / "none").mkdir()
+        scenes_in(tmp_path / "none", "naip")
+
+
+def test_the_command_tells_before_writes_and_checks_after(tmp_path, capsys):
+    out = str(tmp_path / "store")
+    ask = [
+        "chips",
+        out,
+        "--sensors",
+        "naip,linz",
+        "--count",
+        "6",
+        "--size",
+        "32",
+        "--jobs",
+        "1",
+        "--split",
+        "train,val",
+    ]
+    assert cli.main([*ask, "--forecast"]) == 0
+    said = capsys.readouterr().out
+    assert "naip-32" in said and "linz-32" in said and "minutes" in said and not (tmp_path / "store").exists()
+    assert cli.main(ask) == 0
+    assert "24 new chips" in capsys.readouterr().out
+    store = ChipStore.open(out)
+    assert len(store.sensor("linz", split="val")) == 6 and store.index["time"].notna().all()
+    scene(tmp_path)
+    scenes = ["chips", out, "--scenes", str(tmp_path), "--sensor", "naip", "--size", "32", "--jobs", "1"]
+    assert cli.main(scenes) == 0 and "5 new chips" in capsys.readouterr().out
+    assert cli.main(scenes) == 0 and "0 new chips" in capsys.readouterr().out
+    assert cli.main(["chips", out, "--check"]) == 0 and "29 of 29 chips are whole" in capsys.readouterr().out
+    shard = store.table.query("sensor == 'linz' and split == 'val'")["shard"].iloc[0]
+    (tmp_path / "store" / shard / "pixels/c/0/0/0/0").write_bytes(b"")
+    assert cli.main(["chips", out, "--check"]) == 1
+    assert shard in capsys.readouterr().out
+    assert cli.main(["chips", out, "--mend"]) == 1 and "1 shards are forgotten" in capsys.readouterr().out
+    assert cli.main(ask) == 0 and "6 new chips" in capsys.readouterr().out
+    assert cli.main(["chips", out, "--check"]) == 0 and "29 of 29 chips are whole" in capsys.readouterr().out
+    assert cli.main(["chips", out, "--scenes", str(tmp_path)]) == 2
+
+
+def test_real_scenes_go_into_a_store_and_come_back(tmp_path, realdata):
+    makers = [
+        *scenes_in(realdata / "sentinel-2-l2a", "sentinel-2-l2a", size=96),
+        *scenes_in(realdata / "modis", "modis", size=96, max_missing=0.3, degrees=30.0),
+        *scenes_in(realdata / "landsat-c2l1", "landsat-c2l1", size=64),
+        *scenes_in(realdata / "sentinel-1-rtc", "sentinel-1-rtc", size=96),
+    ]
+    new = write_chips(tmp_path, makers, jobs=1, progress=False)
+    store = ChipStore.open(tmp_path)
+    assert len(store) == new and store.check() == []
+    dtypes = {name: store.sensor(name)[:].pixels.dtype.name for name in set(store.table["sensor"])}
+    assert dtypes == {
+        "sentinel-2-l2a": "uint16", "modis": "int16", "landsat-c2l1": "uint16", "sentinel-1-rtc": "float32"
+    }  # fmt: skip
+    radar = store.sensor("sentinel-1-rtc")[:].pixels
+    assert (radar > 0).all() and 0.001 < np.median(radar) < 1  # dB in the files, power in the store
+    assert np.datetime64("2018-07-04") in store.index["time"].to_numpy().astype("datetime64[D]")

@@ -1,0 +1,130 @@
+"""Writers killed with SIGKILL at random moments: the store opens, holds whole chips only, and a rerun finishes it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from test_store import Numbered
+
+from clay_lib.data.store import ChipStore, write_chips
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+MAKERS = [Numbered(60), Numbered(60, sensor="linz")]
+PART = 2  # chips: many small parts, so that a kill falls into every step of making one
+# Forks a writer for every line it reads, which takes milliseconds where a fresh interpreter takes seconds.
+NURSERY = """
+import os, sys
+from test_store_kill import MAKERS, PART, write_chips
+for line in sys.stdin:
+    jobs, url = line.split(maxsplit=1)
+    if not (pid := os.fork()):
+        try:
+            write_chips(url.strip(), MAKERS, chips_per_part=PART, jobs=int(jobs), progress=False)
+        except Exception as error:
+            print(type(error).__name__, error, file=sys.stderr, flush=True)
+        finally:
+            os._exit(0)
+    print(pid, flush=True)
+    os.waitpid(pid, 0)
+    print("ended", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    """start(url, jobs) -> (pid of a writer, call that waits for its end)."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", NURSERY], cwd=ROOT, env=env, **pipes) as process:
+
+        def start(url: Path, jobs: int):
+            print(jobs, url, file=process.stdin, flush=True)
+            return int(process.stdout.readline()), process.stdout.readline
+
+        yield start
+        process.kill()
+
+
+def commits(url: Path) -> int:
+    return len(list(url.glob("index/*/*.parquet")))
+
+
+def wait(until, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "nothing happened for a minute"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, list[str]]:
+    url = tmp_path_factory.mktemp("undisturbed")
+    write_chips(url, MAKERS, chips_per_part=PART, jobs=1, progress=False)
+    return hashes(url)
+
+
+def hashes(url: Path) -> dict[str, list[str]]:
+    """{sensor: content hashes in order}, after every chip has been read against them."""
+    store = ChipStore.open(url)
+    assert store.check() == []
+    found = {name: store.sensor(name).hashes.tolist() for name in sorted(set(store.table["sensor"]))}
+    assert sum(map(len, found.values())) == len(set(sum(found.values(), []))) == len(store)
+    return found
+
+
+def assert_whole_part_of(found: dict, everything: dict) -> None:
+    for name, some in found.items():
+        assert some == [one for one in everything[name] if one in set(some)]
+
+
+def assert_finished(url: Path, everything: dict) -> None:
+    write_chips(url, MAKERS, chips_per_part=PART, jobs=1, progress=False)
+    assert hashes(url) == everything
+    shards = {f"{path.parent.name}/{path.name}" for path in url.glob("*-16/*-*") if path.is_dir()}
+    assert shards == set(ChipStore.open(url).table["shard"]), "leftovers of the killed"
+    assert list((url / "writers").iterdir()) == []
+
+
+def test_writers_killed_at_random_moments(tmp_path, undisturbed, nursery):
+    rng, sizes = random.Random(0), []
+    write_chips(tmp_path, [Numbered(2)], chips_per_part=PART, jobs=1, progress=False)
+    for kill in range(14):
+        enough = commits(tmp_path) + rng.randint(1, 3) * (kill % 7 > 0)  # or before anything is written
+        writer, ended = nursery(tmp_path, 1)
+        wait(lambda least=enough: commits(tmp_path) >= least)
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(writer, signal.SIGKILL)
+        ended()
+        found = hashes(tmp_path)
+        assert_whole_part_of(found, undisturbed)
+        sizes.append(sum(map(len, found.values())))
+    assert sizes == sorted(sizes) and 20 < sizes[-1] < 2 * len(undisturbed["naip"]), sizes  # none came too late
+    assert_finished(tmp_path, undisturbed)
+
+
+def test_a_writer_and_a_worker_of_many_are_killed(tmp_path, undisturbed, nursery):
+    sizes = []
+    for victim in ("a worker", "the writer"):
+        before = commits(tmp_path)
+        writer, ended = nursery(tmp_path, 2)
+        wait(lambda least=before + 2: commits(tmp_path) >= least, 120)
+        workers = [p for p in psutil.Process(writer).children(recursive=True) if "LokyProcess" in " ".join(p.cmdline())]
+        assert len(workers) == 2
+        os.kill(writer if victim == "the writer" else workers[0].pid, signal.SIGKILL)
+        ended()
+        wait(lambda those=workers: not any(p.is_running() and p.status() != "zombie" for p in those))  # by themselves
+        found = hashes(tmp_path)
+        assert_whole_part_of(found, undisturbed)
+        sizes.append(sum(map(len, found.values())))
+    assert 0 < sizes[0] < sizes[1] < 2 * len(undisturbed["naip"]), sizes
+    assert_finished(tmp_path, undisturbed)

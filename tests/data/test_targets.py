@@ -1,0 +1,194 @@
+"""Cached targets are the live teacher's, and none is served for another chip, another teacher or another sensor."""
+
+import pickle
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from clay_lib import SENSORS, ClayConfig, ContractError
+from clay_lib.data.chips import Chips
+from clay_lib.data.targets import TargetCache, fill_targets, fingerprint, missing, shown_as
+from clay_lib.datamodule import ClayDataModule
+from clay_lib.sensors import Sensor
+from clay_lib.teacher import Teacher, TextureTeacher, stand_in_teacher, teacher_view
+from clay_lib.training import ClayModule
+
+MICRO = ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=64)
+
+
+def some_chips(sensor="naip", n=6, size=16, seed=0):
+    spec, rng = SENSORS[sensor], np.random.default_rng(seed)
+    mean, std = spec.statistics()
+    level = rng.normal(size=(n, len(mean), size, size)) * std[:, None, None] + mean[:, None, None]
+    pixels = (10 ** (level / 10) if spec.decibel else level).astype(np.float32)
+    place = np.full(n, 10.0), np.full(n, 20.0), np.array(["2021-05-04T10:30"] * n)
+    return Chips(sensor, pixels, np.zeros((n, size, size), np.uint8), *place)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return stand_in_teacher(size=28)
+
+
+class Counting(torch.nn.Module):
+    """A teacher that counts what it is asked."""
+
+    asked = 0
+
+    def __init__(self, dim=3):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, rgb):
+        self.asked += len(rgb)
+        return rgb.mean((2, 3)).repeat(1, self.dim)[:, : self.dim]
+
+
+def files(folder):
+    return sorted((folder / "targets").glob("*/*/*"))
+
+
+def test_a_target_is_what_the_live_teacher_says_of_the_flipped_chip(tmp_path, teacher):
+    for sensor in ("naip", "sentinel-1-rtc"):
+        chips = some_chips(sensor)
+        cache = fill_targets(chips, teacher, tmp_path, batch_size=4, progress=False)
+        order, flips = np.array([3, 0, 5, 3]), np.array([0, 1, 2, 3], np.uint8)
+        found = cache.lookup(sensor, chips.hashes[order], flips)
+        assert found.shape == (4, 64) and found.dtype == torch.float16
+        for k, dims in enumerate([(), (2,), (3,), (2, 3)]):
+            pixels = torch.from_numpy(SENSORS[sensor].normalise(chips.pixels[order[k : k + 1]])).flip(dims)
+            live = teacher(teacher_view(pixels, SENSORS[sensor]))[0]
+            torch.testing.assert_close(found[k].float(), live, rtol=2**-10, atol=1e-4)
+        assert (found[0].float() - found[3].float()).abs().max() > 1e-2  # a flip is seen
+
+
+def test_only_what_is_missing_is_asked(tmp_path):
+    chips, teacher = some_chips(n=6), Counting()
+    fill_targets(chips[:4], teacher, tmp_path, batch_size=3, flips=(0, 2), progress=False)
+    assert teacher.asked == 8
+    cache = fill_targets(chips, teacher, tmp_path, batch_size=3, progress=False)
+    assert teacher.asked == 24 and not missing(chips, cache, (0, 1, 2, 3)).any()
+    before = {file: file.stat().st_mtime_ns for file in files(tmp_path)}
+    twice = chips[np.array([0, 0, 5])]
+    fill_targets(twice, teacher, tmp_path, progress=False)
+    assert teacher.asked == 24 and before == {file: file.stat().st_mtime_ns for file in files(tmp_path)}
+
+
+def test_a_content_that_comes_twice_is_asked_once(tmp_path):
+    teacher = Counting()
+    fill_targets(some_chips()[np.array([0, 1, 0, 1, 0])], teacher, tmp_path, flips=(0,), progress=False)
+    assert teacher.asked == 2
+
+
+def test_a_changed_chip_has_no_target(tmp_path, teacher):
+    chips = some_chips()
+    cache = fill_targets(chips, teacher, tmp_path, flips=(0,), progress=False)
+    pixels = chips.pixels.copy()
+    pixels[2, 0, 5, 5] += 1
+    changed = replace(chips, pixels=pixels)
+    assert cache.has("naip", changed.hashes).tolist() == [True, True, False, True, True, True]
+    with pytest.raises(ContractError, match=f"1 of 6 chips of naip.*{changed.hashes[2]} and flip 0"):
+        cache.lookup("naip", changed.hashes, np.zeros(6, np.uint8))
+    with pytest.raises(ContractError, match="6 of 6 chips of naip.*flip 1"):
+        cache.lookup("naip", chips.hashes, np.ones(6, np.uint8))
+
+
+def test_a_changed_teacher_or_sensor_has_no_target(tmp_path, teacher, monkeypatch):
+    chips = some_chips()
+    fill_targets(chips, teacher, tmp_path, flips=(0,), progress=False)
+    other = stand_in_teacher(size=28)
+    assert fingerprint(other) == fingerprint(teacher)
+    assert TargetCache.open(tmp_path, other).has("naip", chips.hashes).all()
+    with torch.no_grad():
+        other.network.layernorm.bias[3] += 1e-6
+    larger = Teacher(teacher.network, size=42)
+    half = stand_in_teacher(size=28).to(torch.bfloat16)
+    seen = torch.randn(60, 47, generator=torch.Generator().manual_seed(0))
+    kinds = [other, larger, half, TextureTeacher(seen), TextureTeacher(2 * seen), TextureTeacher(seen[1:])]
+    assert len({fingerprint(kind) for kind in [teacher, *kinds]}) == 7
+    for kind in kinds:
+        with pytest.raises(ContractError, match="another teacher"):
+            TargetCache.open(tmp_path, kind)
+    cache = TargetCache(tmp_path)  # one teacher only, so it need not be named
+    fill_targets(chips, other, tmp_path, flips=(0,), progress=False)
+    with pytest.raises(ContractError, match="name its folder"):
+        TargetCache(tmp_path)
+    assert TargetCache(cache.url).fingerprint == fingerprint(teacher)
+    with pytest.raises(ContractError, match="expected 32"):
+        TargetCache(cache.url, dim=32)
+
+    naip = SENSORS["naip"]
+    brighter = Sensor("naip", [replace(band, mean=band.mean + 1) for band in naip.bands], naip.gsd, naip.rgb)
+    before = shown_as("naip")
+    monkeypatch.setitem(SENSORS._sensors, "naip", brighter)
+    assert shown_as("naip") != before and not TargetCache(cache.url).has("naip", chips.hashes).any()
+
+
+def test_the_loss_is_the_same_with_and_without(tmp_path, teacher):
+    chips = {"naip": some_chips("naip", 8), "linz": some_chips("linz", 5)}
+    for part in chips.values():
+        cache = fill_targets(part, teacher, tmp_path, progress=False)
+    loaders = [ClayDataModule(chips, batch_size=4, turns=False, targets=t).train_dataloader() for t in (None, cache)]
+    torch.manual_seed(0)
+    live = ClayModule(MICRO, teacher=teacher)
+    cached = ClayModule(MICRO, cached=True)
+    cached.load_state_dict(live.state_dict())
+    seen = set()
+    for a, b in zip(*loaders, strict=True):
+        seen |= set(a.flips.tolist())
+        here, there = live.losses(a, training=True), cached.losses(b, training=True)
+        torch.testing.assert_close(there["reconstruction"], here["reconstruction"], rtol=0, atol=0)
+        torch.testing.assert_close(there["representation"], here["representation"], rtol=0, atol=2e-3)
+        torch.testing.assert_close(there["loss"], here["loss"], rtol=0, atol=1e-4)
+        assert 0 < float(there["representation"].detach()) < 2
+    assert seen == {0, 1, 2, 3}
+
+
+def test_damage_is_told_by_name_and_mended_by_deleting(tmp_path, teacher):
+    chips = some_chips()
+    cache = fill_targets(chips, teacher, tmp_path, flips=(0,), progress=False)
+    (part,) = [file for file in files(tmp_path) if file.suffix == ".npy"]
+    whole = part.read_bytes()
+    zeros = np.zeros(6, np.uint8)
+
+    part.write_bytes(whole[:-3] + b"\0" + whole[-2:])  # in the last target
+    found = TargetCache(cache.url)
+    assert len(found.lookup("naip", chips.hashes[:5], zeros[:5])) == 5
+    with pytest.raises(ContractError, match=part.name):
+        found.lookup("naip", chips.hashes, zeros)
+    for broken in (whole[:-100], whole[:200] + b"\1" + whole[201:], b""):
+        part.write_bytes(broken)
+        with pytest.raises(ContractError, match=part.name):
+            TargetCache(cache.url).lookup("naip", chips.hashes, zeros)
+    part.unlink()
+    again = fill_targets(chips, teacher, tmp_path, flips=(0,), progress=False)
+    assert part.read_bytes() == whole and again.has("naip", chips.hashes).all()
+
+
+def test_object_storage_gives_the_same(teacher):
+    chips = some_chips()
+    url = "memory://bucket/chips-with-targets"
+    cache = fill_targets(chips, teacher, url, batch_size=4, progress=False)
+    flips = np.array([3, 2, 1, 0, 0, 0], np.uint8)
+    found = TargetCache(url, fingerprint(teacher)).lookup("naip", chips.hashes, flips)
+    torch.testing.assert_close(found, cache.lookup("naip", chips.hashes, flips), rtol=0, atol=0)
+    assert found.isfinite().all() and found.abs().max() > 0
+
+
+def test_a_batch_is_found_in_less_than_a_thousandth_of_a_second(tmp_path, monkeypatch):
+    chips = some_chips(n=600, size=8)
+    monkeypatch.setattr("clay_lib.data.targets.PART_ROWS", 200)
+    cache = fill_targets(chips, Counting(1024), tmp_path, batch_size=50, progress=False)
+    assert len(files(tmp_path)) > 10
+    rng, times = np.random.default_rng(0), []
+    cache = pickle.loads(pickle.dumps(cache))
+    for _ in range(60):
+        asked, flips = rng.integers(0, 600, 64), rng.integers(0, 4, 64).astype(np.uint8)
+        hashes = chips.hashes[asked]
+        start = time.perf_counter()
+        cache.lookup("naip", hashes, flips)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1e-3, times  # the machine may be busy; the code is not

@@ -1,0 +1,141 @@
+"""Predictions: on the scene's own grid to the last digit, without seams, blank where nothing was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from clay_lib import SENSORS, Clay, ClayConfig, ContractError
+from clay_lib.data.labels import raster_pairs
+from clay_lib.data.rasters import write_raster
+from clay_lib.heads.finetune import Finetuned, FinetuneSettings, finetune
+from clay_lib.heads.predict import predict_raster, predict_scene
+
+S2 = SENSORS["sentinel-2-l2a"]
+PLACED = dict(crs="EPSG:32633", transform=(10.0, 0, 499_990.0, 0, -10.0, 5_000_030.0))
+SETTINGS = FinetuneSettings(epochs=12, batch_size=2, lr=8e-3, flip=False, balance=0.0)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A field brighter in its east, 90 x 75 pixels, with a hole; labels 3 (dark) and 7 (bright)."""
+    folder, rng = tmp_path_factory.mktemp("scene"), np.random.default_rng(0)
+    mean, std = S2.statistics()
+    bright = np.broadcast_to(np.arange(75) >= 40, (90, 75))
+    pixels = mean[:, None, None] + np.where(bright, 1.5, -0.5) * std[:, None, None] * rng.uniform(
+        0.8, 1.2, (10, 90, 75)
+    )
+    pixels = np.maximum(pixels, 1).astype(np.uint16)
+    pixels[:, 50:70, 10:30] = 0
+    write_raster(folder / "scene.tif", pixels, nodata=0, descriptions=S2.band_names, **PLACED)
+    write_raster(folder / "labels.tif", np.where(bright, 7, 3).astype(np.uint8), **PLACED)
+    return folder, bright, pixels[0] == 0
+
+
+@pytest.fixture(scope="module")
+def tuned(scene):
+    clay = Clay.random(ClayConfig(32, 2, 2, 16, 2, 32, 1, 2, 16, 2))
+    data = raster_pairs(scene[0] / "scene.tif", scene[0] / "labels.tif", S2, classes={3: "dark", 7: "bright"}, size=32)
+    return finetune(clay, data, settings=SETTINGS, width=16, bands=10, accelerator="cpu", progress=False)
+
+
+def test_a_geotiff_on_the_grid_of_the_scene(scene, tuned, tmp_path):
+    folder, bright, hole = scene
+    out = predict_raster(
+        tuned, folder / "scene.tif", tmp_path / "map.tif", codes=[3, 7], tile=32, overlap=8, batch_size=2
+    )
+    with rasterio.open(out) as made, rasterio.open(folder / "scene.tif") as source:
+        assert made.crs == source.crs and made.transform == source.transform and made.shape == source.shape
+        assert made.nodata == 255 and made.descriptions == ("3 dark, 7 bright", "probability (%)")
+        classes, confidence = made.read()
+    assert np.array_equal(classes == 255, hole) and np.array_equal(confidence == 255, hole)
+    assert set(np.unique(classes)) == {3, 7, 255} and confidence[~hole].min() >= 50
+    assert (classes == np.where(bright, 7, 3))[~hole].mean() > 0.95
+
+
+def test_windows_are_blended_and_memory_is_a_row_of_them(scene, tuned):
+    """Each pixel is the mean of the windows over it, weighted by ramps: put together by hand for a few of them."""
+    values = predict_scene(tuned, scene[0] / "scene.tif", tile=32, overlap=16)
+    assert values.values.shape == (90, 75)
+    starts = {90: [0, 16, 32, 48, 58], 75: [0, 16, 32, 43]}
+    from clay_lib.data.labels import cut, head_of
+
+    path = scene[0] / "scene.tif"
+    for y, x in [(3, 3), (40, 38), (57, 44), (89, 74)]:
+        total = 0
+        for top in (t for t in starts[90] if t <= y < t + 32):
+            for left in (t for t in starts[75] if t <= x < t + 32):
+                pixels, _, _, bands = cut(path, (left, top, 32, 32), S2, None)
+                lat, lon = head_of(path).at(left + 16, top + 16)
+                cube = tuned.clay.cube(pixels, S2, bands=bands, lat=lat, lon=lon, gsd=10.0, check=False)
+                weight = min(1, (min(y - top, top + 31 - y) + 0.5) / 16) * min(
+                    1, (min(x - left, left + 31 - x) + 0.5) / 16
+                )
+                total = total + weight * tuned.scores(cube)[0, :, y - top, x - left]
+        mean = total / total.sum()
+        assert values.values[y, x] == mean.argmax() and abs(values.confidence[y, x] - 100 * mean.max()) <= 0.51
+
+
+def test_a_scene_smaller_than_a_window_and_values(scene, tmp_path):
+    folder, bright, hole = scene
+    data = raster_pairs(folder / "scene.tif", folder / "labels.tif", S2, classes=None, size=32)
+    clay = Clay.random(ClayConfig(32, 2, 2, 16, 2, 32, 1, 2, 16, 2))
+    model = finetune(clay, data, settings=SETTINGS, width=16, bands=10, accelerator="cpu", progress=False)
+    out = predict_raster(model, folder / "scene.tif", tmp_path / "values.tif", tile=128, overlap=32)
+    with rasterio.open(out) as made:
+        values = made.read(1)
+        assert made.transform.to_gdal() == rasterio.open(folder / "scene.tif").transform.to_gdal()
+    assert values.dtype == np.float32 and np.array_equal(np.isnan(values), hole)
+    assert abs(values[bright].mean() - 7) < 0.7 and abs(values[~bright & ~hole].mean() - 3) < 0.7
+
+
+def test_maps_are_in_the_numbers_of_the_label_files(scene, tuned, tmp_path):
+    tuned.save(tmp_path / "head.safetensors")
+    again = Finetuned.load(tmp_path / "head.safetensors", tuned.clay)
+    with rasterio.open(predict_raster(again, scene[0] / "scene.tif", tmp_path / "map.tif", tile=32, overlap=8)) as made:
+        assert set(np.unique(made.read(1))) == {3, 7, 255} and made.descriptions[0] == "3 dark, 7 bright"
+
+
+def test_a_file_may_hold_more_bands_than_the_head_looks_at_in_any_order(scene, tuned, tmp_path):
+    with rasterio.open(scene[0] / "scene.tif") as source:
+        pixels = source.read()
+    write_raster(tmp_path / "back.tif", pixels[::-1], nodata=0, descriptions=S2.band_names[::-1], **PLACED)
+    same = [predict_scene(tuned, p, tile=32, overlap=8) for p in (scene[0] / "scene.tif", tmp_path / "back.tif")]
+    assert np.array_equal(same[0].confidence, same[1].confidence)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (dict(scale=1e-4), "scaled to 0..1; multiply by 10000"),
+        (dict(transform=(30.0, 0, 499_990.0, 0, -30.0, 5_000_030.0)), "gsd: found 30 m; expected 10 m"),
+        (dict(count=3), "bands: found .'blue', 'green', 'red'.; expected"),
+        (dict(out="scene.tif"), "another file than path"),
+    ],
+)
+def test_scenes_unlike_those_of_training_are_told(scene, tuned, tmp_path, change, told):
+    """The first window holds no pixel: what is wrong stands in a later one."""
+    with rasterio.open(scene[0] / "scene.tif") as source:
+        pixels = source.read()[: change.get("count", 10)] * np.float32(change.get("scale", 1))
+    pixels[:, :32, :32] = 0
+    path, placed = tmp_path / "scene.tif", PLACED | {k: v for k, v in change.items() if k == "transform"}
+    write_raster(path, pixels, nodata=0, descriptions=S2.band_names[: len(pixels)], **placed)
+    before = path.read_bytes()
+    with pytest.raises(ContractError, match=told):
+        predict_raster(tuned, path, tmp_path / change.get("out", "map.tif"), tile=32, overlap=8)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_cannot_be_asked_is_told(scene, tuned, tmp_path):
+    path = scene[0] / "scene.tif"
+    with pytest.raises(ContractError, match="even overlap"):
+        predict_scene(tuned, path, tile=32, overlap=7)
+    with pytest.raises(ContractError, match="codes of other classes"):
+        predict_raster(tuned, path, tmp_path / "x.tif", codes=[1, 2, 3])
+    with pytest.raises(ContractError, match="labels of whole chips"):
+        predict_scene(replace(tuned, about=tuned.about | {"task": "classification"}), path)
+    assert torch.is_grad_enabled()

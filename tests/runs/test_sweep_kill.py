@@ -1,0 +1,211 @@
+"""Sweeps under load and under fire: many starts, SIGKILL of driver, workers and kernels, another scheduler."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from clay_lib.files import read_json
+from clay_lib.runs import sweep, tables
+from clay_lib.runs.specification import read_sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """# %% tags=["parameters"]
+seed: int = 0
+out: str = ""
+rate: float = 0.1
+wait: float = 0.0
+
+# %%
+import json, os, pathlib, time
+print("begun", seed, rate, flush=True)
+
+# %%
+time.sleep(wait)
+metrics = {"loss": rate + seed, "pid": os.getpid(), "padding": "x" * 20000}
+
+# %%
+pathlib.Path(out, "metrics.json").write_text(json.dumps(metrics))
+print("done", seed, rate, flush=True)
+"""
+DRIVER = """
+import sys
+from pathlib import Path
+from clay_lib.sweep import run_sweep
+if __name__ == "__main__":
+    table = run_sweep(sys.argv[1], runs=Path(sys.argv[2]), workers=int(sys.argv[3]), scheduler=sys.argv[4])
+    sys.exit(0 if (table["status"] == "done").all() else 1)
+"""
+
+
+def specify(folder: Path, **changes) -> Path:
+    (folder / "tiny.py").write_text(SCRIPT)
+    told = {"notebook": "tiny.py", "metrics": {"loss": "min"}, "threads": 1, **changes}
+    (folder / "many.yaml").write_text(yaml.safe_dump(told))
+    return folder / "many.yaml"
+
+
+def start(path: Path, runs: Path, workers: int = 2, scheduler: str = "") -> subprocess.Popen:
+    script = path.parent / "driver.py"
+    script.write_text(DRIVER)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, script, path, runs, str(workers), scheduler], env=env, start_new_session=True
+    )
+
+
+@pytest.mark.slow
+def test_48_runs_three_times_start_without_failure_and_lose_little_time(tmp_path):
+    path = specify(tmp_path, grid={"rate": [0.1, 0.2, 0.3, 0.4]}, seeds=12, fixed={"wait": 2.0})  # three seconds a run
+    told = []
+    for again in range(3):
+        began = time.monotonic()
+        table = sweep.run_sweep(path, workers=2, runs=tmp_path / f"runs{again}")
+        wall, kernels = time.monotonic() - began, table["seconds"].sum()
+        assert (table["status"] == "done").all() and len(table) == 48
+        cells = sum(_cell_seconds(Path(row.folder) / "tiny.ipynb") for row in table.itertuples())
+        told.append((wall, wall / (kernels / 2), (2 * wall - cells) / 48))
+    kernel = min(_kernel_start() for _ in range(3))
+    lines = [f"wall {w:.1f} s, ratio {r:.3f}, {o:.2f} s a run beside its cells" for w, r, o in told]
+    print(*lines, f"a kernel alone {kernel:.2f} s", sep="\n")
+    ratio, beside = min(ratio for _, ratio, _ in told), min(overhead for *_, overhead in told) - kernel
+    assert ratio < 1.15 and beside < 1, [*lines, f"a kernel alone {kernel:.2f} s"]
+
+
+def _cell_seconds(notebook: Path) -> float:
+    cells = json.loads(notebook.read_text())["cells"]
+    return sum(cell["metadata"].get("papermill", {}).get("duration") or 0 for cell in cells)
+
+
+def _kernel_start() -> float:
+    """Seconds from a kernel's start to its end, two at once as in the sweep, without papermill."""
+    code = (
+        "import tempfile, time; from jupyter_client.manager import KernelManager; t = time.time()\n"
+        "with tempfile.TemporaryDirectory(prefix='k') as own:\n"
+        "    km = KernelManager(transport='ipc', ip=own + '/k'); km.start_kernel(); kc = km.client(); kc.start_channels()\n"
+        "    kc.wait_for_ready(timeout=90); kc.stop_channels(); km.shutdown_kernel(); print(time.time() - t)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    return max(float(one.communicate(timeout=120)[0]) for one in both)
+
+
+@pytest.mark.slow
+def test_killed_drivers_workers_and_kernels_leave_every_run_done_once(tmp_path):
+    path, runs = specify(tmp_path, grid={"rate": [0.1, 0.2], "wait": [0.3]}, seeds=20), tmp_path / "runs"
+    asked = {run.key: run for run in read_sweep(path).runs}
+    rng, kills, whole = random.Random(0), [], {}
+    plan = rng.sample(["driver"] * 7 + ["worker"] * 6 + ["kernel"] * 7, 20)
+    driver, waited, more = None, time.monotonic(), 0
+    while plan:
+        if driver is None:
+            driver = start(path, runs)
+        if driver.poll() is not None:  # all was done before all was killed: begin a part of it anew
+            assert driver.returncode == 0
+            whole |= _whole(runs, asked, whole)
+            for key in rng.sample(sorted(whole), len(whole) // 2):
+                (runs / "many" / key / "run.json").unlink()
+                del whole[key]
+            driver = start(path, runs)
+        victim = _find(driver.pid, plan[0])
+        if victim is None or len(list(runs.glob("many/*/run.json"))) < len(whole) + more:
+            assert time.monotonic() - waited < 600, f"no {plan[0]} came up"
+            time.sleep(0.02)
+            continue
+        time.sleep(rng.uniform(0, 1.5))
+        try:
+            family = victim.children(recursive=plan[0] == "driver")
+            victim.kill()
+        except psutil.NoSuchProcess:  # it ended by itself meanwhile
+            continue
+        kills.append(plan.pop(0))
+        waited, more = time.monotonic(), rng.randrange(3)  # so many runs may end before the next kill
+        if kills[-1] == "driver":
+            driver.wait()
+            driver = None
+        end = time.monotonic() + 60  # what was still importing notices once it has
+        while left := [process.pid for process in family if _lives(process)]:
+            assert time.monotonic() < end, f"left over by a killed {kills[-1]}: {left}"
+            time.sleep(0.05)
+        whole |= _whole(runs, asked, whole)
+        print(f"kill {len(kills)}: {kills[-1]}, {len(whole)} of {len(asked)} runs done", flush=True)
+    if driver is not None:
+        driver.wait(timeout=900)
+    last = start(path, runs)
+    assert last.wait(timeout=900) == 0
+    final = _whole(runs, asked, whole)
+    assert set(final) == set(asked) and len(kills) == 20
+    assert {p.name for p in (runs / "many").iterdir() if p.is_dir()} == set(asked)
+    assert len(tables.read_ledger(runs)) == len(asked) and not list(runs.rglob(".part-*"))
+
+
+def _find(driver: int, kind: str) -> psutil.Process | None:
+    """A process of that kind under the driver, or the driver once a kernel is up."""
+    kernels, workers = [], []
+    try:
+        for child in psutil.Process(driver).children(recursive=True):
+            line = " ".join(child.cmdline())
+            (kernels if "ipykernel_launcher" in line else workers if "spawn_main" in line else []).append(child)
+        if not kernels:
+            return None
+        return random.choice({"kernel": kernels, "worker": workers, "driver": [psutil.Process(driver)]}[kind])
+    except (psutil.NoSuchProcess, IndexError):
+        return None
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _whole(runs: Path, asked: dict, before: dict) -> dict:
+    """When each run that counts as done was written; what was done before must not have been touched since."""
+    found = {}
+    for key, run in asked.items():
+        row = tables.read_run(runs / "many" / key)
+        if row and row["status"] == "done":
+            folder = runs / "many" / key
+            assert read_json(folder / "metrics.json")["loss"] == run.settings["rate"] + run.settings["seed"]
+            assert re.search("^done", (folder / "log.txt").read_text(), re.M)
+            found[key] = (folder / "run.json").stat().st_mtime_ns
+    assert before.items() <= found.items(), "a run that was done was done again"
+    return found
+
+
+@pytest.mark.slow
+def test_a_scheduler_started_by_hand_gives_the_same_ledger(tmp_path):
+    path = specify(tmp_path, grid={"rate": [0.1, 0.2, 0.3]}, seeds=2)
+    elsewhere, dask = tmp_path / "elsewhere", Path(sys.executable).with_name("dask")
+    elsewhere.mkdir()
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    file = elsewhere / "scheduler.json"
+    scheduler = [dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file]
+    worker = [dask, "worker", "--scheduler-file", file, "--nworkers", "1", "--nthreads", "2", "--no-dashboard"]
+    quiet = dict(cwd=elsewhere, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    both = [subprocess.Popen(command, **quiet) for command in (scheduler, worker)]
+    try:
+        end = time.monotonic() + 60
+        while "address" not in read_json(file):
+            assert time.monotonic() < end, "the scheduler did not come up"
+            time.sleep(0.1)
+        there = sweep.run_sweep(path, runs=tmp_path / "there", scheduler=read_json(file)["address"])
+    finally:
+        for process in both:
+            process.send_signal(signal.SIGTERM)
+        for process in both:
+            process.wait(timeout=60)
+    here = sweep.run_sweep(path, workers=2, runs=tmp_path / "here")
+    own = ("seconds", "peak_mb", "finished", "folder", "metric pid", "commit", "changed", "library")  # when and where
+    same = [c for c in here if c not in own]
+    assert len(here) == 6 and (here["status"] == "done").all()
+    assert here[same].equals(there[same])
