@@ -8,12 +8,11 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from clay_lib.data.tiles import Tile, crs_name
+from clay_lib.data.tiles import Tile, crs_name, ramp
 from clay_lib.errors import ContractError
 from clay_lib.files import PARTIAL, atomic_write
 
@@ -39,19 +38,6 @@ def write_part(home: Path, job, patches: np.ndarray) -> Path:
 
 
 # ---- blending ----
-
-
-@lru_cache(maxsize=8)
-def ramp(cells: int, overlap: int) -> np.ndarray:
-    """[cells + 2 overlap] weights of a tile and its surroundings along one side, in patches.
-
-    One in the middle, linear over the 2 overlap patches that it shares with each neighbour. A tile's ramp and its
-    neighbours' sum to one everywhere.
-    """
-    from_edge = np.arange(cells + 2 * overlap) + 0.5
-    if overlap == 0:
-        return np.ones(cells, np.float32)
-    return np.minimum(1, np.minimum(from_edge, from_edge[::-1]) / (2 * overlap)).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

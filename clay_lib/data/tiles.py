@@ -184,3 +184,16 @@ def crs_name(crs: str) -> str:
     return (
         str(code) if code else re.sub(r"[^a-z0-9]+", "", (operation.method_name if operation else known.name).lower())
     )
+
+
+@lru_cache(maxsize=8)
+def ramp(cells: int, overlap: int) -> np.ndarray:
+    """[cells + 2 overlap] float32 blending weights of a tile and its overlap along one side, in cells of any size.
+
+    One in the middle, linear over the 2 overlap cells that it shares with each neighbor. The ramps of a tile and its
+    neighbors sum to one everywhere.
+    """
+    if overlap == 0:
+        return np.ones(cells, np.float32)
+    from_edge = np.arange(cells + 2 * overlap) + 0.5
+    return np.minimum(1, np.minimum(from_edge, from_edge[::-1]) / (2 * overlap)).astype(np.float32)

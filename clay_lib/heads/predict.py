@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from clay_lib.areas.rasters import ramp
 from clay_lib.data.check import check_contract
 from clay_lib.data.labels import Bands, Head, clip_box, cut, head_of
 from clay_lib.data.rasters import Scene, read_scene, write_raster
+from clay_lib.data.tiles import ramp
 from clay_lib.errors import ContractError
 from clay_lib.heads.finetune import Finetuned, check_like
 
