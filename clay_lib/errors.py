@@ -7,11 +7,11 @@ import sys
 import warnings
 from collections.abc import Mapping
 
-SHARE, COUNT, SOME = (0, 1), (1, math.inf), (0, math.inf)  # ranges of `check_ranges`
+SHARE, COUNT, NONNEGATIVE = (0, 1), (1, math.inf), (0, math.inf)  # ranges of `check_ranges`
 
 
 class ContractError(ValueError):
-    """Data handed to the library cannot be what it claims to be.
+    """Input that cannot be what its caller says it is.
 
     field: what is wrong, in the caller's words ("pixels", "waves", "when", a path).
     found, expected: the evidence and the rule, with shapes and units.
@@ -22,12 +22,12 @@ class ContractError(ValueError):
         self.field, self.found, self.expected, self.cause = field, found, expected, cause
         super().__init__(f"{field}: found {found}; expected {expected}. Likely cause: {cause}")
 
-    def __reduce__(self):  # keeps the fields when a worker process hands the error back
+    def __reduce__(self):  # keeps the fields when a worker process returns the error
         return ContractError, (self.field, self.found, self.expected, self.cause)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """A warning that names the caller's own line, however many of this library's and torch's lie between."""
+    """A warning located at the caller's line, however many frames of this library and torch lie between."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("clay_lib", "torch"):
         frame, level = frame.f_back, level + 1
@@ -41,27 +41,18 @@ def number(field: str, value: object) -> float:
             raise TypeError
         out = float(value)
     except (TypeError, ValueError, RuntimeError):
-        raise ContractError(
-            field,
-            f"{value!r} ({type(value).__name__})",
-            "one number",
-            "a text, a list or a missing value stands where a number belongs",
-        ) from None
-    if out != out or out in (float("inf"), float("-inf")):
+        found = f"{value!r} ({type(value).__name__})"
+        raise ContractError(field, found, "one number", "text, a list or a missing value instead of a number") from None
+    if not math.isfinite(out):
         raise ContractError(field, value, "a finite number", "a division by zero or a missing value upstream")
     return out
 
 
-def check_ranges(given: Mapping, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
-    """Refuse numbers that are not finite or outside their range, to which both ends belong; None is as good as unsaid."""
+def check_ranges(values: Mapping, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
+    """Refuse numbers that are not finite or outside their range, both ends included. None means not set."""
     for name, (low, high) in ranges.items():
-        value = given[name]
-        each = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else [value]
-        for one in each:
-            if one is not None and not (math.isfinite(one) and low <= one <= high):
-                raise ContractError(
-                    f"configuration: {where}{name}",
-                    value,
-                    f"{low} to {high}" if math.isfinite(high) else f"a number, at least {low}",
-                    "a slip of the pen",
-                )
+        value = values[name]
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else [value]
+        if any(item is not None and not (math.isfinite(item) and low <= item <= high) for item in items):
+            expected = f"{low} to {high}" if math.isfinite(high) else f"a number, at least {low}"
+            raise ContractError(f"configuration: {where}{name}", value, expected, "a typing mistake")

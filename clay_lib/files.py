@@ -13,13 +13,19 @@ from pathlib import Path
 
 from clay_lib.errors import ContractError
 
-PARTIAL = ".part-"  # what the name of an unfinished file begins with; it ends as the whole one's does
+PARTIAL = ".part-"  # start of the name of an unfinished file, which keeps the ending of the finished one
+
+# Where notebooks and commands keep their files: CLAY_DATA, or data/ of the checkout, or data/ of the current folder.
+CHECKOUT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("CLAY_DATA") or (CHECKOUT if (CHECKOUT / "notebooks").is_dir() else Path.cwd()) / "data")
+CACHE = DATA / "cache"
 
 
-def atomic_write(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file beside `path` that then takes its place in one stroke, after it has reached the disk.
+def atomic_write(path: str | Path, write: Callable[[Path], object], *, overwrite: bool = True) -> Path:
+    """Let `write` fill a file beside `path`, and rename it to `path` once it has reached the disk.
 
-    Folders are made. If `write` raises, nothing is left behind and what was there before stays.
+    Folders are created. If `write` raises, the previous file stays and nothing else is left. Without overwrite:
+    FileExistsError if the name exists, even if another process creates it at the same moment.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,10 +34,24 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> Path:
         write(partial)
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        if overwrite:
+            os.replace(partial, path)
+        else:
+            _rename_new(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _rename_new(partial: Path, path: Path) -> None:
+    try:
+        os.link(partial, path)  # fails if the name exists
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.replace(partial, path)
 
 
 def filesystem(url: str | Path):
@@ -46,42 +66,28 @@ def filesystem(url: str | Path):
 
 
 def put(fs, path: str, data: bytes, *, overwrite: bool = True) -> bool:
-    """Write a file of an fsspec filesystem atomically; False, and nothing done, if it exists and overwrite is False.
+    """Write a file of an fsspec filesystem atomically; False if it exists and overwrite is False.
 
-    Object stores write atomically by themselves; of two that write one name at the same moment the last wins.
+    Object stores write atomically themselves; of two that write one name at the same moment the last one wins.
     """
+    if "file" in fs.protocol:
+        try:
+            atomic_write(path, lambda partial: partial.write_bytes(data), overwrite=overwrite)
+        except FileExistsError:
+            return False
+        return True
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    if "file" not in fs.protocol:
-        if not overwrite and fs.exists(path):
-            return False
-        fs.pipe_file(path, bytes(data))
-        return True
-    if overwrite:
-        atomic_write(path, lambda partial: partial.write_bytes(data))
-        return True
-    partial = Path(path).with_name(f"{PARTIAL}{secrets.token_hex(4)}-{Path(path).name}")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(partial, path)  # fails if the name exists, whoever else is writing
-    except FileExistsError:
+    if not overwrite and fs.exists(path):
         return False
-    except OSError:  # a disk without hard links
-        if os.path.exists(path):
-            return False
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    fs.pipe_file(path, bytes(data))
     return True
 
 
 class PartBuffer:
-    """Rows collected in memory and published together as one atomic part, once so many or so old.
+    """Rows collected in memory and published together as one atomic part, at a number of rows or after some seconds.
 
     publish: writes the collected rows as a file whose name follows from its content, so that a part that is computed
-    again after a kill is the same file. What was published is never computed again; a kill loses one buffer at most.
+    again after a kill is the same file. Published rows are never computed again; a kill loses at most one buffer.
     """
 
     def __init__(self, publish: Callable[[list], object], *, rows: int, seconds: float):
@@ -123,48 +129,48 @@ def locked(path: str | Path, task: str, *, wait: bool = False) -> Iterator[None]
 
 
 def write_json(path: str | Path, content: object) -> Path:
-    """A file that is whole or not there at all; TypeError for what JSON does not know."""
+    """Write JSON atomically; TypeError for values that JSON does not have."""
     text = json.dumps(content, indent=1) + "\n"
     return atomic_write(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: str | Path) -> dict:
-    """What a JSON file holds; {} where there is none, or something else."""
+    """The object in a JSON file; {} if there is no such file, or something else in it."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_yaml(path: str | Path) -> object:
-    """What a YAML file holds; yaml.YAMLError for a key that stands twice, of which YAML would keep the last unasked."""
+    """The content of a YAML file; yaml.YAMLError for a duplicate key, of which YAML would silently keep the last."""
     import yaml
 
-    class Once(yaml.SafeLoader):
+    class UniqueKeyLoader(yaml.SafeLoader):
         def compose_mapping_node(self, anchor):
-            node, seen = super().compose_mapping_node(anchor), set()
+            node, keys = super().compose_mapping_node(anchor), set()
             for key, _ in node.value:
-                if (key.tag, str(key.value)) in seen:
+                if (key.tag, str(key.value)) in keys:
                     raise yaml.MarkedYAMLError(problem=f"key {key.value!r} a second time", problem_mark=key.start_mark)
-                seen.add((key.tag, str(key.value)))
+                keys.add((key.tag, str(key.value)))
             return node
 
     with open(path, encoding="utf-8") as file:
-        return yaml.load(file, Once)  # a safe loader
+        return yaml.load(file, UniqueKeyLoader)  # a safe loader
 
 
 def sha256(path: str | Path) -> str:
-    """The file's hash, hexadecimal: weights are known by it wherever a result names them."""
+    """The file's hash, hexadecimal, which identifies weights in results."""
     with open(path, "rb") as raw:
         return hashlib.file_digest(raw, "sha256").hexdigest()
 
 
-def hash_tensors(tensors: Mapping, told: str = "") -> str:
-    """64 hex digits over names, types, shapes and numbers of a state dict, and whatever else is told with it."""
+def hash_tensors(tensors: Mapping, metadata: str = "") -> str:
+    """64 hex digits over names, types, shapes and values of a state dict, and any metadata."""
     import torch
 
-    digest = hashlib.sha256(told.encode())
+    digest = hashlib.sha256(metadata.encode())
     for name, values in sorted(tensors.items()):
         values = values.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())

@@ -26,7 +26,7 @@ from clay_lib.clay import Clay
 from clay_lib.datacube import Datacube
 from clay_lib.datamodule import Batch, ClayDataModule, Draws
 from clay_lib.encoder import image_of, patches_of
-from clay_lib.errors import COUNT, SHARE, SOME, ContractError, check_ranges
+from clay_lib.errors import COUNT, NONNEGATIVE, SHARE, ContractError, check_ranges
 from clay_lib.files import atomic_write
 from clay_lib.loss import reconstruction_loss, representation_loss
 from clay_lib.model import ClayConfig, ClayMAE
@@ -304,9 +304,11 @@ SETTINGS_RANGES = {
     **dict.fromkeys(("lr", "drop_all_bands", "drop_half_bands", "ema_decay"), SHARE),
     "betas": (0, 0.999999),
     **dict.fromkeys(("t_0", "t_mult", "accumulate", "max_steps"), COUNT),
-    **dict.fromkeys(("weight_decay", "embedding_lr_factor", "head_lr_factor", "eta_min_factor", "warmup_steps"), SOME),
-    **dict.fromkeys(("reconstruction_weight", "representation_weight", "sensor_weights"), SOME),
-    **dict.fromkeys(("clip_gradient", "seed"), SOME),
+    **dict.fromkeys(
+        ("weight_decay", "embedding_lr_factor", "head_lr_factor", "eta_min_factor", "warmup_steps"), NONNEGATIVE
+    ),
+    **dict.fromkeys(("reconstruction_weight", "representation_weight", "sensor_weights"), NONNEGATIVE),
+    **dict.fromkeys(("clip_gradient", "seed"), NONNEGATIVE),
 }
 
 

@@ -1,37 +1,86 @@
-"""A file is whole or is not there."""
+"""Atomic file writes, on disk and on object stores, and locks."""
 
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from clay_lib.files import PARTIAL, atomic_write
+from clay_lib import ContractError
+from clay_lib.files import PARTIAL, PartBuffer, atomic_write, filesystem, locked, put
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+def test_failed_write_keeps_the_previous_file(tmp_path):
     path = atomic_write(tmp_path / "new" / "a.txt", lambda p: p.write_text("old"))
 
-    def half(partial):
+    def fail(partial):
         partial.write_text("ha")
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        atomic_write(path, half)
+        atomic_write(path, fail)
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"] and path.read_text() == "old"
 
 
-def test_the_unfinished_file_keeps_its_ending_for_writers_that_look_at_it(tmp_path):
-    seen = []
-    atomic_write(tmp_path / "a.npz", lambda p: (seen.append(p), p.write_bytes(b"1")))
-    assert seen[0].suffix == ".npz" and seen[0].name.startswith(PARTIAL) and seen[0].parent == tmp_path
+def test_partial_file_keeps_the_suffix_for_writers_that_need_it(tmp_path):
+    names = []
+    atomic_write(tmp_path / "a.npz", lambda p: (names.append(p), p.write_bytes(b"1")))
+    assert names[0].suffix == ".npz" and names[0].name.startswith(PARTIAL) and names[0].parent == tmp_path
 
 
-def test_killed_while_writing_the_name_does_not_appear(tmp_path):
+def test_killed_write_leaves_no_file_of_that_name(tmp_path):
     code = (
         "import os, signal; from clay_lib.files import atomic_write\n"
         f"atomic_write({str(tmp_path / 'a.bin')!r}, lambda p: (p.write_bytes(b'x' * 9), os.kill(os.getpid(), {signal.SIGKILL:d})))"
     )
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == -signal.SIGKILL
     assert not (tmp_path / "a.bin").exists()
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_existing_file_is_kept_without_overwrite(hard_links, tmp_path, monkeypatch):
+    if not hard_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no hard links")))
+    for url in (str(tmp_path), "memory://files"):
+        fs, root = filesystem(url)
+        assert put(fs, f"{root}/a/b.txt", b"1", overwrite=False) and not put(
+            fs, f"{root}/a/b.txt", b"2", overwrite=False
+        )
+        assert fs.cat_file(f"{root}/a/b.txt") == b"1"
+        assert put(fs, f"{root}/a/b.txt", b"3") and fs.cat_file(f"{root}/a/b.txt") == b"3"
+        fs.rm(f"{root}/a", recursive=True)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ContractError, match="protocol"):
+        filesystem("nonsense://bucket")
+
+
+def test_rows_are_published_by_number_or_age():
+    parts = []
+    buffer = PartBuffer(parts.append, rows=3, seconds=60)
+    buffer.add(1, 2)
+    assert parts == []
+    buffer.add(3, 4)
+    buffer.add(5)
+    buffer.flush()
+    buffer.flush()
+    assert parts == [[1, 2, 3, 4], [5]]
+    buffer.seconds = -1
+    buffer.add(6)
+    assert parts[-1] == [6]
+
+
+def test_second_process_is_refused_until_the_first_dies(tmp_path):
+    code = f"from clay_lib.files import locked\nwith locked({str(tmp_path / 'l')!r}, 'sweep'): print('held', flush=True); input()"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ContractError, match="sweep: found another process at work"), locked(tmp_path / "l", "sweep"):
+        pass
+    holder.kill()
+    holder.communicate()
+    with locked(tmp_path / "l", "sweep", wait=True):
+        pass

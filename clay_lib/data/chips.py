@@ -15,15 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clay_lib.errors import ContractError
-from clay_lib.files import atomic_write
+from clay_lib.files import CACHE, DATA, atomic_write
 
 if TYPE_CHECKING:
     from clay_lib.world.earth import MiniWorld, Place
-
-# Where notebooks keep what they make: CLAY_DATA, or data/ of the checkout, or data/ of the current folder.
-_CHECKOUT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("CLAY_DATA") or (_CHECKOUT if (_CHECKOUT / "notebooks").is_dir() else Path.cwd()) / "data")
-CACHE = DATA / "cache"
 
 
 def in_cache(name: str) -> Path:

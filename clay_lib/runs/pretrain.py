@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clay_lib.datamodule import Batch, batches_per_epoch, noise_batch
-from clay_lib.errors import COUNT, SHARE, SOME, ContractError, check_ranges
+from clay_lib.errors import COUNT, NONNEGATIVE, SHARE, ContractError, check_ranges
 from clay_lib.files import write_json
 from clay_lib.model import ClayConfig
 from clay_lib.sensors import WORLD_SENSORS
@@ -105,7 +105,7 @@ TEACHERS = {"stand-in": "clay_lib.teacher:stand_in_teacher", "textures": "clay_l
 DATA_RANGES = {
     **dict.fromkeys(("cloud_cover", "unknown_share", "shifted_share"), SHARE),
     **dict.fromkeys(("chips", "size", "sizes", "crop", "dates", "batch_size", "repeats"), COUNT),
-    **dict.fromkeys(("val_chips", "world", "workers"), SOME),
+    **dict.fromkeys(("val_chips", "world", "workers"), NONNEGATIVE),
 }
 
 
@@ -329,7 +329,7 @@ if TYPE_CHECKING:
 
 RANGES = {
     **dict.fromkeys(("log_every", "val_every", "checkpoint_steps", "devices", "nodes"), COUNT),
-    **dict.fromkeys(("epochs", "threads", "pictures_every", "checkpoint_minutes"), SOME),
+    **dict.fromkeys(("epochs", "threads", "pictures_every", "checkpoint_minutes"), NONNEGATIVE),
 }
 
 
