@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from clay_lib.checkpoint import load_model, save_model
-from clay_lib.data.check import check_contract
+from clay_lib.data.check import check_image
 from clay_lib.data.chips import Chips
 from clay_lib.data.images import open_image
 from clay_lib.datacube import Datacube, When, as_valid, check_reading, make_datacube, per_chip
@@ -113,7 +113,7 @@ class Clay:
         the image says of itself, that over the sensor's own; what nobody says is coded as unknown.
         valid: True where something was measured, [H, W], [B, H, W] or [B, C, H, W]. nodata: the number that says that
         nothing was; NaN always says so. in_decibel: radar in dB already; None: if it looks so. reading: see `load`.
-        check: hold the image against the sensor first (contract_check.check_contract): ContractError for what cannot
+        check: hold the image against the sensor first (data.check.check_image): ContractError for what cannot
         be right, ContractWarning for what is unlikely.
         """
         sensor = SENSORS.resolve(sensor)
@@ -204,7 +204,7 @@ def _check(native: np.ndarray, sensor: Sensor, about: dict) -> None:
         one_each = {k: np.array(per_chip(k, about[k], len(native)), object)[asked] for k in ("when", "lat", "lon")}
         native, about = native[asked], about | {k: values.tolist() for k, values in one_each.items()}
     if asked.any():
-        check_contract(native, sensor, **about)
+        check_image(native, sensor, **about)
 
 
 def _empty(encoded: Encoded) -> Tensor | None:

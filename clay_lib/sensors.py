@@ -19,6 +19,7 @@ from clay_lib.errors import ContractError, number
 
 # The sensors that the mini-world has, and the shipped weights saw. What is fitted on all of them takes this order.
 WORLD_SENSORS = ("sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc")
+METERS_PER_DEGREE = 111_320.0  # along a meridian, and along the equator
 POWER_FLOOR = 1e-10  # linear backscatter at or below zero is floored here, so -100 dB
 
 

@@ -41,7 +41,8 @@ from clay_lib.clay import embed_chips
 from clay_lib.course.chip_map import agreement, chip_map, cut_tiles, neighbours, refit, show_map
 from clay_lib.course.widgets import playground
 from clay_lib.data.chips import in_cache
-from clay_lib.data.rasters import coarser, middle_window, most_measured, read_scene, write_raster
+from clay_lib.data.images import most_measured
+from clay_lib.data.rasters import center_window, coarser, read_scene, write_raster
 from clay_lib.figures import images
 from clay_lib.figures.maps import Layer
 from clay_lib.runs.notebooks import output_folder, write_metrics
@@ -73,7 +74,7 @@ if not scene:
     seen = world.observe(world.place(50, 2, "test"), sensor, date, scene_pixels)
     path, names = out_dir / "scene.tif", SENSORS[sensor].band_names
     write_raster(path, seen.pixels, crs=seen.crs, transform=seen.transform, descriptions=names)
-view = read_scene(path, sensor, when=date, window=middle_window(path, scene_pixels))
+view = read_scene(path, sensor, when=date, window=center_window(path, scene_pixels))
 pixels = view.measured()  # [C, H, W], the sensor's own numbers; NaN where nothing was measured
 look = dict(sensor=view.sensor, bands=view.bands, in_decibel=view.in_decibel, like=pixels)
 picture = images.rgb(pixels, valid=view.valid, **look)

@@ -41,7 +41,8 @@ from clay_lib import SENSORS, Clay
 from clay_lib.clay import reconstruction_scores
 from clay_lib.course import checks
 from clay_lib.data.chips import Chips, in_cache
-from clay_lib.data.rasters import bounds_wgs84, middle_window, most_measured, read_scene, write_raster
+from clay_lib.data.images import most_measured
+from clay_lib.data.rasters import bounds_wgs84, center_window, read_scene, write_raster
 from clay_lib.encoder import image_of, patches_of
 from clay_lib.figures import images
 from clay_lib.figures.maps import Layer, show_on_map, static_map
@@ -82,7 +83,7 @@ else:
     write_raster(path, chip.pixels, crs=chip.crs, transform=chip.transform, descriptions=names)
 
 # %%
-window = middle_window(path, most_pixels)
+window = center_window(path, most_pixels)
 view = read_scene(path, sensor, when=date, window=window)
 pixels = view.measured()  # [C, H, W]; NaN where nothing was measured
 C, H, W = pixels.shape

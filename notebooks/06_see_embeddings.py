@@ -47,7 +47,7 @@ from clay_lib.clay import embed_chips, principal_components
 from clay_lib.course import checks
 from clay_lib.course.chip_map import chip_map, world_background
 from clay_lib.data.chips import Chips, in_cache, world_chips
-from clay_lib.data.rasters import coarser, middle_window, read_scene, write_raster
+from clay_lib.data.rasters import center_window, coarser, read_scene, write_raster
 from clay_lib.figures import images
 from clay_lib.figures.maps import Layer, show_on_map, static_map
 from clay_lib.runs.notebooks import output_folder, write_metrics
@@ -87,7 +87,7 @@ else:
     path = out_dir / "scene.tif"
     names = SENSORS[sensor].band_names
     write_raster(path, seen.pixels, crs=seen.crs, transform=seen.transform, descriptions=names)
-view = read_scene(path, sensor, when=date, window=middle_window(path, most_pixels))
+view = read_scene(path, sensor, when=date, window=center_window(path, most_pixels))
 pixels, how = view.measured(), dict(bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)
 H, W = pixels.shape[1:]
 print(

@@ -23,12 +23,11 @@ import shapely.geometry
 from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
-from rasterio.crs import CRS
 from urllib3 import Retry
 
 from clay_lib.areas.items import Archive, Look, choose_archive, moment_of, solar_day, walk
-from clay_lib.data.rasters import MODIS_FILL, bounds_wgs84, find_layers
-from clay_lib.data.tiles import cut_at_antimeridian
+from clay_lib.data.bands import MODIS_FILL
+from clay_lib.data.rasters import bounds_wgs84, crs_text, cut_at_antimeridian, find_layers
 from clay_lib.datacube import parse_when
 from clay_lib.errors import ContractError, number
 from clay_lib.sensors import SENSORS, Sensor
@@ -76,8 +75,10 @@ def file_look(path, sensor: str | Sensor, *, when: str | datetime | None = None,
     shared = [fill for fill in fills if fill == 0 or (fill == 255 and finest.dtype == "uint8")]
     a, b, left, d, e, top = finest.transform
     gsd = abs(a)
-    own = CRS.from_user_input(finest.crs).is_projected and b == d == 0 and math.isclose(gsd, abs(e), rel_tol=1e-6)
-    grid = dict(crs=finest.crs, gsd=gsd, anchor=(left % gsd, top % gsd)) if own else {}  # else squares of the sensor's
+    own = finest.crs.is_projected and b == d == 0 and math.isclose(gsd, abs(e), rel_tol=1e-6)
+    grid = (
+        dict(crs=crs_text(finest.crs), gsd=gsd, anchor=(left % gsd, top % gsd)) if own else {}
+    )  # else squares of the sensor's
     archive = Archive(
         name="files",
         sensor=sensor.name,

@@ -231,7 +231,7 @@ def embed_batch(clay, read: Sequence[tuple], settings: Settings, overlap: int | 
 
 
 def _embed(clay, pixels: np.ndarray, jobs: Sequence[Job], bands: Sequence[str], settings: Settings):
-    lat, lon = zip(*(job.tile.centre for job in jobs), strict=True)
+    lat, lon = zip(*(job.tile.center for job in jobs), strict=True)
     return clay.embed(
         pixels,
         jobs[0].look.sensor,
@@ -373,8 +373,8 @@ def embed_area(
     from clay_lib.areas import rasters, vectors
     from clay_lib.areas import rasters as features
     from clay_lib.areas.archives import file_look, find_looks, parse_area
+    from clay_lib.areas.tiles import grid_of, tiles_of
     from clay_lib.cluster import dask_client
-    from clay_lib.data.tiles import grid_of, tiles_of
 
     began, out = time.perf_counter(), Path(out)
     if not name and isinstance(clay, (str, Path)):

@@ -19,9 +19,9 @@ import shapely.geometry
 from odc.geo.geobox import GeoBox
 
 from clay_lib.areas.items import Archive, Look, moment_of
+from clay_lib.areas.tiles import Tile
 from clay_lib.clay import Clay
 from clay_lib.data.rasters import RASTER_ENDINGS
-from clay_lib.data.tiles import Tile
 from clay_lib.errors import ContractError
 from clay_lib.files import hash_tensors
 from clay_lib.sensors import Sensor
@@ -129,7 +129,7 @@ def _jobs_of(look: Look, tiles: Sequence[Tile]) -> list[Job]:
         times = [moments[k] for k in meets if moments[k]]
         when = min(times) if times and look.when else None
         # The solar day at the tile: the same wherever UTC's midnight falls, and whatever else the area meets.
-        day = f"{when + timedelta(hours=tile.centre[1] / 15):%Y%m%d}" if when else "undated"
+        day = f"{when + timedelta(hours=tile.center[1] / 15):%Y%m%d}" if when else "undated"
         name = "_".join(filter(None, [tile.id, look.sensor.name, day, stamp]))
         jobs.append(Job(name, tile, look, tuple(look.items[k] for k in meets), when))
     return jobs

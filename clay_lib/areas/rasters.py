@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clay_lib.data.tiles import Tile, crs_name, ramp
+from clay_lib.areas.tiles import Tile, crs_name
+from clay_lib.data.images import blend_ramp
 from clay_lib.errors import ContractError
 from clay_lib.files import PARTIAL, atomic_write
 
@@ -104,7 +105,7 @@ class Mosaic:
                 rows, columns = _shared(-dy, n, o), _shared(dx, n, o)
                 part = np.load(path, mmap_mode="r")[rows[1], columns[1]].astype(np.float32)
                 part -= self.places if np.isscalar(self.places) else self.places[rows[1], columns[1]]
-                w = ramp(n, o)[rows[1], None] * ramp(n, o)[None, columns[1]]
+                w = blend_ramp(n, o)[rows[1], None] * blend_ramp(n, o)[None, columns[1]]
                 w = np.where(np.isfinite(part[..., 0]), w, 0)[..., None]
                 if total is None:
                     total, weight = np.zeros((n, n, part.shape[-1]), np.float32), np.zeros((n, n, 1), np.float32)

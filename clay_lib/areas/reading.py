@@ -34,9 +34,9 @@ from rasterio.warp import reproject
 from rasterio.windows import Window, from_bounds
 
 from clay_lib.areas.items import Archive, Look, Source, mask_of, moment_of, sources_of
-from clay_lib.data.rasters import METRES_PER_DEGREE, has_mask
-from clay_lib.data.tiles import cut_at_antimeridian
+from clay_lib.data.rasters import cut_at_antimeridian, has_mask
 from clay_lib.errors import ContractError
+from clay_lib.sensors import METERS_PER_DEGREE
 
 Field = tuple[int, int, Sequence[int]]  # first bit, last bit, the values that hide the ground
 
@@ -314,8 +314,8 @@ def _metres(shape) -> tuple[float, float]:
     if east - west > 180:  # the two sides of the antimeridian
         west, _, east, _ = shapely.transform(shape, lambda xy: np.stack([xy[:, 0] % 360, xy[:, 1]], axis=1)).bounds
     return (
-        (east - west) * METRES_PER_DEGREE * math.cos(math.radians((south + north) / 2)),
-        (north - south) * METRES_PER_DEGREE,
+        (east - west) * METERS_PER_DEGREE * math.cos(math.radians((south + north) / 2)),
+        (north - south) * METERS_PER_DEGREE,
     )
 
 

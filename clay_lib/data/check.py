@@ -1,6 +1,6 @@
 """The contract check: is this image what its caller says it is? Asked before anything runs, answered in plain words.
 
-    >>> check_contract(pixels, "sentinel-2-l2a", when="2023-06-10", lat=-3.4, lon=34.1)
+    >>> check_image(pixels, "sentinel-2-l2a", when="2023-06-10", lat=-3.4, lon=34.1)
     ContractError: pixels: found median of band nir08 is 0.28, the registry's mean is 2785; expected Sentinel-2 L2A,
     surface reflectance x 10000. Likely cause: looks like reflectance or a picture scaled to 0..1; multiply by 10000
 
@@ -21,7 +21,7 @@ from clay_lib.data.check_rules import (
     Finding,
     degrees,
     failed,
-    inspect_cube,
+    inspect_datacube,
     of_date,
     of_distance,
     of_images,
@@ -38,16 +38,16 @@ from clay_lib.sensors import SENSORS, Sensor
 SAMPLE = 4096  # pixels looked at, of all chips together
 PER_CHIP = 16  # at least
 
-__all__ = ["ContractWarning", "Finding", "check_contract", "inspect_contract", "inspect_cube", "inspect_scene"]
+__all__ = ["ContractWarning", "Finding", "check_image", "inspect_image", "inspect_datacube", "inspect_scene"]
 
 
 class ContractWarning(UserWarning):
     """An image that is unlikely to be what it is said to be."""
 
 
-def check_contract(pixels, sensor: str | Sensor, **said) -> list[Finding]:
-    """`inspect_contract`, raised and warned: ContractError for the first error, one ContractWarning a warning."""
-    findings = inspect_contract(pixels, sensor, **said)
+def check_image(pixels, sensor: str | Sensor, **said) -> list[Finding]:
+    """`inspect_image`, raised and warned: ContractError for the first error, one ContractWarning a warning."""
+    findings = inspect_image(pixels, sensor, **said)
     errors = [f for f in findings if f.level == "error"]
     for finding in findings:
         if finding.level == "warning":
@@ -59,7 +59,7 @@ def check_contract(pixels, sensor: str | Sensor, **said) -> list[Finding]:
     return findings
 
 
-def inspect_contract(
+def inspect_image(
     pixels,
     sensor: str | Sensor,
     *,
@@ -95,7 +95,7 @@ def inspect_contract(
 def inspect_scene(scene, *, lat: float | None = None, lon: float | None = None, when=None) -> list[Finding]:
     """The same of what `read_scene` returns; a lat and lon that are told beside it are held against its CRS."""
     place = dict(lat=scene.lat if lat is None else lat, lon=scene.lon if lon is None else lon)
-    found = inspect_contract(
+    found = inspect_image(
         scene.pixels,
         scene.sensor,
         bands=scene.bands,

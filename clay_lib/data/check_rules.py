@@ -511,7 +511,7 @@ def of_date(when, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
 # ---- What is wrong with a batch that is normalised already: wavelengths, numbers, codes of place and time ----
 
 
-def inspect_cube(cube: Datacube | Mapping, sensor: str | Sensor | None = None) -> list[Finding]:
+def inspect_datacube(cube: Datacube | Mapping, sensor: str | Sensor | None = None) -> list[Finding]:
     """What is wrong with a batch that is normalised already: a Datacube, or the mapping that other Clay code makes."""
     if isinstance(cube, Mapping):
         cube = SimpleNamespace(**{str(k): v for k, v in cube.items()})

@@ -1,7 +1,7 @@
-"""Data sets to train a head on: chips of native numbers, each with its label and its place, wherever they come from.
+"""Labeled data sets for training a head: chips of native numbers, each with its label and its place.
 
-One type, `LabelledSet`, and an adapter for every source: the mini-world and the Hugging Face Hub here; class folders,
-rasters with label rasters, and points in dataset_files.py. Nothing is read before it is asked for.
+One type, `LabeledSet`, and a function for every source: the mini-world, the Hugging Face Hub, class folders, rasters
+with label rasters, and points on a scene. Pixels are read only when a chip is.
 """
 
 from __future__ import annotations
@@ -16,18 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.transform import Affine, rowcol
 
+from clay_lib.data.bands import Bands
 from clay_lib.data.chips import CACHE, Chips, world_chips
-from clay_lib.data.rasters import RASTER_ENDINGS, centre, read_scene
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
 from clay_lib.errors import ContractError, warn
 from clay_lib.files import atomic_write
 from clay_lib.sensors import SENSORS, Sensor
 
-IGNORE = -1  # the class number of pixels that nobody labelled: no loss and no score hears of them
+IGNORE = -1  # the class number of unlabeled pixels, which losses and scores leave out
 WORLD_TARGETS = ("land cover", "class", "leaf area", "mean leaf area")
 # EuroSAT's files hold 13 bands in this order, B8A last; level 1C, so not quite the sensor's statistics.
 EUROSAT_BANDS = (
@@ -37,7 +34,7 @@ EUROSAT_BANDS = (
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One chip. label: a class number, class numbers [H, W] (IGNORE: unlabelled), a value, or values [H, W] (NaN)."""
+    """One chip. label: a class number, class numbers [H, W] (IGNORE: unlabeled), a value, or values [H, W] (NaN)."""
 
     pixels: np.ndarray  # [C, H, W] float32 native numbers, NaN where not measured
     label: int | float | np.ndarray
@@ -46,7 +43,7 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledSet:
+class LabeledSet:
     """N chips of one sensor, read one by one. Indexing with a number gives a Sample, with a slice, mask or array a set.
 
     places: one row a chip: name, lat, lon (degrees, NaN: unknown), when (ISO text, empty: unknown), group (what must
@@ -60,14 +57,14 @@ class LabelledSet:
     classes: tuple[str, ...]  # names in the order of their numbers; empty: labels are values
     dense: bool  # a label a pixel
     places: pd.DataFrame
-    read: Callable[[int], Sample]  # by the number in the whole set, which is the index of `places`
+    read: Callable[[int], Sample]  # by the number in the complete set, which is the index of `places`
     in_decibel: bool = False
     codes: tuple[int, ...] = ()  # the classes' numbers in the label files, and in maps; empty: 0, 1, 2 and so on
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index) -> Sample | LabelledSet:
+    def __getitem__(self, index) -> Sample | LabeledSet:
         if isinstance(index, (int, np.integer)):
             return self.read(int(self.places.index[index]))
         return replace(self, places=self.places.iloc[index])
@@ -77,8 +74,8 @@ class LabelledSet:
         kind = "segmentation" if self.dense else "classification"
         return kind if self.classes else "dense regression" if self.dense else "regression"
 
-    def about(self, rows) -> dict:
-        """What `Clay.cube` is told of these chips besides their pixels."""
+    def metadata(self, rows) -> dict:
+        """Keyword arguments of `Clay.cube` for these chips, beside their pixels."""
         part = self.places.iloc[rows]
         degrees = {k: [None if np.isnan(v) else float(v) for v in part[k]] for k in ("lat", "lon")}
         when = [text or None for text in part["when"]]
@@ -86,49 +83,55 @@ class LabelledSet:
 
     def split(
         self, fractions: Sequence[float] = (0.7, 0.15, 0.15), *, by: str = "blocks", degrees: float = 0.1, seed: int = 0
-    ) -> tuple[LabelledSet, ...]:
-        """One set a fraction. by: "blocks" of degrees x degrees of land, "groups", or "random", which flatters.
+    ) -> tuple[LabeledSet, ...]:
+        """One set a fraction. by: "blocks" of degrees x degrees of land, "groups", or "random", which is optimistic.
 
-        Chips of points reach over the border of their block: those that share pixels with a chip of a later part are
+        Chips of points extend over the border of their block: those that share pixels with a chip of a later part are
         left out with a warning. So name the parts in the order train, val, test.
         """
         if by == "blocks":
             blocks = spatial_blocks(self.places["lat"], self.places["lon"], degrees)
-            parts = _apart(split_by_blocks(blocks, fractions, seed), self.places[["x", "y"]].to_numpy())
+            parts = _drop_overlaps(split_by_blocks(blocks, fractions, seed), self.places[["x", "y"]].to_numpy())
         elif by == "groups":
             if (count := self.places["group"].nunique()) < len(fractions):
-                raise ContractError("groups", f"{count}", f"at least {len(fractions)}, one a part", "all chips share pixels or a scene: a smaller size=, or by='blocks'")  # fmt: skip
+                cause = "all chips share pixels or a scene: a smaller size=, or by='blocks'"
+                raise ContractError("groups", count, f"at least {len(fractions)}, one a part", cause)
             parts = split_by_blocks(self.places["group"].to_numpy(), fractions, seed)
         elif by == "random":
             parts = random_split(len(self), fractions, seed)
         else:
-            raise ContractError("by", repr(by), "'blocks', 'groups' or 'random'", "a misspelt kind of split")
+            raise ContractError("by", repr(by), "'blocks', 'groups' or 'random'", "a misspelled kind of split")
         return tuple(self[part] for part in parts)
 
 
-def _apart(parts: Sequence[np.ndarray], corners: np.ndarray) -> list[np.ndarray]:
+def _drop_overlaps(parts: Sequence[np.ndarray], corners: np.ndarray) -> list[np.ndarray]:
     """Row numbers of parts, less those of chips that share pixels with a chip of a later part. corners [N, 2]: x, y."""
     from scipy.spatial import cKDTree
 
-    kept, later, lost = [], np.empty((0, 2)), 0
+    kept, later, dropped = [], np.empty((0, 2)), 0
     for part in reversed(parts):
         placed = np.isfinite(corners[part]).all(1)
-        near = np.full(len(part), np.inf)
-        near[placed] = cKDTree(later).query(corners[part[placed]], p=np.inf)[0]
-        kept.insert(0, part[near > 1 - 1e-6])
-        later = np.concatenate([later, corners[part][placed & (near > 1 - 1e-6)]])
-        lost += len(part) - len(kept[0])
+        distance = np.full(len(part), np.inf)
+        distance[placed] = cKDTree(later).query(corners[part[placed]], p=np.inf)[0]
+        apart = distance > 1 - 1e-6
+        kept.insert(0, part[apart])
+        later = np.concatenate([later, corners[part][placed & apart]])
+        dropped += int((~apart).sum())
     if not all(map(len, kept)):
-        raise ContractError("blocks", "a part whose every chip shares pixels with a later part", "chips in every part", "blocks hardly larger than a chip: more degrees, or a smaller size=")  # fmt: skip
-    if lost:
+        found = "a part whose every chip shares pixels with a later part"
+        cause = "blocks hardly larger than a chip: more degrees, or a smaller size="
+        raise ContractError("blocks", found, "chips in every part", cause)
+    if dropped:
+        total = sum(map(len, parts))
         warn(
-            f"{lost} of {sum(map(len, parts))} chips share pixels with a chip of a later part and are left out: larger blocks lose fewer"
+            f"{dropped} of {total} chips share pixels with a chip of a later part and are left out: "
+            "larger blocks lose fewer"
         )
     return kept
 
 
 def place_table(names, lat=None, lon=None, when=None, group=None, corners=None) -> pd.DataFrame:
-    """`LabelledSet.places`, a row a name; what is None is unknown, and every chip its own group. corners [N, 2]: x, y."""
+    """`LabeledSet.places`, a row a name; what is None is unknown, and every chip its own group. corners [N, 2]: x, y."""
     n = len(names)
     unknown = np.full(n, np.nan)
     return pd.DataFrame(
@@ -155,32 +158,33 @@ def world_set(
     split: str = "train",
     jobs: int = -1,
     cache: Path | None = CACHE,
-    **how,
-) -> LabelledSet:
+    **options,
+) -> LabeledSet:
     """Chips of the mini-world. target: "land cover" of pixels, the chip's "class", "leaf area" (m2/m2), its "mean leaf area".
 
-    how: size, seed, dates, first, classes and cloud_cover of `chips.world_chips`. Splits lie on different land.
+    options: size, seed, dates, first, classes and cloud_cover of `chips.world_chips`. Splits lie on different land.
     """
     from clay_lib.world.earth import CLASSES
 
     if target not in WORLD_TARGETS:
         raise ContractError("target", repr(target), f"one of {list(WORLD_TARGETS)}", "a misspelling")
-    chips = world_chips(sensor, count, split=split, jobs=jobs, cache=cache, **how)
-    if target in ("land cover", "class"):
+    classified = target in ("land cover", "class")
+    chips = world_chips(sensor, count, split=split, jobs=jobs, cache=cache, **options)
+    if classified:
         numbers = np.full(256, IGNORE)
         numbers[list(CLASSES)] = np.arange(len(CLASSES))
         labels = numbers[chips.labels if target == "land cover" else chips.land_cover]
     else:
-        labels = _leaf_area(chips, how.get("seed", 0), jobs, cache)
+        labels = _leaf_area(chips, options.get("seed", 0), jobs, cache)
         labels = labels if target == "leaf area" else labels.mean((1, 2))
     spec = SENSORS[sensor]
     names = [f"{split} {n}" for n in range(len(chips))]
     group = [f"{lat:.5f} {lon:.5f}" for lat, lon in zip(chips.lat, chips.lon, strict=True)]
-    return LabelledSet(
+    return LabeledSet(
         sensor=spec,
         bands=spec.band_names,
         gsd=spec.gsd,
-        classes=tuple(CLASSES.values()) if target in ("land cover", "class") else (),
+        classes=tuple(CLASSES.values()) if classified else (),
         dense=target in ("land cover", "leaf area"),
         places=place_table(names, chips.lat, chips.lon, chips.when, group),
         read=partial(_world_sample, chips, labels),
@@ -193,22 +197,21 @@ def _world_sample(chips: Chips, labels: np.ndarray, n: int) -> Sample:
 
 
 def _leaf_area(chips: Chips, seed: int, jobs: int, cache: Path | None) -> np.ndarray:
-    """[N, H, W] float32: the world, looked at again, since chips keep their land cover alone."""
+    """[N, H, W] float32: the world, observed again, since chips keep their land cover alone."""
     key = hashlib.sha256("".join([f"{seed}", *chips.hashes]).encode()).hexdigest()[:16]
     path = cache and Path(cache) / f"leaf-area-{key}.npy"
     if path and path.is_file():
         return np.load(path)
     from joblib import Parallel, delayed
 
-    size = chips.pixels.shape[-2:]
-    looks = zip(chips.lat, chips.lon, chips.when, strict=True)
-    leaves = np.stack(Parallel(n_jobs=jobs)(delayed(_leaves)(seed, chips.sensor, size, *look) for look in looks))
+    size, rows = chips.pixels.shape[-2:], zip(chips.lat, chips.lon, chips.when, strict=True)
+    leaves = np.stack(Parallel(n_jobs=jobs)(delayed(_observe_leaves)(seed, chips.sensor, size, *row) for row in rows))
     if path:
-        atomic_write(path, lambda unfinished: np.save(unfinished, leaves))
+        atomic_write(path, lambda partial_path: np.save(partial_path, leaves))
     return leaves
 
 
-def _leaves(seed: int, sensor: str, size, lat: float, lon: float, when: str) -> np.ndarray:
+def _observe_leaves(seed: int, sensor: str, size, lat: float, lon: float, when: str) -> np.ndarray:
     from clay_lib.world.earth import MiniWorld, Place
 
     return MiniWorld(seed).observe(Place(lat, lon), sensor, str(when), size, noise=False).leaf_area
@@ -228,33 +231,37 @@ def hub_set(
     gsd: float | None = None,
     classes: Sequence[str] | None = None,
     when: str | None = None,
-    **load,
-) -> LabelledSet:
-    """A public data set by the library `datasets`: EuroSAT, those of GEO-Bench that are there as tables, any like them.
+    **load_options,
+) -> LabeledSet:
+    """A public data set by the library `datasets`: EuroSAT, the tables of GEO-Bench, others in the same form.
 
         hub_set("blanchon/EuroSAT_MSI", "sentinel-2-l2a", bands=EUROSAT_BANDS)
 
     source: a name on the Hub, a folder of its parquet shards, or a `datasets.Dataset`. image: its column of arrays
     [H, W, C] or [C, H, W], or of PNG, JPEG or TIFF. label: classes, values, or images of class numbers (then classes
-    names them). bands: names of the bands in their order, None for one to leave out. load: what `load_dataset` takes.
+    names them). bands: names of the bands in their order, None for one to leave out. load_options: of `load_dataset`.
     """
     try:
         import datasets
     except ImportError:
-        raise ContractError("datasets", "not installed", 'pip install "clay-notebooks[datasets]"', "public data sets are an extra") from None  # fmt: skip
+        expected = 'pip install "clay-notebooks[datasets]"'
+        raise ContractError("datasets", "not installed", expected, "public data sets are an extra") from None
     sensor = SENSORS.resolve(sensor)
     if isinstance(source, datasets.Dataset):
         table = source
     elif Path(source).is_dir():
         shards = sorted(str(p) for p in Path(source).rglob("*.parquet") if split in p.name or split == p.parent.name)
         if not shards:
-            raise ContractError("source", f"{source}, without shards of {split!r}", f"files such as {split}-00000-of-00001.parquet", "another folder, or a split of another name")  # fmt: skip
-        table = datasets.load_dataset("parquet", data_files={split: shards}, split=split, **load)
+            expected = f"files such as {split}-00000-of-00001.parquet"
+            cause = "another folder, or a split of another name"
+            raise ContractError("source", f"{source}, without shards of {split!r}", expected, cause)
+        table = datasets.load_dataset("parquet", data_files={split: shards}, split=split, **load_options)
     else:
-        table = datasets.load_dataset(str(source), split=split, **load)
+        table = datasets.load_dataset(str(source), split=split, **load_options)
     for column in (image, label):
         if column not in table.column_names:
-            raise ContractError(column, table.column_names, "a column of this name", "name it")
+            cause = "another name: give image= and label="
+            raise ContractError(column, table.column_names, "a column of this name", cause)
         if isinstance(table.features[column], datasets.Image):  # bytes, which rasterio reads with all their bands
             table = table.cast_column(column, datasets.Image(decode=False))
     kind = table.features[label]
@@ -262,41 +269,42 @@ def hub_set(
     if isinstance(kind, datasets.ClassLabel):
         classes = kind.names
     elif classes is None and (dense or not str(getattr(kind, "dtype", "")).startswith("float")):
-        raise ContractError("classes", f"{label}: {kind}", "names of the classes, or a column of values", "numbers without names: give classes=[...]; or a chip with many labels, which no head here learns")  # fmt: skip
-    layout = dict(count=len(sensor.bands)) if bands is None else dict(count=len(bands))
-    kept = None if bands is None else [i for i, name in enumerate(bands) if name is not None]
-    names = sensor.band_names if bands is None else tuple(name for name in bands if name is not None)
+        cause = "numbers without names: give classes=[...]; or a chip with many labels, which no head here learns"
+        raise ContractError("classes", f"{label}: {kind}", "names of the classes, or a column of values", cause)
+    all_bands = sensor.band_names if bands is None else tuple(bands)
+    used = [i for i, name in enumerate(all_bands) if name is not None]
+    names = tuple(all_bands[i] for i in used)
     sensor.indices(names)
-    read = partial(_hub_sample, table, image, label, layout["count"], kept, tuple(classes or ()))
-    return LabelledSet(
+    return LabeledSet(
         sensor=sensor,
-        bands=tuple(names),
+        bands=names,
         gsd=sensor.gsd if gsd is None else gsd,
         classes=tuple(classes or ()),
         dense=dense,
         places=place_table([f"{split} {n}" for n in range(len(table))], when=when),
-        read=read,
+        read=partial(_hub_sample, table, image, label, len(all_bands), used, tuple(classes or ())),
     )
 
 
-def _hub_sample(table, image: str, label: str, count: int, kept, classes: tuple[str, ...], n: int) -> Sample:
+def _hub_sample(table, image: str, label: str, count: int, used: list[int], classes: tuple[str, ...], n: int) -> Sample:
     row = table[n]
-    pixels = _decoded(row[image])
+    pixels = _decode(row[image])
     pixels = pixels[None] if pixels.ndim == 2 else pixels
     if pixels.shape[0] != count and pixels.shape[-1] == count:
         pixels = np.moveaxis(pixels, -1, 0)
     if pixels.ndim != 3 or pixels.shape[0] != count:
-        raise ContractError(image, f"shape {pixels.shape}", f"{count} bands, first or last", "other bands than the sensor's: name them all in bands=[...], None for one to leave out")  # fmt: skip
+        cause = "other bands than the sensor's: name them all in bands=[...], None for one to leave out"
+        raise ContractError(image, f"shape {pixels.shape}", f"{count} bands, first or last", cause)
     value = row[label]
     if isinstance(value, (dict, list)):
-        value = np.squeeze(_decoded(value))
-        value = number_classes(value.astype(np.int64), len(classes), f"row {n}") if classes else value
-    elif classes:
-        value = int(number_classes(np.array(value), len(classes), f"row {n}"))
-    return Sample(np.asarray(pixels if kept is None else pixels[kept], np.float32), value)
+        value = np.squeeze(_decode(value))
+    if classes:
+        value = check_class_numbers(np.asarray(value).astype(np.int64), len(classes), f"row {n}")
+        value = value if value.ndim else int(value)
+    return Sample(np.asarray(pixels[used], np.float32), value)
 
 
-def _decoded(value) -> np.ndarray:
+def _decode(value) -> np.ndarray:
     """Arrays as they are; {"bytes", "path"} of an image as [C, H, W]."""
     if not isinstance(value, dict):
         return np.asarray(value)
@@ -310,53 +318,43 @@ def _decoded(value) -> np.ndarray:
             return source.read()
 
 
-def number_classes(ids: np.ndarray, count: int, where: str) -> np.ndarray:
-    """ids as they are, if all of them are class numbers from 0 to count - 1, or IGNORE."""
-    if wrong := sorted(set(np.unique(ids).tolist()) - {*range(count), IGNORE}):
-        raise ContractError(
-            "labels",
-            f"{where}: class {', '.join(map(str, wrong[:5]))}",
-            f"0 to {count - 1}, or {IGNORE} for what is not labelled",
-            "a class without its name in classes=, a fill value, or classes counted from 1",
-        )
-    return ids
+def check_class_numbers(numbers: np.ndarray, count: int, where: str) -> np.ndarray:
+    """numbers as they are, if all of them are class numbers from 0 to count - 1, or IGNORE."""
+    if wrong := sorted(set(np.unique(numbers).tolist()) - {*range(count), IGNORE}):
+        expected = f"0 to {count - 1}, or {IGNORE} for unlabeled"
+        cause = "a class without its name in classes=, a fill value, or classes counted from 1"
+        raise ContractError("labels", f"{where}: class {', '.join(map(str, wrong[:5]))}", expected, cause)
+    return numbers
 
 
-# ---- Data sets from one's own files: images in class folders, rasters with label rasters, points on a sce ----
-
-Bands = Mapping[str, int] | Sequence[str | None] | None  # as `scenes.read_scene` takes them
+# ---- files ----
 
 
 def class_folders(
     folder: str | Path, sensor: str | Sensor, *, bands: Bands = None, size: int | None = None, when: str | None = None
-) -> LabelledSet:
+) -> LabeledSet:
     """folder/CLASS/image: the name of a subfolder is the class of every raster in it (EuroSAT, UC Merced).
 
-    size: pixels a side, of the middle of larger images; smaller ones are missing at their border. None: the first
-    image's longer side. bands: as `scenes.read_scene` takes them.
+    size: pixels a side, of the center of larger images; smaller ones are missing at their border. None: the first
+    image's longer side. bands: as `rasters.read_scene` takes them.
     """
+    from clay_lib.data.rasters import list_rasters, read_header, read_scene
+
     sensor, folder = SENSORS.resolve(sensor), Path(folder)
-    kinds = sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
-    paths = [path for kind in kinds for path in _rasters(kind)]
+    subfolders = sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
+    paths = [path for subfolder in subfolders for path in list_rasters(subfolder)]
     classes = sorted({path.parent.name for path in paths})
     if len(classes) < 2:
-        raise ContractError("folder", f"{folder}: images in {len(classes)} subfolder(s)", "two or more classes", "the class folders lie one folder below or above")  # fmt: skip
-    heads = [head_of(path) for path in paths]
+        found = f"{folder}: images in {len(classes)} subfolder(s)"
+        raise ContractError("folder", found, "two or more classes", "the class folders lie one folder below or above")
+    headers = [read_header(path) for path in paths]
     first = read_scene(paths[0], sensor, bands=bands)
     size = size or max(first.pixels.shape[1:])
-    boxes = [((h.width - size) // 2, (h.height - size) // 2, size, size) for h in heads]
+    boxes = [((h.width - size) // 2, (h.height - size) // 2, size, size) for h in headers]
     labels = [classes.index(path.parent.name) for path in paths]
-    lat, lon = np.array([h.place for h in heads], float).T
-    return LabelledSet(
-        sensor=sensor,
-        bands=first.bands,
-        gsd=first.gsd,
-        classes=tuple(classes),
-        dense=False,
-        places=place_table([f"{p.parent.name}/{p.name}" for p in paths], lat, lon, when or ""),
-        read=partial(_chip_sample, paths, boxes, labels, sensor, bands),
-        in_decibel=first.in_decibel,
-    )
+    lat, lon = np.array([h.at(h.width / 2, h.height / 2) for h in headers], float).T
+    places = place_table([f"{p.parent.name}/{p.name}" for p in paths], lat, lon, when or "")
+    return _scene_set(first, classes, places, partial(_chip_sample, paths, boxes, labels, sensor, bands))
 
 
 def raster_pairs(
@@ -369,44 +367,40 @@ def raster_pairs(
     size: int = 64,
     bands: Bands = None,
     when: str | None = None,
-) -> LabelledSet:
+) -> LabeledSet:
     """Rasters and label rasters of the same names and grids, cut into windows of size x size pixels.
 
     images, labels: files, or folders of them, paired by name without ending. classes: {number in the files: name}, or
     the names of 0, 1, 2 and so on; None: the labels are values (dense regression). ignore, and the label file's nodata:
-    not labelled. Windows at a border are filled up with missing pixels; those without one label are left out.
+    unlabeled. Windows at a border are filled up with missing pixels; those without one label are left out.
     """
+    from clay_lib.data.rasters import read_header, read_scene
+
     sensor = SENSORS.resolve(sensor)
-    pairs = _paired(images, labels)
+    pairs = _pair_files(images, labels)
     codes = None if classes is None else dict(classes) if isinstance(classes, Mapping) else dict(enumerate(classes))
-    rows, names, lat, lon, group = [], [], [], [], []
+    windows, names, positions = [], [], []
     for image, label in pairs:
-        head = head_of(image)
-        _same_grid(head, head_of(label))
-        values = _labels(label, codes, ignore)
-        for top in range(0, head.height, size):
-            for left in range(0, head.width, size):
+        header = read_header(image)
+        _check_same_grid(header, read_header(label))
+        values = _read_labels(label, codes, ignore)
+        for top in range(0, header.height, size):
+            for left in range(0, header.width, size):
                 part = values[top : top + size, left : left + size]
-                if np.isfinite(part).any() if codes is None else (part != IGNORE).any():
-                    box = (left, top, size, size)
-                    rows.append((image, label, box))
+                if (np.isfinite(part) if codes is None else part != IGNORE).any():
+                    windows.append((image, label, (left, top, size, size)))
                     names.append(f"{image.stem} row {top} column {left}")
-                    a, b = head.at(left + part.shape[1] / 2, top + part.shape[0] / 2)
-                    lat.append(a), lon.append(b), group.append(image.stem)
-    if not rows:
-        raise ContractError("labels", f"{len(pairs)} pair(s), every pixel ignored", "labelled pixels", "ignore= or nodata is the number of the only class")  # fmt: skip
-    first = read_scene(pairs[0][0], sensor, bands=bands, window=clip_box(rows[0][2], head_of(pairs[0][0])))
-    return LabelledSet(
-        sensor=sensor,
-        bands=first.bands,
-        gsd=first.gsd,
-        classes=() if codes is None else tuple(codes.values()),
-        dense=True,
-        places=place_table(names, lat, lon, when or "", group),
-        read=partial(_pair_sample, rows, sensor, bands, codes, ignore),
-        in_decibel=first.in_decibel,
-        codes=() if codes is None else tuple(int(code) for code in codes),
+                    positions.append(header.at(left + part.shape[1] / 2, top + part.shape[0] / 2))
+    if not windows:
+        cause = "ignore= or nodata is the number of the only class"
+        raise ContractError("labels", f"{len(pairs)} pair(s), every pixel ignored", "labeled pixels", cause)
+    image, _, box = windows[0]
+    first = read_scene(image, sensor, bands=bands, window=read_header(image).clip(box))
+    places = place_table(names, *np.array(positions).T, when or "", [image.stem for image, _, _ in windows])
+    data = _scene_set(
+        first, (codes or {}).values(), places, partial(_pair_sample, windows, sensor, bands, codes, ignore)
     )
+    return replace(data, dense=True, codes=tuple(int(code) for code in codes or ()))
 
 
 def points_on_scene(
@@ -418,144 +412,126 @@ def points_on_scene(
     size: int = 32,
     bands: Bands = None,
     when: str | None = None,
-) -> LabelledSet:
+) -> LabeledSet:
     """Chips of size x size pixels around the points of a GeoDataFrame; its column `label` holds classes or values.
 
     Text, categories, bools and columns of integers are classes, columns of floats values, unless gaps alone made
-    floats of integers. Points without a label or outside the scene are left out with a warning; a chip that reaches
-    over the scene's border is missing there. Chips that share pixels, directly or over others, are one group.
+    floats of integers. Points without a label or outside the scene are left out with a warning; a chip that extends
+    past the scene's border is missing there. Chips that share pixels, directly or over others, are one group.
     """
+    from rasterio.transform import Affine, rowcol
     from sklearn.cluster import DBSCAN
 
-    sensor = SENSORS.resolve(sensor)
-    head = head_of(scene)
-    if label not in points:
-        raise ContractError("label", repr(label), f"one of {list(points.columns)}", "a misspelling")
-    if points.crs is None or head.crs is None:
-        which = "the points" if points.crs is None else str(scene)
-        raise ContractError("crs", f"{which} without CRS", "one of each", "set_crs was forgotten")
-    if kinds := set(points.geom_type.dropna()) - {"Point"}:
-        raise ContractError("geometry", ", ".join(sorted(kinds)), "points", "areas: points.representative_point() or rasterise them for raster_pairs; many in one: points.explode()")  # fmt: skip
-    labelled = points[label].notna()
-    if not labelled.any():
-        raise ContractError("label", f"{label!r} without a value", "labels", "another column")
-    if not labelled.all():
-        warn(f"{(~labelled).sum()} of {len(points)} points have no label in {label!r} and are left out")
-        points = points[labelled]
-        if points[label].dtype.kind == "f" and (points[label] % 1 == 0).all():  # as tables hold integers with gaps
-            points = points.assign(**{label: points[label].astype(int)})
-    placed = points.to_crs(head.crs).geometry
-    rows, columns = rowcol(Affine(*head.transform), placed.x.to_numpy(), placed.y.to_numpy(), op=np.asarray)
-    inside = (columns >= 0) & (columns < head.width) & (rows >= 0) & (rows < head.height)
+    from clay_lib.data.rasters import read_header, read_scene
+
+    sensor, header = SENSORS.resolve(sensor), read_header(scene)
+    points = _labeled_points(points, label, header)
+    placed = points.to_crs(header.crs).geometry
+    rows, columns = rowcol(Affine(*header.transform), placed.x.to_numpy(), placed.y.to_numpy(), op=np.asarray)
+    inside = (columns >= 0) & (columns < header.width) & (rows >= 0) & (rows < header.height)
     if not inside.any():
-        raise ContractError("points", f"none of {len(points)} on {scene}", "points on the scene", "another place, or latitude and longitude swapped")  # fmt: skip
+        cause = "another place, or latitude and longitude swapped"
+        raise ContractError("points", f"none of {len(points)} on {scene}", "points on the scene", cause)
     if not inside.all():
         warn(f"{(~inside).sum()} of {len(points)} points lie outside the scene and are left out")
     values = points[label][inside]
-    numbers = values.dtype.kind == "f"
-    classes = () if numbers else tuple(sorted(values.unique(), key=str))
+    numeric = values.dtype.kind == "f"
+    classes = () if numeric else tuple(sorted(values.unique(), key=str))
+    labels = [float(v) if numeric else classes.index(v) for v in values]
     boxes = [
         (math.floor(c) - size // 2, math.floor(r) - size // 2, size, size)
         for c, r in zip(columns[inside], rows[inside], strict=True)
     ]
     corners = np.array([box[:2] for box in boxes])
-    clumps = DBSCAN(eps=size - 0.5, min_samples=1, metric="chebyshev").fit_predict(corners)
-    first = read_scene(scene, sensor, bands=bands, window=clip_box(boxes[0], head))
+    groups = DBSCAN(eps=size - 0.5, min_samples=1, metric="chebyshev").fit_predict(corners)
+    first = read_scene(scene, sensor, bands=bands, window=header.clip(boxes[0]))
     lonlat = points.to_crs("EPSG:4326").geometry[inside]
-    labels = [float(v) if numbers else classes.index(v) for v in values]
-    return LabelledSet(
-        sensor=sensor,
+    names = [f"point {i}" for i in values.index]
+    places = place_table(names, lonlat.y, lonlat.x, when or "", groups, corners / size)
+    read = partial(_chip_sample, [scene] * len(boxes), boxes, labels, sensor, bands)
+    return _scene_set(first, map(str, classes), places, read)
+
+
+def _scene_set(first, classes, places: pd.DataFrame, read) -> LabeledSet:
+    """Labels of chips, from files whose bands and ground distance are those of the scene `first`."""
+    return LabeledSet(
+        sensor=first.sensor,
         bands=first.bands,
         gsd=first.gsd,
-        classes=tuple(map(str, classes)),
+        classes=tuple(classes),
         dense=False,
-        places=place_table(
-            [f"point {i}" for i in values.index], lonlat.y, lonlat.x, when or "", clumps, corners / size
-        ),
-        read=partial(_chip_sample, [Path(scene)] * len(boxes), boxes, labels, sensor, bands),
+        places=places,
+        read=read,
         in_decibel=first.in_decibel,
     )
 
 
-# ---- files ----
+def _labeled_points(points, label: str, header):
+    """The points that carry a label; a column of floats that holds integers and gaps becomes integers."""
+    if label not in points:
+        raise ContractError("label", repr(label), f"one of {list(points.columns)}", "a misspelling")
+    if points.crs is None or header.crs is None:
+        which = "the points" if points.crs is None else header.path
+        raise ContractError("crs", f"{which} without CRS", "one of each", "set_crs was forgotten")
+    if kinds := set(points.geom_type.dropna()) - {"Point"}:
+        areas = "areas: points.representative_point(), or rasterize them for raster_pairs"
+        cause = f"{areas}; many in one: points.explode()"
+        raise ContractError("geometry", ", ".join(sorted(kinds)), "points", cause)
+    labeled = points[label].notna()
+    if not labeled.any():
+        raise ContractError("label", f"{label!r} without a value", "labels", "another column")
+    if labeled.all():
+        return points
+    warn(f"{(~labeled).sum()} of {len(points)} points have no label in {label!r} and are left out")
+    points = points[labeled]
+    if points[label].dtype.kind == "f" and (points[label] % 1 == 0).all():  # as tables hold integers with gaps
+        points = points.assign(**{label: points[label].astype(int)})
+    return points
 
 
-class Head:
-    """What a raster says of itself before its pixels are read."""
+def _list_files(source, field: str) -> list[Path]:
+    from clay_lib.data.rasters import list_rasters
 
-    def __init__(self, path: Path):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                with rasterio.open(path) as source:
-                    self.path, self.height, self.width, self.crs = path, source.height, source.width, source.crs
-                    self.transform = tuple(source.transform)[:6]
-        except RasterioError as error:
-            raise ContractError("path", f"{path}: {error}", "a raster", "another file, or a broken download") from None
-
-    def at(self, column: float, row: float) -> tuple[float, float]:
-        """(lat, lon) of a place in pixels from the upper left corner; NaN without a CRS."""
-        if self.crs is None:
-            return math.nan, math.nan
-        a, b, c, d, e, f = self.transform
-        moved = Affine(a, b, a * column + b * row + c, d, e, d * column + e * row + f)
-        lon, lat = centre(self.crs, moved, 0, 0)
-        return lat, lon
-
-    @property
-    def place(self) -> tuple[float, float]:
-        return self.at(self.width / 2, self.height / 2)
-
-
-def head_of(path) -> Head:
-    """Asked of the file every time: in a notebook it may be another one by now."""
-    return Head(Path(path))
-
-
-def _rasters(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in RASTER_ENDINGS and not p.name.startswith("."))
-
-
-def _listed(source, field: str) -> list[Path]:
-    many = [source] if isinstance(source, (str, Path)) else list(source)
-    paths = [p for one in many for p in (_rasters(Path(one)) if Path(one).is_dir() else [Path(one)])]
-    if lacking := [str(p) for p in paths if not p.is_file()] or ([] if paths else [str(source)]):
-        raise ContractError(field, f"no raster at {lacking[0]}", "files or a folder", "a misspelling")
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    paths = [p for one in sources for p in (list_rasters(one) if Path(one).is_dir() else [Path(one)])]
+    if missing := [str(p) for p in paths if not p.is_file()] or ([] if paths else [str(source)]):
+        raise ContractError(field, f"no raster at {missing[0]}", "files or a folder", "a misspelling")
     return paths
 
 
-def _paired(images, labels) -> list[tuple[Path, Path]]:
-    images, labels = _listed(images, "images"), _listed(labels, "labels")
+def _pair_files(images, labels) -> list[tuple[Path, Path]]:
+    images, labels = _list_files(images, "images"), _list_files(labels, "labels")
     if len(images) == len(labels) == 1:
         return [(images[0], labels[0])]
     by_name = {p.stem: p for p in labels}
-    lacking = [p.name for p in images if p.stem not in by_name]
-    if lacking:
-        raise ContractError("labels", f"no label raster for {', '.join(lacking[:3])}", "a file of the same name each", "names differ by more than their ending")  # fmt: skip
+    if missing := [p.name for p in images if p.stem not in by_name]:
+        found, cause = f"no label raster for {', '.join(missing[:3])}", "names differ by more than their ending"
+        raise ContractError("labels", found, "a file of the same name each", cause)
     return [(p, by_name[p.stem]) for p in images]
 
 
-def _same_grid(image: Head, label: Head) -> None:
-    def told(head):
-        return f"{head.height} x {head.width} pixels, {head.crs or 'no CRS'}, corner {head.transform[2]:g}, {head.transform[5]:g}, pixel {head.transform[0]:g}"
+def _check_same_grid(image, label) -> None:
+    def describe(header):
+        (a, _, c, _, _, f), crs = header.transform, header.crs or "no CRS"
+        return f"{header.height} x {header.width} pixels, {crs}, corner {c:g}, {f:g}, pixel {a:g}"
 
-    size = (image.height, image.width) == (label.height, label.width)
-    placed = (
-        image.crs is None
-        or label.crs is None
-        or (
-            image.crs == label.crs
-            and np.allclose(image.transform, label.transform, rtol=1e-6, atol=1e-3 * abs(image.transform[0]))
-        )
-    )
-    if not (size and placed):
-        raise ContractError("labels", f"{label.path.name}: {told(label)}", f"the grid of {image.path.name}: {told(image)}", "labels of another resolution, extent or projection: warp them onto the image's grid, nearest neighbour")  # fmt: skip
+    same = (image.height, image.width) == (label.height, label.width)
+    if image.crs is not None and label.crs is not None:
+        close = np.allclose(image.transform, label.transform, rtol=1e-6, atol=1e-3 * abs(image.transform[0]))
+        same = same and image.crs == label.crs and close
+    if not same:
+        found = f"{Path(label.path).name}: {describe(label)}"
+        expected = f"the grid of {Path(image.path).name}: {describe(image)}"
+        cause = "labels of another resolution, extent or projection: warp them to the image's grid, nearest neighbor"
+        raise ContractError("labels", found, expected, cause)
 
 
-def _labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None, window=None) -> np.ndarray:
-    """[H, W]: class numbers in the order of codes, IGNORE where not labelled; or values, NaN where not known."""
+def _read_labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None, window=None) -> np.ndarray:
+    """[H, W]: class numbers in the order of codes, IGNORE where unlabeled; or values, NaN where unknown."""
+    import rasterio
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         with rasterio.open(path) as source:
             part = None if window is None else rasterio.windows.Window(*window)
             values, fill = source.read(1, window=part), source.nodata
@@ -569,51 +545,28 @@ def _labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None, win
     for position, code in enumerate(codes):
         out[values == code] = position
     if wrong := np.unique(values[(out == IGNORE) & ~blank]).tolist():
-        raise ContractError(
-            "labels",
-            f"{path.name}: class {', '.join(f'{v:g}' for v in wrong[:5])}",
-            f"one of {dict(codes)}" + (f", or {ignore} for what is not labelled" if ignore is not None else ""),
-            "a class without a name in classes=, or a fill value: ignore=",
-        )
+        unlabeled = "" if ignore is None else f", or {ignore} for unlabeled"
+        cause = "a class without a name in classes=, or a fill value: ignore="
+        found = f"{path.name}: class {', '.join(f'{v:g}' for v in wrong[:5])}"
+        raise ContractError("labels", found, f"one of {dict(codes)}{unlabeled}", cause)
     out[blank] = IGNORE
     return out
 
 
-def clip_box(box, head: Head) -> tuple[int, int, int, int]:
-    """The part of a box (column, row, width, height) that lies on the raster."""
-    left, top, wide, high = box
-    right, bottom = min(left + wide, head.width), min(top + high, head.height)
-    left, top = max(left, 0), max(top, 0)
-    return left, top, right - left, bottom - top
-
-
-def cut(path: Path, box, sensor: Sensor, bands: Bands) -> tuple[np.ndarray, tuple[slice, slice], dict, tuple[str, ...]]:
-    """Of a box (column, row, width, height) that may reach over the raster's border: pixels [C, H, W], NaN where there are
-    none; the rows and columns of them on the raster; their georeference; their bands."""
-    head, (left, top, wide, high) = head_of(path), box
-    part = clip_box(box, head)
-    scene = read_scene(path, sensor, bands=bands, window=part)
-    rows, columns = (
-        slice(p - start, p - start + n) for p, start, n in ((part[1], top, part[3]), (part[0], left, part[2]))
-    )
-    pixels = np.full((len(scene.bands), high, wide), np.nan, np.float32)
-    pixels[:, rows, columns] = np.where(scene.missing, np.nan, scene.pixels.astype(np.float32))
-    transform = None
-    if head.crs is not None:
-        a, b, c, d, e, f = head.transform
-        transform = (a, b, a * left + b * top + c, d, e, d * left + e * top + f)
-    return pixels, (rows, columns), dict(crs=scene.crs, transform=transform), scene.bands
-
-
 def _chip_sample(paths, boxes, labels, sensor: Sensor, bands: Bands, n: int) -> Sample:
-    pixels, _, where, _ = cut(paths[n], boxes[n], sensor, bands)
-    return Sample(pixels, labels[n], **where)
+    from clay_lib.data.rasters import read_padded
+
+    scene = read_padded(paths[n], boxes[n], sensor, bands)
+    return Sample(scene.pixels, labels[n], scene.crs, scene.transform)
 
 
-def _pair_sample(rows, sensor: Sensor, bands: Bands, codes, ignore, n: int) -> Sample:
-    image, label, box = rows[n]
-    pixels, (y, x), where, _ = cut(image, box, sensor, bands)
-    known = _labels(label, codes, ignore, clip_box(box, head_of(image)))
-    labels = np.full(pixels.shape[1:], IGNORE if codes is not None else np.nan, known.dtype)
-    labels[y, x] = known
-    return Sample(pixels, labels, **where)
+def _pair_sample(windows, sensor: Sensor, bands: Bands, codes, ignore, n: int) -> Sample:
+    from clay_lib.data.rasters import read_header, read_padded
+
+    image, label, box = windows[n]
+    scene, (x, y, w, h) = read_padded(image, box, sensor, bands), read_header(image).clip(box)
+    known = _read_labels(label, codes, ignore, (x, y, w, h))
+    labels = np.full(scene.pixels.shape[1:], IGNORE if codes is not None else np.nan, known.dtype)
+    left, top = x - box[0], y - box[1]
+    labels[top : top + h, left : left + w] = known
+    return Sample(scene.pixels, labels, scene.crs, scene.transform)

@@ -33,7 +33,7 @@ from clay_lib.data.store import (
     write_chips,
 )
 from clay_lib.errors import ContractError
-from clay_lib.sensors import SENSORS, WORLD_SENSORS
+from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, WORLD_SENSORS
 
 if TYPE_CHECKING:
     pass
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 TILE = 6000.0  # m, side of a tile of the mini-world: its chips keep away from the borders of the splits' blocks
 TILES = 64  # chosen at a time, of some six hundred
-METRES_PER_DEGREE = 111_320.0
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,10 @@ def world_tiles(seed: int, split: str, turn: int, candidates: int = 2000):
     world = shared_world(seed)
     lat, lon = world.scatter(split, turn, candidates)
     steps = (np.arange(8) + 0.5) / 8 * TILE - TILE / 2
-    north, east = (d.ravel() / METRES_PER_DEGREE for d in np.meshgrid(steps, steps, indexing="ij"))
+    north, east = (d.ravel() / METERS_PER_DEGREE for d in np.meshgrid(steps, steps, indexing="ij"))
     narrow = np.cos(np.radians(lat))
     cover = cover_fractions(world.land_cover(lat[:, None] + north, lon[:, None] + east / narrow[:, None]))
-    high, wide = TILE / 2 / METRES_PER_DEGREE, TILE / 2 / METRES_PER_DEGREE / narrow
+    high, wide = TILE / 2 / METERS_PER_DEGREE, TILE / 2 / METERS_PER_DEGREE / narrow
     boxes = shapely.box(lon - wide, lat - high, lon + wide, lat + high)
     tiles = geopandas.GeoDataFrame({"lat": lat, "lon": lon, **cover}, geometry=boxes, crs="EPSG:4326")
     return tiles[tiles["cover_80"] < 0.98]
@@ -105,7 +104,7 @@ def _turn(split: str, seed: int, places: int, dates: int, turn: int) -> list[tup
     rng = np.random.default_rng([seed, turn, *split.encode()])
     chosen = chosen.iloc[np.resize(rng.permutation(len(chosen)), TILES)]
     lat, lon = chosen["lat"].to_numpy(), chosen["lon"].to_numpy()
-    reach, looks = TILE / 2 / METRES_PER_DEGREE, []
+    reach, looks = TILE / 2 / METERS_PER_DEGREE, []
     for _ in range(places):
         here = lat + rng.uniform(-reach, reach, TILES)
         there = lon + rng.uniform(-reach, reach, TILES) / np.cos(np.radians(lat))
@@ -226,7 +225,7 @@ def footprint(crs: str | None, transform: Sequence[float] | None, height: int, w
     """The outline of a raster in WGS84, in two pieces across the antimeridian; None if it is nowhere."""
     import shapely
 
-    from clay_lib.data.tiles import cut_at_antimeridian
+    from clay_lib.data.rasters import cut_at_antimeridian
 
     if crs is None or transform is None:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from clay_lib.data.labels import IGNORE, LabelledSet
+from clay_lib.data.labels import IGNORE, LabeledSet
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.intervals import codes, interval, of_groups, times
 
@@ -67,7 +67,7 @@ def lead(ours: np.ndarray, floor: np.ndarray, *, groups=None, bootstraps: int = 
     return interval(mean - other)
 
 
-def pixel_classifier(train: LabelledSet, *, kind: str = "forest", pixels: int = 60_000, seed: int = 0):
+def pixel_classifier(train: LabeledSet, *, kind: str = "forest", pixels: int = 60_000, seed: int = 0):
     """A classifier of single pixels by their bands alone, fitted on a draw of a set's labelled pixels.
 
     kind: "forest" (100 trees), "boosting" (histogram gradient boosting) or "logistic". Call it with pixels [C, H, W] of
@@ -103,7 +103,7 @@ def pixel_classifier(train: LabelledSet, *, kind: str = "forest", pixels: int = 
     return classify
 
 
-def _native(data: LabelledSet, pixels: np.ndarray) -> np.ndarray:
+def _native(data: LabeledSet, pixels: np.ndarray) -> np.ndarray:
     return data.sensor.normalise(pixels[None], list(data.bands), in_decibel=data.in_decibel)[0]
 
 

@@ -26,9 +26,9 @@ from rasterio.warp import Resampling, calculate_default_transform, reproject, tr
 from clay_lib.errors import ContractError
 from clay_lib.figures import images
 from clay_lib.figures.style import MAGNITUDE
+from clay_lib.sensors import METERS_PER_DEGREE
 
 MERCATOR, DEGREES = "EPSG:3857", "EPSG:4326"
-METRES_PER_DEGREE = 111_320.0
 OUTLINES = ("#E69F00", "#56B4E9", "#F0E442")
 FINEST, COARSEST = (
     2048,
@@ -187,7 +187,7 @@ def static_map(
             ax.spines[:].set_visible(True)
             _degree_ticks(ax)
             _draw_outlines(ax, outlines or {})
-            images.scale_bar(ax, (east - west) * squeeze * METRES_PER_DEGREE)
+            images.scale_bar(ax, (east - west) * squeeze * METERS_PER_DEGREE)
             ax.text(
                 0.965,
                 0.965,

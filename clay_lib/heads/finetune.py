@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from clay_lib.checkpoint import open_weights, write_safetensors
 from clay_lib.clay import Clay
 from clay_lib.data.augment import flipped
-from clay_lib.data.labels import IGNORE, LabelledSet
+from clay_lib.data.labels import IGNORE, LabeledSet
 from clay_lib.datacube import Datacube
 from clay_lib.encoder import Encoder
 from clay_lib.errors import ContractError
@@ -40,25 +40,25 @@ from clay_lib.sensors import Sensor
 from clay_lib.training import precision_of
 
 
-def read_batch(clay: Clay, data: LabelledSet, rows, *, flip: int = 0, check: bool = False) -> tuple[Datacube, Tensor]:
+def read_batch(clay: Clay, data: LabeledSet, rows, *, flip: int = 0, check: bool = False) -> tuple[Datacube, Tensor]:
     """Chips of a set by their place in it: the normalised batch on the model's device, and labels [B] or [B, H, W]."""
     samples = [data[int(i)] for i in rows]
     if len(shapes := {s.pixels.shape for s in samples}) > 1:
         raise ContractError("pixels", sorted(shapes), "one shape", "images of several sizes: size=")
     pixels = np.stack([flipped(s.pixels, flip) for s in samples])
-    cube = clay.cube(pixels, data.sensor, check=check, **data.about(np.asarray(rows)))
+    cube = clay.cube(pixels, data.sensor, check=check, **data.metadata(np.asarray(rows)))
     labels = [flipped(s.label, flip) if data.dense else s.label for s in samples]
     return cube, torch.from_numpy(np.array(labels, np.int64 if data.classes else np.float32))
 
 
-def feature_gb(clay: Clay, data: LabelledSet, layers: int) -> float:
+def feature_gb(clay: Clay, data: LabeledSet, layers: int) -> float:
     """Gigabytes of what a frozen encoder says of a set."""
     config, (C, H, W) = clay.model.config, data[0].pixels.shape
     patches = -(-H // config.patch_size) * -(-W // config.patch_size)
     return len(data) * 4 * (config.dim * (1 + layers * patches) + C * H * W) / 1e9
 
 
-def stock_of(clay: Clay, data: LabelledSet, layers, *, keep: bool) -> tuple[Features | None, Tensor]:
+def stock_of(clay: Clay, data: LabeledSet, layers, *, keep: bool) -> tuple[Features | None, Tensor]:
     """What can be made once: the features if they are kept, and all labels."""
     if not len(data):
         raise ContractError("data", "no chip", "at least one", "an empty split")
@@ -77,9 +77,7 @@ def stock_of(clay: Clay, data: LabelledSet, layers, *, keep: bool) -> tuple[Feat
     return whole, torch.cat(labels)
 
 
-def loader_of(
-    clay: Clay, data: LabelledSet, stock: Features | None, labels: Tensor, s, *, training: bool
-) -> DataLoader:
+def loader_of(clay: Clay, data: LabeledSet, stock: Features | None, labels: Tensor, s, *, training: bool) -> DataLoader:
     """Batches ((Datacube or Features), labels); chips read anew are mirrored at random while training."""
     rng = np.random.default_rng(s.seed)
 
@@ -142,7 +140,7 @@ class Finetuned:
         raw[:, self.about.get("missing", [])] = -torch.inf
         return raw.softmax(1) if self.classes else raw * std + mean
 
-    def predict(self, data: LabelledSet, *, batch_size: int = 16) -> np.ndarray:
+    def predict(self, data: LabeledSet, *, batch_size: int = 16) -> np.ndarray:
         """[N, K] or [N, K, H, W], as `scores` has them, of a set's chips, which are like those of training."""
         check_like(self.about, data.sensor, data.bands, data.gsd)
         batches = slices(len(data), batch_size)
@@ -217,8 +215,8 @@ def make_head(kind: str, **sizes) -> nn.Module:
 
 def finetune(
     clay: Clay,
-    train: LabelledSet,
-    val: LabelledSet | None = None,
+    train: LabeledSet,
+    val: LabeledSet | None = None,
     *,
     out: str | Path | None = None,
     unfreeze: int | str = 0,
@@ -311,7 +309,7 @@ def finetune(
     return replace(tuned, head=module.head.eval(), history=history)
 
 
-def _targets(train: LabelledSet, labels: Tensor, s: FinetuneSettings) -> tuple[Tensor | None, tuple[float, float]]:
+def _targets(train: LabeledSet, labels: Tensor, s: FinetuneSettings) -> tuple[Tensor | None, tuple[float, float]]:
     """(weights of the classes or None, mean and standard deviation of the values)."""
     if not train.classes:
         known = labels[labels.isfinite()].double()

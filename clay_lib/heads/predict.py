@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from clay_lib.data.check import check_contract
-from clay_lib.data.labels import Bands, Head, clip_box, cut, head_of
-from clay_lib.data.rasters import Scene, read_scene, write_raster
-from clay_lib.data.tiles import ramp
+from clay_lib.data.bands import Bands
+from clay_lib.data.check import check_image
+from clay_lib.data.images import blend_ramp
+from clay_lib.data.rasters import Header, Scene, read_header, read_padded, read_scene, write_raster
 from clay_lib.errors import ContractError
 from clay_lib.heads.finetune import Finetuned, check_like
 
@@ -50,9 +50,9 @@ def predict_scene(
         raise ContractError("tuned", f"a head for {tuned.task}", "one that answers for every pixel", "labels of whole chips: use tuned.predict on chips")  # fmt: skip
     if tile < P or overlap % 2 or not 0 <= overlap <= tile // 2:
         raise ContractError("overlap", f"tile {tile}, overlap {overlap}", f"tile >= {P}, an even overlap up to tile / 2", "per cent instead of pixels")  # fmt: skip
-    head, K = head_of(path), len(tuned.classes) or 1
+    head, K = read_header(path), len(tuned.classes) or 1
     height, width = head.height, head.width
-    fade = ramp(tile - overlap, overlap // 2)
+    fade = blend_ramp(tile - overlap, overlap // 2)
     fade = fade[:, None] * fade
     tops, lefts = _starts(height, tile, tile - overlap), _starts(width, tile, tile - overlap)
     boxes = ((left, top, tile, tile) for top in tops for left in lefts)
@@ -115,11 +115,11 @@ def _starts(length: int, tile: int, step: int) -> list[int]:
     return [*range(0, length - tile, step), length - tile]
 
 
-def _looked_at(tuned: Finetuned, path, head: Head, boxes, when, bands: Bands) -> Scene:
+def _looked_at(tuned: Finetuned, path, head: Header, boxes, when, bands: Bands) -> Scene:
     """The first window that is measured at least by half, else the most measured one, held against the head and the sensor."""
     best = None
     for box in boxes:
-        scene = read_scene(path, tuned.sensor, bands=bands, when=when, window=clip_box(box, head))
+        scene = read_scene(path, tuned.sensor, bands=bands, when=when, window=head.clip(box))
         if best is None or scene.missing.all(0).mean() < best.missing.all(0).mean():
             best = scene
         if best.missing.all(0).mean() <= 0.5:
@@ -129,7 +129,7 @@ def _looked_at(tuned: Finetuned, path, head: Head, boxes, when, bands: Bands) ->
     if not best.missing.all():
         pixels = best.measured()[[best.bands.index(band) for band in some]]
         said = dict(when=when, lat=best.lat, lon=best.lon, in_decibel=best.in_decibel)
-        check_contract(pixels, tuned.sensor, bands=some, **said)
+        check_image(pixels, tuned.sensor, bands=some, **said)
     return best
 
 
@@ -137,9 +137,9 @@ def _row(tuned, path, head, top, lefts, tile, bands, batch_size, **said) -> Iter
     """Batches of a row of windows: (lefts, scores [B, K, tile, tile], measured [B, tile, tile])."""
     for first in range(0, len(lefts), batch_size):
         some = lefts[first : first + batch_size]
-        cuts = [cut(Path(path), (left, top, tile, tile), tuned.sensor, bands) for left in some]
-        order = [cuts[0][3].index(band) for band in tuned.bands]
-        pixels = np.stack([c[0][order] for c in cuts])
+        scenes = [read_padded(path, (left, top, tile, tile), tuned.sensor, bands) for left in some]
+        order = [scenes[0].bands.index(band) for band in tuned.bands]
+        pixels = np.stack([scene.pixels[order] for scene in scenes])
         lat, lon = zip(*(head.at(left + tile / 2, top + tile / 2) for left in some), strict=True)
         placed = {} if head.crs is None else dict(lat=lat, lon=lon)
         cube = tuned.clay.cube(

@@ -25,11 +25,11 @@ from clay_lib.areas.items import archives_of, sources_of, tile_bounds
 from clay_lib.areas.jobs import plan
 from clay_lib.areas.local import serve_archive, write_archive
 from clay_lib.areas.reading import hidden, read_bytes, read_look
-from clay_lib.data.check import inspect_contract
+from clay_lib.areas.tiles import grid_of as tile_grid
+from clay_lib.areas.tiles import tiles_of
+from clay_lib.data.check import inspect_image
 from clay_lib.data.images import open_image
 from clay_lib.data.rasters import Scene, read_scene, write_raster
-from clay_lib.data.tiles import grid_of as tile_grid
-from clay_lib.data.tiles import tiles_of
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.world.earth import Place
@@ -117,7 +117,7 @@ def test_profile_end_to_end(sensor, folder, url):
     # and the numbers are what the model expects
     image = open_image(got, sensor)
     assert image.bands == bands and image.lat == pytest.approx(expected[:, 1].mean(), abs=0.2)
-    assert not [f for f in inspect_contract(image.pixels, sensor, when=look.when) if f.level == "error"]
+    assert not [f for f in inspect_image(image.pixels, sensor, when=look.when) if f.level == "error"]
 
 
 def test_coarser_bands_are_interpolated_in_place(folder, url):
@@ -504,7 +504,7 @@ def test_real_images_as_items(sensor, source, tmp_path):
     np.testing.assert_array_equal(
         got[fine][there], expected[fine][there].clip(1 if sensor == "sentinel-2-l2a" else None)
     )
-    findings = inspect_contract(got, sensor, when=look.when)
+    findings = inspect_image(got, sensor, when=look.when)
     assert not [f for f in findings if f.level == "error"], findings
 
 

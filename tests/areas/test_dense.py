@@ -11,7 +11,7 @@ import xarray as xr
 
 from clay_lib.areas import rasters
 from clay_lib.areas.rasters import checkerboard, seam_step
-from clay_lib.data.tiles import Grid, tiles_of
+from clay_lib.areas.tiles import Grid, tiles_of
 from clay_lib.errors import ContractError
 
 SIZE, PATCH, OVERLAP, DIM = 64, 8, 16, 6  # pixels; 8 patches a tile, 2 beyond each edge

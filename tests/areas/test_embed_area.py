@@ -23,9 +23,9 @@ from clay_lib.areas.area import embed_area
 from clay_lib.areas.local import serve_archive, write_archive
 from clay_lib.areas.reading import read_look
 from clay_lib.areas.search import open_vectors
+from clay_lib.areas.tiles import grid_of, project, tiles_of
 from clay_lib.data.check import ContractWarning
 from clay_lib.data.rasters import write_raster
-from clay_lib.data.tiles import grid_of, project, tiles_of
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.world.earth import Place
@@ -64,7 +64,7 @@ def by_hand(scene, tile):
     pixels[pixels == 0] = np.nan
     if not np.isfinite(pixels).any():
         return None, 0.0
-    lat, lon = tile.centre
+    lat, lon = tile.center
     made = CLAY.embed(pixels, S2, when="2023-06-10T10:15", lat=lat, lon=lon, check=False)
     return made, np.isfinite(pixels).mean()
 
@@ -349,7 +349,7 @@ def test_from_an_archive_to_files_that_others_open(served, tmp_path, sensor):
             shapely.Point(lon[0], lat[0])
         )
         dataset = read_look(look, box)
-        made = CLAY.embed(dataset, sensor, when=row["time"], lat=tile.centre[0], lon=tile.centre[1], check=False)
+        made = CLAY.embed(dataset, sensor, when=row["time"], lat=tile.center[0], lon=tile.center[1], check=False)
         # A raster in another CRS is warped, which GDAL does to an eighth of a pixel, by the window that is read.
         np.testing.assert_allclose(row["vector"], made.chip[0].numpy(), atol=0.02 if sensor == "linz" else 4e-3)
     with rasterio.open(result.rasters[0]) as file:

@@ -12,7 +12,7 @@ import pytest
 import shapely
 
 from clay_lib.areas import vectors
-from clay_lib.data.tiles import Grid, tiles_of
+from clay_lib.areas.tiles import Grid, tiles_of
 from clay_lib.errors import ContractError
 
 DIM = 24

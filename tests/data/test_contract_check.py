@@ -13,7 +13,7 @@ from test_realdata import FILES
 
 from clay_lib import SENSORS, Band, Clay, ClayConfig, ContractError, Sensor
 from clay_lib import __main__ as cli
-from clay_lib.data.check import ContractWarning, check_contract, inspect_contract, inspect_cube, inspect_scene
+from clay_lib.data.check import ContractWarning, check_image, inspect_datacube, inspect_image, inspect_scene
 from clay_lib.data.rasters import read_scene, write_raster
 from clay_lib.datacube import make_datacube
 from clay_lib.world.earth import CLASSES, MiniWorld
@@ -156,27 +156,27 @@ def test_wrong_input_is_told_as_what_it_is(right, sensor, change, said, level, f
     if sensor in right:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ContractWarning)
-            assert check_contract(chip, sensor_said, **PLACE_AND_DATE) == []
+            assert check_image(chip, sensor_said, **PLACE_AND_DATE) == []
     with np.errstate(all="ignore"):
         wrong = change(chip, sensor=sensor) if "sensor" in change.__code__.co_varnames else change(chip)
     said = PLACE_AND_DATE | said
-    found = inspect_contract(wrong, sensor_said, **said)
+    found = inspect_image(wrong, sensor_said, **said)
     assert any(f.level == level and f.field == field and re.search(phrase, str(f)) for f in found), found
     assert len(found) == 1, found
     if level == "error":
         with pytest.raises(ContractError, match=phrase):
-            check_contract(wrong, sensor_said, **said)
+            check_image(wrong, sensor_said, **said)
     else:
         with pytest.warns(ContractWarning, match=phrase) as told:
-            check_contract(wrong, sensor_said, **said)
+            check_image(wrong, sensor_said, **said)
         assert len(told) == 1
 
 
 def test_several_errors_are_one_message_and_findings_tell_the_level(right):
     with pytest.raises(ContractError, match="multiply by 10000.*; also ") as raised:
-        check_contract(right[S2] / 1e4, S2, when="1970-01-01", gsd=-1)
+        check_image(right[S2] / 1e4, S2, when="1970-01-01", gsd=-1)
     assert isinstance(raised.value, ValueError)
-    levels = [f.level for f in inspect_contract(right[S2] / 1e4, S2, when="1970-01-01", gsd=200)]
+    levels = [f.level for f in inspect_image(right[S2] / 1e4, S2, when="1970-01-01", gsd=200)]
     assert levels == [E, E, W]
 
 
@@ -204,7 +204,7 @@ def test_an_offset_kept_in_a_real_file_is_found(realdata):
 def test_wrong_orders_of_real_files_are_found(realdata, file, sensor):
     scene = read_scene(realdata / file, sensor)
     for change in (lambda x: x[::-1], lambda x: np.roll(x, 1, 0), lambda x: np.roll(x, -1, 0)):
-        found = inspect_contract(change(scene.pixels), sensor, valid=scene.valid)
+        found = inspect_image(change(scene.pixels), sensor, valid=scene.valid)
         assert [(f.level, f.field) for f in found] == [(W, "bands")]
 
 
@@ -215,9 +215,9 @@ def test_aerial_pictures_pass_whichever_camera_they_are_said_to_be_of(realdata, 
     bgr = 0
     for file in files:
         pixels = read_scene(file, "linz").pixels
-        assert inspect_contract(pixels, "linz") == [], file.name
-        assert inspect_contract(pixels, "naip", bands=["red", "green", "blue"]) == [], file.name
-        bgr += len(inspect_contract(pixels[::-1], "linz"))
+        assert inspect_image(pixels, "linz") == [], file.name
+        assert inspect_image(pixels, "naip", bands=["red", "green", "blue"]) == [], file.name
+        bgr += len(inspect_image(pixels[::-1], "linz"))
     assert bgr > 0.05 * len(files)  # told where bare soil and roofs rule; a right one is never doubted
 
 
@@ -231,7 +231,7 @@ def test_two_hundred_chips_of_the_mini_world_pass():
             size = 32
             chip = EARTH.observe(place, sensor, when, size, (0, 0, 0.4, 0.95)[(n * 3 + k) % 4])
             for side in (size, 8, 1):
-                found = inspect_contract(
+                found = inspect_image(
                     chip.pixels[:, :side, :side], sensor, lat=place.lat, lon=place.lon, when=when, gsd=chip.gsd
                 )
                 assert found == [], (sensor, code, when, side)
@@ -245,21 +245,20 @@ def test_odd_but_right_scenes_pass(right):
     water = rng.normal(1, 0.1, (10, 64, 64)) * np.array([420, 330, 160, 120, 90, 80, 70, 60, 15, 9])[:, None, None]
     cloud = rng.normal(8000, 500, (10, 64, 64)) * np.r_[np.ones(8), 0.8, 0.6][:, None, None]
     for scene in (snow, water, cloud, right[S2] // 20, right[S2] // 3):  # the last two: dusk
-        assert inspect_contract(scene.clip(1).astype(np.uint16), S2) == []
-    assert inspect_contract(right["naip"] // 12, "naip") == []
-    assert inspect_contract(10 * np.log10(right[S1]), S1, in_decibel=True) == []
+        assert inspect_image(scene.clip(1).astype(np.uint16), S2) == []
+    assert inspect_image(right["naip"] // 12, "naip") == []
+    assert inspect_image(10 * np.log10(right[S1]), S1, in_decibel=True) == []
     holes = right[S2].astype(np.float32)
     holes[:, :25] = np.nan
-    assert inspect_contract(holes, S2) == []
+    assert inspect_image(holes, S2) == []
     assert (
-        inspect_contract(
+        inspect_image(
             np.where(np.arange(64) < 9, -9999, right[S2]), S2, valid=np.arange(64 * 64).reshape(64, 64) % 64 >= 9
         )
         == []
     )
     assert (
-        inspect_contract(torch.tensor(right[S2].astype(np.float32)).bfloat16()[None], S2, gsd=torch.tensor([20.0]))
-        == []
+        inspect_image(torch.tensor(right[S2].astype(np.float32)).bfloat16()[None], S2, gsd=torch.tensor([20.0])) == []
     )
 
 
@@ -288,9 +287,9 @@ def test_whatever_comes_in_only_a_contract_error_comes_out(pixels, sensor, said)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", ContractWarning)
-        found = inspect_contract(pixels, sensor, **said)
+        found = inspect_image(pixels, sensor, **said)
         try:
-            assert check_contract(pixels, sensor, **said) == found
+            assert check_image(pixels, sensor, **said) == found
             assert all(f.level == W for f in found)
         except ContractError:
             assert found[0].level == E
@@ -327,16 +326,16 @@ WRONG_PIXELS = [
 
 def test_a_ready_batch_is_read_as_closely(right):
     chip = right[S2]
-    assert inspect_cube(make_datacube(chip, S2, **PLACE_AND_DATE), S2) == [] == inspect_cube(cube_of(chip), S2)
-    assert inspect_cube(make_datacube(chip, S2)) == []  # unknown place and date
+    assert inspect_datacube(make_datacube(chip, S2, **PLACE_AND_DATE), S2) == [] == inspect_datacube(cube_of(chip), S2)
+    assert inspect_datacube(make_datacube(chip, S2)) == []  # unknown place and date
     for changes, level, field, phrase in WRONG_CUBES:
-        found = inspect_cube(cube_of(chip, **changes), S2)
+        found = inspect_datacube(cube_of(chip, **changes), S2)
         assert [(f.level, f.field) for f in found] == [(level, field)] and re.search(phrase, str(found[0])), found
     for change, level, phrase in WRONG_PIXELS:
         pixels = torch.as_tensor(np.asarray(change(chip, SENSORS[S2].normalise(chip)), np.float32))[None]
-        found = inspect_cube(cube_of(chip, pixels=pixels), S2)
+        found = inspect_datacube(cube_of(chip, pixels=pixels), S2)
         assert [f.level for f in found] == [level] and re.search(phrase, str(found[0])), found
-    assert inspect_cube({})[0].field == inspect_cube(None)[0].field == "cube"
+    assert inspect_datacube({})[0].field == inspect_datacube(None)[0].field == "cube"
 
 
 def test_a_scene_is_held_against_its_own_place_and_the_command_tells_it(right, tmp_path, capsys):
@@ -378,5 +377,5 @@ def test_it_costs_a_small_part_of_an_embed(right):
             times.append(perf_counter() - start)
         return min(times)
 
-    ours = least(lambda: inspect_contract(chip, S2, **PLACE_AND_DATE))
+    ours = least(lambda: inspect_image(chip, S2, **PLACE_AND_DATE))
     assert ours < 0.15 * least(lambda: clay.embed(chip, S2, **PLACE_AND_DATE))  # 0.03 on a quiet machine

@@ -13,13 +13,12 @@ from clay_lib.data.labels import (
     EUROSAT_BANDS,
     IGNORE,
     class_folders,
-    head_of,
     hub_set,
     points_on_scene,
     raster_pairs,
     world_set,
 )
-from clay_lib.data.rasters import write_raster
+from clay_lib.data.rasters import read_header, write_raster
 from clay_lib.world.earth import MiniWorld
 
 S2 = SENSORS["sentinel-2-l2a"]
@@ -47,7 +46,7 @@ def test_the_mini_world_as_it_is(target, tmp_path):
         assert data.task == "dense regression" and np.array_equal(sample.label, chip.leaf_area)
     else:
         assert data.task == "regression" and sample.label == pytest.approx(chip.leaf_area.mean())
-    assert data.about([0])["bands"] == S2.band_names and data.about([0])["lat"] == [data.places["lat"][0]]
+    assert data.metadata([0])["bands"] == S2.band_names and data.metadata([0])["lat"] == [data.places["lat"][0]]
 
 
 def test_eurosat_class_folders_of_geotiffs(tmp_path):
@@ -154,9 +153,9 @@ def test_points_on_a_scene(pair):
 def test_a_file_that_is_written_anew_is_read_anew(pair):
     folder, pixels, _ = pair
     path, moved = folder / "images" / "p.tif", (10.0, 0, 505_000.0, 0, -10.0, 5_000_000.0)
-    assert (head_of(path).height, head_of(path).width) == (40, 24)
+    assert (read_header(path).height, read_header(path).width) == (40, 24)
     write_raster(path, pixels[:, :30], descriptions=S2.band_names, crs=UTM["crs"], transform=moved)
-    assert head_of(path).height == 30 and head_of(path).transform == moved
+    assert read_header(path).height == 30 and read_header(path).transform == moved
 
 
 @pytest.mark.parametrize(
@@ -213,7 +212,7 @@ def test_spatial_blocks_keep_neighbours_together():
     assert not set(train.places["group"]) & set(test.places["group"]) and len(train) + len(test) == 22
     train, test = data.split((0.6, 0.4), by="groups")
     assert not set(train.places["group"]) & set(test.places["group"])
-    with pytest.raises(ContractError, match="misspelt kind of split"):
+    with pytest.raises(ContractError, match="misspelled kind of split"):
         data.split(by="block")
 
 

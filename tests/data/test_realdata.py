@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clay_lib.clay import Clay
-from clay_lib.data.rasters import bounds_wgs84, coarser, middle_window, read_scene, write_raster
+from clay_lib.data.rasters import bounds_wgs84, center_window, coarser, read_scene, write_raster
 from clay_lib.model import ClayConfig
 
 COLLECTION_2 = dict(scale=1e-4 / 0.0000275, offset=0.2 / 0.0000275)  # reflectance x 1e4 -> Collection 2 numbers
@@ -77,8 +77,8 @@ def test_fill_of_real_files_is_found(realdata):
 
 def test_middle_of_a_large_file(realdata):
     path = realdata / "naip" / "m_3607717_sw_18_1_20160620_subset.tif"
-    whole, window = read_scene(path, "naip"), middle_window(path, 128)
+    whole, window = read_scene(path, "naip"), center_window(path, 128)
     part = read_scene(path, "naip", window=window)
-    assert window == (86, 86, 128, 128) and middle_window(path, 300) is None
+    assert window == (86, 86, 128, 128) and center_window(path, 300) is None
     np.testing.assert_array_equal(part.pixels, whole.pixels[:, 86:214, 86:214])
     assert part.lat == pytest.approx(whole.lat, abs=1e-5) and part.lon == pytest.approx(whole.lon, abs=1e-5)

@@ -10,7 +10,8 @@ from odc.geo.geobox import GeoBox
 
 from clay_lib.areas.archives import file_look
 from clay_lib.areas.reading import read_look
-from clay_lib.data.rasters import bounds_wgs84, coarser, most_measured, read_scene, write_raster
+from clay_lib.data.images import most_measured
+from clay_lib.data.rasters import bounds_wgs84, coarser, read_scene, write_raster
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS
 

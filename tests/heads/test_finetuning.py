@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
-from clay_lib.data.labels import IGNORE, LabelledSet, Sample, place_table, world_set
+from clay_lib.data.labels import IGNORE, LabeledSet, Sample, place_table, world_set
 from clay_lib.evaluation.segmentation import class_scores, confusions, lead, pixel_classifier
 from clay_lib.heads.finetune import (
     Finetuned,
@@ -33,7 +33,7 @@ QUICK = FinetuneSettings(epochs=40, batch_size=4, lr=5e-3, encoder_lr=1e-3, flip
 CPU = dict(accelerator="cpu", progress=False)
 
 
-def planted(task: str, count=4, side=16, holes=False) -> LabelledSet:
+def planted(task: str, count=4, side=16, holes=False) -> LabeledSet:
     """Chips of bright and dark halves, their labels what is bright."""
     rng = np.random.default_rng(0)
     bright = rng.random((count, 2, 2)) < 0.5
@@ -55,7 +55,7 @@ def planted(task: str, count=4, side=16, holes=False) -> LabelledSet:
         return Sample(pixels[n].astype(np.float32), labels[n] if dense else labels[n].item())
 
     names = place_table([str(n) for n in range(count)])
-    return LabelledSet(SENSORS["linz"], ("red", "green", "blue"), 0.5, classes, dense, names, read)
+    return LabeledSet(SENSORS["linz"], ("red", "green", "blue"), 0.5, classes, dense, names, read)
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ import sys
 import numpy as np, torch
 from clay_lib import Clay, ClayConfig, SENSORS
 from clay_lib.bench_loading import peak_resident
-from clay_lib.datasets import LabelledSet, Sample, place_table
+from clay_lib.datasets import LabeledSet, Sample, place_table
 from clay_lib.finetuning import FinetuneSettings, finetune
 from clay_lib.model import ClayMAE
 
@@ -293,7 +293,7 @@ spec, rng = SENSORS["sentinel-2-l2a"], np.random.default_rng(0)
 mean, std = (v[:, None, None] for v in spec.statistics())
 pixels = np.maximum(mean + 0.3 * std * rng.standard_normal((10, 256, 256)), 1).astype(np.float32)
 label = rng.integers(0, 5, (256, 256))
-data = LabelledSet(spec, spec.band_names, 10.0, tuple("abcde"), True, place_table(["one"]), lambda n: Sample(pixels, label))
+data = LabeledSet(spec, spec.band_names, 10.0, tuple("abcde"), True, place_table(["one"]), lambda n: Sample(pixels, label))
 clay = Clay(ClayMAE(ClayConfig.named("large"), encoder_only=True))
 settings = FinetuneSettings(epochs=1, batch_size=1, flip=False)
 tuned = finetune(clay, data, unfreeze=int(sys.argv[1]), settings=settings, accelerator="cpu", progress=False, bands=10)

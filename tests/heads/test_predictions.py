@@ -62,16 +62,16 @@ def test_windows_are_blended_and_memory_is_a_row_of_them(scene, tuned):
     values = predict_scene(tuned, scene[0] / "scene.tif", tile=32, overlap=16)
     assert values.values.shape == (90, 75)
     starts = {90: [0, 16, 32, 48, 58], 75: [0, 16, 32, 43]}
-    from clay_lib.data.labels import cut, head_of
+    from clay_lib.data.rasters import read_header, read_padded
 
     path = scene[0] / "scene.tif"
     for y, x in [(3, 3), (40, 38), (57, 44), (89, 74)]:
         total = 0
         for top in (t for t in starts[90] if t <= y < t + 32):
             for left in (t for t in starts[75] if t <= x < t + 32):
-                pixels, _, _, bands = cut(path, (left, top, 32, 32), S2, None)
-                lat, lon = head_of(path).at(left + 16, top + 16)
-                cube = tuned.clay.cube(pixels, S2, bands=bands, lat=lat, lon=lon, gsd=10.0, check=False)
+                part = read_padded(path, (left, top, 32, 32), S2)
+                lat, lon = read_header(path).at(left + 16, top + 16)
+                cube = tuned.clay.cube(part.pixels, S2, bands=part.bands, lat=lat, lon=lon, gsd=10.0, check=False)
                 weight = min(1, (min(y - top, top + 31 - y) + 0.5) / 16) * min(
                     1, (min(x - left, left + 31 - x) + 0.5) / 16
                 )

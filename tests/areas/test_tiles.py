@@ -5,7 +5,7 @@ import pyproj
 import pytest
 import shapely
 
-from clay_lib.data.tiles import Grid, tiles_of
+from clay_lib.areas.tiles import Grid, tiles_of
 from clay_lib.errors import ContractError
 
 SINUSOIDAL = "+proj=sinu +lon_0=0 +x_0=0 +y_0=0 +R=6371007.181 +units=m +no_defs"

@@ -1,12 +1,12 @@
-"""Tiles: a fixed global grid of square chips, so that a place has the same tile and the same name in every run.
+"""A fixed global grid of square tiles, so that a place has the same tile and the same id in every run.
 
 A tile is `size` pixels a side on the pixels of its archive. Its column and row count from the origin of the CRS, shifted
-by the archive's anchor, so that a tile's corners are pixel corners and neighbours share them. What is asked for never
-moves the grid: an area only picks tiles from it, and `overlap` only widens what is read around one.
+by the archive's anchor, so that a tile's corners are pixel corners and neighbors share them. A request never moves the
+grid: an area only selects tiles from it, and `overlap` only widens the window that is read around one.
 
 Archives in UTM have a grid in every zone. A place belongs to the zone of its own longitude (6 degrees wide, without the
-exceptions of Norway and Svalbard) and so to one tile of one zone. Tiles on the edge of a zone reach into the next: two
-zones' grids are turned against each other, and a rule by the tiles' centres would leave wedges that nobody covers.
+exceptions of Norway and Svalbard) and so to one tile of one zone. Tiles on the edge of a zone extend into the next: the
+grids of two zones are rotated against each other, and assigning tiles by their centers would leave uncovered wedges.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shapely
 from pyproj import CRS, Transformer
 from shapely.geometry.base import BaseGeometry
 
+from clay_lib.data.rasters import cut_at_antimeridian
 from clay_lib.errors import ContractError
 
 LONGEST_EDGE = 16_000.0  # m; a longer edge gets corners in between, since it is a curve in WGS84
@@ -30,7 +31,7 @@ LONGEST_EDGE = 16_000.0  # m; a longer edge gets corners in between, since it is
 class Grid:
     """crs: "utm" (each hemisphere's own zones), "utm-north" (northern zones everywhere, as Landsat has them), or a CRS.
 
-    gsd: metres per pixel. size: pixels a side of a tile. anchor: where pixel corners lie, metres modulo gsd (x, y).
+    gsd: meters per pixel. size: pixels a side of a tile. anchor: where pixel corners lie, meters modulo gsd (x, y).
     """
 
     crs: str
@@ -40,7 +41,7 @@ class Grid:
 
     def __post_init__(self):
         if not (self.gsd > 0 and self.size >= 1):
-            raise ContractError("gsd, size", (self.gsd, self.size), "metres per pixel, and pixels a side", "no number")
+            raise ContractError("gsd, size", (self.gsd, self.size), "meters per pixel, and pixels a side", "no number")
         object.__setattr__(self, "anchor", tuple(float(v) % self.gsd for v in self.anchor))
 
     def tile(self, crs: str, column: int, row: int) -> Tile:
@@ -67,7 +68,7 @@ class Tile:
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """(west, south, east, north) in metres of the CRS."""
+        """(west, south, east, north) in meters of the CRS."""
         side = self.size * self.gsd
         west, south = self.anchor[0] + self.column * side, self.anchor[1] + self.row * side
         return west, south, west + side, south + side
@@ -89,7 +90,7 @@ class Tile:
         return cut_at_antimeridian(project(ring, self.crs, "EPSG:4326"))
 
     @cached_property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         """(lat, lon) in degrees."""
         west, south, east, north = self.bounds
         lon, lat = transformer(self.crs, "EPSG:4326").transform((west + east) / 2, (south + north) / 2)
@@ -97,7 +98,7 @@ class Tile:
 
 
 def grid_of(archive, size: int = 256) -> Grid:
-    """The grid on an archive's pixels (its crs, gsd and anchor). A CRS in degrees has no square metres: UTM then."""
+    """The grid on an archive's pixels (its crs, gsd and anchor). A CRS in degrees has no square meters: UTM then."""
     anchor = archive.anchor if isinstance(archive.anchor, (tuple, list)) else (archive.anchor,) * 2
     if not archive.crs.startswith("utm") and CRS(archive.crs).is_geographic:
         return Grid("utm", archive.gsd, size)
@@ -114,7 +115,7 @@ def tiles_of(area: BaseGeometry, grid: Grid) -> list[Tile]:
             "area",
             "an empty area" if area.is_empty else shapely.is_valid_reason(area),
             "a polygon in WGS84 degrees that does not cross itself",
-            "a filter that left nothing" if area.is_empty else "a ring drawn wrongly: shapely.make_valid mends it",
+            "a filter that left nothing" if area.is_empty else "a ring drawn wrongly: shapely.make_valid fixes it",
         )
     tiles = []
     for crs, part in _parts(area, grid.crs):
@@ -140,29 +141,15 @@ def _parts(area: BaseGeometry, crs: str):
         yield crs, area
         return
     west, _, east, _ = area.bounds
-    for zone in range(max(1, _zone(west)), min(60, _zone(east)) + 1):
-        lon = -180 + 6 * (zone - 1)
+    for zone in range(1, 61):
+        lon = -186 + 6 * zone  # of the zone's western edge
+        if not (lon <= east and west < lon + 6):
+            continue
         halves = [(326, -90, 90)] if crs == "utm-north" else [(326, 0, 90), (327, -90, 0)]
         for code, south, north in halves:
             part = area.intersection(shapely.box(lon, south, lon + 6, north))
             if not part.is_empty and (area.area == 0 or part.area > 0):
                 yield f"EPSG:{code}{zone:02d}", part
-
-
-def _zone(lon: float) -> int:
-    return math.floor((lon + 180) / 6) + 1
-
-
-def cut_at_antimeridian(ring: BaseGeometry) -> BaseGeometry:
-    """A ring in WGS84 degrees, in two parts where it runs across the antimeridian and so seems to span the globe."""
-    west, _, east, _ = ring.bounds
-    if east - west < 180:
-        return ring
-    whole = shapely.transform(ring, lambda xy: np.stack([xy[:, 0] % 360, xy[:, 1]], axis=1))
-    parts = [whole.intersection(shapely.box(0, -90, 180, 90))]
-    beyond = whole.intersection(shapely.box(180, -90, 360, 90))
-    parts.append(shapely.transform(beyond, lambda xy: xy - [360, 0]))
-    return shapely.MultiPolygon(parts)
 
 
 def project(shape: BaseGeometry, source: str, target: str) -> BaseGeometry:
@@ -184,16 +171,3 @@ def crs_name(crs: str) -> str:
     return (
         str(code) if code else re.sub(r"[^a-z0-9]+", "", (operation.method_name if operation else known.name).lower())
     )
-
-
-@lru_cache(maxsize=8)
-def ramp(cells: int, overlap: int) -> np.ndarray:
-    """[cells + 2 overlap] float32 blending weights of a tile and its overlap along one side, in cells of any size.
-
-    One in the middle, linear over the 2 overlap cells that it shares with each neighbor. The ramps of a tile and its
-    neighbors sum to one everywhere.
-    """
-    if overlap == 0:
-        return np.ones(cells, np.float32)
-    from_edge = np.arange(cells + 2 * overlap) + 0.5
-    return np.minimum(1, np.minimum(from_edge, from_edge[::-1]) / (2 * overlap)).astype(np.float32)
