@@ -16,9 +16,9 @@ from clay_lib.data.check import check_image
 from clay_lib.data.chips import Chips
 from clay_lib.data.images import open_image
 from clay_lib.datacube import Datacube, When, as_valid, check_reading, make_datacube, per_chip
-from clay_lib.encoder import MIN_VALID, Encoded, image_of, mask_of
+from clay_lib.encoder import MIN_VALID, Encoded, unpatchify, unpatchify_mask
 from clay_lib.errors import warn
-from clay_lib.model import ClayConfig, ClayMAE, set_kernels
+from clay_lib.model import ClayConfig, ClayMAE, cosine_initialize
 from clay_lib.sensors import SENSORS, Sensor
 
 
@@ -74,7 +74,7 @@ class Clay:
 
         dtype: bfloat16 or float16 for half the memory; embeddings come out as float32 all the same. reading: how place
         and hour are coded, "documented" or "as_trained" (datacube.READINGS), unless a call says otherwise.
-        changes: values of ClayConfig that no shape tells (heads, decoder_heads, ladder, mask_ratio).
+        changes: values of ClayConfig that no shape tells (heads, decoder_heads, frequencies, mask_ratio).
         """
         return cls(load_model(path, dtype=dtype, **changes).to(device), reading=reading)
 
@@ -185,12 +185,12 @@ class Clay:
         generator = torch.Generator(cube.pixels.device).manual_seed(seed)
         out = self.model(cube, mask_ratio=mask_ratio, generator=generator, min_valid=min_valid)
         layout = dict(grid=out.encoded.grid, patch_size=self.model.config.patch_size, size=cube.pixels.shape[-2:])
-        rebuilt = image_of(out.reconstruction, **layout).float().cpu().numpy()
-        rebuilt = sensor.denormalise(rebuilt, image.bands, in_decibel=in_decibel)
-        mask, empty = mask_of(out.encoded.mask, **layout)[:, 0].bool().cpu().numpy(), _empty(out.encoded)
+        rebuilt = unpatchify(out.reconstruction, **layout).float().cpu().numpy()
+        rebuilt = sensor.denormalize(rebuilt, image.bands, in_decibel=in_decibel)
+        mask, empty = unpatchify_mask(out.encoded.mask, **layout)[:, 0].bool().cpu().numpy(), _empty(out.encoded)
         valid = np.ones_like(mask)
         if out.encoded.valid is not None:
-            valid = mask_of(out.encoded.valid, **layout)[:, 0].cpu().numpy()
+            valid = unpatchify_mask(out.encoded.valid, **layout)[:, 0].cpu().numpy()
             rebuilt[empty.cpu().numpy()] = np.nan
         return Reconstruction(rebuilt, mask, valid)
 
@@ -258,11 +258,11 @@ def reconstruction_scores(
         cube = clay.cube(part.pixels, sensor, **part.place_and_time)
         out = clay.model(cube, mask_ratio=mask_ratio, generator=generator)
         layout = {"grid": out.encoded.grid, "patch_size": clay.model.config.patch_size, "size": cube.pixels.shape[-2:]}
-        hidden = mask_of(out.encoded.mask, **layout)  # [B, 1, H, W]
+        hidden = unpatchify_mask(out.encoded.mask, **layout)  # [B, 1, H, W]
         measured = 1.0 if cube.valid is None else cube.valid.float()  # holes are neither guessed from nor scored
         hidden, shown = hidden * measured, (1 - hidden) * measured
         guess = (cube.pixels * shown).sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True).clamp(min=1)
-        for k, rebuilt in enumerate((image_of(out.reconstruction, **layout), guess)):
+        for k, rebuilt in enumerate((unpatchify(out.reconstruction, **layout), guess)):
             error = ((rebuilt - cube.pixels).abs() * hidden).sum((2, 3)) / hidden.sum((2, 3)).clamp(min=1)
             sums[k] += error.sum(0).cpu()
     error, mean_error = (sums / len(chips)).numpy()
@@ -284,9 +284,8 @@ def principal_components(patches: np.ndarray, count: int = 3) -> np.ndarray:
     return rearrange(parts, "(B h w) n -> B h w n", h=patches.shape[1], w=patches.shape[2])
 
 
-def born(config: ClayConfig, seed: int = 0) -> Clay:
-    """An untrained model whose two ends see and draw a cosine basis; the same weights for the same seed."""
+def cosine_initialized(config: ClayConfig, seed: int = 0) -> Clay:
+    """An untrained model with a cosine basis as the kernels of both ends; the same weights for the same seed."""
     clay = Clay.random(config, seed=seed)
-    set_kernels(clay.model.encoder.patch_embedding)
-    set_kernels(clay.model.decoder.embed_to_pixels)
+    cosine_initialize(clay.model)
     return clay

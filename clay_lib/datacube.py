@@ -1,4 +1,4 @@
-"""Datacube: the one batch that the model takes, and the codes for time and place in it."""
+"""Datacube: the batch that the model takes, and the codes for time and place in it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ READINGS = ("documented", "as_trained")
 
 @dataclass(frozen=True)
 class Datacube:
-    """Normalised images of one sensor. Errors: ContractError where the shapes or values cannot belong together."""
+    """Normalized images of one sensor. Errors: ContractError where the shapes or values cannot belong together."""
 
     pixels: Tensor  # [B, C, H, W], (native - mean) / std
     time: Tensor  # [B, 4], sin week, cos week, sin hour, cos hour; zeros: unknown
     latlon: Tensor  # [B, 4], sin lat, cos lat, sin lon, cos lon; zeros: unknown
-    gsd: float | Tensor  # metres per pixel, one number
+    gsd: float | Tensor  # meters per pixel, one number
     waves: Tensor  # [C], um
-    valid: Tensor | None = None  # [B, 1 or C, H, W] bool, False where nothing was measured; [B, H, W] is taken as well
+    valid: Tensor | None = None  # [B, 1 or C, H, W] bool, False where nothing was measured; [B, H, W] is accepted too
 
     def __post_init__(self):
         pixels = self.pixels
@@ -38,46 +38,42 @@ class Datacube:
             found = f"shape {tuple(pixels.shape)}" if hasattr(pixels, "shape") else type(pixels).__name__
             raise ContractError("pixels", found, "a tensor [B, C, H, W]", "a chip without its batch axis")
         if not pixels.is_floating_point():
-            raise ContractError("pixels", pixels.dtype, "floats", "native numbers that were not normalised")
-        B, C = pixels.shape[:2]
-        waves = torch.as_tensor(self.waves, device=pixels.device)
+            raise ContractError("pixels", pixels.dtype, "floats", "native numbers that were not normalized")
+        B, C, H, W = pixels.shape
+
+        def on_device(name: str) -> Tensor:
+            tensor = torch.as_tensor(getattr(self, name), device=pixels.device)
+            object.__setattr__(self, name, tensor)
+            return tensor
+
+        waves = on_device("waves")
         if waves.shape != (C,):
-            raise ContractError(
-                "waves",
-                f"{tuple(waves.shape)} for {C} bands",
-                f"[{C}], one wavelength a band",
-                "bands dropped from the pixels or from the wavelengths alone",
-            )
-        object.__setattr__(self, "waves", waves)
+            cause = "bands dropped from the pixels or from the wavelengths alone"
+            raise ContractError("waves", f"{tuple(waves.shape)} for {C} bands", f"[{C}], one wavelength a band", cause)
         for name in ("time", "latlon"):
-            code = torch.as_tensor(getattr(self, name), device=pixels.device)
-            if code.shape != (B, 4):
-                raise ContractError(name, tuple(code.shape), f"[{B}, 4]", "raw dates or degrees, not their codes")
-            object.__setattr__(self, name, code)
+            if (shape := on_device(name).shape) != (B, 4):
+                raise ContractError(name, tuple(shape), f"[{B}, 4]", "raw dates or degrees, not their codes")
         if self.valid is not None:
-            valid = torch.as_tensor(self.valid, device=pixels.device)
-            B, _, H, W = pixels.shape
+            valid = on_device("valid")
             valid = valid[:, None] if valid.shape == (B, H, W) else valid
             if valid.dtype != torch.bool or valid.shape not in ((B, 1, H, W), (B, C, H, W)):
-                raise ContractError(
-                    "valid",
-                    f"{str(valid.dtype).removeprefix('torch.')} {tuple(valid.shape)}",
-                    f"bool [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]",
-                    "the mask of another image, or of patches",
-                )
+                found = f"{str(valid.dtype).removeprefix('torch.')} {tuple(valid.shape)}"
+                expected = f"bool [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]"
+                raise ContractError("valid", found, expected, "the mask of another image, or of patches")
             object.__setattr__(self, "valid", valid)
-        if isinstance(self.gsd, Tensor):
-            if self.gsd.numel() != 1:
-                raise ContractError("gsd", tuple(self.gsd.shape), "one number a batch", "a list")
-            object.__setattr__(self, "gsd", self.gsd.to(pixels.device).reshape(()))
+        gsd = self.gsd
+        if isinstance(gsd, Tensor):
+            if gsd.numel() != 1:
+                raise ContractError("gsd", tuple(gsd.shape), "one number a batch", "a list")
+            gsd = gsd.to(pixels.device).reshape(())
         else:
-            one = self.gsd.item() if isinstance(self.gsd, np.ndarray) and self.gsd.size == 1 else self.gsd
-            object.__setattr__(self, "gsd", number("gsd", one))
-        if pixels.device.type == "cpu":  # values are looked at where that costs no transfer
+            gsd = number("gsd", gsd.item() if isinstance(gsd, np.ndarray) and gsd.size == 1 else gsd)
+        object.__setattr__(self, "gsd", gsd)
+        if pixels.device.type == "cpu":  # values are checked where that costs no transfer
             for wave in waves.tolist():
                 check_wavelength("waves", wave)
-            if float(self.gsd) <= 0:
-                raise ContractError("gsd", float(self.gsd), "metres, > 0", "a negative pixel height")
+            if float(gsd) <= 0:
+                raise ContractError("gsd", float(gsd), "meters, > 0", "a negative pixel height")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -89,12 +85,12 @@ class Datacube:
         return Datacube(**(moved | {"pixels": moved["pixels"].to(dtype)}))
 
     def with_pixels(self, pixels: Tensor) -> Datacube:
-        """The same place, date, bands and holes with other pixels."""
+        """The same place, date, bands and holes with other pixels [B, C, H, W]."""
         return replace(self, pixels=pixels)
 
     @property
     def target(self) -> Tensor:
-        """Pixels with NaN in the holes: what a reconstruction is held against (the loss leaves NaN out)."""
+        """Pixels [B, C, H, W] with NaN in the holes: the target of a reconstruction (the loss ignores NaN)."""
         return self.pixels if self.valid is None else self.pixels.masked_fill(~self.valid, float("nan"))
 
 
@@ -113,10 +109,10 @@ def make_datacube(
 ) -> Datacube:
     """Native numbers [C, H, W] or [B, C, H, W] of a sensor -> Datacube on the CPU.
 
-    when, lat, lon: one for all, one per chip, or None for unknown (coded as zeros); when is UTC unless it says
-    otherwise. gsd: metres, by default the sensor's own. valid: True where something was measured, [H, W], [B, H, W] or
-    [B, C, H, W], for example a cloud mask inverted; NaN, infinite and masked pixels are holes as well. What lies under
-    a hole never matters: it is zero in the cube, the band's mean. A cube whose every pixel was measured has valid None.
+    when, lat, lon: one for all, one per chip, or None for unknown (coded as zeros); when is UTC unless it has a time
+    zone. gsd: meters, by default the sensor's own. valid: True where something was measured, [H, W], [B, H, W] or
+    [B, C, H, W], for example a cloud mask inverted; NaN, infinite and masked pixels are holes too. Values under a hole
+    never matter: they are zero in the cube, the band's mean. A cube without holes has valid None.
     """
     sensor = SENSORS.resolve(sensor)
     pixels = as_numpy(pixels)
@@ -126,23 +122,23 @@ def make_datacube(
         pixels = pixels[None]
     if pixels.ndim != 4 or 0 in pixels.shape:
         raise ContractError("pixels", f"shape {pixels.shape}", "[C, H, W] or [B, C, H, W]", "an empty or flat array")
-    values = torch.from_numpy(sensor.normalise(pixels, bands, in_decibel=in_decibel))
+    values = torch.from_numpy(sensor.normalize(pixels, bands, in_decibel=in_decibel))  # [B, C, H, W]
     measured = values.isfinite()
     if valid is not None:
         measured &= torch.from_numpy(as_valid(valid, values.shape))
-    whole = bool(measured.all())
+    complete = bool(measured.all())
     return Datacube(
-        pixels=values if whole else values.masked_fill(~measured, 0.0),
+        pixels=values if complete else values.masked_fill(~measured, 0.0),
         time=time_code(when, len(values), reading=reading),
         latlon=latlon_code(lat, lon, len(values), reading=reading),
         gsd=sensor.gsd if gsd is None else gsd,
         waves=torch.from_numpy(sensor.waves(bands)),
-        valid=None if whole else measured,
+        valid=None if complete else measured,
     )
 
 
 def as_numpy(values) -> np.ndarray:
-    """An array from whatever holds one: lists, torch on any device, with or without gradient; masked values are NaN."""
+    """An array from lists, NumPy, or torch on any device with or without gradient; masked values become NaN."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
@@ -152,28 +148,22 @@ def as_numpy(values) -> np.ndarray:
 
 
 def as_valid(valid, shape: tuple[int, int, int, int]) -> np.ndarray:
-    """Whatever says True or 1 where something was measured, [H, W], [B, H, W] or [B, C, H, W] -> bool, that shape.
+    """A mask of True or 1 where something was measured, [H, W], [B, H, W] or [B, C, H, W] -> bool of shape [B, C, H, W].
 
-    For a single chip [C, H, W] is taken too. Class codes are refused.
+    For a single chip [C, H, W] is accepted too. Class codes are refused.
     """
     B, C, H, W = shape
     valid = as_numpy(valid)
     if valid.dtype.kind not in "iufb" or not np.isin(valid, (0, 1)).all():
-        raise ContractError(
-            "valid",
-            f"{valid.dtype} with other values than 0 and 1",
-            "True where something was measured, False elsewhere",
-            "the classes of a scene classification: compare them first, for example np.isin(scl, [4, 5, 6, 7])",
-        )
+        found, expected = f"{valid.dtype} with other values than 0 and 1", "True where something was measured"
+        cause = "the classes of a scene classification: compare them first, for example np.isin(scl, [4, 5, 6, 7])"
+        raise ContractError("valid", found, expected, cause)
     if valid.shape == (B, H, W):
         valid = valid[:, None]
     if valid.shape not in ((H, W), (B, 1, H, W), (B, C, H, W)) and not (B == 1 and valid.shape == (C, H, W)):
-        raise ContractError(
-            "valid",
-            f"shape {valid.shape}",
-            f"[{H}, {W}], [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]",
-            "the mask of another image, of patches, or at another resolution",
-        )
+        expected = f"[{H}, {W}], [{B}, {H}, {W}] or [{B}, {C}, {H}, {W}]"
+        cause = "the mask of another image, of patches, or at another resolution"
+        raise ContractError("valid", f"shape {valid.shape}", expected, cause)
     return np.array(np.broadcast_to(valid.astype(bool), shape))
 
 
@@ -183,57 +173,51 @@ def time_code(when: When | Sequence[When], batch: int = 1, *, reading: str = "do
     A date without an hour counts as noon.
     """
     check_reading(reading)
-    return torch.tensor([_time_row(parse_when(w), reading) for w in per_chip("when", when, batch)])
+    rows = []
+    for time in map(parse_when, per_chip("when", when, batch)):
+        if time is None:
+            rows.append([0.0] * 4)
+            continue
+        hour = 12 if reading == "as_trained" else time.hour
+        w, h = 2 * math.pi * time.isocalendar().week / 52, 2 * math.pi * hour / 24
+        rows.append([math.sin(w), math.cos(w), math.sin(h), math.cos(h)])
+    return torch.tensor(rows)
 
 
 def latlon_code(lat, lon, batch: int = 1, *, reading: str = "documented") -> Tensor:
     """[B, 4]: sin lat, cos lat, sin lon, cos lon, from degrees; None gives zeros."""
     check_reading(reading)
     rows = []
-    for one_lat, one_lon in zip(per_chip("lat", lat, batch), per_chip("lon", lon, batch), strict=True):
-        if one_lat is None and one_lon is None:
+    for place in zip(per_chip("lat", lat, batch), per_chip("lon", lon, batch), strict=True):
+        if place == (None, None):
             rows.append([0.0] * 4)
             continue
-        degrees = {"lat": (one_lat, 90), "lon": (one_lon, 360)}
-        for name, (value, limit) in degrees.items():
+        for name, value, limit in zip(("lat", "lon"), place, (90, 360), strict=True):
             if value is None:
-                raise ContractError(name, None, "both lat and lon, or neither", "half a place")
+                raise ContractError(name, None, "both lat and lon, or neither", "one of the two is missing")
             if abs(number(name, value)) > limit:
-                cause = (
-                    "lat and lon are swapped, or are metres in a projection"
-                    if name == "lat"
-                    else "metres in a projection"
-                )
+                cause = "lat and lon are swapped, or meters in a projection"
                 raise ContractError(name, value, f"degrees, -{limit} to {limit}", cause)
-        order = (one_lat, one_lon) if reading == "documented" else (one_lon, one_lat)
+        order = place if reading == "documented" else reversed(place)
         rows.append([f(math.radians(float(v))) for v in order for f in (math.sin, math.cos)])
     return torch.tensor(rows)
 
 
-def _time_row(when: datetime | None, reading: str) -> list[float]:
-    if when is None:
-        return [0.0] * 4
-    hour = 12 if reading == "as_trained" else when.hour
-    w, h = 2 * math.pi * when.isocalendar().week / 52, 2 * math.pi * hour / 24
-    return [math.sin(w), math.cos(w), math.sin(h), math.cos(h)]
-
-
 def parse_when(when: When) -> datetime | None:
-    """A moment in UTC, as archives tell it; one with another time zone is brought there. A date alone is its noon."""
+    """A time in UTC, naive; times with another zone are converted. A date alone becomes its noon."""
     if when is None:
         return None
     if isinstance(when, datetime):
         return when.astimezone(UTC).replace(tzinfo=None) if when.tzinfo else when
     if isinstance(when, date):
         return datetime(when.year, when.month, when.day, 12)
+    text = str(when).strip()
     try:
-        text = str(when).strip()
-        parsed = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
-        raise ContractError(
-            "when", repr(when), "ISO 8601, for example 2023-06-10T10:30", "another date format"
-        ) from None
-    return parse_when(parsed) if len(text) > 10 else parsed.replace(hour=12)
+        expected = "ISO 8601, for example 2023-06-10T10:30"
+        raise ContractError("when", repr(when), expected, "another date format") from None
+    return parse_when(time) if len(text) > 10 else time.replace(hour=12)
 
 
 def per_chip(name: str, value, batch: int) -> list:
@@ -241,7 +225,7 @@ def per_chip(name: str, value, batch: int) -> list:
     if hasattr(value, "to_numpy"):  # a column of a table, a coordinate of an xarray
         value = value.to_numpy()
     if isinstance(value, np.ndarray) and value.dtype.kind == "M":
-        value = value.astype("datetime64[us]")  # nanoseconds would come out of tolist as integers
+        value = value.astype("datetime64[us]")  # tolist would turn nanoseconds into integers
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
     values = list(value) if isinstance(value, (list, tuple)) else [value] * batch

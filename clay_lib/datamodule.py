@@ -71,7 +71,7 @@ def noise_batch(sensor: str, batch: int, pixels: int, teacher_dim: int | None = 
     """Noise in the shape of a sensor's chips, for timings; with a teacher's width, made-up targets too."""
     spec = SENSORS[sensor]
     noise = np.random.default_rng(0).normal(size=(batch, len(spec.bands), pixels, pixels))
-    cube = make_datacube(spec.denormalise(noise), sensor, when="2023-06-10T10:30", lat=10.0, lon=20.0)
+    cube = make_datacube(spec.denormalize(noise), sensor, when="2023-06-10T10:30", lat=10.0, lon=20.0)
     places = np.arange(batch)
     targets = None if teacher_dim is None else torch.randn(batch, teacher_dim).half()
     return Batch(sensor, cube, places, np.zeros(batch, np.uint8), Draws((0,), places), targets)

@@ -1,4 +1,4 @@
-"""Decoder: visible tokens and mask tokens, back in place, -> pixels of every patch."""
+"""Decoder: visible tokens and mask tokens, put back in place -> pixels of every patch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clay_lib.transformer import Transformer
 
 
 class Decoder(nn.Module):
-    """(Encoded, cube) -> [B, L, C*P*P]. Takes time, place, GSD and wavelengths from the cube, never its pixels."""
+    """(Encoded, cube) -> [B, L, C*P*P]. Reads time, place, GSD and wavelengths of the cube, never its pixels."""
 
     def __init__(
         self,
@@ -26,28 +26,29 @@ class Decoder(nn.Module):
         dim_head: int,
         mlp_ratio: float,
         patch_size: int,
-        ladder: str = "released",
+        frequencies: str = "released",
     ):
         super().__init__()
-        self.dim, self.ladder = dim, ladder
+        self.dim, self.frequencies = dim, frequencies
         self.enc_to_dec = nn.Identity() if encoder_dim == dim else nn.Linear(encoder_dim, dim)
         self.mask_patch = nn.Parameter(torch.randn(dim))
         self.transformer = Transformer(dim, depth=depth, heads=heads, dim_head=dim_head, mlp_ratio=mlp_ratio)
         self.embed_to_pixels = PixelHead(dim, patch_size=patch_size)
 
     def forward(self, encoded: Encoded, cube: Datacube) -> Tensor:
-        tokens = self.enc_to_dec(encoded.tokens)
-        class_token, seen = tokens[:, :1], tokens[:, 1:]
-        mask_patch = self.mask_patch.to(seen.dtype)
-        if encoded.seen is not None:  # patches left out are to the decoder what masked ones are
-            seen = torch.where(encoded.seen[:, :, None], seen, mask_patch)
-        hidden = mask_patch.expand(*encoded.masked.shape, self.dim)
-        order = torch.cat([encoded.visible, encoded.masked], dim=1)
-        places = repeat(order, "B L -> B L d", d=self.dim)
-        patches = torch.cat([seen, hidden], dim=1)
+        tokens = self.enc_to_dec(encoded.tokens)  # [B, 1+V, d], d the decoder's width
+        class_token, visible = tokens[:, :1], tokens[:, 1:]
+        mask_patch = self.mask_patch.to(visible.dtype)
+        if encoded.present is not None:  # the decoder sees patches left out for their holes as masked ones
+            visible = torch.where(encoded.present[:, :, None], visible, mask_patch)
+        masked = mask_patch.expand(*encoded.masked.shape, self.dim)  # [B, L-V, d]
+
+        # Unshuffle: token k goes to the place of its patch in the image.
+        places = repeat(torch.cat([encoded.visible, encoded.masked], dim=1), "B L -> B L d", d=self.dim)
+        patches = torch.cat([visible, masked], dim=1)  # [B, L, d], in shuffled order
         patches = torch.empty_like(patches).scatter(1, places, patches)
 
-        code = position_code(*encoded.grid, self.dim, cube.gsd, cube.time, cube.latlon, ladder=self.ladder)
+        code = position_code(*encoded.grid, self.dim, cube.gsd, cube.time, cube.latlon, frequencies=self.frequencies)
         patches = patches + code.to(patches.dtype)
-        out = self.transformer(torch.cat([class_token, patches], dim=1))
+        out = self.transformer(torch.cat([class_token, patches], dim=1))  # [B, 1+L, d]
         return self.embed_to_pixels(out[:, 1:], cube.waves)

@@ -1,4 +1,4 @@
-"""Patch kernels made from wavelengths: one small network writes the weights of a convolution for any set of bands.
+"""Patch embedding for any set of bands: a small network generates the convolution's kernels from the wavelengths.
 
 Source: DOFA (Xiong et al. 2024, arXiv 2403.15356), as released with Clay v1.5.
 """
@@ -6,11 +6,11 @@ Source: DOFA (Xiong et al. 2024, arXiv 2403.15356), as released with Clay v1.5.
 from __future__ import annotations
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WAVE_DIM = 128
+WAVE_DIM = 128  # width of the wavelength code and of the kernel generator
 LATENT_TOKENS = 128
 KERNEL_SCALE = 0.02  # on the kernels, not on the bias
 
@@ -18,7 +18,7 @@ KERNEL_SCALE = 0.02  # on the kernels, not on the bias
 def wave_code(waves: Tensor) -> Tensor:
     """Wavelengths [C], um -> [C, 128]: 64 sines, then 64 cosines of wave x 10000^(-i/63)."""
     i = torch.arange(WAVE_DIM // 2, device=waves.device)
-    angle = waves.float()[:, None] * 10_000.0 ** (-i / (WAVE_DIM // 2 - 1))
+    angle = waves.float()[:, None] * 10_000.0 ** (-i / (WAVE_DIM // 2 - 1))  # [C, 64]
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
@@ -35,9 +35,9 @@ class WaveMLP(nn.Module):
 
 
 class KernelGenerator(nn.Module):
-    """Band tokens [C, 128] -> kernel rows [C, kernel_size] and, with_bias, one bias [bias_size] for all bands together.
+    """Band tokens [C, 128] -> kernels [C, kernel_size] and, with bias_size, one bias [bias_size] shared by all bands.
 
-    The band tokens pass a post-norm transformer layer in one sequence: 128 latent tokens | C bands | 1 bias token.
+    One post-norm transformer layer over the sequence 128 latent tokens | C band tokens | 1 bias token.
     """
 
     def __init__(self, kernel_size: int, *, bias_size: int | None):
@@ -52,13 +52,16 @@ class KernelGenerator(nn.Module):
         self.fc_bias = nn.Linear(WAVE_DIM, bias_size) if bias_size else None
 
     def forward(self, bands: Tensor) -> tuple[Tensor, Tensor | None]:
-        tokens = torch.cat([self.weight_tokens, bands, self.bias_token])[None]
-        # Nobody reads what the layer makes of the latent tokens: they are attended to, and spared the rest.
-        layer, asked = self.encoder.layers[0], tokens[:, LATENT_TOKENS:]
-        out = layer.norm1(asked + layer.self_attn(asked, tokens, tokens, need_weights=False)[0])
-        out = layer.norm2(out + layer.linear2(F.gelu(layer.linear1(out))))[0]
-        kernels = self.fc_weight(out[:-1] + bands)
-        return KERNEL_SCALE * kernels, None if self.fc_bias is None else self.fc_bias(out[-1])
+        tokens = torch.cat([self.weight_tokens, bands, self.bias_token])[None]  # [1, 128 + C + 1, 128]
+        # Only band and bias tokens are queries: the outputs of latent tokens are unused.
+        layer, queries = self.encoder.layers[0], tokens[:, LATENT_TOKENS:]  # [1, C + 1, 128]
+        x = layer.norm1(queries + layer.self_attn(queries, tokens, tokens, need_weights=False)[0])
+        x = layer.norm2(x + layer.linear2(F.gelu(layer.linear1(x))))[0]  # [C + 1, 128]
+        kernels = KERNEL_SCALE * self.fc_weight(x[:-1] + bands)  # [C, kernel_size]
+        return kernels, None if self.fc_bias is None else self.fc_bias(x[-1])
+
+
+XAVIER_LAYERS = {"l1", "l2", "fc_weight", "fc_bias", "linear1", "linear2", "out_proj"}
 
 
 class _DynamicLayer(nn.Module):
@@ -70,16 +73,14 @@ class _DynamicLayer(nn.Module):
         self.weight_generator = KernelGenerator(dim * patch_size**2, bias_size=dim if with_bias else None)
         self.fclayer = WaveMLP()
         for name, module in self.named_modules():
-            if name.rsplit(".", 1)[-1] in _XAVIER:
+            if name.rsplit(".", 1)[-1] in XAVIER_LAYERS:
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
     def generate(self, waves: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Wavelengths [C], um -> kernels [C, D*P*P] in the layer's own order, and the bias [D] or None."""
         code = wave_code(waves).to(self.fclayer.l1.weight.dtype)
         return self.weight_generator(self.fclayer(code))
-
-
-_XAVIER = {"l1", "l2", "fc_weight", "fc_bias", "linear1", "linear2", "out_proj"}
 
 
 class PatchEmbedding(_DynamicLayer):
@@ -89,17 +90,17 @@ class PatchEmbedding(_DynamicLayer):
         super().__init__(dim, patch_size=patch_size, with_bias=True)
 
     def kernels(self, waves: Tensor) -> tuple[Tensor, Tensor]:
-        """The convolution that these wavelengths call for: weight [D, C, P, P] and bias [D]."""
+        """The convolution for these wavelengths: weight [D, C, P, P] and bias [D]."""
         rows, bias = self.generate(waves)
         return rearrange(rows, "C (D p q) -> D C p q", D=self.dim, p=self.patch_size), bias
 
     def forward(self, pixels: Tensor, waves: Tensor, visible: Tensor | None = None) -> Tensor:
-        """visible [B, V]: embed these patches alone, in this order, [B, V, D]."""
+        """visible [B, V]: embed only these patches, in this order -> [B, V, D]."""
         weight, bias = self.kernels(waves)
-        # One matrix product over the pixels of a patch: the same numbers as a P-strided convolution, and faster.
+        # A matrix product over each patch's pixels: the same numbers as a P-strided convolution, and faster.
         patches = rearrange(pixels, "B C (h p) (w q) -> B (h w) (C p q)", p=self.patch_size, q=self.patch_size)
         if visible is not None:
-            patches = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[-1]))
+            patches = patches.gather(1, repeat(visible, "B V -> B V n", n=patches.shape[-1]))  # [B, V, C*P*P]
         return F.linear(patches.to(weight.dtype), rearrange(weight, "D C p q -> D (C p q)"), bias)
 
 
@@ -110,5 +111,5 @@ class PixelHead(_DynamicLayer):
         super().__init__(dim, patch_size=patch_size, with_bias=False)
 
     def forward(self, tokens: Tensor, waves: Tensor) -> Tensor:
-        rows, _ = self.generate(waves)
+        rows, _ = self.generate(waves)  # [C, P*P*D]
         return F.linear(tokens, rearrange(rows, "C (p q D) -> (C p q) D", p=self.patch_size, D=self.dim))

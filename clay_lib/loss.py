@@ -1,14 +1,12 @@
-"""The two losses of Clay v1.5: 95 % reconstruction of the masked patches, 5 % agreement with a frozen teacher."""
+"""Losses of Clay v1.5: 95 % reconstruction of the masked patches, 5 % agreement with a frozen teacher."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clay_lib.encoder import patches_of
+from clay_lib.encoder import patchify
 
 
 def reconstruction_loss(
@@ -18,29 +16,30 @@ def reconstruction_loss(
     *,
     patch_size: int,
     norm_pix_loss: bool = False,
-    whole: bool = False,
+    no_nan: bool = False,
 ) -> Tensor:
     """Mean absolute error per patch, averaged over masked patches (over all of them where none is masked). Scalar.
 
-    reconstruction [B, L, C*P*P], pixels [B, C, H, W] normalised, mask [B, L] with 1 = masked. Pixels that only pad the
-    image to the patch size, and pixels that are NaN, do not count. norm_pix_loss: each patch standardised by itself.
-    whole: the caller knows that no pixel is NaN, which spares looking for them.
+    reconstruction [B, L, C*P*P], pixels [B, C, H, W] normalized, mask [B, L] with 1 = masked. Pixels that only pad the
+    image to the patch size, and pixels that are NaN, do not count. norm_pix_loss: each patch standardized by itself.
+    no_nan: the caller guarantees that no pixel is NaN, which saves the search for them.
     """
-    target = patches_of(pixels, patch_size)
-    whole = whole and target.shape[1] * patch_size**2 == math.prod(pixels.shape[-2:])  # and none pads
-    if not whole:
-        ones = torch.ones_like(pixels[:1])
-        real = patches_of(F.pad(ones, (0, -ones.shape[-1] % patch_size, 0, -ones.shape[-2] % patch_size)), patch_size)
-        real = real * target.isfinite()
+    target = patchify(pixels, patch_size)  # [B, L, C*P*P]
+    H, W = pixels.shape[-2:]
+    all_count = no_nan and target.shape[1] * patch_size**2 == H * W  # neither NaN nor padding
+    if not all_count:
+        inside = F.pad(torch.ones_like(pixels[:1]), (0, -W % patch_size, 0, -H % patch_size))  # 0 in the padding
+        counts = patchify(inside, patch_size) * target.isfinite()  # [B, L, C*P*P]
         target = target.nan_to_num()
     if norm_pix_loss:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    error, counted = (reconstruction - target).abs(), torch.where(mask.sum() > 0, mask, 1.0)
-    if whole:
-        return (error.mean(-1) * counted).sum() / counted.sum()
-    per_patch = (error * real).sum(-1) / real.sum(-1).clamp(min=1)
-    counted = counted * (real.sum(-1) > 0)
-    return (per_patch * counted).sum() / counted.sum().clamp(min=1)
+    error = (reconstruction - target).abs()
+    weight = torch.where(mask.sum() > 0, mask, 1.0)  # [B, L]
+    if all_count:
+        return (error.mean(-1) * weight).sum() / weight.sum()
+    per_patch = (error * counts).sum(-1) / counts.sum(-1).clamp(min=1)  # [B, L]
+    weight = weight * (counts.sum(-1) > 0)
+    return (per_patch * weight).sum() / weight.sum().clamp(min=1)
 
 
 def representation_loss(representation: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The masked autoencoder: its configuration, and encoder, decoder and projection as one module."""
+"""Masked autoencoder: configuration, model, and the cosine initialization of its kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clay_lib.decoder import Decoder
 from clay_lib.embedding import KERNEL_SCALE, PatchEmbedding, PixelHead, wave_code
 from clay_lib.encoder import MIN_VALID, Encoded, Encoder
 from clay_lib.errors import ContractError
-from clay_lib.position import check_ladder
+from clay_lib.position import check_frequencies
 from clay_lib.sensors import SENSORS
 
 
@@ -36,28 +36,24 @@ class ClayConfig:
     patch_size: int = 8  # pixels
     teacher_dim: int = 1024  # width of the teacher's class token
     mask_ratio: float = 0.75
-    ladder: str = "released"  # or "geometric": see position.frequencies
+    frequencies: str = "released"  # or "geometric": see position.angular_frequencies
 
     def __post_init__(self):
         for name in ("dim", "decoder_dim"):
             if getattr(self, name) % 4 or getattr(self, name) < 16:
-                raise ContractError(
-                    name,
-                    getattr(self, name),
-                    "a multiple of 4, at least 16",
-                    "the position code holds four sin-cos quarters and eight numbers for time and place",
-                )
-        check_ladder(self.ladder)
+                cause = "the position code holds four sin-cos quarters and eight numbers for time and place"
+                raise ContractError(name, getattr(self, name), "a multiple of 4, at least 16", cause)
+        check_frequencies(self.frequencies)
 
     @classmethod
     def named(cls, size: str, **changes) -> ClayConfig:
         """tiny, small, base or large as released; changes replace single values."""
-        if size not in _SIZES:
-            raise ContractError("size", repr(size), f"one of {list(_SIZES)}", "a misspelling")
-        return replace(_SIZES[size], **changes)
+        if size not in SIZES:
+            raise ContractError("size", repr(size), f"one of {list(SIZES)}", "a misspelling")
+        return replace(SIZES[size], **changes)
 
 
-_SIZES = {
+SIZES = {
     "tiny": ClayConfig(192, 6, 4, 48, 2, 96, 3, 2, 48, 2),
     "small": ClayConfig(384, 6, 6, 64, 2, 192, 4, 4, 64, 2),
     "base": ClayConfig(768, 12, 12, 64, 4, 512, 4, 4, 64, 4),
@@ -67,10 +63,10 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Output:
-    """What one pass of the autoencoder gives."""
+    """Output of one pass of the autoencoder."""
 
     encoded: Encoded
-    reconstruction: Tensor  # [B, L, C*P*P], normalised
+    reconstruction: Tensor  # [B, L, C*P*P], normalized
     representation: Tensor  # [B, teacher_dim], the projected class token
 
 
@@ -83,7 +79,7 @@ class ClayMAE(nn.Module):
     def __init__(self, config: ClayConfig, encoder_only: bool = False):
         super().__init__()
         c = self.config = config
-        shared = dict(patch_size=c.patch_size, ladder=c.ladder)
+        shared = dict(patch_size=c.patch_size, frequencies=c.frequencies)
         self.encoder = Encoder(
             dim=c.dim, depth=c.depth, heads=c.heads, dim_head=c.dim_head, mlp_ratio=c.mlp_ratio, **shared
         )
@@ -111,87 +107,99 @@ class ClayMAE(nn.Module):
         *,
         min_valid: float = MIN_VALID,
     ) -> Output:
-        """noise [B, L]: the draws that order the patches, so that masking can belong to a chip; None: by generator.
+        """noise [B, L]: random numbers that order the patches, one row a chip; None: drawn from the generator.
 
         Patches with holes (cube.valid, min_valid as in `Encoder.forward`) are never visible, and never in the mask, so
         that no loss scores them; single pixels that were not measured are NaN in cube.target.
         """
         if self.decoder is None:
-            raise ContractError(
-                "model",
-                "these weights hold the encoder alone",
-                "a decoder and a projection, to reconstruct or to train on",
-                "a file with the encoder alone; `embed` works with it, the rest needs the whole model's file",
-            )
+            cause = "a file of the encoder alone: it embeds; reconstruction and training need the complete model's file"
+            raise ContractError("model", "weights of the encoder alone", "a decoder and a projection", cause)
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         encoded = self.encoder(
             cube, mask_ratio=ratio, shuffle=shuffle, generator=generator, noise=noise, min_valid=min_valid
         )
-        return Output(encoded, self.decoder(encoded, cube), self.proj(encoded.tokens[:, 0]))
+        reconstruction = self.decoder(encoded, cube)  # [B, L, C*P*P]
+        return Output(encoded, reconstruction, self.proj(encoded.tokens[:, 0]))
 
 
-# ---- First weights that see detail and colour: generated kernels set to a cosine basis, instead of left t ----
+# --- cosine initialization ---
+# With random weights, Clay's kernels have a spread of 0.004: a patch then moves its token by a tenth of what the
+# position code does, and fine detail in it by a hundredth. And the codes of red, green and blue differ so little that
+# their kernels are parallel. A small model spends its first thousands of steps on leaving that state. Here the
+# generator's last layer is solved for instead, by least squares over the wavelengths of all known sensors, so that it
+# generates chosen kernels: each channel one pattern of the discrete cosine transform (Ahmed et al. 1974) times one
+# smooth function of wavelength, scaled inversely to the pattern's contrast in natural images. No shape or name
+# changes, and training updates all of it.
 
-SPREAD, CENTRE = 40.0, 0.6  # the wave code's first layer: how many times wider, and around which wavelength, um
-COLOURS = 8  # functions of wavelength beside plain brightness
-COLOUR_SHARE = 0.25  # contrast of colours, beside that of brightness
-FALL = 1.1  # contrast of natural images falls so with spatial frequency
+WAVE_SCALE, WAVE_CENTER = 40.0, 0.6  # the wave code's first layer: how many times wider, around which wavelength, um
+COLORS = 8  # functions of wavelength beside plain brightness
+COLOR_CONTRAST = 0.25  # of colors, relative to brightness
+CONTRAST_FALL = 1.1  # exponent by which the contrast of natural images falls with spatial frequency
 CONTRAST = 5.0  # of one period in two patches, all bands together: standard deviations of the sensor
-TOKEN, PIXEL = 0.6, 0.5  # spread of a token's channel and of a predicted pixel, at birth
+TOKEN_SPREAD, PIXEL_SPREAD = 0.6, 0.5  # initial spread of a token's channel and of a predicted pixel
 RIDGE = 1e-3
-# Wavelengths (um) on a scale where neighbours that differ lie apart: much room for the visible, radar beyond.
+# Wavelengths (um) on a scale where bands that differ lie apart: much room for the visible, radar beyond.
 WAVES, PLACES = (0.40, 0.70, 0.90, 1.2, 2.3, 3.5, 4.0), (0.0, 0.45, 0.65, 0.75, 1.0, 1.3, 1.6)
+
+
+def cosine_initialize(model: ClayMAE) -> ClayMAE:
+    """Set the kernels of both ends of a model to a cosine basis, in place."""
+    for layer in (model.encoder.patch_embedding, model.decoder.embed_to_pixels):
+        set_kernels(layer)
+    return model
 
 
 @torch.no_grad()
 def set_kernels(layer: PatchEmbedding | PixelHead) -> float:
-    """Let the layer write the cosine kernels; returns how well it does (R2 over all bands of all sensors)."""
+    """Make the layer generate the cosine kernels; returns the fit's R2 over all bands of all sensors."""
     first, last = layer.fclayer.l1, layer.weight_generator.fc_weight
-    first.weight *= SPREAD
-    first.bias.copy_(-first.weight @ wave_code(torch.tensor([CENTRE]))[0])
+    first.weight *= WAVE_SCALE
+    first.bias.copy_(-first.weight @ wave_code(torch.tensor([WAVE_CENTER]))[0])
     sensors = [torch.from_numpy(sensor.waves()).float() for sensor in SENSORS.values()]
-    known = torch.cat([_seen_by(last, layer, waves) for waves in sensors]).double()  # [N, 128], N bands
-    wanted = torch.cat([cosine_kernels(layer, waves) for waves in sensors]).double() / KERNEL_SCALE
-    gram = known @ known.T
+    inputs = torch.cat([_last_layer_inputs(last, layer, waves) for waves in sensors]).double()  # [N, 128], N bands
+    targets = torch.cat([cosine_kernels(layer, waves) for waves in sensors]).double() / KERNEL_SCALE  # [N, D*P*P]
+    gram = inputs @ inputs.T
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    solved = known.T @ torch.linalg.solve(gram + ridge, wanted)  # [128, kernel size]
-    last.weight.copy_(solved.T)
+    solution = inputs.T @ torch.linalg.solve(gram + ridge, targets)  # [128, D*P*P]
+    last.weight.copy_(solution.T)
     last.bias.zero_()
-    return 1 - float(((known @ solved - wanted) ** 2).sum() / (wanted**2).sum())
+    return 1 - float(((inputs @ solution - targets) ** 2).sum() / (targets**2).sum())
 
 
 def cosine_kernels(layer: PatchEmbedding | PixelHead, waves: Tensor) -> Tensor:
-    """The kernels to be written for these bands, [C, D*P*P] in the layer's own order."""
-    patterns, frequency = _cosines(layer.patch_size)
-    # Every pattern in every colour, the loudest D of them; small patches have fewer, and use the loudest again.
-    loud = torch.outer(torch.tensor([1.0] + [COLOUR_SHARE] * COLOURS), frequency**-FALL)
-    order = loud.flatten().argsort(descending=True, stable=True)
+    """The kernels to be generated for these bands, [C, D*P*P] in the layer's own order."""
+    patterns, frequency = _cosine_patterns(layer.patch_size)
+    # Every pattern in every color, the D of highest contrast; small patches have fewer, and repeat the first ones.
+    contrast = torch.outer(torch.tensor([1.0] + [COLOR_CONTRAST] * COLORS), frequency**-CONTRAST_FALL)
+    order = contrast.flatten().argsort(descending=True, stable=True)
     order = order.repeat(-(-layer.dim // len(order)))[: layer.dim]
-    colour, pattern = order // len(patterns), order % len(patterns)
+    color, pattern = order // len(patterns), order % len(patterns)  # [D] each
     place = torch.from_numpy(np.interp(waves.numpy(), WAVES, PLACES)).float()
-    kernels = torch.einsum("dc, dpq -> cdpq", torch.cos(math.pi * torch.outer(colour, place)), patterns[pattern])
+    colors = torch.cos(math.pi * torch.outer(color, place))  # [D, C]
+    kernels = torch.einsum("dc, dpq -> cdpq", colors, patterns[pattern])
     if isinstance(layer, PatchEmbedding):
-        kernels = kernels * (TOKEN / CONTRAST / loud.flatten()[order])[:, None, None]
+        kernels = kernels * (TOKEN_SPREAD / CONTRAST / contrast.flatten()[order])[:, None, None]
         return rearrange(kernels, "C D p q -> C (D p q)")
     fade = layer.patch_size / frequency[pattern].clamp(min=1.0)
-    kernels = kernels * (PIXEL / math.sqrt(layer.dim) * fade)[:, None, None]
+    kernels = kernels * (PIXEL_SPREAD / math.sqrt(layer.dim) * fade)[:, None, None]
     return rearrange(kernels, "C D p q -> C (p q D)")
 
 
-def _cosines(P: int) -> tuple[Tensor, Tensor]:
+def _cosine_patterns(P: int) -> tuple[Tensor, Tensor]:
     """Patterns [P*P, P, P] of unit norm, and their frequencies [P*P] in half periods a patch; 0.16 for the flat one."""
     k = torch.arange(P).float()
     wave = torch.cos(math.pi / P * (k + 0.5) * k[:, None]) * math.sqrt(2 / P)
     wave[0] /= math.sqrt(2)
-    patterns = torch.einsum("up, vq -> uvpq", wave, wave).flatten(0, 1)
+    patterns = rearrange(torch.einsum("up, vq -> uvpq", wave, wave), "u v p q -> (u v) p q")
     # The mean of a patch varies eight times as much as its first cosine: as much as a frequency of 0.16 would.
     return patterns, torch.hypot(k[:, None], k[None]).flatten().clamp(min=0.16)
 
 
-def _seen_by(last: torch.nn.Linear, layer: PatchEmbedding | PixelHead, waves: Tensor) -> Tensor:
-    """What reaches the generator's last layer for one sensor's bands, [C, 128]."""
-    seen = []
-    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+def _last_layer_inputs(last: nn.Linear, layer: PatchEmbedding | PixelHead, waves: Tensor) -> Tensor:
+    """Inputs of the generator's last layer for one sensor's bands, [C, 128]."""
+    inputs = []
+    hook = last.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     layer.generate(waves)
     hook.remove()
-    return seen[0]
+    return inputs[0]

@@ -1,7 +1,7 @@
-"""Sensors: which bands, at which wavelength and ground sampling distance, in which native numbers.
+"""Sensors: bands with their wavelengths and statistics, ground sampling distance, normalization.
 
-`SENSORS` holds what Clay v1.5 was published with (sensors.yaml, package data). A new sensor is one
-`Sensor(...)` handed to any function that takes a sensor, or a few lines of YAML read by `read_sensors`.
+`SENSORS` holds the sensors that Clay v1.5 was published with (sensors.yaml, package data). A new sensor is one
+`Sensor(...)` passed to any function that takes a sensor, or a few lines of YAML read by `read_sensors`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import yaml
 
 from clay_lib.errors import ContractError, number
 
-# The sensors that the mini-world has, and the shipped weights saw. What is fitted on all of them takes this order.
+# The sensors of the mini-world, on which the shipped weights were trained; models fitted on all use this order.
 WORLD_SENSORS = ("sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc")
 METERS_PER_DEGREE = 111_320.0  # along a meridian, and along the equator
 POWER_FLOOR = 1e-10  # linear backscatter at or below zero is floored here, so -100 dB
@@ -25,7 +24,7 @@ POWER_FLOOR = 1e-10  # linear backscatter at or below zero is floored here, so -
 
 @dataclass(frozen=True)
 class Band:
-    """One band. wavelength: centre in micrometres. mean, std: of the native numbers (dB for radar)."""
+    """One band. wavelength: center in micrometers. mean, std: of the native numbers (dB for radar)."""
 
     name: str
     wavelength: float  # um
@@ -33,18 +32,17 @@ class Band:
     std: float
 
     def __post_init__(self):
+        where = f"band {self.name!r}"
         for field in ("wavelength", "mean", "std"):
-            object.__setattr__(self, field, number(f"band {self.name!r}: {field}", getattr(self, field)))
-        check_wavelength(f"band {self.name!r}: wavelength", self.wavelength)
+            object.__setattr__(self, field, number(f"{where}: {field}", getattr(self, field)))
+        check_wavelength(f"{where}: wavelength", self.wavelength)
         if self.std <= 0:
-            raise ContractError(
-                f"band {self.name!r}: std", self.std, "> 0", "a constant or empty sample was used for the statistics"
-            )
+            raise ContractError(f"{where}: std", self.std, "> 0", "statistics of a constant or empty sample")
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """A sensor's bands in their native order. gsd: metres per pixel. rgb: three band names to show.
+    """A sensor's bands in their native order. gsd: meters per pixel. rgb: three band names to show.
 
     decibel: the native numbers are linear power, and the bands' statistics are in dB.
     """
@@ -53,25 +51,21 @@ class Sensor:
     bands: tuple[Band, ...]
     gsd: float  # m
     rgb: tuple[str, ...] = ()
-    what: str = ""
+    description: str = ""
     decibel: bool = False
 
     def __post_init__(self):
+        where = f"sensor {self.name!r}"
         object.__setattr__(self, "bands", tuple(self.bands))
         object.__setattr__(self, "rgb", tuple(self.rgb))
-        object.__setattr__(self, "gsd", number(f"sensor {self.name!r}: gsd", self.gsd))
+        object.__setattr__(self, "gsd", number(f"{where}: gsd", self.gsd))
         names = self.band_names
         if not names or len(set(names)) != len(names):
             raise ContractError(
-                f"sensor {self.name!r}: bands",
-                names,
-                "at least one band, every name once",
-                "a band is listed twice or none is listed",
+                f"{where}: bands", names, "at least one band, each once", "none, or a band listed twice"
             )
         if self.gsd <= 0:
-            raise ContractError(
-                f"sensor {self.name!r}: gsd", self.gsd, "metres per pixel, > 0", "a missing or negative pixel size"
-            )
+            raise ContractError(f"{where}: gsd", self.gsd, "meters per pixel, > 0", "a missing or negative pixel size")
         if self.rgb:
             self.indices(self.rgb)
 
@@ -85,12 +79,12 @@ class Sensor:
         std: Sequence[float] | None = None,
         pixels: np.ndarray | None = None,
         name: str = "custom",
-        **rest,
+        **kwargs,
     ) -> Sensor:
         """A sensor that is not in the registry, from its wavelengths (um, {band: wavelength} or a list) and statistics.
 
-        mean, std: of the native numbers, one a band; or pixels [..., C, H, W] to measure them on, NaN left out: many
-        images of different land, since one image would be normalised by itself. rest: rgb, what, decibel.
+        mean, std: of the native numbers, one a band; or pixels [..., C, H, W] to compute them from, without NaN: many
+        images of different land, since one image would be normalized by itself. kwargs: rgb, description, decibel.
 
         >>> doves = Sensor.custom({"blue": 0.49, "green": 0.565, "red": 0.665, "nir": 0.865}, gsd=3, pixels=images)
         """
@@ -101,19 +95,16 @@ class Sensor:
             pixels = np.asarray(pixels)
             if pixels.ndim < 3 or pixels.shape[-3] != C:
                 raise ContractError("pixels", f"shape {pixels.shape}", f"[..., {C}, H, W]", "bands last, or others")
-            values = np.moveaxis(pixels.astype(np.float64), -3, 0).reshape(C, -1)
-            values = to_decibel(values) if rest.get("decibel") else values
+            values = np.moveaxis(pixels.astype(np.float64), -3, 0).reshape(C, -1)  # [C, N]
+            values = to_decibel(values) if kwargs.get("decibel") else values
             mean = np.nanmean(values, axis=1) if mean is None else mean
             std = np.nanstd(values, axis=1) if std is None else std
         if mean is None or std is None or not len(mean) == len(std) == C:
-            raise ContractError(
-                "mean, std",
-                [None if v is None else f"{len(v)} numbers" for v in (mean, std)],
-                f"{C} each, one a band, or pixels to measure them on",
-                "statistics of other bands, or none at all",
-            )
-        bands = [Band(*row) for row in zip(wavelengths, wavelengths.values(), mean, std, strict=True)]
-        return cls(name, tuple(bands), gsd, **rest)
+            found = [None if v is None else f"{len(v)} numbers" for v in (mean, std)]
+            expected = f"{C} each, one a band, or pixels to compute them from"
+            raise ContractError("mean, std", found, expected, "statistics of other bands, or none")
+        bands = (Band(*row) for row in zip(wavelengths, wavelengths.values(), mean, std, strict=True))
+        return cls(name, tuple(bands), gsd, **kwargs)
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -123,17 +114,12 @@ class Sensor:
         """Positions of the named bands in the sensor's own order; None means all of them."""
         if names is None:
             return list(range(len(self.bands)))
-        if isinstance(names, str):
-            names = [names]
+        names = [names] if isinstance(names, str) else list(names)
         known = {name: i for i, name in enumerate(self.band_names)}
         unknown = [name for name in names if name not in known]
-        if unknown or len(names) == 0 or len(set(names)) != len(names):
-            raise ContractError(
-                "bands",
-                list(names),
-                f"a subset of {list(known)} of {self.name}, each once",
-                f"unknown name {unknown[0]!r}" if unknown else "an empty list or a band named twice",
-            )
+        if unknown or not names or len(set(names)) != len(names):
+            cause = f"unknown name {unknown[0]!r}" if unknown else "an empty list or a band named twice"
+            raise ContractError("bands", names, f"a subset of {list(known)} of {self.name}, each once", cause)
         return [known[name] for name in names]
 
     def waves(self, bands: Sequence[str] | None = None) -> np.ndarray:
@@ -145,33 +131,31 @@ class Sensor:
         chosen = [self.bands[i] for i in self.indices(bands)]
         return np.array([b.mean for b in chosen], np.float32), np.array([b.std for b in chosen], np.float32)
 
-    def normalise(
+    def normalize(
         self, pixels: np.ndarray, bands: Sequence[str] | None = None, *, in_decibel: bool = False
     ) -> np.ndarray:
         """Native numbers [..., C, H, W] -> float32 with about zero mean and unit spread; NaN stays NaN.
 
-        Radar power goes through dB here, once; in_decibel says that the pixels are in dB already.
+        Radar power is converted to dB here, once; in_decibel: the pixels are in dB already.
         """
         mean, std = self.statistics(bands)
         pixels = np.asarray(pixels)
         if pixels.ndim < 3 or pixels.shape[-3] != len(mean):
-            raise ContractError(
-                "pixels",
-                f"shape {pixels.shape}",
-                f"[C, H, W] or [B, C, H, W] with C = {len(mean)} bands {list(bands or self.band_names)} of {self.name}",
-                "bands last instead of first, or bands left out without bands=[...]",
-            )
+            names = list(bands or self.band_names)
+            expected = f"[C, H, W] or [B, C, H, W] with C = {len(mean)} bands {names} of {self.name}"
+            cause = "bands last instead of first, or bands left out without bands=[...]"
+            raise ContractError("pixels", f"shape {pixels.shape}", expected, cause)
         values = pixels.astype(np.float32)
         if self.decibel and not in_decibel:
             values = to_decibel(values)
-        values -= mean[:, None, None]  # in place: `values` is ours
+        values -= mean[:, None, None]  # in place: astype made a copy
         values /= std[:, None, None]
         return values
 
-    def denormalise(
+    def denormalize(
         self, values: np.ndarray, bands: Sequence[str] | None = None, *, in_decibel: bool = False
     ) -> np.ndarray:
-        """The inverse of `normalise`, back to native numbers, float32 [..., C, H, W]."""
+        """The inverse of `normalize`, back to native numbers, float32 [..., C, H, W]."""
         mean, std = self.statistics(bands)
         native = np.asarray(values, dtype=np.float32) * std[:, None, None] + mean[:, None, None]
         return 10.0 ** (native / 10.0) if self.decibel and not in_decibel else native
@@ -183,73 +167,40 @@ def to_decibel(power: np.ndarray) -> np.ndarray:
 
 
 def check_wavelength(field: str, wavelength: float) -> None:
-    """Micrometres: 0.1 um (ultraviolet) to 100 um; nanometres and metres fall outside."""
+    """Micrometers: 0.1 um (ultraviolet) to 100 um; nanometers and meters fall outside."""
     if not 0.1 <= wavelength <= 100:
-        raise ContractError(
-            field,
-            wavelength,
-            "micrometres, 0.1 to 100 (blue is 0.49; Clay codes C-band radar as 3.5 and 4.0)",
-            "nanometres: divide by 1000" if wavelength > 100 else "metres, or a missing value",
-        )
+        cause = "nanometers: divide by 1000" if wavelength > 100 else "meters, or a missing value"
+        expected = "micrometers, 0.1 to 100 (blue is 0.49; Clay codes C-band radar as 3.5 and 4.0)"
+        raise ContractError(field, wavelength, expected, cause)
 
 
-class _Registry(Mapping):
+class _Registry(dict):
     """Sensors by name; an unknown name is a ContractError that suggests the nearest ones."""
 
-    def __init__(self, sensors: Mapping[str, Sensor]):
-        self._sensors = dict(sensors)
-
-    def __getitem__(self, name: str) -> Sensor:
-        try:
-            return self._sensors[name]
-        except (KeyError, TypeError):
-            near = difflib.get_close_matches(str(name), self._sensors, n=2, cutoff=0.3)
-            hint = (
-                f"did you mean {' or '.join(near)}?"
-                if near
-                else "a sensor that is not in the registry: hand in a Sensor(...) instead"
-            )
-            raise ContractError("sensor", repr(name), f"one of {list(self._sensors)}", hint) from None
-
-    def __contains__(self, name):
-        return name in self._sensors
-
-    def __iter__(self):
-        return iter(self._sensors)
-
-    def __len__(self):
-        return len(self._sensors)
+    def __missing__(self, name):
+        near = difflib.get_close_matches(str(name), self, n=2, cutoff=0.3)
+        cause = f"did you mean {' or '.join(near)}?" if near else "not in the registry: pass a Sensor(...) instead"
+        raise ContractError("sensor", repr(name), f"one of {list(self)}", cause)
 
     def resolve(self, sensor: str | Sensor) -> Sensor:
         """A Sensor from itself or from its name."""
-        return sensor if isinstance(sensor, Sensor) else self[sensor]
+        return sensor if isinstance(sensor, Sensor) else self[str(sensor)]
 
 
-def read_sensors(path: str | Path) -> _Registry:
-    """Sensors from a YAML file laid out as clay_lib/sensors.yaml."""
-    path = Path(path)
-    if not path.is_file():
-        raise ContractError("sensors file", str(path), "a YAML file", "a wrong folder or a misspelt name")
-    return _parse(path.read_text(), str(path))
-
-
-def _parse(text: str, where: str) -> _Registry:
-    sensors = {}
+def read_sensors(path: str | Path) -> Mapping[str, Sensor]:
+    """Sensors from a YAML file laid out like clay_lib/sensors.yaml."""
     try:
-        for name, entry in yaml.safe_load(text).items():
+        registry = _Registry()
+        for name, entry in yaml.safe_load(Path(path).read_text(encoding="utf-8")).items():
             bands = tuple(Band(band, **numbers) for band, numbers in entry["bands"].items())
-            rest = {key: entry[key] for key in ("gsd", "rgb", "what", "decibel") if key in entry}
-            sensors[name] = Sensor(name, bands, **rest)
-    except ContractError:
-        raise
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise ContractError(
-            "sensors file",
-            f"{where}: {type(error).__name__} {error}",
-            "name: {gsd, rgb, bands: {band: {wavelength, mean, std}}}",
-            "a missing key or a wrong indent; clay_lib/sensors.yaml is a model",
-        ) from None
-    return _Registry(sensors)
+            kwargs = {key: entry[key] for key in ("gsd", "rgb", "description", "decibel") if key in entry}
+            registry[name] = Sensor(name, bands, **kwargs)
+        return registry
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        found = f"{path}: {type(error).__name__} {error}"
+        expected = "name: {gsd, rgb, bands: {band: {wavelength, mean, std}}}"
+        cause = "a wrong path, a missing key or a wrong indent; clay_lib/sensors.yaml is an example"
+        raise ContractError("sensors file", found, expected, cause) from None
 
 
-SENSORS = _parse(resources.files("clay_lib").joinpath("sensors.yaml").read_text(), "clay_lib/sensors.yaml")
+SENSORS = read_sensors(Path(__file__).with_name("sensors.yaml"))

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR, LRSc
 from clay_lib.clay import Clay
 from clay_lib.datacube import Datacube
 from clay_lib.datamodule import Batch, ClayDataModule, Draws
-from clay_lib.encoder import image_of, patches_of
+from clay_lib.encoder import patchify, unpatchify
 from clay_lib.errors import COUNT, NONNEGATIVE, SHARE, ContractError, check_ranges
 from clay_lib.files import atomic_write
 from clay_lib.loss import reconstruction_loss, representation_loss
@@ -250,12 +250,12 @@ class Pictures(L.Callback):
         from clay_lib.sensors import SENSORS
 
         P, truth = module.model.config.patch_size, batch.cube.pixels
-        noise = torch.from_numpy(batch.draws("mask", patches_of(truth[:, :1], P).shape[1]))
+        noise = torch.from_numpy(batch.draws("mask", patchify(truth[:, :1], P).shape[1]))
         out = module.model(batch.cube.to(module.device), noise=noise.to(module.device))
         layout = {"grid": out.encoded.grid, "patch_size": P, "size": truth.shape[-2:]}
-        rebuilt = image_of(out.reconstruction, **layout).float().cpu()
+        rebuilt = unpatchify(out.reconstruction, **layout).float().cpu()
         hidden = out.encoded.mask.bool().cpu()[:, :, None]
-        seen = image_of(patches_of(truth, P).masked_fill(hidden, float("nan")), **layout)
+        seen = unpatchify(patchify(truth, P).masked_fill(hidden, float("nan")), **layout)
         images = [
             plots.rgb(x, batch.sensor, like=truth[k], normalised=True)
             for k in range(len(truth))
@@ -412,7 +412,7 @@ class ClayModule(L.LightningModule):
                 out.encoded.mask,
                 patch_size=P,
                 norm_pix_loss=s.norm_pix_loss,
-                whole=cube.valid is None,
+                no_nan=cube.valid is None,
             )
         }
         loss = parts["reconstruction"]

@@ -21,14 +21,16 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
         self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
-        # Born alike, queries and keys make tokens attend to tokens like themselves, so to their neighbours by position
-        # code: training leaves its first plateau in half the steps (Trockman & Kolter 2023, mimetic initialisation).
+        # Equal initial queries and keys make tokens attend to similar tokens, so to their neighbors by position code:
+        # training leaves its first plateau in half the steps (mimetic initialization, Trockman & Kolter 2023).
         query, key, _ = self.to_qkv.weight.data.chunk(3)
         key.copy_(nn.init.normal_(query, std=dim**-0.5))
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        q, k, v = rearrange(self.to_qkv(self.norm(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.to_out(rearrange(scaled_dot_product_attention(q, k, v, attn_mask=keys), "b h n d -> b n (h d)"))
+        qkv = self.to_qkv(self.norm(x))  # [B, N, 3 heads d]
+        q, k, v = rearrange(qkv, "B N (three heads d) -> three B heads N d", three=3, heads=self.heads)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        return self.to_out(rearrange(out, "B heads N d -> B N (heads d)"))
 
 
 class FeedForward(nn.Module):
@@ -48,18 +50,13 @@ class Transformer(nn.Module):
     def __init__(self, dim: int, *, depth: int, heads: int, dim_head: int, mlp_ratio: float):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    Attention(dim, heads=heads, dim_head=dim_head),
-                    FeedForward(dim, hidden=int(dim * mlp_ratio)),
-                ]
-            )
-            for _ in range(depth)
-        )
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            attention = Attention(dim, heads=heads, dim_head=dim_head)
+            self.layers.append(nn.ModuleList([attention, FeedForward(dim, hidden=int(dim * mlp_ratio))]))
 
     def outputs(self, x: Tensor, keys: Tensor | None = None) -> Iterator[Tensor]:
-        """What each block gives, in order, before the final norm."""
+        """The output of each block in order, [B, N, D], before the final norm."""
         for attention, feed_forward in self.layers:
             x = x + attention(x, keys)
             x = x + feed_forward(x)

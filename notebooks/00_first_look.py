@@ -40,7 +40,6 @@ from clay_lib import SENSORS, Clay
 from clay_lib.clay import embed_chips
 from clay_lib.course.chip_map import agreement, chip_map, cut_tiles, neighbours, refit, show_map
 from clay_lib.course.widgets import playground
-from clay_lib.data.chips import in_cache
 from clay_lib.data.images import most_measured
 from clay_lib.data.rasters import center_window, coarser, read_scene, write_raster
 from clay_lib.figures import images
@@ -91,7 +90,7 @@ assert pixels.shape[0] == len(view.bands)
 # was never shown this place. What it cannot know, such as a single house, it leaves blurred.
 
 # %%
-clay = Clay.load(in_cache(weights))
+clay = Clay.load(weights)
 high, wide = (min(piece, side) for side in pixels.shape[1:])
 top, left = most_measured(view.valid, high, wide)  # the middle, unless nodata lies there
 small = pixels[:, top : top + high, left : left + wide]
@@ -189,7 +188,7 @@ if mapped:
 # ## What was seen
 
 # %%
-normal = [view.sensor.normalise(p, view.bands, in_decibel=view.in_decibel) for p in (small, made.pixels[0])]
+normal = [view.sensor.normalize(p, view.bands, in_decibel=view.in_decibel) for p in (small, made.pixels[0])]
 truth, painted = (p[:, hidden] for p in normal)
 plain = np.nanmean(normal[0][:, ~hidden], axis=1, keepdims=True)  # of what is visible, a number for each band
 error, floor = (float(np.nanmean(np.abs(guess - truth))) for guess in (painted, plain))

@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from clay_lib import SENSORS, Clay
 from clay_lib.course import checks
 from clay_lib.course.widgets import wavelength_slider
-from clay_lib.data.chips import in_cache, world_chips
+from clay_lib.data.chips import world_chips
 from clay_lib.embedding import wave_code
 from clay_lib.figures import images
 from clay_lib.runs.notebooks import output_folder, write_metrics
@@ -56,7 +56,7 @@ chip_size: int = 128  # pixels a side, a multiple of 8
 # %%
 out_dir = output_folder(out, "01_embed_patches")
 s2 = SENSORS["sentinel-2-l2a"]
-clay = Clay.load(in_cache(weights))
+clay = Clay.load(weights)
 embedding = clay.model.encoder.patch_embedding
 chips = world_chips(s2.name, 1, classes=[40], first=1, split="test", size=chip_size, seed=seed, jobs=1)
 cube = clay.cube(chips.pixels, s2, **chips.place_and_time)

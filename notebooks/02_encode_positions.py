@@ -39,11 +39,11 @@ from torch.nn import functional as F
 
 from clay_lib import SENSORS, Clay
 from clay_lib.course import checks
-from clay_lib.data.chips import in_cache, world_chips
+from clay_lib.data.chips import world_chips
 from clay_lib.datacube import latlon_code, time_code
-from clay_lib.encoder import image_of, patches_of
+from clay_lib.encoder import patchify, unpatchify
 from clay_lib.figures import images
-from clay_lib.position import frequencies, grid_code, position_code
+from clay_lib.position import angular_frequencies, grid_code, position_code
 from clay_lib.runs.notebooks import output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
@@ -69,11 +69,11 @@ print(f"a token has {D} numbers: 4 x {quarter} say column and row, the last 8 sa
 # %%
 s2 = SENSORS["sentinel-2-l2a"]
 chip = world_chips(s2.name, 1, classes=[40], first=1, split="test", size=128, seed=seed, jobs=1)
-encoder = Clay.load(in_cache(weights)).model.encoder
-pixels = torch.from_numpy(s2.normalise(chip.pixels)).float()
-patches = patches_of(pixels, 8)  # [1, L, C*8*8]
+encoder = Clay.load(weights).model.encoder
+pixels = torch.from_numpy(s2.normalize(chip.pixels)).float()
+patches = patchify(pixels, 8)  # [1, L, C*8*8]
 order = torch.randperm(patches.shape[1], generator=torch.Generator().manual_seed(seed))
-shuffled = image_of(patches[:, order], grid=(16, 16), patch_size=8, size=(128, 128))
+shuffled = unpatchify(patches[:, order], grid=(16, 16), patch_size=8, size=(128, 128))
 views = [images.rgb(p[0], s2, normalised=True, like=pixels[0]) for p in (pixels, shuffled)]
 fig = images.show_row(views, ["a chip", "the same patches, shuffled"], gsd=s2.gsd, size=2.8)
 
@@ -165,11 +165,11 @@ print(f"columns 0, 3, 6, ... at 10 m equal columns 0, 1, 2, ... at 30 m: {reach}
 # The usual code for transformers uses a *ladder* of frequencies, from 1 down to 1/10 000. The fast ones tell neighbours
 # apart, the slow ones tell left from right. The formula of the released weights divides the exponent by the width of
 # the code once more than usual. This squeezes the ladder: at a GSD of 10 m all frequencies lie close under 10 radians per
-# patch. The released weights were trained with it, so it has to stay; `ladder="geometric"` in the configuration is the
+# patch. The released weights were trained with it, so it has to stay; `frequencies="geometric"` in the configuration is the
 # usual ladder, for models that are trained anew.
 
 # %%
-released, geometric = frequencies(quarter, 10.0), frequencies(quarter, 10.0, ladder="geometric")
+released, geometric = angular_frequencies(quarter, 10.0), angular_frequencies(quarter, 10.0, frequencies="geometric")
 with images.style():
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
     ax.plot(released, color=images.PALETTE[3], lw=2.2, label="released")
@@ -214,7 +214,7 @@ print(f"10 radians per patch look like {apparent:.3f}: {turns:.2f} turns forward
 # %%
 def likeness(gsd, ladder):
     """Cosine of the centre token's code with all others, [side, side]."""
-    code = F.normalize(grid_code(side, side, D - 8, gsd, ladder=ladder), dim=1)
+    code = F.normalize(grid_code(side, side, D - 8, gsd, frequencies=ladder), dim=1)
     return rearrange(code @ code[side // 2 * side + side // 2], "(h w) -> h w", h=side)
 
 

@@ -42,8 +42,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from clay_lib import SENSORS, Clay, ClayConfig
 from clay_lib.course import checks
 from clay_lib.course.widgets import playground
-from clay_lib.data.chips import in_cache, world_chips
-from clay_lib.encoder import image_of, pad_to_patches, patches_of, random_mask, take
+from clay_lib.data.chips import world_chips
+from clay_lib.encoder import gather_tokens, pad_to_patches, patchify, random_mask, unpatchify
 from clay_lib.evaluation.ablation import RULES, SHAPES, cloud, removal_study
 from clay_lib.figures import images
 from clay_lib.position import position_code
@@ -61,7 +61,7 @@ repeats: int = 5  # timed passes for each mask ratio; the fastest counts
 # %%
 out_dir = output_folder(out, "03_mask_patches")
 ratios = (0.0, 0.5, 0.75, 0.95)
-clay = Clay.load(in_cache(weights))
+clay = Clay.load(weights)
 encoder, config = clay.model.encoder, clay.model.config
 P, L = config.patch_size, (chip_size // config.patch_size) ** 2
 side = chip_size // P
@@ -105,7 +105,7 @@ print(f"ratio {ratio}: {masked.shape[1]} of {L} patches hidden, {visible.shape[1
 tokens = encoder.patch_embedding(cubes["sentinel-2-l2a"].pixels, cubes["sentinel-2-l2a"].waves)
 kept = torch.stack([tokens[0, i] for i in visible[0]])[None]
 
-torch.testing.assert_close(kept, take(tokens, visible))
+torch.testing.assert_close(kept, gather_tokens(tokens, visible))
 print("tokens", tuple(tokens.shape), "-> visible tokens", tuple(kept.shape))
 
 # %% [markdown]
@@ -251,11 +251,11 @@ at = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing
 def lazy(cube, ratio, draws=8):
     """(error of copying the nearest visible patch, share of hidden patches that touch a visible one)."""
     generator = torch.Generator().manual_seed(seed)
-    patches = patches_of(cube.pixels, P).expand(draws, -1, -1)
+    patches = patchify(cube.pixels, P).expand(draws, -1, -1)
     visible, masked, _ = random_mask(draws, L, mask_ratio=ratio, shuffle=True, generator=generator)
     distance = torch.cdist(at[masked], at[visible])
     nearest = visible.gather(1, distance.argmin(dim=2))
-    error = (take(patches, nearest) - take(patches, masked)).abs().mean()
+    error = (gather_tokens(patches, nearest) - gather_tokens(patches, masked)).abs().mean()
     return error.item(), (distance.amin(dim=2) < 1.5).float().mean().item()  # diagonal neighbours touch: 1.41
 
 
@@ -324,7 +324,7 @@ handed = []
 hook = decoder.transformer.register_forward_pre_hook(lambda module, inputs: handed.append(inputs[0]))
 rebuilt = decoder(encoded, cube)
 hook.remove()
-place = dict(time=cube.time, latlon=cube.latlon, ladder=encoder.ladder)
+place = dict(time=cube.time, latlon=cube.latlon, frequencies=encoder.frequencies)
 code = position_code(*encoded.grid, decoder.dim, cube.gsd, **place)
 torch.testing.assert_close(back + code, handed[0][:, 1:])
 print("the decoder's transformer gets", tuple(handed[0].shape), "and pixels come out as", tuple(rebuilt.shape))
@@ -351,7 +351,7 @@ high, wide = chip_size - 18, chip_size - 5
 odd = cube.with_pixels(cube.pixels[..., :high, :wide])
 padded = pad_to_patches(odd.pixels, P)
 output = clay.model(odd, mask_ratio=0.75, generator=torch.Generator().manual_seed(seed))
-image = image_of(output.reconstruction, grid=output.encoded.grid, patch_size=P, size=(high, wide))
+image = unpatchify(output.reconstruction, grid=output.encoded.grid, patch_size=P, size=(high, wide))
 by_hand = torch.cat([odd.pixels, odd.pixels[..., -1:].expand(-1, -1, -1, -wide % P)], dim=3)
 by_hand = torch.cat([by_hand, by_hand[..., -1:, :].expand(-1, -1, -high % P, -1)], dim=2)
 
@@ -394,7 +394,7 @@ print(f"{covered.mean():.0%} of the patches covered, {int(seen_through.valid.sum
 
 # %%
 cube = clay.cube(native, "sentinel-2-l2a", **known)
-code = position_code(side, side, encoder.dim, cube.gsd, cube.time, cube.latlon, ladder=encoder.ladder)
+code = position_code(side, side, encoder.dim, cube.gsd, cube.time, cube.latlon, frequencies=encoder.frequencies)
 tokens = encoder.patch_embedding(cube.pixels, cube.waves) + code
 clear = torch.cat([encoder.cls_token, tokens[:, ~covered.ravel()]], dim=1)
 by_hand = encoder.transformer(clear)

@@ -35,11 +35,11 @@ import torch
 from torch.nn import functional as F
 
 from clay_lib import SENSORS, Clay, ClayConfig
-from clay_lib.clay import born, embed_chips, reconstruction_scores
+from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
 from clay_lib.course import checks
-from clay_lib.data.chips import CACHE, in_cache, world_chips
+from clay_lib.data.chips import CACHE, world_chips
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
-from clay_lib.encoder import image_of, patches_of
+from clay_lib.encoder import patchify, unpatchify
 from clay_lib.evaluation import probes
 from clay_lib.figures import images
 from clay_lib.loss import reconstruction_loss, representation_loss
@@ -121,8 +121,8 @@ print(f"teacher {note}; it answers with {judge.dim} numbers")
 # the rest. No shape changes, and training moves all of it.
 
 # %%
-config = ClayConfig.named(size, patch_size=patch_size, teacher_dim=judge.dim, ladder=ladder, mask_ratio=mask_ratio)
-first_weights = {"by chance": Clay.random(config, seed=seed), "a cosine basis": born(config, seed)}
+config = ClayConfig.named(size, patch_size=patch_size, teacher_dim=judge.dim, frequencies=ladder, mask_ratio=mask_ratio)
+first_weights = {"by chance": Clay.random(config, seed=seed), "a cosine basis": cosine_initialized(config, seed)}
 s2, P = SENSORS["sentinel-2-l2a"], config.patch_size
 bands = ["blue", "green", "red", "nir", "swir22"]
 kernels, alike = {}, {}
@@ -165,7 +165,7 @@ output = newborn(batch.cube)
 
 # %%
 hidden = output.encoded.mask.bool()  # [B, L]
-target = patches_of(batch.cube.pixels, P)  # [B, L, C*P*P]
+target = patchify(batch.cube.pixels, P)  # [B, L, C*P*P]
 by_hand = (output.reconstruction - target)[hidden].abs().mean(dim=-1).mean()
 library = reconstruction_loss(output.reconstruction, batch.cube.pixels, output.encoded.mask, patch_size=P)
 torch.testing.assert_close(by_hand, library)
@@ -234,7 +234,7 @@ trained = train(
     data,
     out=out_dir,
     teacher=guide,
-    start=Clay.load(in_cache(start)) if start else first_weights["a cosine basis"],
+    start=Clay.load(start) if start else first_weights["a cosine basis"],
     log_every=max(1, min(20, max_steps // 10)),
     check_val_every_n_epoch=max(1, max_steps // len(data.train_dataloader()) // 5),
     callbacks=(snapshots,),
@@ -284,17 +284,17 @@ height = watched.cube.pixels.shape[-1]
 layout = {"grid": (height // P, height // P), "patch_size": P, "size": (height, height)}
 truth = watched.cube.pixels
 hidden = snapshots.mask.bool()[:, :, None]  # [B, L, 1]
-patches = patches_of(truth, P)
-seen = image_of(patches.masked_fill(hidden, float("nan")), **layout)
+patches = patchify(truth, P)
+seen = unpatchify(patches.masked_fill(hidden, float("nan")), **layout)
 painted, trained_longer = [snapshots.taken[m] for m in moments], []
 if (config.patch_size, config.mask_ratio) == (8, 0.6):  # as clay-mini was trained: the same patches are hidden from it
     with torch.inference_mode():
-        longer = Clay.load(in_cache("clay-mini.safetensors")).model(watched.cube, noise=1 - snapshots.mask)
+        longer = Clay.load("clay-mini.safetensors").model(watched.cube, noise=1 - snapshots.mask)
     assert torch.equal(longer.encoded.mask, snapshots.mask)
     painted, trained_longer = [*painted, longer.reconstruction], ["clay-mini"]
 rows = []
 for k in range(4):
-    guesses = [image_of(torch.where(hidden, guess, patches), **layout)[k] for guess in painted]
+    guesses = [unpatchify(torch.where(hidden, guess, patches), **layout)[k] for guess in painted]
     rows += [images.rgb(x, sensors[0], like=truth[k], normalised=True) for x in (seen[k], *guesses, truth[k])]
 names = ["what it saw", *(f"step {m}" for m in moments), *trained_longer, "truth"]
 fig = images.show_row(rows, names, columns=len(names), size=1.5, gsd=SENSORS[sensors[0]].gsd)
@@ -341,7 +341,9 @@ fig = images.bars_with_intervals(
 )
 _ = images.save(fig, out_dir / "2_error.png")
 # %%
-newborn = reconstruction_scores(born(config, seed), unseen[sensors[0]], mask_ratio=scored_ratio, seed=seed)
+newborn = reconstruction_scores(
+    cosine_initialized(config, seed), unseen[sensors[0]], mask_ratio=scored_ratio, seed=seed
+)
 assert summary["error"].iloc[0] < newborn["error"].mean(), "it rebuilds unseen land better than before its training"
 
 # %% [markdown]

@@ -40,10 +40,10 @@ from IPython.display import display
 from clay_lib import SENSORS, Clay
 from clay_lib.clay import reconstruction_scores
 from clay_lib.course import checks
-from clay_lib.data.chips import Chips, in_cache
+from clay_lib.data.chips import Chips
 from clay_lib.data.images import most_measured
 from clay_lib.data.rasters import bounds_wgs84, center_window, read_scene, write_raster
-from clay_lib.encoder import image_of, patches_of
+from clay_lib.encoder import unpatchify, patchify
 from clay_lib.figures import images
 from clay_lib.figures.maps import Layer, show_on_map, static_map
 from clay_lib.runs.notebooks import output_folder, write_metrics
@@ -108,7 +108,7 @@ print(
 # image and set in its place, what was added as padding is cut off, and the numbers are scaled back to the sensor's own.
 
 # %%
-clay = Clay.load(in_cache(weights))
+clay = Clay.load(weights)
 P = clay.model.config.patch_size
 h, w = min(tile - 3, H), min(tile - 5, W)
 top, left = most_measured(view.valid, h, w)
@@ -148,13 +148,13 @@ print(f"{rows} x {columns} patches of {P} x {P} -> {tuple(by_hand.shape)}, cropp
 def cut(image):
     """[C, H, W] -> tiles [N, C, tile, tile]; NaN at the edges."""
     image = torch.nn.functional.pad(image, (0, -W % tile, 0, -H % tile), value=float("nan"))
-    return rearrange(patches_of(image[None], tile), "1 N (C h w) -> N C h w", h=tile, w=tile)
+    return rearrange(patchify(image[None], tile), "1 N (C h w) -> N C h w", h=tile, w=tile)
 
 
 def join(tiles):
     """Tiles [N, C, tile, tile] -> [C, H, W]."""
     flat = rearrange(tiles, "N C h w -> 1 N (C h w)")
-    return image_of(flat, grid=(-(-H // tile), -(-W // tile)), patch_size=tile, size=(H, W))[0]
+    return unpatchify(flat, grid=(-(-H // tile), -(-W // tile)), patch_size=tile, size=(H, W))[0]
 
 
 tiles = cut(torch.from_numpy(pixels))
@@ -178,7 +178,7 @@ print(f"{len(tiles)} tiles of {tile} x {tile} pixels, {mask.mean():.0%} hidden -
 # %%
 def normal(native):
     """Native numbers in standard deviations from the band's mean."""
-    return view.sensor.normalise(native, view.bands, in_decibel=view.in_decibel)
+    return view.sensor.normalize(native, view.bands, in_decibel=view.in_decibel)
 
 
 counted = mask & view.valid

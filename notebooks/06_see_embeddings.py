@@ -46,7 +46,7 @@ from clay_lib import SENSORS, Clay
 from clay_lib.clay import embed_chips, principal_components
 from clay_lib.course import checks
 from clay_lib.course.chip_map import chip_map, world_background
-from clay_lib.data.chips import Chips, in_cache, world_chips
+from clay_lib.data.chips import Chips, world_chips
 from clay_lib.data.rasters import center_window, coarser, read_scene, write_raster
 from clay_lib.figures import images
 from clay_lib.figures.maps import Layer, show_on_map, static_map
@@ -129,7 +129,7 @@ print(f"{len(chips)} chips of {chips.pixels.shape[1:]}", *(f"+ {len(c)} of {s}" 
 # vectors for the whole chip.
 
 # %%
-clay = Clay.load(in_cache(weights))
+clay = Clay.load(weights)
 few = chips[:4]
 cube = clay.cube(few.pixels, few.sensor, **few.place_and_time, **reading)
 encoded = clay.model.encoder(cube, mask_ratio=0.0, shuffle=False)

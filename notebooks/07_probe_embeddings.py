@@ -30,9 +30,9 @@ import pandas as pd
 import torch
 
 from clay_lib import SENSORS, Clay
-from clay_lib.clay import batches, born, embed_chips
+from clay_lib.clay import batches, cosine_initialized, embed_chips
 from clay_lib.course import checks
-from clay_lib.data.chips import in_cache, world_chips
+from clay_lib.data.chips import world_chips
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
 from clay_lib.evaluation import probes
 from clay_lib.figures import images
@@ -118,11 +118,11 @@ print(f"a chip is {extent:.2f} km wide; the nearest train and test places lie {n
 # snow or mangroves, so there is one more entry, to which place and date are withheld.
 
 # %%
-clay = Clay.load(in_cache(weights))
-untrained, newborn = Clay.random(clay.model.config, seed=seed), born(clay.model.config, seed)
+clay = Clay.load(weights)
+untrained, newborn = Clay.random(clay.model.config, seed=seed), cosine_initialized(clay.model.config, seed)
 ours, random, first = ([embed_chips(model, part) for part in (train, test)] for model in (clay, untrained, newborn))
 withheld = [[clay.embed(b.pixels, sensor) for b in batches(part, 64)] for part in (train, test)]
-seen = [SENSORS[sensor].normalise(part.pixels) for part in (train, test)]
+seen = [SENSORS[sensor].normalize(part.pixels) for part in (train, test)]
 
 # %%
 features = {

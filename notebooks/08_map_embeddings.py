@@ -52,7 +52,6 @@ from clay_lib.areas.reading import read_look
 from clay_lib.areas.search import open_vectors, search, write_geojson
 from clay_lib.clay import principal_components
 from clay_lib.course import checks
-from clay_lib.data.chips import in_cache
 from clay_lib.data.rasters import write_raster
 from clay_lib.figures import images
 from clay_lib.figures.maps import Layer, show_on_map, static_map
@@ -122,7 +121,7 @@ print(
 # forecast counts tiles, bytes and minutes before a single pixel is fetched.
 
 # %%
-clay = Clay.load(in_cache(weights))
+clay = Clay.load(weights)
 how = dict(url=address, size=tile, dense="cog", overlap=overlap, store="int8", name=weights.split(".")[0])
 print(embed_area(clay, sensor, area, before, out_dir / "before", forecast=True, **how))
 
@@ -326,7 +325,7 @@ print(f"{path.name}: {len(again)} polygons, {path.stat().st_size / 1000:.1f} kB"
 
 # %%
 distance = np.where(known, 1 - (centred(first) * centred(second)).sum(axis=0), np.nan)  # [h, w], 0 to 2
-normal = [SENSORS[sensor].normalise(image) for image in pixels.values()]
+normal = [SENSORS[sensor].normalize(image) for image in pixels.values()]
 shift = [image - np.nanmean(image, axis=(1, 2), keepdims=True) for image in normal]
 difference = np.abs(shift[1] - shift[0]).mean(axis=0).reshape(h, P, w, P).mean(axis=(1, 3))  # [h, w]
 difference = np.where(known, difference, np.nan)

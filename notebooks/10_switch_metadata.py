@@ -40,7 +40,7 @@ import torch
 from clay_lib import SENSORS, Clay
 from clay_lib.clay import embed_chips, reconstruction_scores
 from clay_lib.course import checks
-from clay_lib.data.chips import in_cache, world_chips
+from clay_lib.data.chips import world_chips
 from clay_lib.data.splits import spatial_blocks
 from clay_lib.evaluation import probes
 from clay_lib.evaluation.ablation import SETTINGS, WRONG_GSD, cosine_change, withhold, without
@@ -78,7 +78,7 @@ settings = SETTINGS if off == "all" else (off,)
 common = dict(size=chip_size, seed=seed, dates=dates)
 train = world_chips(sensor, chips, split="train", **common)
 test = world_chips(sensor, test_chips, split="test", **common)
-clay = Clay.load(in_cache(weights))
+clay = Clay.load(weights)
 print(f"train {train.pixels.shape}, test {test.pixels.shape}; to be switched off: {', '.join(settings)}")
 
 # %% [markdown]
@@ -170,7 +170,7 @@ plt.show()
 
 # %%
 which = ("kNN-20 cosine", "linear")
-seen = [SENSORS[sensor].normalise(part.pixels) for part in (train, test)]
+seen = [SENSORS[sensor].normalize(part.pixels) for part in (train, test)]
 sets = {f"told all but {name}" if name != "nothing" else "told everything": v for name, v in found.items()}
 sets = {name.replace("all but all", "nothing"): v for name, v in sets.items()}
 sets["pixel statistics"] = [probes.pixel_statistics(x) for x in seen]

@@ -42,7 +42,6 @@ from matplotlib.patches import Patch
 from clay_lib import Clay
 from clay_lib.areas.rasters import checkerboard
 from clay_lib.course import checks
-from clay_lib.data.chips import in_cache
 from clay_lib.data.labels import IGNORE, raster_pairs, world_set
 from clay_lib.data.rasters import write_raster
 from clay_lib.data.splits import spatial_blocks
@@ -164,7 +163,7 @@ print(f"mean IoU of single pixels: {np.mean(by_hand):.3f}, by hand as by the lib
 # training each step looks at one pixel in sixteen, another one each time: neighbours say much the same.
 
 # %%
-clay = Clay.load(in_cache(weights))
+clay = Clay.load(weights)
 settings = FinetuneSettings(epochs=epochs, batch_size=16, lr=3e-3, balance=0.25, seed=seed)
 same = dict(layers=spread_layers(clay.model.config.depth, 3), bands=len(train.bands), progress=False)
 frozen = finetune(clay, train, val, out=out_dir / "frozen", settings=settings, **same)

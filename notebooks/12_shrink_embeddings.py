@@ -36,7 +36,7 @@ from clay_lib import SENSORS, Clay
 from clay_lib.areas.vectors import from_int8, neighbours_kept, principal_axes, shrink, to_int8
 from clay_lib.clay import embed_chips
 from clay_lib.course import checks
-from clay_lib.data.chips import in_cache, world_chips
+from clay_lib.data.chips import world_chips
 from clay_lib.data.splits import spatial_blocks
 from clay_lib.evaluation import probes
 from clay_lib.evaluation.evaluate import Evaluation
@@ -69,7 +69,7 @@ out_dir = output_folder(out, "12_shrink_embeddings")
 common = dict(size=chip_size, seed=seed, dates=dates)
 train = world_chips(sensor, chips, split="train", **common)
 test = world_chips(sensor, test_chips, split="test", **common)
-clay = Clay.load(in_cache(weights))
+clay = Clay.load(weights)
 train_x, test_x = (embed_chips(clay, part)[kind] for part in (train, test))
 N, D = train_x.shape
 places = np.unique(np.stack([test.lat, test.lon]), axis=1, return_inverse=True)[1].ravel()
@@ -141,7 +141,7 @@ forms = ["float32", "float16", "int8"]
 forms += [f"PCA-{c}{end}" for c in components for end in ("", " float16", " int8")]
 small = {form: [shrink(x, form, fit_on=train_x) for x in (train_x, test_x)] for form in forms}
 sets = {form: tuple(part.vectors for part in pair) for form, pair in small.items()}
-seen = [SENSORS[sensor].normalise(part.pixels) for part in (train, test)]
+seen = [SENSORS[sensor].normalize(part.pixels) for part in (train, test)]
 sets["pixel statistics"] = tuple(probes.pixel_statistics(x) for x in seen)
 which = ("kNN-20 cosine", "linear")
 groups = dict(train_groups=spatial_blocks(train.lat, train.lon, 6.0), test_groups=places)

@@ -7,15 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from clay_lib import SENSORS, Clay, ClayConfig
-from clay_lib.clay import born
+from clay_lib.clay import cosine_initialized
 from clay_lib.model import cosine_kernels, set_kernels
 
-TINY = ClayConfig.named("tiny", ladder="geometric")
+TINY = ClayConfig.named("tiny", frequencies="geometric")
 
 
 @pytest.fixture(scope="module")
 def clay():
-    return born(TINY, seed=0)
+    return cosine_initialized(TINY, seed=0)
 
 
 def angles(clay, sensor):
@@ -59,7 +59,7 @@ def test_fine_detail_reaches_the_tokens(clay):
 
 def test_same_seed_same_weights_and_nothing_else_changes(clay):
     before = torch.get_rng_state()
-    again, plain = born(TINY, seed=0).model.state_dict(), Clay.random(TINY, seed=0).model.state_dict()
+    again, plain = cosine_initialized(TINY, seed=0).model.state_dict(), Clay.random(TINY, seed=0).model.state_dict()
     assert torch.equal(before, torch.get_rng_state())
     changed = {name for name in plain if not torch.equal(plain[name], again[name])}
     assert all(torch.equal(tensor, again[name]) for name, tensor in clay.model.state_dict().items())

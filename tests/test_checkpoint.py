@@ -151,9 +151,9 @@ def test_heads_are_stated_where_shapes_cannot_tell(model, tmp_path):
     torch.save({"state_dict": named(model)}, tmp_path / "w.ckpt")
     assert "load(path, heads=...)" in refused(tmp_path / "w.ckpt")
     assert "load(path, decoder_heads=...)" in refused(tmp_path / "w.ckpt", heads=2)
-    assert load_model(tmp_path / "w.ckpt", dim_head=8, decoder_heads=2, ladder="geometric", mask_ratio=0.5).config == (
-        ClayConfig(24, 3, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=12, ladder="geometric", mask_ratio=0.5)
-    )
+    assert load_model(
+        tmp_path / "w.ckpt", dim_head=8, decoder_heads=2, frequencies="geometric", mask_ratio=0.5
+    ).config == (ClayConfig(24, 3, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=12, frequencies="geometric", mask_ratio=0.5))
     for wrong in (3, 0, 32, "2"):
         assert "a product of 16" in refused(tmp_path / "w.ckpt", heads=wrong, decoder_heads=2)
     assert "depth to be changed" in refused(tmp_path / "w.ckpt", depth=2, **STATED)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, ContractError, Datacube
 from clay_lib.datacube import latlon_code, time_code
-from clay_lib.encoder import image_of, pad_to_patches, patches_of, random_mask
+from clay_lib.encoder import pad_to_patches, patchify, random_mask, unpatchify
 from clay_lib.loss import reconstruction_loss, representation_loss
 
 MICRO = ClayConfig(24, 2, 2, 8, 2, 16, 1, 2, 8, 2, patch_size=4, teacher_dim=12)
@@ -67,13 +67,13 @@ def test_any_height_and_width(H, W, C, ratio):
     h, w = -(-H // 4), -(-W // 4)
     assert out.encoded.grid == (h, w)
     assert out.encoded.mask.sum() == int(ratio * h * w) == out.encoded.masked.shape[1]
-    assert image_of(out.reconstruction, grid=(h, w), patch_size=4, size=(H, W)).shape == cube.pixels.shape
+    assert unpatchify(out.reconstruction, grid=(h, w), patch_size=4, size=(H, W)).shape == cube.pixels.shape
     loss = reconstruction_loss(out.reconstruction, cube.pixels, out.encoded.mask, patch_size=4)
     assert torch.isfinite(loss)
     # the padding is the model's own affair: it never counts in the loss
-    exact = image_of(patches_of(cube.pixels, 4), grid=(h, w), patch_size=4, size=(H, W))
+    exact = unpatchify(patchify(cube.pixels, 4), grid=(h, w), patch_size=4, size=(H, W))
     assert torch.equal(exact, cube.pixels)
-    assert reconstruction_loss(patches_of(cube.pixels, 4), cube.pixels, out.encoded.mask, patch_size=4) == 0
+    assert reconstruction_loss(patchify(cube.pixels, 4), cube.pixels, out.encoded.mask, patch_size=4) == 0
 
 
 def test_a_wide_image_is_not_a_tall_one():

@@ -41,16 +41,16 @@ def test_there_and_back(name, seed):
     native = np.random.default_rng(seed).normal(mean[:, None, None], std[:, None, None], (len(mean), 5, 4))
     native = 10 ** (native / 10) if sensor.decibel else native
     rounding = 0 if sensor.decibel else np.finfo(np.float32).eps * np.abs(mean).max()  # the mean is added in float32
-    back = sensor.denormalise(sensor.normalise(native))
+    back = sensor.denormalize(sensor.normalize(native))
     np.testing.assert_allclose(back, native, rtol=2e-4, atol=1e-3 + rounding)
 
 
 def test_radar_by_hand():
     power = np.array([[[1.0, 0.1]], [[0.0, np.nan]]])
-    vv, vh = SENSORS["sentinel-1-rtc"].normalise(power)
+    vv, vh = SENSORS["sentinel-1-rtc"].normalize(power)
     assert vv[0, 0] == pytest.approx((0 + 12.113) / 8.314) and vv[0, 1] == pytest.approx((-10 + 12.113) / 8.314)
     assert vh[0, 0] == pytest.approx((-100 + 18.673) / 8.017) and np.isnan(vh[0, 1])  # floored; unknown stays unknown
-    once = SENSORS["sentinel-1-rtc"].normalise(np.full((2, 1, 1), -12.113), in_decibel=True)
+    once = SENSORS["sentinel-1-rtc"].normalize(np.full((2, 1, 1), -12.113), in_decibel=True)
     assert once[0, 0, 0] == pytest.approx(0, abs=1e-6)
 
 

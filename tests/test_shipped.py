@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from clay_lib import SENSORS, Clay, ClayConfig
-from clay_lib.clay import born, embed_chips, reconstruction_scores
-from clay_lib.data.chips import DATA, in_cache, world_chips
+from clay_lib.checkpoint import find_weights
+from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
+from clay_lib.data.chips import DATA, world_chips
 
 WEIGHTS = DATA / "weights" / "clay-mini.safetensors"
 
@@ -21,11 +22,11 @@ def clay() -> Clay:
 
 @pytest.fixture(scope="module")
 def newborn(clay) -> Clay:
-    return born(clay.model.config, seed=0)
+    return cosine_initialized(clay.model.config, seed=0)
 
 
 def test_weights_are_small_found_by_name_and_of_the_configuration_beside_them(clay):
-    assert WEIGHTS.stat().st_size < 20e6 and in_cache(WEIGHTS.name) == WEIGHTS
+    assert WEIGHTS.stat().st_size < 20e6 and find_weights(WEIGHTS.name) == find_weights("clay-mini") == WEIGHTS
     made = yaml.safe_load(WEIGHTS.with_suffix(".yaml").read_text())
     teacher_dim = clay.model.config.teacher_dim
     assert clay.model.config == ClayConfig.named(

@@ -83,7 +83,7 @@ def test_real_images_far_above_the_floors(realdata):
     images = np.stack([np.asarray(Image.open(file))[:247, :247].transpose(2, 0, 1) for file in files])
     labels = np.array([file.parent.name for file in files])
     train = np.array([int(re.search(r"\d+$", file.stem)[0]) < 66 for file in files])
-    rgb, teacher = torch.from_numpy(SENSORS["linz"].normalise(images)), texture_teacher()
+    rgb, teacher = torch.from_numpy(SENSORS["linz"].normalize(images)), texture_teacher()
     known = torch.cat([teacher(part) for part in rgb.split(25)]).numpy()
     score = probes.knn_score(known[train], labels[train], known[~train], labels[~train], k=5, metric="cosine")
     assert score > 0.7  # floor: 0.49 with all of the images

@@ -26,7 +26,6 @@ import torch
 from clay_lib.areas import rasters, vectors
 from clay_lib.areas.jobs import NETWORK, AreaForecast, Block, Job, Settings, forecast_area, read_ahead
 from clay_lib.clay import Clay
-from clay_lib.data.chips import in_cache
 from clay_lib.errors import ContractError, warn
 from clay_lib.files import write_json
 from clay_lib.sensors import SENSORS, Sensor
@@ -522,8 +521,7 @@ def embed(
     if precision not in ("float32", "bfloat16", "float16"):
         raise ContractError("precision", precision, "float32, bfloat16 or float16", "a misspelling")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    path = weights if weights.startswith("hub:") else in_cache(weights)
-    clay = Clay.load(path, device=device, dtype=getattr(torch, precision))
+    clay = Clay.load(weights, device=device, dtype=getattr(torch, precision))
     options: dict[str, Any] = dict(
         scene=scene or None, archive=archive or None, url=url or None, pick=pick, max_cloud=max_cloud, clouds=clouds,
         size=size, min_valid=min_valid, store=store, dense=dense, overlap=None if overlap < 0 else overlap,

@@ -168,7 +168,7 @@ def of_other_files(ids: set[str], jobs: Sequence[Job]) -> set[str]:
 
 def weights_hash(model) -> str:
     """16 hex digits of the encoder's tensors: the same for every file that holds them, with or without a decoder."""
-    told = repr([model.config.ladder, model.config.patch_size, model.config.heads])
+    told = repr([model.config.frequencies, model.config.patch_size, model.config.heads])
     return hash_tensors(model.encoder.state_dict(), told)[:16]
 
 
@@ -246,7 +246,7 @@ def forecast_area(
 def seconds_a_chip(clay: Clay, sensor: Sensor, size: int, batch_size: int) -> float:
     """Of embedding made-up chips of a sensor, after one batch that warms up."""
     noise = np.random.default_rng(0).normal(size=(batch_size, len(sensor.bands), size, size)).astype(np.float32)
-    pixels = sensor.denormalise(noise)
+    pixels = sensor.denormalize(noise)
     told = dict(when="2023-06-10T10:30", lat=10.0, lon=20.0, check=False)
     clay.embed(pixels[:1], sensor, **told).chip.cpu()
     began = time.perf_counter()

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from clay_lib.clay import Clay
 from clay_lib.datacube import parse_when
-from clay_lib.encoder import image_of, mask_of
+from clay_lib.encoder import unpatchify, unpatchify_mask
 from clay_lib.errors import ContractError
 from clay_lib.figures import images
 from clay_lib.figures.style import OURS, PALETTE, SIGNED
@@ -106,8 +106,8 @@ def rebuild(
     out = clay.model(cube, mask_ratio=mask_ratio, generator=torch.Generator(cube.pixels.device).manual_seed(seed))
     layout = dict(grid=out.encoded.grid, patch_size=clay.model.config.patch_size, size=cube.pixels.shape[-2:])
     original = cube.target[0].float().cpu().numpy()  # NaN where nothing was measured
-    painted = image_of(out.reconstruction, **layout)[0].float().cpu().numpy()
-    hidden = mask_of(out.encoded.mask, **layout)[0, 0].bool().cpu().numpy()
+    painted = unpatchify(out.reconstruction, **layout)[0].float().cpu().numpy()
+    hidden = unpatchify_mask(out.encoded.mask, **layout)[0, 0].bool().cpu().numpy()
     truth, shown = original[:, hidden], original[:, ~hidden]
     if not (np.isfinite(truth).any() and np.isfinite(shown).any(axis=1).all()):
         return Rebuilt(original, painted, hidden, float("nan"), float("nan"))

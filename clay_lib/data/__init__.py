@@ -3,5 +3,5 @@
 from clay_lib import lazy
 
 __getattr__, __dir__, __all__ = lazy(
-    __name__, {"images": "open_image", "check": "check_image", "chips": "Chips in_cache"}
+    __name__, {"images": "open_image", "check": "check_image", "chips": "Chips"}
 )

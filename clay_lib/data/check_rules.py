@@ -226,7 +226,7 @@ def optical(e: Evidence) -> Iterator[Finding]:
     brightest = int(np.nanargmax(np.where(e.count > 0, e.mean, np.nan)))
     evidence, top = e.said(brightest), float(np.nanmax(p[99]))
     high, low = float(np.nanmax(p[100])), float(np.nanmin(p[0]))
-    native = "the camera's 0 to 255" if facts.bits else e.sensor.what or "the sensor's native numbers"
+    native = "the camera's 0 to 255" if facts.bits else e.sensor.description or "the sensor's native numbers"
     thousands = float(np.median(e.mean)) > 500
     hundreds = float(np.median(e.mean)) > 20
 

@@ -15,17 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clay_lib.errors import ContractError
-from clay_lib.files import CACHE, DATA, atomic_write
+from clay_lib.files import CACHE, atomic_write
 
 if TYPE_CHECKING:
     from clay_lib.world.earth import MiniWorld, Place
-
-
-def in_cache(name: str) -> Path:
-    """Where a file of this name is: as it stands, in the cache, or shipped in data/weights; else where it will be made."""
-    path = Path(name).expanduser()
-    found = [p for p in (path, CACHE / path, DATA / "weights" / path, DATA / path) if p.is_file()]
-    return found[0] if found else CACHE / path
 
 
 @dataclass(frozen=True)

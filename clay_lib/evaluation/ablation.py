@@ -178,7 +178,7 @@ def _whole(clay: Clay, pixels, sensor, about: dict) -> tuple[np.ndarray, Sensor,
 def _mean(native: np.ndarray, sensor: Sensor, about: dict) -> np.ndarray:
     """The sensor's means in native numbers, [C, 1, 1]."""
     zeros = np.zeros((native.shape[1], 1, 1))
-    return sensor.denormalise(zeros, about["bands"], in_decibel=about["in_decibel"])
+    return sensor.denormalize(zeros, about["bands"], in_decibel=about["in_decibel"])
 
 
 def _holes(native: np.ndarray, cell: int, shares, draws: int, seed: int) -> Iterator[tuple]:

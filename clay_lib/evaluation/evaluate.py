@@ -194,7 +194,7 @@ def describe(clay: Clay, pixels, *, layers: Sequence[int] = (), seeds: int = 5, 
         kinds = [k for k in made[0] if not k.startswith("patch spread")]
         sets |= {f"{who}, {kind}": [part[kind] for part in made] for kind in kinds}
         sets[f"{who}, both"] = [np.hstack([part["class token"], part["patch mean"]]) for part in made]
-    return sets | _of_pixels(SENSORS[about["sensor"]].normalise(pixels, about.get("bands")), seeds)
+    return sets | _of_pixels(SENSORS[about["sensor"]].normalize(pixels, about.get("bands")), seeds)
 
 
 def describe_patches(
@@ -205,7 +205,7 @@ def describe_patches(
     place: [M] which patches, counted through all chips, row by row.
     """
     P, sets = clay.model.config.patch_size, {}
-    seen = SENSORS[about["sensor"]].normalise(pixels, about.get("bands"))
+    seen = SENSORS[about["sensor"]].normalize(pixels, about.get("bands"))
     h, w = (n // P for n in seen.shape[2:])
 
     def cut(x: np.ndarray) -> np.ndarray:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from clay_lib.checkpoint import find_weights
 from clay_lib.clay import Clay
-from clay_lib.data.chips import DATA, in_cache
+from clay_lib.data.chips import DATA
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.evaluate import Evaluation
 from clay_lib.evaluation.intervals import as_text
@@ -64,7 +65,7 @@ def results(
     if unknown := sorted(set(names) - set(STUDIES)):
         raise ContractError("only", unknown, f"among {list(STUDIES)}", "a misspelt name")
     folder, real = Path(out) if out else DATA / "weights", Path(data) if data else REAL
-    path = in_cache(weights)
+    path = find_weights(weights)
     clay, digest = Clay.load(path), sha256(path)[:16]
     table = read_results(folder)
     for name in names:

@@ -104,7 +104,7 @@ def pixel_classifier(train: LabeledSet, *, kind: str = "forest", pixels: int = 6
 
 
 def _native(data: LabeledSet, pixels: np.ndarray) -> np.ndarray:
-    return data.sensor.normalise(pixels[None], list(data.bands), in_decibel=data.in_decibel)[0]
+    return data.sensor.normalize(pixels[None], list(data.bands), in_decibel=data.in_decibel)[0]
 
 
 def _resampled(score, tables: np.ndarray, groups, bootstraps: int, seed: int) -> np.ndarray:

@@ -101,7 +101,7 @@ def probe_patches(
     for who, models in own.items():
         sets[f"{who}, patch tokens"] = [_tokens(m, parts, about) for m in models]
         sets[f"{who}, each patch by itself"] = [_alone(m, parts.pixels, about) for m in models]
-    seen = SENSORS[sensor].normalise(parts.pixels, bands)
+    seen = SENSORS[sensor].normalize(parts.pixels, bands)
     sets["pixel statistics"] = [probes.pixel_statistics(seen)]
     sets["random convolutions"] = [probes.random_convolutions(seen, seed=k) for k in range(seeds)]
     rows = []
@@ -248,7 +248,7 @@ def probe_points(
     """
     chips, y, groups = cut_points(pixels, labels, size)
     sets = describe(clay, chips, sensor=sensor, bands=bands, seeds=seeds, check=False, **about)
-    middle = SENSORS[sensor].normalise(chips, bands)[:, :, size // 2, size // 2]
+    middle = SENSORS[sensor].normalize(chips, bands)[:, :, size // 2, size // 2]
     sets["pixel alone"] = [middle]
     return evaluate_features(sets, y, groups=groups, metric="balanced", seeds=seeds, bootstraps=bootstraps)
 
@@ -288,7 +288,7 @@ def probe_world(
         for kind in ("class token", "patch mean"):
             sets[f"{who}, {kind}"] = [(a[kind], b[kind]) for a, b in pairs]
         sets[f"{who}, both"] = [tuple(np.hstack(list(part.values())) for part in pair) for pair in pairs]
-    a, b = (SENSORS["sentinel-2-l2a"].normalise(part.pixels) for part in (train, test))
+    a, b = (SENSORS["sentinel-2-l2a"].normalize(part.pixels) for part in (train, test))
     sets["pixel statistics"] = [(probes.pixel_statistics(a), probes.pixel_statistics(b))]
     random = probes.random_convolutions
     sets["random convolutions"] = [
@@ -462,7 +462,7 @@ def probe_images(
     first_test = distinct[2 * len(distinct) // 3] if first_test is None else first_test
     train = numbers < first_test
     folds = np.digitize(numbers, np.quantile(numbers[train], [0.25, 0.5, 0.75]))  # quarters of neighbours
-    seen = {s: SENSORS[sensor].normalise(part.pixels, list(bands)).astype(np.float32) for s, part in images.items()}
+    seen = {s: SENSORS[sensor].normalize(part.pixels, list(bands)).astype(np.float32) for s, part in images.items()}
 
     def read(model: Clay) -> dict[str, np.ndarray]:
         about = {s: dict(sensor=sensor, bands=list(bands), gsd=gsd * native / s, check=False) for s in images}

@@ -112,7 +112,7 @@ def _channels(pixels, sensor: Sensor, bands, normalised: bool, in_decibel: bool 
             "a subset without bands=[...], or bands last instead of first",
         )
     if normalised:
-        pixels, in_decibel = sensor.denormalise(pixels, names, in_decibel=True), True
+        pixels, in_decibel = sensor.denormalize(pixels, names, in_decibel=True), True
     if sensor.decibel:
         if in_decibel is None:
             in_decibel = bool(np.isfinite(pixels).any() and np.nanmedian(pixels) < 0)

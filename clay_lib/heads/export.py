@@ -20,13 +20,13 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbols
 from torch.nn import functional as F
 
-from clay_lib.checkpoint import file_of, load_model
+from clay_lib.checkpoint import find_weights, load_model
 from clay_lib.datacube import Datacube, latlon_code, time_code
 from clay_lib.encoder import Encoder
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, sha256
 from clay_lib.model import ClayConfig
-from clay_lib.position import METADATA, frequencies
+from clay_lib.position import METADATA, angular_frequencies
 from clay_lib.sensors import SENSORS
 
 OPSET = 18  # from 2022, so that runtimes of the last years read the file
@@ -70,8 +70,8 @@ class OpenEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         # A constant of the file: at 500 m the angles are so large that another runtime's power function would show.
-        ladder = frequencies((encoder.dim - METADATA) // 4, 1.0, ladder=encoder.ladder)
-        self.register_buffer("ladder", ladder)
+        frequencies = angular_frequencies((encoder.dim - METADATA) // 4, 1.0, frequencies=encoder.frequencies)
+        self.register_buffer("frequencies", frequencies)
 
     def forward(self, pixels: Tensor, time: Tensor, latlon: Tensor, gsd: Tensor, waves: Tensor):
         P, D = self.encoder.patch_size, self.encoder.dim
@@ -88,7 +88,7 @@ class OpenEncoder(nn.Module):
         tokens = F.linear(patches, kernels, bias)
 
         columns, rows = torch.arange(w).expand(h, w), torch.arange(h)[:, None].expand(h, w)
-        x, y = (_copy(n).view(h * w, 1) * (self.ladder * gsd) for n in (columns, rows))
+        x, y = (_copy(n).view(h * w, 1) * (self.frequencies * gsd) for n in (columns, rows))
         grid = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
         about = torch.cat([time, latlon], dim=1)
         code = torch.cat([grid.expand(B, -1, -1), about[:, None].expand(-1, h * w, -1)], dim=2)
@@ -236,7 +236,7 @@ def export(weights: str, out: str) -> int:
     if path.suffix == ".onnx":
         _needs("onnx", "onnxscript", "onnxruntime")  # before minutes of tracing
     model = load_model(weights)
-    about = metadata(model.config, file_of(weights).path)
+    about = metadata(model.config, find_weights(weights))
     inputs, outputs, worst = {}, {}, float("nan")
 
     def fill(unfinished: Path) -> None:

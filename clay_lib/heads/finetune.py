@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from clay_lib.checkpoint import open_weights, write_safetensors
+from clay_lib.checkpoint import read_tensors, save_tensors
 from clay_lib.clay import Clay
 from clay_lib.data.augment import flipped
 from clay_lib.data.labels import IGNORE, LabeledSet
@@ -154,38 +154,32 @@ class Finetuned:
         about = self.about | {"encoder": fingerprint(encoder)}
         if about["unfreeze"] != 0:
             state |= {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        metadata = {"clay_head": json.dumps(about)}
-        return write_safetensors(path, shapes, state.values(), dtype=torch.float32, metadata=metadata)
+        return save_tensors(path, state, dtype=torch.float32, metadata={"clay_head": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path, clay: Clay) -> Finetuned:
         """From `save`. clay: the weights that the head was trained on; of a trained encoder, any of the same
-        sizes, ladder and reading.
+        sizes, frequencies and reading.
         """
-        from safetensors import safe_open
-
         from clay_lib.sensors import SENSORS
 
-        file = open_weights(path)
-        about = None
-        if Path(path).suffix == ".safetensors":
-            about = (safe_open(path, framework="pt").metadata() or {}).get("clay_head")
+        tensors, metadata = read_tensors(path)
+        about = metadata.get("clay_head")
         if about is None:
             raise ContractError("path", f"{path}: weights without a head", "what finetune saved, best.safetensors", "the encoder's own file: load it with Clay.load, and train a head with finetune")  # fmt: skip
         about = json.loads(about)
         config = encoder_config(clay)
         differs = [k for k, value in config.items() if value != about["config"].get(k, value)]
         if differs:
-            raise ContractError("clay", ", ".join(f"{k} {config[k]}" for k in differs), ", ".join(f"{k} {about['config'][k]}" for k in differs), f"{path} was trained on another model: its sizes, ladder or reading")  # fmt: skip
+            raise ContractError("clay", ", ".join(f"{k} {config[k]}" for k in differs), ", ".join(f"{k} {about['config'][k]}" for k in differs), f"{path} was trained on another model: its sizes, frequencies or reading")  # fmt: skip
         if about["unfreeze"] != 0:
             clay = deepcopy(clay)
             own = clay.model.encoder.state_dict()
-            clay.model.encoder.load_state_dict({n: file.copy(f"encoder.{n}", own[n].dtype) for n in own})
+            clay.model.encoder.load_state_dict({n: tensors[f"encoder.{n}"] for n in own})
         elif (mark := fingerprint(clay.model.encoder)) != about["encoder"]:
             raise ContractError("clay", f"an encoder marked {mark}", f"{about['encoder']}, which the head was trained on", f"other weights of the same size than {path} was trained with")  # fmt: skip
         head = make_head(**about["head"])
-        head.load_state_dict({n: file.copy(f"head.{n}", torch.float32) for n in head.state_dict()})
+        head.load_state_dict({n: tensors[f"head.{n}"] for n in head.state_dict()})
         sensor = SENSORS.resolve(about["sensor"])
         device = clay.model.encoder.cls_token.device
         return cls(clay, head.to(device).eval(), sensor, tuple(about["bands"]), tuple(about["classes"]), about)
@@ -193,7 +187,7 @@ class Finetuned:
 
 def encoder_config(clay: Clay) -> dict:
     """All that an encoder's answer depends on besides its weights."""
-    names = ("dim", "depth", "heads", "dim_head", "mlp_ratio", "patch_size", "ladder")
+    names = ("dim", "depth", "heads", "dim_head", "mlp_ratio", "patch_size", "frequencies")
     return {name: getattr(clay.model.config, name) for name in names} | {"reading": clay.reading}
 
 

@@ -441,7 +441,7 @@ class Loaded:
 
 def load_memory(path: str | Path) -> Loaded:
     """Load a file of weights in a fresh process and tell what that took."""
-    command = [sys.executable, "-c", "from clay_lib.bench_loading import _load; _load()", str(path)]
+    command = [sys.executable, "-c", "from clay_lib.runs.bench import _load; _load()", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
     if done.returncode:
         raise ContractError("load", done.stderr.strip().splitlines()[-1:], "a loaded model", f"see {path}")

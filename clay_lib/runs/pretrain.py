@@ -115,7 +115,7 @@ class ModelChoice:
 
     Args:
         size: tiny, small, base or large
-        changes: such as {depth: 4, ladder: geometric}
+        changes: such as {depth: 4, frequencies: geometric}
     """
 
     size: str = "tiny"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from clay_lib.data.chips import in_cache
+from clay_lib.checkpoint import find_weights
 from clay_lib.errors import ContractError
 from clay_lib.files import read_json, read_yaml
 from clay_lib.runs import gallery
@@ -131,7 +131,7 @@ def choose(names: Sequence[str] | None, folder: Path = NOTEBOOKS) -> list[Path]:
 
 def scene_walk(profile: str | Path, folder: Path = NOTEBOOKS) -> list[str]:
     """The notebooks that take a scene of one's own, and before them the training if the profile's weights are missing."""
-    weights = in_cache(read_profile(profile)["common"].get("weights", "clay-mini.safetensors"))
+    weights = find_weights(read_profile(profile)["common"].get("weights", "clay-mini.safetensors"))
     scripts = list_notebooks(folder)
     takes = [s.stem for s in scripts if {"scene", "sensor"} <= set(read_parameters(read_script(s)))]
     if not takes:

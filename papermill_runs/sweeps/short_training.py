@@ -20,7 +20,7 @@
 
 # %%
 from clay_lib import ClayConfig
-from clay_lib.clay import born, embed_chips, reconstruction_scores
+from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
 from clay_lib.data.chips import world_chips
 from clay_lib.datamodule import ClayDataModule
 from clay_lib.evaluation import probes
@@ -46,14 +46,16 @@ land = world_chips(sensor, chips, split="train", size=64, dates=2)  # one world 
 unseen = world_chips(sensor, test_chips, split="test", size=64)
 config = ClayConfig(
     dim=96, depth=3, heads=3, dim_head=32, mlp_ratio=2, decoder_dim=64, decoder_depth=1, decoder_heads=2,
-    decoder_dim_head=32, decoder_mlp_ratio=2, patch_size=patch_size, ladder="geometric", mask_ratio=mask_ratio,
+    decoder_dim_head=32, decoder_mlp_ratio=2, patch_size=patch_size, frequencies="geometric", mask_ratio=mask_ratio,
 )  # fmt: skip
 settings = TrainSettings(
     lr=lr, schedule="one_cycle", warmup_steps=steps // 20, max_steps=steps, reconstruction_weight=1.0,
     representation_weight=0.0, clip_gradient=1.0, drop_all_bands=0.0, drop_half_bands=0.0, seed=seed,
 )  # fmt: skip
 data = ClayDataModule({sensor: land}, {sensor: unseen}, batch_size=batch_size, seed=seed)
-trained = train(config, settings, data, out=out_dir, start=born(config, seed), check_val_every_n_epoch=steps)
+trained = train(
+    config, settings, data, out=out_dir, start=cosine_initialized(config, seed), check_val_every_n_epoch=steps
+)
 
 # %%
 scores = reconstruction_scores(trained.clay, unseen, mask_ratio=scored_ratio, seed=seed)

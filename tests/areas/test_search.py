@@ -165,10 +165,10 @@ def test_examples_raise_precision_on_land(tmp_path):
     """On test places of the mini-world, told apart by the shipped weights: three right and three wrong hits are named."""
     from clay_lib import Clay
     from clay_lib.clay import embed_chips
-    from clay_lib.data.chips import in_cache, world_chips
+    from clay_lib.data.chips import world_chips
 
     chips = world_chips("sentinel-2-l2a", 220, split="test", size=32, seed=0)
-    vectors = embed_chips(Clay.load(in_cache("clay-mini.safetensors")), chips)["patch mean"]
+    vectors = embed_chips(Clay.load("clay-mini.safetensors"), chips)["patch mean"]
     out, kinds = write(tmp_path, vectors), chips.land_cover
     table = open_vectors(out)
     kind_of = {f"t{n:04d}_2023-06-10": kind for n, kind in enumerate(kinds)}

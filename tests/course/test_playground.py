@@ -31,8 +31,8 @@ def test_what_is_drawn_is_what_the_front_door_rebuilds(clay, seen):
     made = rebuild(clay, pixels, SENSOR, mask_ratio=0.6, seed=3, **place)
     known = clay.reconstruct(pixels, SENSOR, mask_ratio=0.6, seed=3, **place)
     np.testing.assert_array_equal(made.hidden, known.mask[0])
-    np.testing.assert_allclose(made.pixels, SENSOR.normalise(known.pixels[0]), atol=1e-3)
-    truth, hidden = SENSOR.normalise(pixels.astype(np.float32)), made.hidden
+    np.testing.assert_allclose(made.pixels, SENSOR.normalize(known.pixels[0]), atol=1e-3)
+    truth, hidden = SENSOR.normalize(pixels.astype(np.float32)), made.hidden
     assert made.error == pytest.approx(np.abs(made.pixels - truth)[:, hidden].mean(), rel=1e-4)
     plain = truth[:, ~hidden].mean(axis=1, keepdims=True)
     assert made.floor == pytest.approx(np.abs(truth[:, hidden] - plain).mean(), rel=1e-4)
@@ -62,7 +62,7 @@ def test_holes_are_neither_seen_nor_scored(clay, seen):
     made = rebuild(clay, holes, SENSOR, mask_ratio=0.6, **place)
     known = clay.reconstruct(holes, SENSOR, mask_ratio=0.6, **place)
     np.testing.assert_array_equal(made.hidden, known.mask[0])
-    off = np.abs(made.pixels - SENSOR.normalise(holes))[:, made.hidden]
+    off = np.abs(made.pixels - SENSOR.normalize(holes))[:, made.hidden]
     assert np.isnan(off).any() and made.error == pytest.approx(np.nanmean(off), rel=1e-4)
 
 

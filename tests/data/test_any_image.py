@@ -168,7 +168,7 @@ class TestOwnSensor:
     def test_radar_is_measured_in_decibel(self):
         power = 10 ** (np.random.default_rng(0).normal(-15, 3, (8, 2, 9, 9)) / 10)
         radar = Sensor.custom({"hh": 3.5, "hv": 4.0}, gsd=10, pixels=power, decibel=True)
-        assert np.abs(radar.statistics()[0] + 15).max() < 1 and abs(radar.normalise(power).std() - 1) < 0.1
+        assert np.abs(radar.statistics()[0] + 15).max() < 1 and abs(radar.normalize(power).std() - 1) < 0.1
 
     @pytest.mark.parametrize(
         ("change", "field"),
@@ -238,16 +238,21 @@ class TestWhatIsOddInTheOriginal:
             with pytest.raises(ContractError, match="reading"):
                 call()
 
-    def test_ladder_from_load_reaches_both_ends(self, tmp_path):
+    def test_frequencies_from_load_reaches_both_ends(self, tmp_path):
         path = CLAY.save(tmp_path / "micro.safetensors")
-        ladder = Clay.load(path, ladder="geometric")
-        assert ladder.model.encoder.ladder == ladder.model.decoder.ladder == ladder.model.config.ladder == "geometric"
-        assert not torch.allclose(ladder.embed(self.pixels, S2).chip, CLAY.embed(self.pixels, S2).chip, atol=1e-4)
-        made = ClayMAE(ladder.model.config)
+        geometric = Clay.load(path, frequencies="geometric")
+        assert (
+            geometric.model.encoder.frequencies
+            == geometric.model.decoder.frequencies
+            == geometric.model.config.frequencies
+            == "geometric"
+        )
+        assert not torch.allclose(geometric.embed(self.pixels, S2).chip, CLAY.embed(self.pixels, S2).chip, atol=1e-4)
+        made = ClayMAE(geometric.model.config)
         made.load_state_dict(CLAY.model.state_dict())
-        assert torch.equal(Clay(made).embed(self.pixels, S2).chip, ladder.embed(self.pixels, S2).chip)
-        with pytest.raises(ContractError, match="ladder"):
-            Clay.load(path, ladder="wooden")
+        assert torch.equal(Clay(made).embed(self.pixels, S2).chip, geometric.embed(self.pixels, S2).chip)
+        with pytest.raises(ContractError, match="frequencies"):
+            Clay.load(path, frequencies="wooden")
 
 
 def test_what_is_said_wins_over_what_the_image_says(tmp_path):
@@ -273,7 +278,7 @@ def test_what_is_said_wins_over_what_the_image_says(tmp_path):
     rebuilt = CLAY.reconstruct(path, S2, bands=["nir", "red"], **told)
     assert (
         rebuilt.pixels.shape == (1, 2, 9, 14)
-        and np.abs(SENSORS[S2].normalise(rebuilt.pixels, ["nir", "red"])).mean() < 5
+        and np.abs(SENSORS[S2].normalize(rebuilt.pixels, ["nir", "red"])).mean() < 5
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clay_lib.clay import born
+from clay_lib.clay import cosine_initialized
 from clay_lib.data.augment import GAIN, OFFSET, shifted
 from clay_lib.datacube import Datacube
 from clay_lib.datamodule import Draws, SensorBatches, batches_per_epoch
@@ -55,8 +55,10 @@ def test_repeated_sensors_come_more_often_and_nothing_is_left_out():
 
 def test_first_weights_come_from_a_function():
     config = ClayConfig.named("tiny")
-    found = find_start("clay_lib.clay:born", config, 3).model.state_dict()
-    assert all(torch.equal(found[name], tensor) for name, tensor in born(config, 3).model.state_dict().items())
+    found = find_start("clay_lib.clay:cosine_initialized", config, 3).model.state_dict()
+    assert all(
+        torch.equal(found[name], tensor) for name, tensor in cosine_initialized(config, 3).model.state_dict().items()
+    )
     assert find_start("", config, 3) is None
     with pytest.raises(ContractError, match="start"):
         find_start("clay_lib.model:bron", config, 3)

@@ -85,7 +85,7 @@ WRONG = [  # what, sensor, how a right chip is made wrong, what is said beside i
     ("per cent", S2, lambda x: x / 100, {}, W, "pixels", "per cent; multiply by 100"),
     ("8-bit file", S2, lambda x: (x / 30).clip(0, 255).astype(np.uint8), {}, E, "pixels", "8-bit picture"),
     ("8 bit in 16", S2, lambda x: (x / x.max() * 250).astype(np.uint16), {}, W, "pixels", "8-bit picture in a wider"),
-    ("normalised", S2, lambda x: SENSORS[S2].normalise(x), {}, E, "pixels", "already normalised"),
+    ("normalised", S2, lambda x: SENSORS[S2].normalize(x), {}, E, "pixels", "already normalised"),
     ("MODIS 0..1", "modis", lambda x: x / 1e4, {}, E, "pixels", "multiply by 10000"),
     ("offset kept", S2, lambda x: x + 1000, {}, W, "pixels", "offset of 1000 .*was not removed"),
     ("offset taken twice", S2, lambda x: x.astype(int) - 1000, {}, W, "pixels", "subtracted twice"),
@@ -317,7 +317,7 @@ WRONG_CUBES = [
 WRONG_PIXELS = [
     (lambda x, z: x, E, "not normalised"),
     (lambda x, z: x / 1e4, W, "scaled to 0..1"),
-    (lambda x, z: SENSORS[S2].normalise(x / 1e4), E, "statistics of x 10000"),
+    (lambda x, z: SENSORS[S2].normalize(x / 1e4), E, "statistics of x 10000"),
     (lambda x, z: np.where(np.arange(64) < 9, np.nan, z), E, "NaN or infinite in 14.1%"),
     (lambda x, z: np.where(np.arange(10)[:, None, None] == 3, 0, z), W, r"band 3 \(0.704 um\)"),
     (lambda x, z: z * 0, E, "never filled"),
@@ -332,7 +332,7 @@ def test_a_ready_batch_is_read_as_closely(right):
         found = inspect_datacube(cube_of(chip, **changes), S2)
         assert [(f.level, f.field) for f in found] == [(level, field)] and re.search(phrase, str(found[0])), found
     for change, level, phrase in WRONG_PIXELS:
-        pixels = torch.as_tensor(np.asarray(change(chip, SENSORS[S2].normalise(chip)), np.float32))[None]
+        pixels = torch.as_tensor(np.asarray(change(chip, SENSORS[S2].normalize(chip)), np.float32))[None]
         found = inspect_datacube(cube_of(chip, pixels=pixels), S2)
         assert [f.level for f in found] == [level] and re.search(phrase, str(found[0])), found
     assert inspect_datacube({})[0].field == inspect_datacube(None)[0].field == "cube"

@@ -45,7 +45,7 @@ def test_real_file_there_and_back(realdata, tmp_path, clay, sensor, file, kwargs
 
     rebuilt = clay.reconstruct(pixels, scene.sensor, **asked)
     assert rebuilt.pixels.shape == (1, *pixels.shape) and np.isfinite(rebuilt.pixels).all()
-    off = np.abs(scene.sensor.normalise(rebuilt.pixels[0], scene.bands, in_decibel=scene.in_decibel))
+    off = np.abs(scene.sensor.normalize(rebuilt.pixels[0], scene.bands, in_decibel=scene.in_decibel))
     assert off.mean() < 5  # untrained, yet in the sensor's own numbers: a wrong unit is off by hundreds
 
     written = write_raster(

@@ -271,7 +271,7 @@ def test_real_files(what, sensor, kwargs, shape, gsd, place, medians):
     )
     for name, median in medians.items():
         assert np.median(scene.pixels[scene.bands.index(name)][scene.valid]) == pytest.approx(median, abs=1)
-    spread = scene.sensor.normalise(scene.filled(), scene.bands, in_decibel=scene.in_decibel)
+    spread = scene.sensor.normalize(scene.filled(), scene.bands, in_decibel=scene.in_decibel)
     assert np.abs(spread).mean() < 2  # native numbers: normalised, they are near the pretraining data
 
 

@@ -59,7 +59,7 @@ def test_a_target_is_what_the_live_teacher_says_of_the_flipped_chip(tmp_path, te
         found = cache.lookup(sensor, chips.hashes[order], flips)
         assert found.shape == (4, 64) and found.dtype == torch.float16
         for k, dims in enumerate([(), (2,), (3,), (2, 3)]):
-            pixels = torch.from_numpy(SENSORS[sensor].normalise(chips.pixels[order[k : k + 1]])).flip(dims)
+            pixels = torch.from_numpy(SENSORS[sensor].normalize(chips.pixels[order[k : k + 1]])).flip(dims)
             live = teacher(teacher_view(pixels, SENSORS[sensor]))[0]
             torch.testing.assert_close(found[k].float(), live, rtol=2**-10, atol=1e-4)
         assert (found[0].float() - found[3].float()).abs().max() > 1e-2  # a flip is seen

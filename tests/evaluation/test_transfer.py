@@ -191,7 +191,7 @@ def test_shipped_weights_know_real_images_better_than_the_floors_do(mini):
     about = dict(sensor="naip", bands=["red", "green", "blue"], check=False)
     made = embed_features(mini, images.pixels, gsd=1.2, **about)
     train, y = images.numbers < 66, images.labels
-    pixels = SENSORS["naip"].normalise(images.pixels, about["bands"]).astype(np.float32)
+    pixels = SENSORS["naip"].normalize(images.pixels, about["bands"]).astype(np.float32)
     sets = {"Clay": np.hstack([made["patch mean"], made["patch spread"]]), "Clay, class token": made["class token"]}
     sets["random convolutions"] = probes.random_convolutions(pixels)
     sets = {name: (x[train], x[~train]) for name, x in sets.items()}
@@ -209,7 +209,7 @@ def test_shipped_weights_know_a_patch_of_another_land_better_than_its_pixels_do(
     parts = cut_patches(pairs, 8)
     features = {
         "Clay, each patch by itself": _alone(mini, parts.pixels, dict(sensor="sentinel-2-l2a", check=False)),
-        "pixel statistics": probes.pixel_statistics(SENSORS["sentinel-2-l2a"].normalise(parts.pixels)),
+        "pixel statistics": probes.pixel_statistics(SENSORS["sentinel-2-l2a"].normalize(parts.pixels)),
     }
     answers = [
         _answers(x, parts, train, test, seed).assign(features=name)

@@ -42,7 +42,7 @@ def test_rgb_of_native_and_normalised_numbers_agree():
         sensor = SENSORS[name]
         pixels = RNG.gamma(4, 0.02 if sensor.decibel else 30, (len(sensor.bands), 16, 16)).astype(np.float32)
         native = images.rgb(pixels, sensor)
-        np.testing.assert_allclose(images.rgb(sensor.normalise(pixels), sensor, normalised=True), native, atol=2e-4)
+        np.testing.assert_allclose(images.rgb(sensor.normalize(pixels), sensor, normalised=True), native, atol=2e-4)
         if sensor.decibel:
             np.testing.assert_allclose(images.rgb(to_decibel(pixels), sensor), native, atol=1e-5)  # seen by the sign
 

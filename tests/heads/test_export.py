@@ -38,7 +38,7 @@ def mini(tmp_path_factory):
 @pytest.fixture(scope="module")
 def micro():
     """Another size, another patch and the released ladder: (encoder, its graph)."""
-    sizes = dict(dim=64, depth=1, heads=2, dim_head=16, patch_size=6, ladder="released")
+    sizes = dict(dim=64, depth=1, heads=2, dim_head=16, patch_size=6, frequencies="released")
     encoder = Clay.random(ClayConfig.named("tiny", **sizes), seed=1).model.encoder
     return encoder, trace(encoder)
 

@@ -193,8 +193,8 @@ def test_saved_and_loaded_again(clay, unfreeze, tmp_path):
     encoder = sum(p.numel() * 4 for p in clay.model.encoder.parameters())
     assert (size > encoder) is (unfreeze != 0), "a frozen encoder is not stored again"
 
-    for other in (Clay.random(replace(CONFIG, ladder="geometric")), Clay(clay.model, reading="as_trained")):
-        with pytest.raises(ContractError, match="sizes, ladder or reading"):
+    for other in (Clay.random(replace(CONFIG, frequencies="geometric")), Clay(clay.model, reading="as_trained")):
+        with pytest.raises(ContractError, match="sizes, frequencies or reading"):
             Finetuned.load(tmp_path / "best.safetensors", other)
     with pytest.raises(ContractError, match="dim 64"):
         Finetuned.load(tmp_path / "best.safetensors", Clay.random(replace(CONFIG, dim=64)))
