@@ -2,6 +2,4 @@
 
 from clay_lib import lazy
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__, {"images": "open_image", "check": "check_image", "chips": "Chips"}
-)
+__getattr__, __dir__, __all__ = lazy(__name__, {"images": "open_image", "check": "check_image", "chips": "Chips"})
