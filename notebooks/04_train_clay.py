@@ -37,11 +37,12 @@ from torch.nn import functional as F
 from clay_lib import SENSORS, Clay, ClayConfig
 from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
 from clay_lib.course import checks
-from clay_lib.data.chips import CACHE, world_chips
+from clay_lib.data.chips import world_chips
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
 from clay_lib.encoder import patchify, unpatchify
 from clay_lib.evaluation import probes
 from clay_lib.figures import images
+from clay_lib.files import CACHE
 from clay_lib.loss import reconstruction_loss, representation_loss
 from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view, texture_teacher

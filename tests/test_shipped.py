@@ -10,7 +10,8 @@ import yaml
 from clay_lib import SENSORS, Clay, ClayConfig
 from clay_lib.checkpoint import find_weights
 from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
-from clay_lib.data.chips import DATA, world_chips
+from clay_lib.data.chips import world_chips
+from clay_lib.files import DATA
 
 WEIGHTS = DATA / "weights" / "clay-mini.safetensors"
 

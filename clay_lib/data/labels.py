@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from clay_lib.data.bands import Bands
-from clay_lib.data.chips import CACHE, Chips, world_chips
+from clay_lib.data.chips import Chips, world_chips
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
 from clay_lib.errors import ContractError, warn
-from clay_lib.files import atomic_write
+from clay_lib.files import CACHE, atomic_write
 from clay_lib.sensors import SENSORS, Sensor
 
 IGNORE = -1  # the class number of unlabeled pixels, which losses and scores leave out

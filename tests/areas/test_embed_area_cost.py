@@ -19,8 +19,8 @@ from clay_lib.areas import reading
 from clay_lib.areas.area import embed_area
 from clay_lib.areas.rasters import seam_step
 from clay_lib.areas.tiles import project
-from clay_lib.data.chips import DATA
 from clay_lib.data.rasters import write_raster
+from clay_lib.files import DATA
 from clay_lib.sensors import SENSORS
 from clay_lib.world.earth import MiniWorld
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clay_lib import SENSORS, Clay, ContractError
 from clay_lib.course.widgets import playground, rebuild
-from clay_lib.data.chips import DATA
+from clay_lib.files import DATA
 from clay_lib.world.earth import MiniWorld
 
 SENSOR = SENSORS["sentinel-2-l2a"]

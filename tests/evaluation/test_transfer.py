@@ -9,7 +9,6 @@ import rasterio
 from PIL import Image
 
 from clay_lib import SENSORS, Clay, ClayConfig
-from clay_lib.data.chips import DATA
 from clay_lib.errors import ContractError
 from clay_lib.evaluation import probes
 from clay_lib.evaluation.evaluate import embed_features
@@ -30,6 +29,7 @@ from clay_lib.evaluation.transfer import (
     rebuild_world,
     transfer,
 )
+from clay_lib.files import DATA
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "realdata"
 TINY = ClayConfig(32, 1, 2, 16, 2, 16, 1, 2, 8, 2, teacher_dim=8)
