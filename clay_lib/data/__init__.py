@@ -2,4 +2,13 @@
 
 from clay_lib import lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__, {"images": "open_image", "check": "check_image", "chips": "Chips"})
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "chips": "Chips world_chips",
+        "check": "check_image",
+        "images": "open_image",
+        "labels": "class_folders points_on_scene raster_pairs world_set",
+        "scenes": "crop cut_chips open_scene",
+    },
+)

@@ -36,7 +36,8 @@ class Scene:
     """One raster of one sensor. pixels [C, H, W]: native numbers, in the file's dtype unless scaled, fill included.
 
     transform: (a, b, c, d, e, f) from pixel corner to CRS; gsd: meters; lat, lon: center in WGS84 degrees;
-    missing [C, H, W]: True where a band was not measured; in_decibel: radar that is in dB already.
+    missing [C, H, W]: True where a band was not measured; in_decibel: radar that is in dB already; labels [H, W]: land
+    cover, where it is known.
     """
 
     pixels: np.ndarray
@@ -51,6 +52,12 @@ class Scene:
     missing: np.ndarray
     in_decibel: bool = False
     path: str = ""
+    labels: np.ndarray | None = None
+
+    @property
+    def metadata(self) -> dict:
+        """What `Clay.embed` and `Clay.reconstruct` take beside the pixels and the sensor."""
+        return {name: getattr(self, name) for name in ("bands", "gsd", "when", "lat", "lon", "in_decibel")}
 
     @property
     def valid(self) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""Scenes for the notebooks: your own raster or a place of the synthetic Earth, as one kind of object; chips cut from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+from rasterio.warp import transform
+
+from clay_lib.data.chips import Chips, shared_world
+from clay_lib.data.images import most_measured
+from clay_lib.data.rasters import Scene, center_window, locate, read_scene
+from clay_lib.errors import ContractError
+from clay_lib.sensors import SENSORS
+
+
+def open_scene(
+    path: str | Path = "",
+    sensor: str = "sentinel-2-l2a",
+    *,
+    when: str | None = None,
+    largest: int = 512,
+    size: int = 192,
+    land_cover: int = 50,
+    index: int = 2,
+    split: str = "test",
+    seed: int = 0,
+) -> Scene:
+    """The center of your own raster, at most `largest` pixels a side; without a path, a place of the synthetic Earth.
+
+    when: date and time, ISO 8601; None: unknown for a raster, 2023-06-10T10:30 for the synthetic Earth.
+    size, land_cover (WorldCover code), index, split, seed: which place of the synthetic Earth, and its pixels a side.
+    Its `labels` [H, W] hold the land cover of every pixel; those of a raster are None.
+    Raises ContractError for a file that cannot be read as this sensor's.
+    """
+    if path:
+        path = Path(path).expanduser()
+        return read_scene(path, sensor, when=when or None, window=center_window(path, largest))
+    world, spec = shared_world(seed), SENSORS.resolve(sensor)
+    chip = world.observe(world.place(land_cover, index, split), spec.name, when or "2023-06-10T10:30", size)
+    return Scene(
+        pixels=chip.pixels,
+        bands=spec.band_names,
+        sensor=spec,
+        crs=chip.crs,
+        transform=tuple(chip.transform)[:6],
+        gsd=spec.gsd,
+        lat=chip.lat,
+        lon=chip.lon,
+        when=f"{chip.when:%Y-%m-%dT%H:%M}",
+        missing=np.zeros(chip.pixels.shape, bool),
+        in_decibel=False,
+        path="the synthetic Earth",
+        labels=chip.labels,
+    )
+
+
+def cut_chips(scene: Scene, side: int, *, min_valid: float = 0.5) -> tuple[Chips, np.ndarray | None, np.ndarray]:
+    """The complete tiles of a scene as N chips [N, C, side, side], NaN where nothing was measured; their corners
+    [N, 4, 2], lon and lat in degrees, None without a CRS; and which of the rows x columns tiles they are, row by row [N].
+
+    Tiles of which a smaller share than min_valid was measured are left out. ContractError if none is left.
+    """
+    rows, columns = (n // side for n in scene.pixels.shape[1:])
+    pixels = scene.measured()[:, : rows * side, : columns * side]
+    tiles = rearrange(pixels, "C (h p) (w q) -> (h w) C p q", p=side, q=side)
+    kept = np.flatnonzero(np.isfinite(tiles).mean((1, 2, 3)) >= min_valid)
+    if not len(kept):
+        size = " x ".join(map(str, scene.pixels.shape[1:]))
+        found, cause = f"{scene.valid.mean():.0%} of {size} pixels measured", "an image of nodata, or tiles too large"
+        raise ContractError("scene", found, f"a measured tile of {side} x {side} pixels", cause)
+    labels = np.zeros((len(kept), side, side), np.uint8)
+    if scene.labels is not None:
+        cover = rearrange(scene.labels[: rows * side, : columns * side], "(h p) (w q) -> (h w) p q", p=side, q=side)
+        labels = cover[kept]
+    when = np.full(len(kept), scene.when or "")
+    lat = lon = np.full(len(kept), np.nan)
+    if scene.crs is None:
+        return Chips(scene.sensor.name, tiles[kept], labels, lat, lon, when), None, kept
+    top, left = side * np.stack(np.divmod(kept, columns)).astype(float)
+    x = left + side * np.array([[0], [1], [1], [0], [0.5]])  # [5, N]: four corners and the center
+    y = top + side * np.array([[0], [0], [1], [1], [0.5]])
+    a, b, c, d, e, f = scene.transform
+    eastings, northings = a * x + b * y + c, d * x + e * y + f
+    lon, lat = (
+        np.reshape(v, x.shape) for v in transform(scene.crs, "EPSG:4326", eastings.ravel(), northings.ravel())
+    )
+    corners = np.stack([lon[:4], lat[:4]], axis=-1).transpose(1, 0, 2)
+    return Chips(scene.sensor.name, tiles[kept], labels, lat[4], lon[4], when), corners, kept
+
+
+def crop(scene: Scene, side: int) -> Scene:
+    """The window of at most `side` pixels a side with the most measured pixels, nearest to the center among equals."""
+    height, width = (min(side, n) for n in scene.pixels.shape[1:])
+    top, left = most_measured(scene.valid, height, width)
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    part = dict(pixels=scene.pixels[:, rows, columns], missing=scene.missing[:, rows, columns])
+    if scene.labels is not None:
+        part["labels"] = scene.labels[rows, columns]
+    if scene.crs:
+        a, b, c, d, e, f = scene.transform
+        part["transform"] = (a, b, a * left + b * top + c, d, e, d * left + e * top + f)
+        part["lat"], part["lon"], _ = locate(CRS.from_user_input(scene.crs), Affine(*part["transform"]), height, width)
+    return replace(scene, **part)

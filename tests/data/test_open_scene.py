@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from clay_lib import ContractError
+from clay_lib.data.rasters import write_raster
+from clay_lib.data.scenes import crop, cut_chips, open_scene
+
+
+def test_synthetic_scene_and_its_file_are_the_same(tmp_path):
+    scene = open_scene(size=48)
+    path = tmp_path / "scene.tif"
+    write_raster(path, scene.pixels, crs=scene.crs, transform=scene.transform, descriptions=scene.bands)
+    read = open_scene(path, when=scene.when)
+    np.testing.assert_array_equal(read.pixels, scene.pixels)
+    assert (read.bands, read.crs, read.when, read.labels) == (scene.bands, scene.crs, scene.when, None)
+    assert read.gsd == pytest.approx(scene.gsd, rel=2e-3)
+    assert (read.lat, read.lon) == pytest.approx((scene.lat, scene.lon), abs=1e-4)
+
+
+def test_chips_carry_labels_place_and_their_number():
+    scene = open_scene(size=40)
+    chips, corners, kept = cut_chips(scene, 16)
+    assert chips.pixels.shape == (4, 10, 16, 16) and corners.shape == (4, 4, 2) and kept.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(chips.labels[3], scene.labels[16:32, 16:32])
+    assert (np.diff(chips.lon[:2]) > 0).all() and chips.lat[0] > chips.lat[2]
+    scene.missing[:, :16, :16] = True
+    assert cut_chips(scene, 16)[2].tolist() == [1, 2, 3]
+    scene.missing[:] = True
+    with pytest.raises(ContractError, match="scene: found 0% of 40 x 40 pixels measured"):
+        cut_chips(scene, 16)
+
+
+def test_crop_takes_the_most_measured_window():
+    scene = open_scene(size=32)
+    scene.missing[:, :, :12] = True
+    part = crop(scene, 16)
+    assert part.pixels.shape[1:] == (16, 16) and part.valid.all() and part.labels.shape == (16, 16)
+    assert part.transform[2] > scene.transform[2] and part.lon > scene.lon - 1e-5
