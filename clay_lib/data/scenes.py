@@ -86,9 +86,7 @@ def cut_chips(scene: Scene, side: int, *, min_valid: float = 0.5) -> tuple[Chips
     y = top + side * np.array([[0], [0], [1], [1], [0.5]])
     a, b, c, d, e, f = scene.transform
     eastings, northings = a * x + b * y + c, d * x + e * y + f
-    lon, lat = (
-        np.reshape(v, x.shape) for v in transform(scene.crs, "EPSG:4326", eastings.ravel(), northings.ravel())
-    )
+    lon, lat = (np.reshape(v, x.shape) for v in transform(scene.crs, "EPSG:4326", eastings.ravel(), northings.ravel()))
     corners = np.stack([lon[:4], lat[:4]], axis=-1).transpose(1, 0, 2)
     return Chips(scene.sensor.name, tiles[kept], labels, lat[4], lon[4], when), corners, kept
 
