@@ -58,7 +58,7 @@ def plane(y, x):
 
 @pytest.mark.parametrize("overlap", [0, 1, 2, 4])
 def test_ramps_of_neighbours_sum_to_one(overlap):
-    w = rasters.ramp(N, overlap)
+    w = rasters.blend_ramp(N, overlap)
     line = np.zeros(3 * N + 2 * overlap)
     for k in range(3):
         line[k * N : (k + 1) * N + 2 * overlap] += w
