@@ -1,57 +1,44 @@
-"""The contract check: is this image what its caller says it is? Asked before anything runs, answered in plain words.
+"""Image check: do pixels, bands, place and date fit the sensor? Done before the model sees an image.
 
     >>> check_image(pixels, "sentinel-2-l2a", when="2023-06-10", lat=-3.4, lon=34.1)
-    ContractError: pixels: found median of band nir08 is 0.28, the registry's mean is 2785; expected Sentinel-2 L2A,
-    surface reflectance x 10000. Likely cause: looks like reflectance or a picture scaled to 0..1; multiply by 10000
+    ContractError: pixels: found median of band nir08 is 0.28, the sensor's mean is 2785; expected Sentinel-2 L2A,
+    surface reflectance x 10000. Likely cause: looks like reflectance or an image scaled to 0..1; multiply by 10000
 
-Errors are what cannot be right, warnings what is unlikely. Rules: contract_rules.py (numbers), contract_order.py
-(bands), contract_said.py (distance, place, date), contract_cube.py (ready batches).
+Errors are what cannot be right, warnings what is unlikely. The rules for numbers and band order are in check_rules.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from clay_lib.data.check_rules import (
-    Evidence,
-    Finding,
-    degrees,
-    failed,
-    inspect_datacube,
-    of_date,
-    of_distance,
-    of_images,
-    of_place,
-    short,
-    told,
-)
-from clay_lib.datacube import as_numpy
-from clay_lib.errors import ContractError, warn
-from clay_lib.sensors import SENSORS, Sensor
+from clay_lib.data.check_rules import FACTS, FEW, Facts, Finding, ImageSample, error, inspect_numbers, short, warning
+from clay_lib.datacube import Datacube, as_numpy, latlon_code, parse_when, per_chip
+from clay_lib.errors import ContractError, number, warn
+from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor, check_wavelength
 
-# ---- The contract check: is this image what its caller says it is? Asked before anything runs, answered i ----
-
-SAMPLE = 4096  # pixels looked at, of all chips together
+SAMPLE = 4096  # pixels in the sample, of all chips together
 PER_CHIP = 16  # at least
-
-__all__ = ["ContractWarning", "Finding", "check_image", "inspect_image", "inspect_datacube", "inspect_scene"]
 
 
 class ContractWarning(UserWarning):
-    """An image that is unlikely to be what it is said to be."""
+    """An image that is unlikely to be what its caller says it is."""
 
 
-def check_image(pixels, sensor: str | Sensor, **said) -> list[Finding]:
+def check_image(pixels, sensor: str | Sensor, **metadata) -> list[Finding]:
     """`inspect_image`, raised and warned: ContractError for the first error, one ContractWarning a warning."""
-    findings = inspect_image(pixels, sensor, **said)
-    errors = [f for f in findings if f.level == "error"]
+    findings = inspect_image(pixels, sensor, **metadata)
     for finding in findings:
         if finding.level == "warning":
             warn(str(finding), ContractWarning)
+    errors = [f for f in findings if f.level == "error"]
     if errors:
         first, *rest = errors
         more = "".join(f"; also {f.field}: {f.found}" for f in rest)
@@ -71,51 +58,52 @@ def inspect_image(
     in_decibel: bool = False,
     valid=None,
 ) -> list[Finding]:
-    """What is wrong with an image and with what is said of it, errors first; nothing is raised.
+    """What is wrong with an image and its metadata, errors first; nothing is raised.
 
     pixels: native numbers [C, H, W] or [B, C, H, W], NaN where missing; valid: bool [H, W] or [B, H, W], False where
-    missing. gsd: metres; lat, lon: degrees; when: one for all or one a chip, as in `make_datacube`.
+    missing. gsd: meters; lat, lon: degrees; when: one for all or one a chip, as in `make_datacube`.
     """
     try:
         sensor = SENSORS.resolve(sensor)
         names = tuple(sensor.band_names[i] for i in sensor.indices(bands))
-    except ContractError as error:
-        return [told(error)]
-    except Exception as error:  # whatever stands where names belong
-        return [failed("bands", bands, "names of bands", error)]
+    except Exception as problem:
+        return [_caught("bands", bands, "names of bands", problem)]
+    chips, findings = None, []
     try:
-        array = _array(pixels, names, sensor)
-        chips, found = len(array), _of_pixels(array, names, sensor, in_decibel, valid)
-    except ContractError as error:
-        chips, found = None, [told(error)]
-    found += [*of_distance(gsd, sensor), *of_place(lat, lon, chips, sensor), *of_date(when, chips, sensor)]
-    return sorted(found, key=lambda f: f.level)
+        array = _batch(pixels, names, sensor)
+        chips, findings = len(array), _inspect_pixels(array, names, sensor, in_decibel, valid)
+    except ContractError as problem:
+        findings = [_caught("pixels", pixels, "", problem)]
+    findings += [*_distance(gsd, sensor), *_place(lat, lon, chips, sensor), *_date(when, chips, sensor)]
+    return sorted(findings, key=lambda f: f.level)
 
 
 def inspect_scene(scene, *, lat: float | None = None, lon: float | None = None, when=None) -> list[Finding]:
-    """The same of what `read_scene` returns; a lat and lon that are told beside it are held against its CRS."""
-    place = dict(lat=scene.lat if lat is None else lat, lon=scene.lon if lon is None else lon)
-    found = inspect_image(
+    """The same for a Scene of `read_scene`; a lat and lon given with it are compared to those of its CRS."""
+    findings = inspect_image(
         scene.pixels,
         scene.sensor,
         bands=scene.bands,
         gsd=scene.gsd,
+        lat=scene.lat if lat is None else lat,
+        lon=scene.lon if lon is None else lon,
         when=scene.when if when is None else when,
         in_decibel=scene.in_decibel,
         valid=scene.valid,
-        **place,
     )
-    if None in (lat, lon, scene.lat, scene.lon) or any(f.field in ("lat", "lon") for f in found):
-        return found
-    off, swapped = degrees(lat, lon, scene.lat, scene.lon), degrees(lon, lat, scene.lat, scene.lon)
-    if off > 1:
-        slip = swapped < 1
-        found.insert(0 if slip else len(found), Finding(
-            "error" if slip else "warning", "lat", f"{lat:.4f}, {lon:.4f}, {off:.0f} degrees from the scene",
-            f"near {scene.lat:.4f}, {scene.lon:.4f}, which its CRS gives",
-            "lat and lon are swapped" if slip else "another scene's place",
-        ))  # fmt: skip
-    return found
+    if None in (lat, lon, scene.lat, scene.lon) or any(f.field in ("lat", "lon") for f in findings):
+        return findings
+
+    def degrees(lat, lon):  # the greater of the two differences, across the antimeridian
+        return max(abs(lat - scene.lat), abs((lon - scene.lon + 180) % 360 - 180))
+
+    if degrees(lat, lon) > 1:
+        found = f"{lat:.4f}, {lon:.4f}, {degrees(lat, lon):.0f} degrees from the scene"
+        expected = f"near {scene.lat:.4f}, {scene.lon:.4f}, which its CRS gives"
+        if degrees(lon, lat) < 1:
+            return [error("lat", found, expected, "lat and lon are swapped"), *findings]
+        findings.append(warning("lat", found, expected, "another scene's place"))
+    return findings
 
 
 def check(
@@ -130,18 +118,18 @@ def check(
     scale: float = 1.0,
     offset: float = 0.0,
 ) -> int:
-    """Tell whether a scene holds what the sensor's files hold: units, bands, missing pixels, place and date.
+    """Check a scene against its sensor: units, bands, missing pixels, place and date.
 
     Example: clay check scene.tif --sensor sentinel-2-l2a --when 2023-06-10
 
     Args:
         path: a GeoTIFF or another raster, or a folder of single-band files
-        sensor: the sensor that took it, such as sentinel-2-l2a
+        sensor: the sensor of the scene, such as sentinel-2-l2a
         bands: its bands in file order, separated by commas, - for one to leave out: blue,green,red,-,nir
         when: date of the image, such as 2023-06-10T10:30
-        lat: degrees, to be held against the file's own place
+        lat: degrees, to be compared to the file's own place
         lon: degrees
-        in_decibel: radar in dB; by default the sign of the numbers tells
+        in_decibel: radar in dB; by default decided by the sign of the numbers
         scale: native = value * scale + offset, for files in other units
         offset: see scale
     """
@@ -149,141 +137,294 @@ def check(
 
     if (lat is None) != (lon is None):
         raise ContractError("lat, lon", (lat, lon), "both, or neither", "half a place")
-    named = [None if name.strip() in ("-", "") else name.strip() for name in bands.split(",")] if bands else None
-    source = Path(path).expanduser()
-    scene = read_scene(
-        source, sensor, bands=named, when=when or None, in_decibel=in_decibel, scale=scale, offset=offset
-    )
-    found = inspect_scene(scene, lat=lat, lon=lon)
+    names = [None if name.strip() in ("-", "") else name.strip() for name in bands.split(",")] if bands else None
+    source, units = Path(path).expanduser(), dict(in_decibel=in_decibel, scale=scale, offset=offset)
+    scene = read_scene(source, sensor, bands=names, when=when or None, **units)
+    findings = inspect_scene(scene, lat=lat, lon=lon)
     shape = " x ".join(map(str, scene.pixels.shape))
     place = "no place" if scene.lat is None else f"{scene.lat:.4f}, {scene.lon:.4f}"
     print(f"{source.name}: {shape}, {', '.join(scene.bands)}, {scene.gsd:g} m, {place}")
-    for finding in found:
-        print(
-            f"\n{finding.level}: {finding.field}\n  found     {finding.found}\n  expected  {finding.expected}\n  cause     {finding.cause}"
-        )
-    errors = sum(f.level == "error" for f in found)
-    print(f"\n{errors} errors, {len(found) - errors} warnings" if found else "as expected")
+    for f in findings:
+        print(f"\n{f.level}: {f.field}\n  found     {f.found}\n  expected  {f.expected}\n  cause     {f.cause}")
+    errors = sum(f.level == "error" for f in findings)
+    print(f"\n{errors} errors, {len(findings) - errors} warnings" if findings else "as expected")
     return 2 if errors else 0
 
 
-# ---- arrays ----
+def _caught(field: str, value, expected: str, problem: Exception) -> Finding:
+    """The finding of an exception; other ones than ContractError come from objects of a wrong type."""
+    if isinstance(problem, ContractError):
+        return error(problem.field, str(problem.found), str(problem.expected), problem.cause)
+    return error(field, f"{type(value).__name__}: {problem}"[:200], expected, "another type of object")
 
 
-def _array(pixels, names: tuple[str, ...], sensor: Sensor) -> np.ndarray:
+# ---- pixels ----
+
+
+def _batch(pixels, names: tuple[str, ...], sensor: Sensor) -> np.ndarray:
     """[B, C, H, W], or a ContractError about its shape."""
     try:
         array = as_numpy(pixels)
-    except Exception as error:
-        array = np.array(f"{type(pixels).__name__} ({error})"[:120])
+    except Exception as problem:
+        array = np.array(f"{type(pixels).__name__} ({problem})"[:120])
     if array.dtype.kind not in "iufb":
         raise ContractError("pixels", f"dtype {array.dtype}", "numbers", "text, complex numbers or objects")
     shape, C = array.shape, len(names)
-    wanted = f"[C, H, W] or [B, C, H, W] with C = {C} bands {list(names)} of {sensor.name}"
     if array.ndim not in (3, 4) or 0 in shape or shape[-3] != C:
         cause = "bands left out of the array, or without bands=[...]"
         if array.ndim == 2:
             cause = "a single band without its axis: pixels[None]"
-        elif array.ndim in (3, 4) and shape[-1] == C:
+        elif array.ndim not in (3, 4) or 0 in shape:
+            cause = "an empty or flat array"
+        elif shape[-1] == C:
             cause = "bands last instead of first: numpy.moveaxis(pixels, -1, -3)"
         elif array.ndim == 4 and shape[0] == C:
             cause = "bands before chips: numpy.swapaxes(pixels, 0, 1)"
-        elif array.ndim not in (3, 4) or 0 in shape:
-            cause = "an empty or flat array"
-        raise ContractError("pixels", f"shape {shape}", wanted, cause)
+        expected = f"[C, H, W] or [B, C, H, W] with C = {C} bands {list(names)} of {sensor.name}"
+        raise ContractError("pixels", f"shape {shape}", expected, cause)
     return array.reshape(-1, *shape[-3:])
 
 
-def _mask(valid, shape: tuple[int, ...]) -> np.ndarray | None:
+def _mask(valid, shape: tuple[int, ...]) -> np.ndarray:
     """[B, H, W] or [1, H, W] bool."""
-    if valid is None:
-        return None
-    mask = as_numpy(valid)
-    B, _, H, W = shape
+    mask, (B, _, H, W) = as_numpy(valid), shape
     if mask.dtype.kind not in "iufb" or mask.shape not in ((H, W), (1, H, W), (B, H, W)):
-        raise ContractError(
-            "valid",
-            f"shape {mask.shape}, {mask.dtype}",
-            f"bool [{H}, {W}] or [{B}, {H}, {W}], True where measured",
-            "the mask of another window, or one mask a band",
-        )
+        expected = f"bool [{H}, {W}] or [{B}, {H}, {W}], True where measured"
+        cause = "the mask of another window, or one mask a band"
+        raise ContractError("valid", f"shape {mask.shape}, {mask.dtype}", expected, cause)
     return (mask if mask.ndim == 3 else mask[None]) != 0
 
 
-def _of_pixels(array: np.ndarray, names, sensor: Sensor, in_decibel: bool, valid) -> list[Finding]:
-    """Findings about numbers. A regular sample carries the statistics; the extremes are of all numbers."""
+def _inspect_pixels(array: np.ndarray, names, sensor: Sensor, in_decibel: bool, valid) -> list[Finding]:
+    """A regular sample carries the statistics; the extremes are of all numbers. array [B, C, H, W]."""
     B, C, H, W = array.shape
-    mask = _mask(valid, array.shape)
+    measured = None if valid is None else _mask(valid, array.shape)
     step = max(1, min(H * W * B // SAMPLE, H * W // PER_CHIP))
     while step > 1 and math.gcd(step, W) > 1:  # else the sample would be a few columns
         step += 1
-    flat = array.reshape(B, C, H * W)[..., ::step]
-    sample = flat.astype(np.float64)
-    if mask is not None:
-        here = np.broadcast_to(mask.reshape(len(mask), 1, H * W)[..., ::step], sample.shape)
-        sample = np.where(here, sample, np.nan)
+    sample = array.reshape(B, C, H * W)[..., ::step].astype(np.float64)  # [B, C, n]
+    every = array
+    if measured is not None:
+        sample = np.where(measured.reshape(len(measured), 1, H * W)[..., ::step], sample, np.nan)
+        every = array.transpose(0, 2, 3, 1)[np.broadcast_to(measured, (B, H, W))]
     missing = np.isnan(sample)
-    found = [*_missing(missing, array, mask, names)]
+    findings = [*_missing(missing, array, measured, names)]
     if missing.all():
-        return found
-    low, high = _extremes(array, mask)
+        return findings
+    low, high = (float(least.reduce(every, axis=None)) for least in (np.fmin, np.fmax))
     pooled = sample.transpose(1, 0, 2).reshape(C, -1)
-    evidence = Evidence(sensor, tuple(names), pooled, B, array.dtype, low, high, bool(in_decibel))
-    return found + ([*_of_single_chips(sample, evidence)] or of_images(evidence))
+    image = ImageSample(sensor, tuple(names), pooled, array.dtype, low, high, bool(in_decibel))
+    return findings + ([*_mixed_units(sample, image)] or inspect_numbers(image))
 
 
-def _extremes(array: np.ndarray, mask) -> tuple[float, float]:
-    """Least and greatest of all valid numbers, NaN left out."""
-    if mask is None:
-        return float(np.fmin.reduce(array, axis=None)), float(np.fmax.reduce(array, axis=None))
-    numbers = array.transpose(0, 2, 3, 1)[np.broadcast_to(mask, (len(array), *mask.shape[1:]))]
-    return (float(np.fmin.reduce(numbers, axis=None)), float(np.fmax.reduce(numbers, axis=None)))
-
-
-def _missing(missing: np.ndarray, array: np.ndarray, mask, names) -> Iterator[Finding]:
+def _missing(missing: np.ndarray, array: np.ndarray, measured, names) -> Iterator[Finding]:
     """missing: [B, C, n] of the sample."""
-    gone = missing.any(1)  # a pixel is missing where any band is
-    shares = gone.mean(1)
+    shares = missing.any(1).mean(1)  # a pixel is missing where any band is
     empty = []
-    for chip in np.flatnonzero(shares == 1):  # the sample may have missed what little there is
-        whole = np.isnan(array[chip]).any(0)
-        if mask is not None:
-            whole = whole | ~mask[min(chip, len(mask) - 1)]
-        if whole.all():
+    for chip in np.flatnonzero(shares == 1):  # the sample may have skipped the few measured pixels
+        holes = np.isnan(array[chip]).any(0)
+        if measured is not None:
+            holes = holes | ~measured[min(chip, len(measured) - 1)]
+        if holes.all():
             empty.append(int(chip))
-    many = np.flatnonzero(shares > 0.5)
-    of = f" in {len(empty) or len(many)} of {len(shares)} chips, the first is number {(empty or [*many, 0])[0]}"
-    of = of if len(shares) > 1 else ""
-    expected = "at least half of the pixels measured"
-    lost = (
-        [name for name, gone in zip(names, np.isnan(array[empty[0]]).all((1, 2)), strict=True) if gone] if empty else []
-    )
-    if 0 < len(lost) < len(names):
-        yield Finding(
-            "error", "pixels", f"not one measured pixel of band {', '.join(lost)}{of}", "measurements in every band",
-            "a band that the file lacks: leave it out and name the others in bands=[...]",
-        )  # fmt: skip
+    chips = empty or [*np.flatnonzero(shares > 0.5)]
+    where = f" in {len(chips)} of {len(shares)} chips, the first is number {chips[0]}" if chips else ""
+    where = where if len(shares) > 1 else ""
+    lost = np.isnan(array[empty[0]]).all((1, 2)) if empty else np.zeros(len(names), bool)  # [C]
+    if lost.any() and not lost.all():
+        found = f"not one measured pixel of band {', '.join(np.array(names)[lost])}{where}"
+        cause = "a band that the file lacks: leave it out and name the others in bands=[...]"
+        yield error("pixels", found, "measurements in every band", cause)
     elif empty:
-        yield Finding(
-            "error", "pixels", f"not one valid pixel{of}", "at least one",
-            "an area outside the scene, a band that is missing everywhere, or a mask that is upside down",
-        )  # fmt: skip
-    elif len(many):
-        yield Finding(
-            "warning", "pixels", f"{shares.max():.0%} of the pixels missing{of}", expected,
-            "the scene's edge, clouds, or a mask with True for the wrong side",
-        )  # fmt: skip
+        cause = "an area outside the scene, a band that is missing everywhere, or an inverted mask"
+        yield error("pixels", f"not one valid pixel{where}", "at least one", cause)
+    elif chips:
+        cause = "the scene's edge, clouds, or an inverted mask"
+        found = f"{shares.max():.0%} of the pixels missing{where}"
+        yield warning("pixels", found, "at least half of the pixels measured", cause)
 
 
-def _of_single_chips(sample: np.ndarray, e: Evidence) -> Iterator[Finding]:
+def _mixed_units(sample: np.ndarray, image: ImageSample) -> Iterator[Finding]:
     """Chips of one batch in different units: the pooled numbers would hide them. sample [B, C, n]."""
-    if len(sample) < 2 or e.sensor.decibel or e.mean.min() < 20:
+    if len(sample) < 2 or image.sensor.decibel or image.mean.min() < 20:
         return
     tops = np.nanmax(np.where(np.isnan(sample), -np.inf, sample), axis=(1, 2))
     low = np.flatnonzero((tops <= 2) & (tops > 0) & (sample % 1 > 0).any((1, 2)))
     if len(low) and tops.max() > 20:
-        yield Finding(
-            "error", "pixels", f"nothing above {short(tops[low].max())} in {len(low)} of {len(sample)} chips, "
-            f"the first is number {low[0]}; up to {short(tops.max())} in the others", "one unit in all chips",
-            f"some chips in reflectance or scaled to 0..1: {e.facts.mend}",
-        )  # fmt: skip
+        few = f"nothing above {short(tops[low].max())} in {len(low)} of {len(sample)} chips"
+        found = f"{few}, the first is number {low[0]}; up to {short(tops.max())} in the others"
+        cause = f"some chips in reflectance or scaled to 0..1: {image.facts.fix}"
+        yield error("pixels", found, "one unit in all chips", cause)
+
+
+# ---- ground distance, place and date ----
+
+
+def _list(value) -> list:
+    value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _distance(gsd, sensor: Sensor | None) -> Iterator[Finding]:
+    if gsd is None:
+        return
+    try:
+        meters = [number("gsd", one) for one in _list(gsd)]
+    except ContractError as problem:
+        yield _caught("gsd", gsd, "", problem)
+        return
+    usual = f"{sensor.gsd:g} meters for {sensor.name}" if sensor else "meters"
+    for value in {min(meters, default=1.0), max(meters, default=1.0)}:
+        ratio = value / sensor.gsd if sensor else 1
+        if value <= 0:
+            yield error("gsd", f"{value:g}", "meters, > 0", "the negative pixel height of a transform")
+        elif value < 0.01:
+            factor = f"times {METERS_PER_DEGREE:.0f} it is {value * METERS_PER_DEGREE:.3g} m"
+            yield error("gsd", f"{value:g}", usual, f"degrees: {factor} (less along a parallel)")
+        elif not 0.1 < ratio < 10:
+            found = f"{value:g}, {max(ratio, 1 / ratio):.3g} times {'more' if ratio > 1 else 'less'}"
+            cause = "kilometers, centimeters, the chip's side instead of a pixel's, or another sensor"
+            yield warning("gsd", found, usual, cause)
+
+
+def _place(lat, lon, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
+    if lat is None and lon is None:
+        return
+    swapped = "lat and lon are swapped"
+    try:
+        lats, lons = (per_chip(n, v, chips or len(_list(v))) for n, v in (("lat", lat), ("lon", lon)))
+        latlon_code(lats, lons, len(lats))
+        places = [(float(a), float(o)) for a, o in zip(lats, lons, strict=True) if a is not None]
+    except Exception as problem:
+        finding = _caught("lat", lat, "degrees", problem)
+        valid = next((o for o in _list(lon) if isinstance(o, (int, float)) and abs(o) <= 90), None)
+        if finding.field == "lat" and "swapped" in finding.cause and valid is not None:
+            finding = error("lat", f"{finding.found} with lon {valid}", finding.expected, swapped)
+        yield finding
+        return
+    if (0.0, 0.0) in places:
+        cause = "a missing place that was stored as zeros"
+        yield warning("lat", "latitude 0, longitude 0", "a place, or None where it is unknown", cause)
+    lands = FACTS.get(sensor.name, Facts()).lands
+
+    def inside(lat, lon):
+        return any(w <= lon <= e and s <= lat <= n for w, s, e, n in lands)
+
+    outside = next(((a, o) for a, o in places if not inside(a, o) and inside(o, a)), None)
+    polar = next(((a, o) for a, o in places if abs(a) > 84 and abs(o) <= 84), None)
+    if outside or polar:
+        lat, lon = outside or polar
+        where = f"where {sensor.name} is flown; {lon:g}, {lat:g} is" if outside else "within 84 degrees of the equator"
+        yield warning("lat", f"latitude {lat:g}, longitude {lon:g}", f"a place {where}", swapped)
+
+
+def _date(when, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
+    if when is None:
+        return
+    try:
+        dates = [parse_when(w) for w in per_chip("when", when, chips or len(_list(when)))]
+        days = sorted({d.date() for d in dates if d is not None})
+    except Exception as problem:
+        yield _caught("when", when, "ISO 8601, for example 2023-06-10T10:30", problem)
+        return
+    since, order = FACTS.get(sensor.name, Facts()).since, "day, month and year in another order"
+    if days and since and days[0] < date.fromisoformat(since):
+        expected = f"{since} or later, when the images of {sensor.name} begin"
+        yield error("when", f"{days[0]}", expected, f"{order}, a placeholder such as 1970-01-01, or another sensor")
+    if days and days[-1] > (datetime.now() + timedelta(days=1)).date():
+        yield warning("when", f"{days[-1]}", "a day in the past", f"{order}, or this computer's clock")
+
+
+# ---- normalized batches ----
+
+
+def inspect_datacube(cube: Datacube | Mapping, sensor: str | Sensor | None = None) -> list[Finding]:
+    """What is wrong with a normalized batch: a Datacube, or the mapping that other Clay code builds."""
+    if isinstance(cube, Mapping):
+        cube = SimpleNamespace(**{str(k): v for k, v in cube.items()})
+    try:
+        sensor = None if sensor is None else SENSORS.resolve(sensor)
+        pixels, time, latlon, waves = (
+            torch.as_tensor(getattr(cube, name)).detach().cpu().double()
+            for name in ("pixels", "time", "latlon", "waves")
+        )
+        Datacube(pixels, time, latlon, 1.0, torch.full((pixels.shape[1],) if pixels.ndim == 4 else (1,), 0.5))
+        if waves.shape != (pixels.shape[1],):
+            raise ContractError("waves", tuple(waves.shape), f"[{pixels.shape[1]}]", "bands dropped on one side")
+    except Exception as problem:
+        return [_caught("cube", cube, "pixels [B, C, H, W], time and latlon [B, 4], gsd, waves [C]", problem)]
+    findings = [*_waves(waves.tolist(), sensor), *_distance(getattr(cube, "gsd", None), sensor)]
+    findings += [*_normalized(pixels, waves), *_codes(time.numpy(), latlon.numpy())]
+    return sorted(findings, key=lambda f: f.level)
+
+
+def _waves(waves: list[float], sensor: Sensor | None) -> Iterator[Finding]:
+    for wave in waves:
+        try:
+            check_wavelength("waves", wave)
+        except ContractError as problem:
+            yield _caught("waves", waves, "", problem)
+            return
+    usual = sensor.waves().tolist() if sensor else []
+    if sensor and len(waves) == len(usual) and not np.allclose(waves, usual, rtol=0.05):
+        reordered = np.allclose(sorted(waves), sorted(usual), rtol=0.05)
+        cause = "another order than the sensor's: right only if the pixels follow it" if reordered else "another sensor"
+        found, expected = (", ".join(f"{w:g}" for w in row) for row in (waves, usual))
+        yield warning("waves", found, f"{expected} um", cause)
+
+
+def _normalized(pixels: Tensor, waves: Tensor) -> Iterator[Finding]:
+    """pixels [B, C, H, W]."""
+    B, C, H, W = pixels.shape
+    expected = "mean near 0 and spread near 1: (native - mean) / std"
+    broken = ~pixels.isfinite()
+    if broken.any():
+        found = f"NaN or infinite in {float(broken.double().mean()):.1%} of the numbers"
+        yield error("pixels", found, "finite numbers", "missing pixels: set them to 0, the band's mean")
+        pixels = pixels.nan_to_num(0, 0, 0)
+    mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
+    zero, enough = (pixels == 0).all(0).all(-1).all(-1), B * H * W >= FEW
+    found = f"mean {float(mean[mean.abs().argmax()]):.3g} and spread {float(spread.max()):.3g} in a band"
+    low, high = float(pixels.min()), float(pixels.max())
+    if zero.all() and enough:
+        yield error("pixels", "zero in every pixel of every band", expected, "a batch that was never filled")
+    elif mean.abs().max() > 30 or spread.max() > 30:
+        yield error("pixels", found, expected, "native numbers that were not normalized")
+    elif mean.abs().median() > 10:
+        yield warning("pixels", found, expected, "statistics of another sensor")
+    elif enough and spread.max() < 2e-3 and mean.abs().max() > 0.05:
+        cause = "reflectance 0..1 normalized with the statistics of x 10000: 1 is tiny"
+        yield error("pixels", found, expected, cause)
+    elif enough and C > 1 and low >= 0 and high <= 1 and mean.max() < 0.9:
+        cause = "reflectance or an image scaled to 0..1 instead of normalized"
+        yield warning("pixels", f"all numbers from {low:.3g} to {high:.3g}", expected, cause)
+    if zero.any() and not zero.all() and enough:
+        band = int(zero.nonzero()[0])
+        found = f"zero in every pixel of band {band} ({float(waves[band]):g} um)"
+        cause = "a band that is missing: leave it out of pixels and waves"
+        yield warning("pixels", found, "measurements in every band", cause)
+
+
+def _codes(time: np.ndarray, latlon: np.ndarray) -> Iterator[Finding]:
+    """Sines and cosines [B, 4] of week and hour, latitude and longitude; zeros: unknown."""
+    for name, code in (("time", time), ("latlon", latlon)):
+        known = code[(code != 0).any(1)]
+        length = np.hypot(known[:, ::2], known[:, 1::2])
+        if not np.allclose(length, 1, atol=0.02):
+            worst = np.array2string(known[np.abs(length - 1).max(1).argmax()], precision=3)
+            cause = "raw numbers instead of their codes: see time_code and latlon_code"
+            yield error(name, worst, "sine and cosine pairs of length 1, or four zeros", cause)
+            continue
+        turns = np.arctan2(known[:, ::2], known[:, 1::2]) / (2 * np.pi)
+        if name == "latlon" and (known[:, 1] < -0.01).any():
+            found, expected = f"cos(lat) = {known[:, 1].min():.3g}", "latitudes within 90 degrees"
+            if (known[:, 3] < -0.01).any():
+                yield error(name, found, expected, "sines and cosines in another order")
+            else:
+                yield warning(name, found, expected, "lon before lat: swapped, unless reading='as_trained'")
+        if name == "time":
+            exact = {n: np.abs(turns * n - np.rint(turns * n)) < 0.02 for n in (52, 24)}
+            if len(turns) and not exact[52][:, 0].all() and exact[24][:, 0].all() and exact[52][:, 1].all():
+                expected, cause = "sin week, cos week, sin hour, cos hour", "the two codes are swapped"
+                yield warning(name, "an hour in the place of the week", expected, cause)
