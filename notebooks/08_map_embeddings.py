@@ -44,11 +44,10 @@ from odc.geo.geobox import GeoBox
 from sklearn.metrics import roc_auc_score
 
 from clay_lib import Clay
-from clay_lib.areas.archives import find_looks
+from clay_lib.areas.archives import archives_of, find_acquisitions
 from clay_lib.areas.area import embed_area
-from clay_lib.areas.items import archives_of
 from clay_lib.areas.local import Event, serve_archive, write_archive
-from clay_lib.areas.reading import read_look
+from clay_lib.areas.reading import read_acquisition
 from clay_lib.areas.search import open_vectors, search, write_geojson
 from clay_lib.clay import principal_components
 from clay_lib.course import checks
@@ -166,10 +165,10 @@ gsd = cells.a / P
 grid = GeoBox((h * P, w * P), cells * cells.scale(1 / P), crs)
 pixels = {}
 for name, dates in {"before": before, "after": after}.items():
-    look = find_looks(sensor, area, dates, url=address)[0]
-    seen = read_look(look, grid, clouds="keep")
+    acquisition = find_acquisitions(sensor, area, dates, url=address)[0]
+    seen = read_acquisition(acquisition, grid, clouds="keep")
     pixels[name] = np.stack([seen[band].values for band in SENSORS[sensor].band_names])  # [C, H, W]
-    print(f"{name}: {look.when:%Y-%m-%d}, {pixels[name].shape}, {', '.join(look.ids)}")
+    print(f"{name}: {acquisition.when:%Y-%m-%d}, {pixels[name].shape}, {', '.join(acquisition.ids)}")
 server.close()
 halves = {
     name: image.reshape(len(image), h * P // 2, 2, w * P // 2, 2).mean(axis=(2, 4)) for name, image in pixels.items()

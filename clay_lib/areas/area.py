@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from clay_lib.areas import rasters, vectors
-from clay_lib.areas.jobs import NETWORK, AreaForecast, Block, Job, Settings, forecast_area, read_ahead
+from clay_lib.areas.jobs import NETWORK, AreaForecast, Block, Job, Settings, forecast_area
+from clay_lib.areas.reading import read_ahead
 from clay_lib.clay import Clay
 from clay_lib.errors import ContractError, warn
 from clay_lib.files import write_json
@@ -233,7 +234,7 @@ def _embed(clay, pixels: np.ndarray, jobs: Sequence[Job], bands: Sequence[str], 
     lat, lon = zip(*(job.tile.center for job in jobs), strict=True)
     return clay.embed(
         pixels,
-        jobs[0].look.sensor,
+        jobs[0].acquisition.sensor,
         bands=bands,
         when=[job.time for job in jobs],
         lat=list(lat),
@@ -371,7 +372,7 @@ def embed_area(
     from clay_lib.areas import jobs as area_jobs
     from clay_lib.areas import rasters, vectors
     from clay_lib.areas import rasters as features
-    from clay_lib.areas.archives import file_look, find_looks, parse_area
+    from clay_lib.areas.archives import acquisition_from_file, find_acquisitions, parse_area
     from clay_lib.areas.tiles import grid_of, tiles_of
     from clay_lib.cluster import dask_client
 
@@ -384,15 +385,17 @@ def embed_area(
     overlap = check_layout(size, patch, dense, overlap, components)
     settings = area_jobs.Settings(size=size, clouds=clouds, min_valid=min_valid, store=store)
     vectors.schema(4, store)  # refuses a store that is none
-    looks = [file_look(scene, sensor, when=dates)] if scene else None
-    shape = looks[0].footprint if area is None and looks else parse_area(area)
-    looks = looks or find_looks(sensor, shape, dates, archive=archive, url=url, max_cloud=max_cloud)
-    tiles = tiles_of(shape, grid_of(looks[0].archive, size))
-    blocks = area_jobs.plan(tiles, looks, pick)
+    acquisitions = [acquisition_from_file(scene, sensor, when=dates)] if scene else None
+    shape = acquisitions[0].footprint if area is None and acquisitions else parse_area(area)
+    acquisitions = acquisitions or find_acquisitions(
+        sensor, shape, dates, archive=archive, url=url, max_cloud=max_cloud
+    )
+    tiles = tiles_of(shape, grid_of(acquisitions[0].archive, size))
+    blocks = area_jobs.plan(tiles, acquisitions, pick)
     jobs = [job for block in blocks for job in block.jobs]
     if not jobs:
         raise ContractError("area", f"{len(tiles)} tiles, none under an image", "an area that the images meet", "an area beside the scene, or latitude before longitude")  # fmt: skip
-    about = area_jobs.configuration_of(clay, sensor, looks[0].archive, settings) | {
+    about = area_jobs.configuration_of(clay, sensor, acquisitions[0].archive, settings) | {
         "model": name or f"clay-{clay.model.config.dim}x{clay.model.config.depth}"
     }
     home = features.folder(out, about, overlap or 0)
@@ -401,7 +404,9 @@ def embed_area(
     if dense:
         lacking |= {j.id for j in jobs if j.id in rows and not features.part_path(home, j.id).is_file()}
     if forecast:
-        return forecast_area(clay, sensor, blocks, lacking, looks, settings, overlap, components, batch_size, network)
+        return forecast_area(
+            clay, sensor, blocks, lacking, acquisitions, settings, overlap, components, batch_size, network
+        )
     with only_one(out):
         write_about(out, about)
         others = [c for c in vectors.runs_of(out) if c != about["configuration"]]

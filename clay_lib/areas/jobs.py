@@ -1,12 +1,11 @@
-"""Jobs: which tiles of which looks an area asks for, how each is called, and what shapes its vector."""
+"""Jobs: which tiles of which acquisitions an area asks for, how each is called, and what shapes its vector."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,7 +17,7 @@ import shapely
 import shapely.geometry
 from odc.geo.geobox import GeoBox
 
-from clay_lib.areas.items import Archive, Look, moment_of
+from clay_lib.areas.items import Acquisition, Archive, moment_of
 from clay_lib.areas.tiles import Tile
 from clay_lib.clay import Clay
 from clay_lib.data.rasters import RASTER_ENDINGS
@@ -32,11 +31,11 @@ VERSION = 2  # of all that happens between a file's pixels and a vector
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One tile in one look. items: those of the look that meet the tile; time: of the first of them, UTC."""
+    """One tile in one acquisition. items: those of the acquisition that meet the tile; time: of the first of them, UTC."""
 
     id: str
     tile: Tile
-    look: Look
+    acquisition: Acquisition
     items: tuple[pystac.Item, ...]
     time: datetime | None
 
@@ -49,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Neighbouring tiles of one look, read in one go: fewer requests, and shared parts of a file fetched once.
+    """Neighbouring tiles of one acquisition, read in one go: fewer requests, and shared parts of a file fetched once.
 
     jobs: all that the plan has there, done or not, so that a block is always read with the same window.
     """
@@ -57,9 +56,11 @@ class Block:
     jobs: tuple[Job, ...]
 
     @property
-    def look(self) -> Look:
+    def acquisition(self) -> Acquisition:
         wanted = {item.id for job in self.jobs for item in job.items}
-        return replace(self.jobs[0].look, items=tuple(i for i in self.jobs[0].look.items if i.id in wanted))
+        return replace(
+            self.jobs[0].acquisition, items=tuple(i for i in self.jobs[0].acquisition.items if i.id in wanted)
+        )
 
     @property
     def corners(self) -> tuple[int, int, int, int]:
@@ -93,56 +94,56 @@ class Settings:
     store: str = "float16"
 
 
-def plan(tiles: Sequence[Tile], looks: Sequence[Look], pick: str) -> list[Block]:
-    """Blocks of jobs. pick: "all" looks at a tile, or the "best", whose clear share promises most.
+def plan(tiles: Sequence[Tile], acquisitions: Sequence[Acquisition], pick: str) -> list[Block]:
+    """Blocks of jobs. pick: "all" acquisitions at a tile, or the "best", whose clear share promises most.
 
-    The promise is the share of the tile under the look's footprint times one minus its items' cloud cover; of equal
-    ones the first look wins. Tiles that no look meets have no job.
+    The promise is the share of the tile under the acquisition's footprint times one minus its items' cloud cover; of equal
+    ones the first acquisition wins. Tiles that no acquisition meets have no job.
     """
     if pick not in ("best", "all"):
         raise ContractError("pick", repr(pick), "best or all", "a misspelling")
-    if not tiles or not looks:
+    if not tiles or not acquisitions:
         return []
     outlines = np.array([tile.polygon for tile in tiles])
-    areas, promise = shapely.area(outlines), np.zeros((len(looks), len(tiles)))
-    for k, look in enumerate(looks):
-        covered = shapely.area(shapely.intersection(outlines, look.footprint)) / areas
-        promise[k] = np.round(covered, 3) * (1 - (look.cloud_cover or 0) / 100 + 1e-6)
+    areas, promise = shapely.area(outlines), np.zeros((len(acquisitions), len(tiles)))
+    for k, acquisition in enumerate(acquisitions):
+        covered = shapely.area(shapely.intersection(outlines, acquisition.footprint)) / areas
+        promise[k] = np.round(covered, 3) * (1 - (acquisition.cloud_cover or 0) / 100 + 1e-6)
     side = max(1, BLOCK // tiles[0].size)
     blocks: dict[tuple, list[Job]] = {}
     best = promise.argmax(axis=0)
-    for k, look in enumerate(looks):
+    for k, acquisition in enumerate(acquisitions):
         chosen = np.flatnonzero((promise[k] > 0) & ((best == k) | (pick == "all")))
-        for job in _jobs_of(look, [tiles[n] for n in chosen]):
+        for job in _jobs_of(acquisition, [tiles[n] for n in chosen]):
             tile = job.tile
             blocks.setdefault((tile.crs, -(tile.row // side), tile.column // side, k), []).append(job)
     return [Block(tuple(jobs)) for _, jobs in sorted(blocks.items(), key=lambda entry: entry[0])]
 
 
-def _jobs_of(look: Look, tiles: Sequence[Tile]) -> list[Job]:
-    shapes = [shapely.geometry.shape(item.geometry) for item in look.items]
-    moments = [moment_of(item) for item in look.items]
-    stamp = _file_stamp(look)
+def _jobs_of(acquisition: Acquisition, tiles: Sequence[Tile]) -> list[Job]:
+    shapes = [shapely.geometry.shape(item.geometry) for item in acquisition.items]
+    moments = [moment_of(item) for item in acquisition.items]
+    stamp = _file_stamp(acquisition)
     jobs = []
     for tile in tiles:
         meets = [k for k, shape in enumerate(shapes) if shape.intersects(tile.polygon)]
         times = [moments[k] for k in meets if moments[k]]
-        when = min(times) if times and look.when else None
+        when = min(times) if times and acquisition.when else None
         # The solar day at the tile: the same wherever UTC's midnight falls, and whatever else the area meets.
         day = f"{when + timedelta(hours=tile.center[1] / 15):%Y%m%d}" if when else "undated"
-        name = "_".join(filter(None, [tile.id, look.sensor.name, day, stamp]))
-        jobs.append(Job(name, tile, look, tuple(look.items[k] for k in meets), when))
+        name = "_".join(filter(None, [tile.id, acquisition.sensor.name, day, stamp]))
+        jobs.append(Job(name, tile, acquisition, tuple(acquisition.items[k] for k in meets), when))
     return jobs
 
 
-def _file_stamp(look: Look) -> str:
+def _file_stamp(acquisition: Acquisition) -> str:
     """Eight digits of which local files these are, as they stand, and of the moment that was told of them; "" for
     archives, whose items do not change."""
-    if look.archive.kind != "files":
+    if acquisition.archive.kind != "files":
         return ""
-    hrefs = sorted({asset.href for item in look.items for asset in item.assets.values()})
+    hrefs = sorted({asset.href for item in acquisition.items for asset in item.assets.values()})
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files_behind(hrefs)]
-    told = hrefs, look.when and look.when.isoformat(), files
+    told = hrefs, acquisition.when and acquisition.when.isoformat(), files
     return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
 
 
@@ -162,7 +163,7 @@ def _files_behind(hrefs: Sequence[str]) -> list[Path]:
 
 def of_other_files(ids: set[str], jobs: Sequence[Job]) -> set[str]:
     """Those of some ids that are of the jobs' tiles and days by another stamp of local files."""
-    asked = {job.id.rpartition("_")[0] for job in jobs if job.look.archive.kind == "files"}
+    asked = {job.id.rpartition("_")[0] for job in jobs if job.acquisition.archive.kind == "files"}
     return {one for one in ids - {job.id for job in jobs} if one.rpartition("_")[0] in asked}
 
 
@@ -198,7 +199,7 @@ class AreaForecast:
 
     jobs: int
     done: int
-    looks: int
+    acquisitions: int
     read: int  # bytes
     write: int  # bytes
     model_seconds: float  # measured on made-up chips
@@ -211,7 +212,7 @@ class AreaForecast:
 
     def __str__(self) -> str:
         lines = {
-            "tiles": f"{self.jobs - self.done:,} to embed, {self.done:,} done before, from {self.looks} dates",
+            "tiles": f"{self.jobs - self.done:,} to embed, {self.done:,} done before, from {self.acquisitions} dates",
             "to read": f"{self.read / 1e6:,.0f} MB",
             "to write": f"{self.write / 1e6:,.1f} MB",
             "minutes": f"{self.seconds / 60:,.1f}: the model {self.model_seconds / 60:,.1f} (measured on made-up chips), "
@@ -221,16 +222,18 @@ class AreaForecast:
 
 
 def forecast_area(
-    clay, sensor, blocks, lacking, looks, settings, overlap, components, batch_size, network
+    clay, sensor, blocks, lacking, acquisitions, settings, overlap, components, batch_size, network
 ) -> AreaForecast:
-    from clay_lib.areas.reading import read_bytes
+    from clay_lib.areas.reading import estimate_bytes
 
     jobs = [job for block in blocks for job in block.jobs]
     todo = [job for job in jobs if job.id in lacking]
     fetched = [block for block in blocks if any(job.id in lacking for job in block.jobs)]
     asked = fetched[:: max(1, len(fetched) // 64)]  # of many blocks, evenly spaced ones tell enough
     read = (
-        sum(read_bytes(block.look, block.geobox(overlap or 0)) for block in asked) * len(fetched) / max(1, len(asked))
+        sum(estimate_bytes(block.acquisition, block.geobox(overlap or 0)) for block in asked)
+        * len(fetched)
+        / max(1, len(asked))
     )
     dim, number = clay.model.config.dim, 2 if settings.store == "float16" else 1
     write = len(todo) * (2 * dim * number + 700)
@@ -240,7 +243,9 @@ def forecast_area(
         write += len(todo) * ((wide // patch) ** 2 * dim * 2 + (settings.size // patch) ** 2 * 4 * (components or dim))
     sides = [settings.size] + ([wide] if overlap else [])
     seconds = sum(seconds_a_chip(clay, sensor, side, batch_size) for side in sides) if todo else 0.0
-    return AreaForecast(len(jobs), len(jobs) - len(todo), len(looks), round(read), write, seconds * len(todo), network)
+    return AreaForecast(
+        len(jobs), len(jobs) - len(todo), len(acquisitions), round(read), write, seconds * len(todo), network
+    )
 
 
 def seconds_a_chip(clay: Clay, sensor: Sensor, size: int, batch_size: int) -> float:
@@ -252,67 +257,3 @@ def seconds_a_chip(clay: Clay, sensor: Sensor, size: int, batch_size: int) -> fl
     began = time.perf_counter()
     clay.embed(pixels, sensor, **told).chip.cpu()
     return (time.perf_counter() - began) / batch_size
-
-
-READ_AHEAD = 2  # blocks beyond those being read
-
-
-WITHOUT_READERS = 120  # s without any worker until a job gives up
-
-
-def read_block(look, geobox, clouds: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(pixels float32 [C, H, W] with NaN for holes, names of the bands); runs on a Dask worker."""
-    from clay_lib.areas.reading import read_look
-
-    try:
-        dataset = read_look(look, geobox, clouds=clouds)
-    except ContractError as error:
-        error.__context__ = None  # GDAL's own error cannot be pickled, and would leave a text of this one
-        raise
-    names = tuple(name for name in look.sensor.band_names if name in dataset.data_vars)
-    pixels = np.stack([np.asarray(dataset[name], np.float32) for name in names])
-    if look.archive.kind == "files":  # whose fill may be untagged; an archive's profile knows its own
-        pixels[:, (pixels == 0).all(axis=0)] = np.nan
-    return pixels, names
-
-
-def read_ahead(client, blocks: Sequence[Block], *, overlap: int, clouds: str) -> Iterator[tuple]:
-    """(job, (pixels, bands) or the exception) of all jobs of the blocks, in their order.
-
-    Two blocks more than there are readers are under way or waiting here: memory is the same for any area.
-    """
-    waiting: deque = deque()
-    rest = iter(blocks)
-    try:
-        while True:
-            while len(waiting) < READ_AHEAD + sum(client.nthreads().values()) and (block := next(rest, None)):
-                work = (block.look, block.geobox(overlap), clouds)
-                waiting.append((block, client.submit(read_block, *work, pure=False, retries=1)))
-            if not waiting:
-                return
-            block, future = waiting.popleft()
-            error = _outcome(client, future)
-            got = future.result() if error is None else error
-            del future  # so that its worker forgets the pixels
-            for job in block.jobs:
-                yield job, got if error is not None else (got[0][:, *block.window(job, overlap)], got[1])
-    finally:
-        client.cancel([future for _, future in waiting])
-
-
-def _outcome(client, future) -> BaseException | None:
-    """The exception of a read, None where it went well. That all readers are gone is told, not waited for."""
-    alone = time.monotonic()
-    while True:
-        try:
-            return future.exception(timeout=5)
-        except TimeoutError:
-            alone = time.monotonic() if client.nthreads() else alone
-            if time.monotonic() - alone > WITHOUT_READERS:
-                raise ContractError(
-                    "scheduler",
-                    f"no worker for {WITHOUT_READERS} s",
-                    "at least one that reads",
-                    "all workers were killed, most often for their memory: take fewer (workers=), or smaller tiles, and "
-                    "give the same command again; what was done is kept",
-                ) from None

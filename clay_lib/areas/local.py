@@ -1,11 +1,11 @@
-"""A local archive: the mini-world, or files of one's own, as COGs and STAC items behind real servers on this machine.
+"""A local archive: the mini-world, or raster files, as COGs and STAC items behind real servers on this machine.
 
 Items and files are laid out as the public archive of each sensor lays them out, so that its profile in archives.yaml
-reads them: only the address differs.
+reads them and only the address differs.
 
     >>> write_archive("data/cache/archive", dates=("2023-05-20", "2023-08-20"), events=(Event("2023-07-01"),))
     >>> with serve_archive("data/cache/archive") as url:
-    ...     looks = find_looks("sentinel-2-l2a", area, "2023-05-01/2023-09-30", url=url)
+    ...     acquisitions = find_acquisitions("sentinel-2-l2a", area, "2023-05-01/2023-09-30", url=url)
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+import requests
+import shapely
 import shapely.geometry
 import uvicorn
 from rasterio.crs import CRS
@@ -40,281 +40,32 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from clay_lib.areas.items import BASELINE_OFFSET, Archive, choose_archive
-from clay_lib.data.rasters import Scene, bounds_wgs84, read_scene
+from clay_lib.areas.archives import choose_archive
+from clay_lib.areas.items import BASELINE_OFFSET, Archive
+from clay_lib.data.rasters import Scene, bounds_wgs84, coarser, read_scene
 from clay_lib.datacube import parse_when
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, write_json
 from clay_lib.sensors import SENSORS
 from clay_lib.world.earth import Chip, MiniWorld, Place
 
+FEWEST, MOST = 64, 2048  # pixels a side of one sensor's scene
+STATIC = "nz-imagery"
+SUMMER = (38.0, 52.0)  # degrees of latitude where the default dates are summer
+NEAREST_OF = 6  # places that an event chooses its new land from
 SCL = {10: 4, 20: 4, 30: 4, 40: 4, 50: 5, 60: 5, 70: 11, 80: 6, 90: 4, 95: 4, 100: 4}  # of WorldCover's classes
 SCL_CLOUD, SCL_BARE = 9, 5
 QA_FILL, QA_CLOUD, QA_CLEAR = 1, 8, 64  # of Landsat's QA_PIXEL
 COARSE = ("rededge1", "rededge2", "rededge3", "nir08", "swir16", "swir22")  # Sentinel-2's bands of 20 m
 EXTENSIONS = ["eo/v1.1.0", "raster/v1.1.0", "projection/v1.1.0", "file/v2.1.0"]
-
-
-def write_item(
-    folder: Path,
-    archive: Archive,
-    name: str,
-    pixels: np.ndarray,
-    *,
-    missing: np.ndarray,
-    labels: np.ndarray | None,
-    cloud: np.ndarray,
-    crs: str,
-    transform: tuple[float, ...],
-    when: datetime,
-) -> dict:
-    """Write the files of one scene below a folder -> its STAC item, with addresses relative to the folder.
-
-    pixels [C, H, W]: native numbers, all bands of the sensor in its order; missing [C, H, W]; labels [H, W]: WorldCover
-    codes; cloud [H, W]; when: UTC.
-    """
-    bands, root = SENSORS[archive.sensor].band_names, Path(archive.sensor) / name
-    properties, said = {"gsd": SENSORS[archive.sensor].gsd} | _crs_said(crs) | _times(archive, when), {}
-    stored = pixels
-    if archive.baseline:
-        properties["s2:processing_baseline"] = "05.09"
-        if archive.name == "earth-search":  # which takes the offset off before it publishes
-            properties["earthsearch:boa_offset_applied"] = True
-            said = {"scale": archive.native["scale"], "offset": 0.0}
-        else:
-            stored = pixels.astype(np.int64) - round(BASELINE_OFFSET / archive.native["scale"])
-        stored = np.clip(stored, 1, 65535).astype(np.uint16)
-    elif archive.native is not None and not archive.stated:
-        said = {key: value for key, value in archive.native.items() if value or key == "scale"}
-    fill = archive.nodata if archive.together is None else archive.together
-    if fill is not None:
-        stored = np.where(missing if archive.together is None else missing.all(0), fill, stored).astype(stored.dtype)
-    if archive.mask:
-        properties["eo:cloud_cover"] = round(100 * float(cloud.mean()), 2)
-    assets = {}
-    for key in dict.fromkeys(entry.partition(".")[0] for entry in archive.assets.values()):
-        inside = [band for band, entry in archive.assets.items() if entry.partition(".")[0] == key]
-        values, grid = np.stack([stored[bands.index(band)] for band in inside]), transform
-        if archive.baseline and inside[0] in COARSE:
-            values, grid = _halved(values), _doubled(transform)
-        told = said | ({} if archive.nodata is None else {"nodata": archive.nodata})
-        assets[key] = _write_asset(folder, root / f"{key}.tif", values, crs, grid, archive, told)
-    if archive.mask:
-        classes, grid = _classes(archive, labels, cloud, missing.all(0)), transform
-        if archive.baseline:
-            classes, grid = classes[::2, ::2], _doubled(transform)
-        assets[archive.mask] = _write_asset(folder, root / f"{archive.mask}.tif", classes[None], crs, grid, None, {})
-    box = bounds_wgs84(crs, transform, *cloud.shape)
-    return {
-        "type": "Feature",
-        "stac_version": "1.0.0",
-        "stac_extensions": [f"https://stac-extensions.github.io/{name}/schema.json" for name in EXTENSIONS],
-        "id": name,
-        "collection": archive.collection or archive.name,
-        "bbox": list(box),
-        "geometry": shapely.geometry.mapping(shapely.geometry.box(*box)),
-        "properties": properties,
-        "links": [],
-        "assets": assets,
-    }
-
-
-def _classes(archive: Archive, labels, cloud, missing) -> np.ndarray:
-    """What the archive's own classification would say: SCL, QA_PIXEL, or MODIS's state bits."""
-    if archive.baseline:
-        table = np.full(256, SCL_BARE, np.uint8)
-        table[list(SCL)] = list(SCL.values())
-        ground = table[np.zeros(cloud.shape, np.uint8) if labels is None else labels]
-        return np.where(missing, 0, np.where(cloud, SCL_CLOUD, ground)).astype(np.uint8)
-    if archive.sensor == "modis":
-        return cloud.astype(np.uint16)
-    return np.where(missing, QA_FILL, np.where(cloud, QA_CLOUD, QA_CLEAR)).astype(np.uint16)
-
-
-def _write_asset(folder: Path, path: Path, values, crs, transform, archive: Archive | None, said) -> dict:
-    count, height, width = values.shape
-    profile = dict(driver="COG", count=count, height=height, width=width, dtype=values.dtype.name, crs=crs)
-    profile |= dict(transform=rasterio.Affine(*transform[:6]), compress="deflate", blocksize=256, predictor="YES")
-    profile |= dict(nodata=archive.nodata if archive else None, overview_resampling="nearest")
-
-    def fill(unfinished: Path) -> None:
-        with rasterio.open(unfinished, "w", **profile) as target:
-            target.write(values)
-
-    atomic_write(folder / path, fill)
-    one = {"data_type": values.dtype.name, "spatial_resolution": abs(transform[0])} | said
-    return {
-        "href": path.as_posix(),
-        "type": "image/tiff; application=geotiff; profile=cloud-optimized",
-        "roles": ["data"],
-        "proj:shape": [height, width],
-        "proj:transform": list(transform[:6]),
-        "raster:bands": [one] * count,
-        "file:size": (folder / path).stat().st_size,
-    }
-
-
-def _halved(values: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2 pixels, [C, H, W] -> [C, H/2, W/2]; zero, Sentinel-2's fill, where one of them is."""
-    cells = values.reshape(len(values), values.shape[1] // 2, 2, values.shape[2] // 2, 2)
-    return np.where((cells == 0).any(axis=(2, 4)), 0, np.rint(cells.mean(axis=(2, 4)))).astype(values.dtype)
-
-
-def _doubled(transform) -> tuple[float, ...]:
-    a, b, c, d, e, f = transform[:6]
-    return 2 * a, b, c, d, 2 * e, f
-
-
-def _crs_said(crs: str) -> dict:
-    parsed = CRS.from_user_input(crs)
-    epsg = parsed.to_epsg()
-    return {"proj:epsg": epsg} if epsg else {"proj:epsg": None, "proj:wkt2": parsed.to_wkt()}
-
-
-def _times(archive: Archive, when: datetime) -> dict:
-    """One moment; of MODIS eight days, and of a flight a day, which have no moment of their own."""
-    span = {"modis": 8, "linz": 1}.get(archive.sensor)
-    if not span:
-        return {"datetime": _utc(when)}
-    last = when + timedelta(days=span, seconds=-1)
-    return {"datetime": None, "start_datetime": _utc(when), "end_datetime": _utc(last)}
-
-
-def _utc(when: datetime) -> str:
-    return when.isoformat().replace("+00:00", "Z")
-
-
-# ---- Serving a local archive: `rustac serve` answers searches, Starlette the ranges of files, behind one  ----
-
-PATIENCE = 60.0  # s until both servers answer
-
-
-@contextlib.contextmanager
-def serve_archive(folder: str | Path, *, port: int = 0) -> Iterator[str]:
-    """The address of a STAC API over what `write_archive` wrote, while the block runs; files are below it, in ranges.
-
-    port: 0 takes a free one. Static catalogues, such as LINZ's, hang below its /catalog.json.
-    """
-    folder = Path(folder)
-    items = folder / "items.json"
-    if not items.is_file():
-        raise ContractError("archive", str(items), "a folder that write_archive finished", "another folder")
-    program = rustac()
-    if program is None:
-        raise ContractError("archive", "no rustac", "the package rustac", "pip install rustac")
-    port, inner = port or _free_port(), _free_port()
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as ends:
-        listed = Path(scratch) / "items.json"
-        listed.write_text(json.dumps(_placed(json.loads(items.read_text()), f"{url}/files")))
-        log = ends.enter_context(open(Path(scratch) / "log", "w+"))
-        command = [program, "serve", "--use-duckdb", "false", "--create-collections"]
-        command += ["--addr", url, "--bind", f"127.0.0.1:{inner}", str(listed)]
-        api = subprocess.Popen(command, stdout=log, stderr=log)
-        ends.callback(_end, api)
-        config = uvicorn.Config(
-            _app(folder, inner), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        ends.callback(thread.join, 10)
-        ends.callback(setattr, server, "should_exit", True)
-        _wait(url, api, thread, log)
-        yield url
-
-
-def rustac() -> str | None:
-    """Where the program is: beside this Python, else on the path."""
-    beside = Path(sys.executable).parent / "rustac"
-    return str(beside) if beside.is_file() else shutil.which("rustac")
-
-
-def _placed(items: dict, root: str) -> dict:
-    """Items whose relative addresses lie below root."""
-    for item in items["features"]:
-        for asset in item["assets"].values():
-            asset["href"] = f"{root}/{asset['href']}"
-    return items
-
-
-def _app(folder: Path, inner: int) -> Starlette:
-    """Files of the folder, and everything else from the API behind."""
-
-    async def search(request: Request) -> Response:
-        body = await request.body()
-        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        return await run_in_threadpool(_forward, f"http://127.0.0.1:{inner}{path}", request.method, body)
-
-    async def catalogue(request: Request) -> Response:
-        return RedirectResponse("/files/catalog.json")
-
-    files = Mount("/files", StaticFiles(directory=folder))
-    return Starlette(
-        routes=[files, Route("/catalog.json", catalogue), Route("/{path:path}", search, methods=["GET", "POST"])]
-    )
-
-
-def _forward(address: str, method: str, body: bytes) -> Response:
-    headers = {"content-type": "application/json"} if body else {}
-    request = urllib.request.Request(address, data=body or None, headers=headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return Response(answer.read(), answer.status, media_type=answer.headers.get_content_type())
-    except urllib.error.HTTPError as error:
-        return Response(error.read(), error.code, media_type=error.headers.get_content_type())
-    except OSError as error:
-        return Response(str(error), 502)
-
-
-def _wait(url: str, api: subprocess.Popen, thread: threading.Thread, log) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and api.poll() is None and thread.is_alive():
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"{url}/collections", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        time.sleep(0.1)
-    log.seek(0)
-    told = " ".join(log.read().split())[-300:]
-    raise ContractError(
-        "archive",
-        f"no answer at {url}: {told or 'no message'}",
-        f"rustac and the file server within {PATIENCE:g} s",
-        "the port was taken in between, or items.json is broken: write the archive again",
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _end(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-# ---- A local archive: the mini-world, or files of one's own, as COGs and STAC items behind real servers o ----
-
-__all__ = ["Event", "archive", "serve_archive", "write_archive"]
-
-FEWEST, MOST = 64, 2048  # pixels a side of one sensor's scene
-STATIC = "nz-imagery"
-SUMMER = (38.0, 52.0)  # degrees of latitude
-NEAR = 6  # places among which an event looks for its land
+STARTUP = 60.0  # s until both servers answer
 
 
 @dataclass(frozen=True)
 class Event:
     """A change of the land from one day on: a round patch becomes `land_cover` (60: bare ground, a cleared forest).
 
-    east, north: metres of the patch's middle from the archive's middle; radius: metres.
+    east, north: meters of the patch's center from the archive's center; radius: meters.
     """
 
     day: str
@@ -337,31 +88,31 @@ def write_archive(
     archives: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Path:
-    """COGs and items of the mini-world around a place, and of raster files, in a folder that `serve_archive` serves.
+    """COGs and items of the mini-world around a place, and of raster files, in a folder for `serve_archive`.
 
-    place: by default a northern forest. extent: metres a side, or {sensor: metres}, within 64 to 2048 pixels of each sensor.
-    clouds: a share for each date, radar sees through. rasters: {sensor: files or Scenes} beside it.
-    archives: {sensor: name} where another than the first archive of a sensor is to be imitated.
+    place: by default a northern forest. extent: meters a side, or {sensor: meters}; at least 64, at most 2048 pixels.
+    clouds: a share for each date; radar is not affected. rasters: {sensor: files or Scenes}, added to the mini-world.
+    archives: {sensor: name} where another than a sensor's first archive is to be imitated.
     Returns the folder; items.json is written last.
     """
     folder, earth = Path(folder), MiniWorld(seed)
     place = place or _forest(earth)
     items: list[dict] = []
     for sensor in sensors:
-        known = choose_archive(SENSORS.resolve(sensor), (archives or {}).get(sensor))
+        archive = choose_archive(SENSORS.resolve(sensor), (archives or {}).get(sensor))
         side = extent[sensor] if isinstance(extent, Mapping) else extent
         size = int(np.clip(round(side / SENSORS[sensor].gsd), FEWEST, MOST)) // 2 * 2
         for number, day in enumerate(dates):
             cover = clouds[number] if number < len(clouds) else 0.0
-            items.append(_observe(folder, known, earth, place, day, size, cover, events))
+            items.append(_observe(folder, archive, earth, place, day, size, cover, events))
     for sensor, sources in (rasters or {}).items():
-        known = choose_archive(SENSORS.resolve(sensor), (archives or {}).get(sensor))
-        items += [_take(folder, known, source) for source in sources]
+        archive = choose_archive(SENSORS.resolve(sensor), (archives or {}).get(sensor))
+        items += [_add_raster(folder, archive, source) for source in sources]
     if not items:
         raise ContractError("archive", "no sensors and no rasters", "at least one", "empty lists")
-    _write_catalogue(folder, [item for item in items if item["collection"] == STATIC])
-    found = [item for item in items if item["collection"] != STATIC]
-    write_json(folder / "items.json", {"type": "FeatureCollection", "features": found})
+    _write_catalog(folder, [item for item in items if item["collection"] == STATIC])
+    searchable = [item for item in items if item["collection"] != STATIC]
+    write_json(folder / "items.json", {"type": "FeatureCollection", "features": searchable})
     return folder
 
 
@@ -383,32 +134,33 @@ def archive(
     Example: clay archive data/cache/archive
 
     Args:
-        folder: where the archive is, or is to be
+        folder: of the archive
         sensors: separated by commas
         dates: days, separated by commas
-        event: the day on which a forest is cleared in the middle; empty: none
-        lat: degrees of the middle; by default a forest
+        event: the day on which a forest is cleared in the center; empty: none
+        lat: degrees of the center; by default a forest
         lon: degrees
-        extent: metres a side
+        extent: meters a side
         port: of the address on this machine; 0: a free one
-        serve: false writes alone
-        seed: the Earth's
+        serve: false only writes
+        seed: of the mini-world
     """
     if (lat is None) != (lon is None):
-        raise ContractError("lat, lon", (lat, lon), "both, or neither", "half a place")
+        raise ContractError("lat, lon", (lat, lon), "both, or neither", "one of the two options is missing")
     place = None if lat is None else Place(lat, lon)
     if not (Path(folder) / "items.json").is_file():
-        parts = {"sensors": sensors.split(","), "dates": dates.split(","), "events": [Event(event)] if event else []}
-        write_archive(folder, place=place, extent=extent, seed=seed, **parts)
-    held: dict[str, list] = defaultdict(list)
+        events = [Event(event)] if event else []
+        write_archive(folder, sensors=sensors.split(","), place=place, extent=extent, dates=dates.split(","),
+                      events=events, seed=seed)  # fmt: skip
+    collections: dict[str, list] = defaultdict(list)
     for item in json.loads((Path(folder) / "items.json").read_text())["features"]:
-        held[item["collection"]].append(item)
-    for collection, items in held.items():
+        collections[item["collection"]].append(item)
+    for collection, items in collections.items():
         west, south, east, north = items[0]["bbox"]
         print(f"{collection}: {len(items)} items at {west:.4f},{south:.4f},{east:.4f},{north:.4f}")
     if serve:
         with serve_archive(folder, port=port) as url:
-            print(f"serving at {url}, which url= takes; Ctrl-C ends it", flush=True)
+            print(f"serving at {url}, for url= and --url; stop with Ctrl-C", flush=True)
             while True:
                 time.sleep(3600)
     return 0
@@ -418,41 +170,29 @@ def archive(
 
 
 def _forest(earth: MiniWorld) -> Place:
-    """The first forest where the days of `dates` are summer."""
+    """The first forest where the default dates are summer."""
     places = (earth.place(10, n, "test") for n in count())
     return next(place for place in places if SUMMER[0] < place.lat < SUMMER[1])
 
 
 def _observe(folder, archive: Archive, earth: MiniWorld, place, day, size, cover, events) -> dict:
-    when = day if "T" in day else f"{day}T10:30"
-    chip = earth.observe(place, archive.sensor, when, size, cover)
+    chip = earth.observe(place, archive.sensor, day if "T" in day else f"{day}T10:30", size, cover)
     pixels, labels = chip.pixels.copy(), chip.labels.copy()
     for event in events:
         if day >= event.day:
-            _paint(pixels, labels, chip, event, earth)
+            _apply_event(pixels, labels, chip, event, earth)
     utc = (chip.when - timedelta(hours=chip.lon / 15)).replace(tzinfo=UTC, microsecond=0)
     (a, b, c, d, e, f), crs = chip.transform, chip.crs
-    if archive.crs == "utm-north" and crs.startswith("EPSG:327"):
-        crs, f = (
-            crs.replace("EPSG:327", "EPSG:326"),
-            f - 10_000_000.0,
-        )  # Landsat's southern scenes lie below the equator
-    return write_item(
-        folder,
-        archive,
-        f"{archive.sensor}_{place.lat:.3f}_{place.lon:.3f}_{utc:%Y%m%d}",
-        pixels,
-        missing=np.zeros(pixels.shape, bool),
-        labels=labels,
-        cloud=np.zeros_like(chip.cloud) if SENSORS[archive.sensor].decibel else chip.cloud,
-        crs=crs,
-        transform=(a, b, c + archive.anchor, d, e, f - archive.anchor),  # the archive's own grid, half a pixel off
-        when=utc,
-    )
+    if archive.crs == "utm-north" and crs.startswith("EPSG:327"):  # Landsat: southern scenes in northern zones
+        crs, f = crs.replace("EPSG:327", "EPSG:326"), f - 10_000_000.0
+    transform = (a, b, c + archive.anchor, d, e, f - archive.anchor)  # the archive's own grid, half a pixel off
+    name, missing = f"{archive.sensor}_{place.lat:.3f}_{place.lon:.3f}_{utc:%Y%m%d}", np.zeros(pixels.shape, bool)
+    cloud = np.zeros_like(chip.cloud) if SENSORS[archive.sensor].decibel else chip.cloud
+    return write_item(folder, archive, name, pixels, missing, labels, cloud, crs, transform, utc)
 
 
-def _paint(pixels, labels, chip: Chip, event: Event, earth: MiniWorld) -> None:
-    """Another class where the event is, as the same sensor sees it on the same day, at the nearest latitude."""
+def _apply_event(pixels, labels, chip: Chip, event: Event, earth: MiniWorld) -> None:
+    """Paint another class into the chip, as the same sensor sees it on the same day, at the nearest latitude."""
     height, width = labels.shape
     rows, columns = np.mgrid[:height, :width]
     east = (columns - width / 2 + 0.5) * chip.gsd - event.east
@@ -461,8 +201,8 @@ def _paint(pixels, labels, chip: Chip, event: Event, earth: MiniWorld) -> None:
     inside = np.hypot(east, north) < event.radius * (1 + 0.12 * np.sin(3 * angle + 1) + 0.07 * np.sin(7 * angle))
     if not inside.any():
         return
-    there = min((earth.place(event.land_cover, n, "train") for n in range(NEAR)), key=lambda p: abs(p.lat - chip.lat))
-    other = earth.observe(there, chip.sensor, chip.when, (height, width))
+    places = (earth.place(event.land_cover, n, "train") for n in range(NEAREST_OF))
+    other = earth.observe(min(places, key=lambda p: abs(p.lat - chip.lat)), chip.sensor, chip.when, (height, width))
     same = (other.labels == event.land_cover).ravel()
     rng = np.random.default_rng([earth.seed, int(same.sum())])
     source = np.where(same, np.arange(same.size), rng.choice(np.flatnonzero(same), same.size)).reshape(height, width)
@@ -470,64 +210,265 @@ def _paint(pixels, labels, chip: Chip, event: Event, earth: MiniWorld) -> None:
     labels[inside] = event.land_cover
 
 
-def _take(folder: Path, archive: Archive, source: str | Path | Scene) -> dict:
-    """A raster file, or what `read_scene` made of one; all bands of the sensor, sides even for Sentinel-2's 20 m."""
+def _add_raster(folder: Path, archive: Archive, source: str | Path | Scene) -> dict:
+    """A raster file or Scene with all bands of the sensor; sides are cut to even numbers, for Sentinel-2's 20 m."""
     scene = source if isinstance(source, Scene) else read_scene(source, archive.sensor)
     if scene.crs is None or set(scene.bands) != set(scene.sensor.band_names):
-        raise ContractError(
-            "rasters",
-            f"{scene.path}: bands {list(scene.bands)}, CRS {scene.crs}",
-            f"all bands of {scene.sensor.name}, with a place on Earth",
-            "a picture, or another product",
-        )
+        found = f"{scene.path}: bands {list(scene.bands)}, CRS {scene.crs}"
+        expected = f"all bands of {scene.sensor.name}, with a place on Earth"
+        raise ContractError("rasters", found, expected, "a plain image, or another product")
     order = np.argsort(scene.sensor.indices(scene.bands))
     height, width = (side // 2 * 2 for side in scene.pixels.shape[1:])
     pixels, missing = scene.pixels[order, :height, :width], scene.missing[order, :height, :width]
     if scene.in_decibel:
         pixels = (10 ** (pixels.astype(np.float64) / 10)).astype(np.float32)
-    when = parse_when(scene.when) or datetime(2020, 6, 15, 10, 30)
-    return write_item(
-        folder,
-        archive,
-        f"{archive.sensor}_{Path(scene.path).stem}",
-        pixels,
-        missing=missing,
-        labels=None,
-        cloud=np.zeros((height, width), bool),
-        crs=scene.crs,
-        transform=scene.transform,
-        when=when.replace(tzinfo=UTC),
-    )
+    when = (parse_when(scene.when) or datetime(2020, 6, 15, 10, 30)).replace(tzinfo=UTC)
+    name, cloud = f"{archive.sensor}_{Path(scene.path).stem}", np.zeros((height, width), bool)
+    return write_item(folder, archive, name, pixels, missing, None, cloud, scene.crs, scene.transform, when)
 
 
-# ---- catalogues ----
+# ---- items ----
 
 
-def _write_catalogue(folder: Path, items: list[dict]) -> None:
-    """A static catalogue, as LINZ has it: a survey is a collection, beside whose links the tiles lie."""
+def write_item(
+    folder: Path,
+    archive: Archive,
+    name: str,
+    pixels: np.ndarray,
+    missing: np.ndarray,
+    labels: np.ndarray | None,
+    cloud: np.ndarray,
+    crs: str,
+    transform: tuple[float, ...],
+    when: datetime,
+) -> dict:
+    """Write the files of one scene below a folder -> its STAC item, with addresses relative to the folder.
+
+    pixels [C, H, W]: native numbers, all bands of the sensor in its order; missing [C, H, W]; labels [H, W]: WorldCover
+    codes; cloud [H, W]; when: UTC.
+    """
+    bands, root = SENSORS[archive.sensor].band_names, Path(archive.sensor) / name
+    epsg = CRS.from_user_input(crs).to_epsg()
+    properties = {"gsd": SENSORS[archive.sensor].gsd, "proj:epsg": epsg} | _times(archive, when)
+    if not epsg:
+        properties["proj:wkt2"] = CRS.from_user_input(crs).to_wkt()
+    scaling, stored = {}, pixels
+    if archive.baseline:
+        properties["s2:processing_baseline"] = "05.09"
+        if archive.name == "earth-search":  # which removes the offset before it publishes
+            properties["earthsearch:boa_offset_applied"] = True
+            scaling = {"scale": archive.native["scale"], "offset": 0.0}
+        else:
+            stored = pixels.astype(np.int64) - round(BASELINE_OFFSET / archive.native["scale"])
+        stored = np.clip(stored, 1, 65535).astype(np.uint16)
+    elif archive.native is not None and not archive.scaling:
+        scaling = {key: value for key, value in archive.native.items() if value or key == "scale"}
+    if archive.shared_fill is not None:
+        stored = np.where(missing.all(0), archive.shared_fill, stored).astype(stored.dtype)
+    elif archive.nodata is not None:
+        stored = np.where(missing, archive.nodata, stored).astype(stored.dtype)
+    if archive.mask:
+        properties["eo:cloud_cover"] = round(100 * float(cloud.mean()), 2)
+    metadata = scaling | ({} if archive.nodata is None else {"nodata": archive.nodata})
+    assets, coarse = {}, coarser(transform, 2)
+    for key in dict.fromkeys(entry.partition(".")[0] for entry in archive.assets.values()):
+        inside = [band for band, entry in archive.assets.items() if entry.partition(".")[0] == key]
+        values, grid = np.stack([stored[bands.index(band)] for band in inside]), transform
+        if archive.baseline and inside[0] in COARSE:
+            values, grid = _halve(values), coarse
+        assets[key] = _write_asset(folder, root / f"{key}.tif", values, crs, grid, archive.nodata, metadata)
+    if archive.mask:
+        classes, grid = _classify(archive, labels, cloud, missing.all(0)), transform
+        if archive.baseline:
+            classes, grid = classes[::2, ::2], coarse
+        assets[archive.mask] = _write_asset(folder, root / f"{archive.mask}.tif", classes[None], crs, grid, None, {})
+    box = bounds_wgs84(crs, transform, *cloud.shape)
+    return {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "stac_extensions": [f"https://stac-extensions.github.io/{name}/schema.json" for name in EXTENSIONS],
+        "id": name,
+        "collection": archive.collection or archive.name,
+        "bbox": list(box),
+        "geometry": shapely.geometry.mapping(shapely.box(*box)),
+        "properties": properties,
+        "links": [],
+        "assets": assets,
+    }
+
+
+def _classify(archive: Archive, labels, cloud, missing) -> np.ndarray:
+    """The archive's own pixel classes: SCL, QA_PIXEL, or MODIS's state bits."""
+    if archive.baseline:
+        table = np.full(256, SCL_BARE, np.uint8)
+        table[list(SCL)] = list(SCL.values())
+        ground = table[np.zeros(cloud.shape, np.uint8) if labels is None else labels]
+        return np.where(missing, 0, np.where(cloud, SCL_CLOUD, ground)).astype(np.uint8)
+    if archive.sensor == "modis":
+        return cloud.astype(np.uint16)
+    return np.where(missing, QA_FILL, np.where(cloud, QA_CLOUD, QA_CLEAR)).astype(np.uint16)
+
+
+def _write_asset(folder: Path, path: Path, values: np.ndarray, crs, transform, nodata, metadata: dict) -> dict:
+    """Write values [C, H, W] as a COG -> its asset."""
+    bands, height, width = values.shape
+    profile = dict(driver="COG", count=bands, height=height, width=width, dtype=values.dtype.name, crs=crs)
+    profile |= dict(transform=rasterio.Affine(*transform[:6]), compress="deflate", blocksize=256, predictor="YES")
+    profile |= dict(nodata=nodata, overview_resampling="nearest")
+
+    def write(partial: Path) -> None:
+        with rasterio.open(partial, "w", **profile) as target:
+            target.write(values)
+
+    atomic_write(folder / path, write)
+    band = {"data_type": values.dtype.name, "spatial_resolution": abs(transform[0])} | metadata
+    return {
+        "href": path.as_posix(),
+        "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+        "roles": ["data"],
+        "proj:shape": [height, width],
+        "proj:transform": list(transform[:6]),
+        "raster:bands": [band] * bands,
+        "file:size": (folder / path).stat().st_size,
+    }
+
+
+def _halve(values: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels, [C, H, W] -> [C, H/2, W/2]; zero, Sentinel-2's fill, where one of them is zero."""
+    cells = values.reshape(len(values), values.shape[1] // 2, 2, values.shape[2] // 2, 2)
+    return np.where((cells == 0).any(axis=(2, 4)), 0, np.rint(cells.mean(axis=(2, 4)))).astype(values.dtype)
+
+
+def _times(archive: Archive, when: datetime) -> dict:
+    """One moment; MODIS composites have eight days and aerial surveys one, without a moment of their own."""
+    days = {"modis": 8, "linz": 1}.get(archive.sensor)
+    first, last = (f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in (when, when + timedelta(days=days or 0, seconds=-1)))
+    return {"datetime": None, "start_datetime": first, "end_datetime": last} if days else {"datetime": first}
+
+
+def _write_catalog(folder: Path, items: list[dict]) -> None:
+    """A static catalog in LINZ's layout: a survey is a collection, with its tiles in the same folder."""
     surveys: dict[str, list[dict]] = defaultdict(list)
     for item in items:
-        item["assets"] = {
-            key: {"href": f"../../{asset['href']}", "type": asset["type"]} for key, asset in item["assets"].items()
-        }
-        item["properties"] = {k: v for k, v in item["properties"].items() if "datetime" in k}
+        for asset in item["assets"].values():
+            asset["href"] = f"../../{asset['href']}"
         surveys[item["properties"]["start_datetime"][:10]].append(item)
     children = []
     for day, tiles in surveys.items():
         name = f"survey_{day[:4]}_0.5m/{day}"
         for tile in tiles:
-            tile["collection"] = day
-            write_json(folder / name / f"{tile['id']}.json", tile)
+            assets = {key: {"href": asset["href"], "type": asset["type"]} for key, asset in tile["assets"].items()}
+            times = {key: value for key, value in tile["properties"].items() if "datetime" in key}
+            write_json(
+                folder / name / f"{tile['id']}.json", tile | {"collection": day, "assets": assets, "properties": times}
+            )
         boxes = np.array([tile["bbox"] for tile in tiles])
+        interval = [tiles[0]["properties"]["start_datetime"], tiles[-1]["properties"]["end_datetime"]]
         extent = {
             "spatial": {"bbox": [[*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()]]},
-            "temporal": {
-                "interval": [[tiles[0]["properties"]["start_datetime"], tiles[-1]["properties"]["end_datetime"]]]
-            },
+            "temporal": {"interval": [interval]},
         }
         links = [{"rel": "item", "href": f"./{tile['id']}.json"} for tile in tiles]
-        said = {"type": "Collection", "stac_version": "1.0.0", "id": day, "description": "aerial", "license": "CC0-1.0"}
-        write_json(folder / name / "collection.json", said | {"extent": extent, "links": links})
+        survey = {
+            "type": "Collection",
+            "stac_version": "1.0.0",
+            "id": day,
+            "description": "aerial",
+            "license": "CC0-1.0",
+        }
+        write_json(folder / name / "collection.json", survey | {"extent": extent, "links": links})
         children.append({"rel": "child", "href": f"./{name}/collection.json"})
-    said = {"type": "Catalog", "stac_version": "1.0.0", "id": "static", "description": "aerial surveys"}
-    write_json(folder / "catalog.json", said | {"links": children})
+    root = {"type": "Catalog", "stac_version": "1.0.0", "id": "static", "description": "aerial surveys"}
+    write_json(folder / "catalog.json", root | {"links": children})
+
+
+# ---- servers ----
+
+
+@contextlib.contextmanager
+def serve_archive(folder: str | Path, *, port: int = 0) -> Iterator[str]:
+    """The address of a STAC API over what `write_archive` wrote, while the block runs.
+
+    `rustac serve` answers searches, Starlette serves ranges of files below /files, behind one loopback address.
+    port: 0 takes a free one. Static catalogs, such as LINZ's, are at its /catalog.json.
+    """
+    folder, program = Path(folder), rustac()
+    if not (folder / "items.json").is_file():
+        found, expected = folder / "items.json", "a folder that write_archive finished"
+        raise ContractError("archive", found, expected, "another folder")
+    if program is None:
+        raise ContractError("archive", "no rustac", "the package rustac", "pip install rustac")
+    port, inner = port or _free_port(), _free_port()
+    url = f"http://127.0.0.1:{port}"
+    items = json.loads((folder / "items.json").read_text())
+    for item in items["features"]:
+        for asset in item["assets"].values():
+            asset["href"] = f"{url}/files/{asset['href']}"
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        absolute = Path(scratch) / "items.json"
+        absolute.write_text(json.dumps(items))
+        log = stack.enter_context(open(Path(scratch) / "log", "w+"))
+        command = [program, "serve", "--use-duckdb", "false", "--create-collections"]
+        command += ["--addr", url, "--bind", f"127.0.0.1:{inner}", str(absolute)]
+        api = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+        stack.callback(api.kill)
+        config = uvicorn.Config(_app(folder, inner), port=port, log_level="error", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        stack.callback(thread.join, 10)
+        stack.callback(setattr, server, "should_exit", True)
+        _wait(url, api, thread, log)
+        yield url
+
+
+def rustac() -> str | None:
+    """Path of the program: beside this Python, else on the PATH."""
+    beside = Path(sys.executable).parent / "rustac"
+    return str(beside) if beside.is_file() else shutil.which("rustac")
+
+
+def _app(folder: Path, inner: int) -> Starlette:
+    """Files of the folder, and everything else from the API at the inner port."""
+
+    async def search(request: Request) -> Response:
+        body = await request.body()
+        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return await run_in_threadpool(_forward, f"http://127.0.0.1:{inner}{path}", request.method, body)
+
+    async def catalog(request: Request) -> Response:
+        return RedirectResponse("/files/catalog.json")
+
+    files = Mount("/files", StaticFiles(directory=folder))
+    everything = Route("/{path:path}", search, methods=["GET", "POST"])
+    return Starlette(routes=[files, Route("/catalog.json", catalog), everything])
+
+
+def _forward(address: str, method: str, body: bytes) -> Response:
+    headers = {"content-type": "application/json"} if body else {}
+    try:
+        answer = requests.request(method, address, data=body, headers=headers, timeout=60)
+    except requests.RequestException as error:
+        return Response(str(error), 502)
+    return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+
+
+def _wait(url: str, api: subprocess.Popen, thread: threading.Thread, log) -> None:
+    end = time.monotonic() + STARTUP
+    while time.monotonic() < end and api.poll() is None and thread.is_alive():
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"{url}/collections", timeout=5).ok:
+                return
+        time.sleep(0.1)
+    log.seek(0)
+    message = " ".join(log.read().split())[-300:] or "no message"
+    raise ContractError(
+        "archive", f"no answer at {url}: {message}", f"rustac and the file server within {STARTUP:g} s",
+        "the port was taken in between, or items.json is broken: write the archive again",
+    )  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

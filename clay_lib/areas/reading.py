@@ -1,17 +1,21 @@
-"""Reading archives: a look onto a grid, in native numbers, with NaN where nothing was measured or clouds hide it.
+"""Reading acquisitions onto a grid: native numbers, NaN where nothing was measured or clouds hide the ground.
 
-odc-stac reads the ranges that the grid needs and reprojects, by the patient driver of archive_access.py.
+odc-stac reads the ranges that the grid needs and reprojects them. Archives fail now and then, so a read is tried again;
+a read that failed must never look like missing pixels, so it ends in an error.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+import operator
 import os
 import re
 import time
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -33,18 +37,137 @@ from rasterio.errors import RasterioError
 from rasterio.warp import reproject
 from rasterio.windows import Window, from_bounds
 
-from clay_lib.areas.items import Archive, Look, Source, mask_of, moment_of, sources_of
+from clay_lib.areas.items import Acquisition, Archive, Source, mask_of, moment_of, sources_of
 from clay_lib.data.rasters import cut_at_antimeridian, has_mask
 from clay_lib.errors import ContractError
 from clay_lib.sensors import METERS_PER_DEGREE
 
-Field = tuple[int, int, Sequence[int]]  # first bit, last bit, the values that hide the ground
+warnings.filterwarnings("ignore", "Dataset has no geotransform", module="rasterio.warp")  # the warper's own arrays
+logging.getLogger("odc.loader._rio").setLevel(logging.CRITICAL)  # reports reads that are tried again
+
+UNKNOWN = datetime(2000, 1, 1, tzinfo=UTC)  # odc-stac needs a date; no result depends on it
+BLOCK, HEADER, PACKED = 512, 32_768, 0.7  # px, bytes, compressed share: as in the public archives' files
+READERS = 8  # threads of a read without Dask: they wait for the network, not for a core
+FULL = 0.999  # share of a pixel's interpolation weights, all but rounding
+TRIES, PAUSE = 3, 0.5  # of one read, beside GDAL's own; s before the second, doubled before each further one
+PERMANENT = "response code: 40[0-9]|AWS_SECRET_ACCESS_KEY"  # answers that trying again does not change
+GDAL = {  # one request a read where possible, and no listing of folders
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "0.5",
+    "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504",
+    "GDAL_HTTP_CONNECTTIMEOUT": "15",
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",  # s below the limit (bytes a second) until a request counts as dead
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "100",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+    "VSI_CACHE": "FALSE",
+}
+# Amazon's buckets: unsigned, or with the requester's keys or profile; never the machine's own identity.
+OPEN = {"AWS_NO_SIGN_REQUEST": "YES", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
+REQUESTER_PAYS = {"AWS_REQUEST_PAYER": "requester", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
+READ_AHEAD = 2  # blocks beyond those being read
+WITHOUT_WORKERS = 120  # s without any worker until a job gives up
 
 
-def hidden(classes: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
-    """Classes of any shape, unsigned integers -> bool, True where one of the fields holds one of its values.
+def read_acquisition(
+    acquisition: Acquisition, geobox: GeoBox, *, clouds: str = "mask", chunks: dict | None = None
+) -> xr.Dataset:
+    """An acquisition on a grid: a variable [y, x] a band, in the sensor's order, native numbers float32.
 
-    >>> hidden(scl, [(0, 7, [3, 8, 9, 10])])  # an ordinary class band is a field of all its bits
+    NaN where no item measured, and with clouds="mask" where the archive's own classes hide the ground ("keep" leaves
+    it). Values are the stored ones where the grids coincide, else bilinear; classes are always the nearest. Where items
+    overlap, the first that measured counts. chunks: {"y": 512, "x": 512} reads lazily with Dask; None reads now.
+    Raises ContractError for an item that lacks a band, and for a file that cannot be read after all tries.
+    """
+    if clouds not in ("mask", "keep"):
+        raise ContractError("clouds", repr(clouds), "'mask' or 'keep'", "a misspelled word")
+    if geobox.crs is None:
+        raise ContractError("geobox", "no CRS", "a GeoBox with its CRS", "a grid of plain pixels")
+    sensor, bands = acquisition.sensor, acquisition.bands
+    merged: dict[str, xr.DataArray] = {}
+    for item in acquisition.items:
+        pixels = _read_item(item, acquisition, geobox, clouds, chunks)
+        empty = _all(values.isnull() for values in merged.values()) if merged else None
+        merged = {band: pixels[band].where(empty, merged[band]) for band in bands} if merged else pixels
+    out = xr.Dataset(merged)
+    for name, index in zip(bands, sensor.indices(bands), strict=True):
+        out[name].attrs = {"wavelength": sensor.bands[index].wavelength}
+    out.attrs = {
+        "sensor": sensor.name,
+        "when": "" if acquisition.when is None else acquisition.when.isoformat(),
+        "items": list(acquisition.ids),
+        "archive": acquisition.archive.name,
+    }
+    return out
+
+
+def estimate_bytes(acquisition: Acquisition, geobox: GeoBox) -> int:
+    """Bytes that reading the grid would fetch, estimated from the items' metadata: no file is opened.
+
+    Complete internal tiles are fetched, BLOCK pixels a side. Files whose size is not stated count PACKED bytes a byte.
+    """
+    total, archive = 0.0, acquisition.archive
+    grid = cut_at_antimeridian(geobox.footprint("EPSG:4326").geom)
+    for item in acquisition.items:
+        shape = shapely.geometry.shape(item.geometry)
+        shared = shape.intersection(grid)
+        if shared.is_empty:
+            continue
+        width, height = _extent_in_meters(shared)
+        item_area = math.prod(_extent_in_meters(shape))
+        for source in filter(None, [*sources_of(item, archive, acquisition.bands).values(), mask_of(item, archive)]):
+            gsd = source.gsd or archive.gsd
+            size = source.size or item_area / gsd**2 * source.itemsize * PACKED
+            fetched = (width + BLOCK * gsd) * (height + BLOCK * gsd)
+            total += size * min(1.0, fetched / item_area) + min(HEADER, size)
+    return round(total)
+
+
+def _extent_in_meters(shape: shapely.Geometry) -> tuple[float, float]:
+    west, south, east, north = shape.bounds
+    if east - west > 180:  # both sides of the antimeridian
+        west, _, east, _ = shapely.transform(shape, lambda xy: np.stack([xy[:, 0] % 360, xy[:, 1]], axis=1)).bounds
+    parallel = METERS_PER_DEGREE * math.cos(math.radians((south + north) / 2))
+    return (east - west) * parallel, (north - south) * METERS_PER_DEGREE
+
+
+# ---- one item ----
+
+
+def _read_item(item, acquisition: Acquisition, geobox: GeoBox, clouds: str, chunks) -> dict[str, xr.DataArray]:
+    archive = acquisition.archive
+    sources = sources_of(item, archive, acquisition.bands)
+    load = functools.partial(_load, item, geobox=geobox, chunks=chunks)
+    pixels = load(sources, archive=archive, resampling="bilinear", dtype="float32", nodata=math.nan)
+    hidden = []  # conditions [y, x] under which all bands are missing
+    if archive.shared_fill is not None:
+        hidden.append(_all(pixels[band] == archive.shared_fill for band in sources))
+    if archive.shared_fill is not None or archive.alpha:
+        bands = [(source.href, source.index) for source in sources.values()]
+        share = load({"share": Source(bands[0][0], 0)}, archive=archive, share_of=bands,
+                     resampling="nearest", dtype="float32", nodata=math.nan)  # fmt: skip
+        hidden.append(~(share["share"] > FULL))
+    mask = mask_of(item, archive) if clouds == "mask" else None
+    if mask is not None:  # the fill of the measured bands may be an ordinary class
+        classes = load({"mask": mask}, archive=replace(archive, nodata=None),
+                       resampling="nearest", dtype="uint16", nodata=0)  # fmt: skip
+        hidden.append(
+            xr.apply_ufunc(cloud_mask, classes["mask"], kwargs={"fields": archive.mask_bits}, dask="parallelized",
+                           output_dtypes=[bool])
+        )  # fmt: skip
+    for band, source in sources.items():
+        if (source.gain, source.bias) != (1, 0):
+            pixels[band] = pixels[band] * np.float32(source.gain) + np.float32(source.bias)
+        for condition in hidden:
+            pixels[band] = pixels[band].where(~condition)
+    return {band: pixels[band] for band in sources}
+
+
+def cloud_mask(classes: np.ndarray, fields: Sequence[tuple[int, int, Sequence[int]]]) -> np.ndarray:
+    """Unsigned classes of any shape -> bool, True where a bit field (first bit, last bit, values) hides the ground.
+
+    >>> cloud_mask(scl, [(0, 7, [3, 8, 9, 10])])  # an ordinary class band is a field of all its bits
     """
     out = np.zeros(classes.shape, bool)
     for first, last, values in fields:
@@ -52,38 +175,167 @@ def hidden(classes: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
     return out
 
 
-# ---- Where an item's files measured: alpha bands, GDAL's masks, and fills that count only where all bands ----
+def _load(
+    item, sources: dict[str, Source], *, geobox, archive, chunks, resampling, dtype, nodata, share_of=()
+) -> xr.Dataset:
+    """Stored numbers of one item on the grid, {name: [y, x]}."""
+    plain = pystac.Item(item.id, item.geometry, item.bbox, moment_of(item) or UNKNOWN, {}, collection="item")
+    for name, source in sources.items():
+        metadata = {} if source.nodata is None else {"raster:bands": [{"nodata": source.nodata}]}
+        address = f"{source.href}#{source.index}"  # the driver takes the band's number off again
+        plain.add_asset(name, pystac.Asset(address, media_type=pystac.MediaType.COG, extra_fields=metadata))
+    loaded = odc.stac.load(
+        [plain],
+        bands=list(sources),
+        geobox=geobox,
+        chunks=chunks,
+        resampling=resampling,
+        dtype=dtype,
+        nodata=nodata,
+        driver=RetryingDriver(archive, share_of),
+        pool=READERS if chunks is None else None,
+        stac_cfg={"*": {"warnings": "ignore"}},
+    )
+    return loaded.isel(time=0, drop=True)
 
-ALL = 0.999  # of the weights that make a pixel, but for their rounding
+
+def _all(conditions) -> xr.DataArray:
+    return functools.reduce(operator.and_, conditions)
 
 
-def measured_share(sources: Sequence[tuple[str, int]], archive: Archive, geobox: GeoBox) -> tuple[tuple, np.ndarray]:
-    """(rows and columns of geobox, float32 there): of each pixel the share that was measured.
+# ---- files of an archive ----
 
-    sources: (address, 1-based band), one a band of the sensor. Files of coarser bands cover the same ground.
+
+class RetryingDriver(RioDriver):
+    """odc-stac's raster driver with retries and an error at their end; addresses are signed just before they are read."""
+
+    def __init__(self, archive: Archive, share_of: Sequence[tuple[str, int]] = ()):
+        """share_of: (address, band) of all bands, for the asset "#0": the share of each pixel that was measured."""
+        super().__init__()
+        self.archive, self.share_of = archive, tuple(share_of)
+
+    def capture_env(self):
+        return gdal_options(self.archive)
+
+    def open(self, src, ctx):
+        return _RetryingReader(src, ctx, self.archive, self.share_of)
+
+
+class _RetryingReader(RioReader):
+    def __init__(self, src, ctx, archive: Archive, share_of):
+        super().__init__(src, ctx)
+        self.archive, self.share_of = archive, share_of
+
+    def read(self, cfg, dst_geobox, *, dst=None, selection=None):
+        href, _, index = self._src.uri.rpartition("#")
+        address = sign(href, self.archive)
+        if index == "0":
+            bands = [(sign(href, self.archive), band) for href, band in self.share_of]
+            return with_retries(address, lambda: measured_share(bands, self.archive, dst_geobox))
+        nodata = None if self._src.meta is None else self._src.meta.nodata
+        fallback = self.archive.nodata
+        if self.archive.shared_fill is not None:
+            nodata = fallback = None
+            if "?" not in address:  # a nodata tag would hide single bands that measured this value
+                address = f"vrt://{_vsi(address)}?a_nodata=none"
+        cfg = replace(cfg, src_nodata_override=nodata, src_nodata_fallback=fallback)
+        source = self._src.patch(uri=address, band=int(index))
+        return with_retries(address, lambda: rio_read(source, cfg, dst_geobox, dst=dst, selection=selection))
+
+
+def gdal_options(archive: Archive) -> dict[str, str]:
+    """GDAL's options for files of an archive. Local files have sidecars: world files, masks, overviews."""
+    bucket = REQUESTER_PAYS if archive.signing == "requester-pays" else OPEN
+    return bucket if archive.kind == "files" else GDAL | bucket
+
+
+def with_retries(address: str, read):
+    """The result of read(), tried again where the network may be at fault; ContractError when all tries failed."""
+    remote = "://" in address.removeprefix("vrt://") or "/vsi" in address
+    for attempt in range(TRIES):
+        try:
+            if not attempt:
+                return read()
+            # GDAL caches what it fetched, even a truncated range: a second try must not get it
+            with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=_vsi(address).removeprefix("vrt://").partition("?")[0]):
+                return read()
+        except RasterioError as error:
+            message = " ".join(str(e) for e in (error.__cause__, error) if e)
+            if not remote or attempt == TRIES - 1 or re.search(PERMANENT, message):
+                plain = address.removeprefix("vrt://").removeprefix("/vsicurl/").partition("?")[0]  # without a token
+                expected = "a raster that can be read to its end"
+                raise ContractError("archive", f"{plain}: {message}", expected, _cause(message, remote)) from None
+            time.sleep(PAUSE * 2**attempt)
+
+
+def _cause(message: str, remote: bool) -> str:
+    if "404" in message:
+        return "the archive no longer holds this file"
+    if "403" in message or "409" in message:
+        return 'the archive needs a signed address: pip install -e ".[planetary]", or credentials of a paying account'
+    if not remote:
+        return "a truncated download, or a file that moved"
+    return f"a truncated file, or a server that failed {TRIES} times: try again later, finished parts are kept"
+
+
+def _vsi(address: str) -> str:
+    """An address in the notation of GDAL's virtual file systems."""
+    scheme, _, rest = address.partition("://")
+    if scheme in ("http", "https"):
+        return f"/vsicurl/{address}"
+    return {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}[scheme] + rest if rest else address
+
+
+def sign(href: str, archive: Archive) -> str:
+    """Microsoft's addresses with a fresh token; requester-pays buckets only with keys; all others unchanged."""
+    if href.startswith("s3://") and archive.signing == "requester-pays":
+        if not (os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")):
+            raise ContractError(
+                "archive", f"{href}, and neither AWS_ACCESS_KEY_ID nor AWS_PROFILE", "keys of an account that pays",
+                "a requester-pays bucket: set the variables, or take another of archives_of(sensor)",
+            )  # fmt: skip
+        return href
+    if archive.signing != "planetary-computer" or not (urlsplit(href).hostname or "").endswith("blob.core.windows.net"):
+        return href
+    try:
+        import planetary_computer
+    except ImportError:
+        found = f"{archive.name}, and no planetary_computer package"
+        raise ContractError("archive", found, "signed addresses", 'pip install -e ".[planetary]"') from None
+    return planetary_computer.sign_url(href)
+
+
+# ---- share of a pixel that was measured ----
+
+
+def measured_share(bands: Sequence[tuple[str, int]], archive: Archive, geobox: GeoBox) -> tuple[tuple, np.ndarray]:
+    """(rows and columns of geobox, float32 there): the share of each pixel's interpolation weights that was measured.
+
+    From alpha bands, GDAL's masks and the shared fill, on the files' own pixels: no fill bleeds into its neighbors.
+    bands: (address, 1-based index), one a band of the sensor. Files of coarser bands cover the same ground.
     """
     with ExitStack() as stack:
-        opened = {name: stack.enter_context(rasterio.open(name, sharing=False)) for name in dict(sources)}
-        bands = [(opened[name], index) for name, index in sources]
-        grids = dict.fromkeys((file.shape, file.transform, file.crs) for file in opened.values())
-        shares = [_share_on(GeoBox(*grid), bands, archive, geobox, alone=len(grids) == 1) for grid in grids]
+        files = {name: stack.enter_context(rasterio.open(name, sharing=False)) for name in dict(bands)}
+        opened = [(files[name], index) for name, index in bands]
+        grids = dict.fromkeys((file.shape, file.transform, file.crs) for file in files.values())
+        shares = [_share_on(GeoBox(*grid), opened, archive, geobox, only=len(grids) == 1) for grid in grids]
     return np.s_[0 : geobox.shape[0], 0 : geobox.shape[1]], np.minimum.reduce(shares)
 
 
-def _share_on(own: GeoBox, bands, archive: Archive, geobox: GeoBox, alone: bool) -> np.ndarray:
-    """float32 [H, W] of geobox, from the pixels of the files' grid `own`. alone: there is no other."""
-    way = compute_reproject_roi(own, geobox)
+def _share_on(own: GeoBox, bands, archive: Archive, geobox: GeoBox, only: bool) -> np.ndarray:
+    """float32 [H, W] of geobox, from the pixels of the files' grid `own`; only: no file has another grid."""
+    overlap = compute_reproject_roi(own, geobox)
     share = np.zeros(geobox.shape, np.float32)
-    if way.paste_ok and way.read_shrink == 1 and alone and not archive.alpha:
-        share[way.roi_dst] = 1  # the stored numbers themselves will tell
-    elif not (roi_is_empty(way.roi_src) or roi_is_empty(way.roi_dst)):
-        roi = roi_pad(way.roi_src, 2 + math.ceil(way.scale), tuple(own.shape))  # what the outermost are made of
-        shrink = way.read_shrink if bands[0][0].overviews(1) else 1  # as the bands are read
+    if overlap.paste_ok and overlap.read_shrink == 1 and only and not archive.alpha:
+        share[overlap.roi_dst] = 1  # the same grid: the shared fill shows in the stored numbers themselves
+    elif not (roi_is_empty(overlap.roi_src) or roi_is_empty(overlap.roi_dst)):
+        roi = roi_pad(overlap.roi_src, 2 + math.ceil(overlap.scale), tuple(own.shape))  # neighbors of the outermost
+        shrink = overlap.read_shrink if bands[0][0].overviews(1) else 1  # as the bands are read
         part = own[roi].zoom_to(tuple(math.ceil(side / shrink) for side in own[roi].shape))
-        share[way.roi_dst], _ = reproject(
-            _measured(bands, archive, own, roi, part).astype(np.float32), np.zeros_like(share[way.roi_dst]),
+        share[overlap.roi_dst], _ = reproject(
+            _measured(bands, archive, own, roi, part).astype(np.float32), np.zeros_like(share[overlap.roi_dst]),
             src_crs=str(own.crs), src_transform=part.transform,
-            dst_crs=str(geobox.crs), dst_transform=geobox[way.roi_dst].transform,
+            dst_crs=str(geobox.crs), dst_transform=geobox[overlap.roi_dst].transform,
             resampling=Resampling.bilinear,
         )  # fmt: skip
     return share
@@ -97,10 +349,10 @@ def _measured(bands, archive: Archive, own: GeoBox, roi, part: GeoBox) -> np.nda
         window = Window.from_slices(*roi) if same else from_bounds(*part.boundingbox.bbox, file.transform)
         return (file.read if index else file.read_masks)(index or 1, window=window, out_shape=tuple(part.shape))
 
-    fill = np.full(part.shape, archive.together is not None)
+    fill = np.full(part.shape, archive.shared_fill is not None)
     for file, index in bands:
         if fill.any():
-            fill &= read(file, index) == archive.together
+            fill &= read(file, index) == archive.shared_fill
     for file in dict.fromkeys(file for file, _ in bands) if archive.alpha else ():
         kinds = file.colorinterp
         if ColorInterp.alpha in kinds:
@@ -110,276 +362,57 @@ def _measured(bands, archive: Archive, own: GeoBox, roi, part: GeoBox) -> np.nda
     return ~fill
 
 
-# ---- Access to an archive's files: signed where it wants that, patient with servers, and loud ----
-
-warnings.filterwarnings("ignore", "Dataset has no geotransform", module="rasterio.warp")  # the warper's own arrays
-logging.getLogger("odc.loader._rio").setLevel(logging.CRITICAL)  # it tells of reads that are tried again, and then do
-TRIES = 3  # of one read, beside what GDAL tries itself
-PAUSE = 0.5  # s before the second try, doubled before each further one
-HOPELESS = "response code: 40[0-9]|AWS_SECRET_ACCESS_KEY"  # answers that trying again does not change
-GDAL = {  # one request a read where that can be, and no listing of folders
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_HTTP_MAX_RETRY": "3",
-    "GDAL_HTTP_RETRY_DELAY": "0.5",
-    "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504",
-    "GDAL_HTTP_CONNECTTIMEOUT": "15",
-    "GDAL_HTTP_LOW_SPEED_TIME": "30",  # s below the limit (bytes a second) until a request counts as dead
-    "GDAL_HTTP_LOW_SPEED_LIMIT": "100",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
-    "VSI_CACHE": "FALSE",
-}
-# Amazon's buckets: unsigned, or with keys or a profile of whoever pays. The machine's own identity is never asked for.
-OPEN = {"AWS_NO_SIGN_REQUEST": "YES", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
-PAYING = {"AWS_REQUEST_PAYER": "requester", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
+# ---- blocks of an area, through Dask ----
 
 
-class PatientDriver(RioDriver):
-    """odc-stac's reader of rasters that tries again, then raises; it signs addresses as late as may be."""
-
-    def __init__(self, archive: Archive, sources: Sequence[tuple[str, int]] = ()):
-        """sources: (address, band) of all bands, for the asset "#0": where they measured."""
-        super().__init__()
-        self.archive, self.sources = archive, tuple(sources)
-
-    def capture_env(self):
-        return options(self.archive)
-
-    def open(self, src, ctx):
-        return _PatientReader(src, ctx, self.archive, self.sources)
-
-
-class _PatientReader(RioReader):
-    def __init__(self, src, ctx, archive: Archive, sources):
-        super().__init__(src, ctx)
-        self.archive, self.sources = archive, sources
-
-    def read(self, cfg, dst_geobox, *, dst=None, selection=None):
-        href, _, index = self._src.uri.rpartition("#")
-        address = signed(href, self.archive)
-        if index == "0":
-            sources = [(signed(href, self.archive), band) for href, band in self.sources]
-            return patiently(address, lambda: measured_share(sources, self.archive, dst_geobox))
-        said = None if self._src.meta is None else self._src.meta.nodata
-        fallback = self.archive.nodata
-        if self.archive.together is not None:
-            said = fallback = None
-            if "?" not in address:  # a nodata tag would take single bands out where they measured that number
-                address = f"vrt://{_vsi(address)}?a_nodata=none"
-        cfg = replace(cfg, src_nodata_override=said, src_nodata_fallback=fallback)
-        source = self._src.patch(uri=address, band=int(index))
-        return patiently(address, lambda: rio_read(source, cfg, dst_geobox, dst=dst, selection=selection))
-
-
-def options(archive: Archive) -> dict[str, str]:
-    """GDAL's, for files of an archive."""
-    bucket = PAYING if archive.signing == "requester-pays" else OPEN
-    return bucket if archive.kind == "files" else GDAL | bucket  # files have neighbours: world files, masks, overviews
-
-
-def patiently(address: str, read):
-    """What read() returns, tried again where the network may have been at fault. ContractError when it never does."""
-    remote = "://" in address.removeprefix("vrt://") or "/vsi" in address
-    for attempt in range(TRIES):
-        try:
-            if not attempt:
-                return read()
-            # GDAL keeps what it fetched, a range that was cut short included: a second try must not meet it
-            with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=_vsi(address).removeprefix("vrt://").partition("?")[0]):
-                return read()
-        except RasterioError as error:
-            told = " ".join(str(e) for e in (error.__cause__, error) if e)
-            if not remote or attempt == TRIES - 1 or re.search(HOPELESS, told):
-                raise ContractError(
-                    "archive",
-                    f"{_plain(address)}: {told}",
-                    "a raster that can be read to its end",
-                    _cause(told, remote),
-                ) from None
-            time.sleep(PAUSE * 2**attempt)
-
-
-def _plain(address: str) -> str:
-    """An address to show: without GDAL's words around it, and without the token behind it."""
-    return address.removeprefix("vrt://").removeprefix("/vsicurl/").partition("?")[0]
-
-
-def _cause(told: str, remote: bool) -> str:
-    if "404" in told:
-        return "the archive no longer holds this file"
-    if "403" in told or "409" in told:
-        return 'the archive wants a signed address: pip install -e ".[planetary]", or credentials of a paying account'
-    if not remote:
-        return "a truncated download, or a file that moved"
-    return f"a truncated file, or a server that failed {TRIES} times: try again later, what was read is kept"
-
-
-def _vsi(address: str) -> str:
-    """An address as GDAL's own file systems call it."""
-    scheme, _, rest = address.partition("://")
-    if scheme in ("http", "https"):
-        return f"/vsicurl/{address}"
-    return {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}[scheme] + rest if rest else address
-
-
-def signed(href: str, archive: Archive) -> str:
-    """Microsoft's addresses with a token that is fresh, Amazon's only where someone pays; all others as they are."""
-    if href.startswith("s3://") and archive.signing == "requester-pays":
-        if not (os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")):
-            raise ContractError(
-                "archive",
-                f"{href}, and neither AWS_ACCESS_KEY_ID nor AWS_PROFILE",
-                "keys of an account that pays for what is fetched",
-                "a requester-pays bucket: set the variables, or take another of archives_of(sensor)",
-            )
-        return href
-    if archive.signing != "planetary-computer" or not (urlsplit(href).hostname or "").endswith("blob.core.windows.net"):
-        return href
+def read_block(acquisition: Acquisition, geobox: GeoBox, clouds: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(pixels float32 [C, H, W] with NaN for holes, names of the bands); runs on a Dask worker."""
     try:
-        import planetary_computer
-    except ImportError:
-        raise ContractError(
-            "archive",
-            f"{archive.name}, and no planetary_computer package",
-            "signed addresses",
-            'install it: pip install -e ".[planetary]"',
-        ) from None
-    return planetary_computer.sign_url(href)
+        dataset = read_acquisition(acquisition, geobox, clouds=clouds)
+    except ContractError as error:
+        error.__context__ = None  # GDAL's own error cannot be pickled
+        raise
+    pixels = np.stack([np.asarray(dataset[name], np.float32) for name in acquisition.bands])
+    if acquisition.archive.kind == "files":  # whose fill may be untagged; an archive's profile states its own
+        pixels[:, (pixels == 0).all(axis=0)] = np.nan
+    return pixels, acquisition.bands
 
 
-# ---- Reading archives: a look onto a grid, in native numbers, with NaN where nothing was measured or clou ----
+def read_ahead(client, blocks: Sequence, *, overlap: int, clouds: str) -> Iterator[tuple]:
+    """(job, (pixels, bands) or the exception) of all jobs of the blocks (`area.Block`), in their order.
 
-UNKNOWN = datetime(2000, 1, 1, tzinfo=UTC)  # odc-stac wants a date, and none of this depends on it
-BLOCK, HEADER, PACKED = 512, 32_768, 0.7  # px, bytes, share: as the public archives' files have them
-READERS = 8  # threads, when pixels are wanted now: they wait for the network, not for a core
-
-
-def read_look(look: Look, geobox: GeoBox, *, clouds: str = "mask", chunks: dict | None = None) -> xr.Dataset:
-    """What a look shows on a grid: a variable [y, x] a band, in the sensor's order, native numbers float32.
-
-    NaN where no item measured, and with clouds="mask" where the archive's own classes hide the ground ("keep" leaves
-    it). Values are the stored ones where the grids coincide, else bilinear; classes are always the nearest. Where items
-    overlap, the first that measured counts. chunks: {"y": 512, "x": 512} reads with Dask, later; None reads now.
-    Raises ContractError for an item that lacks a band, and for a file that cannot be read after all tries.
+    READ_AHEAD blocks more than there are workers are in progress or waiting: memory does not grow with the area.
     """
-    if clouds not in ("mask", "keep"):
-        raise ContractError("clouds", repr(clouds), "'mask' or 'keep'", "a misspelt word")
-    if geobox.crs is None:
-        raise ContractError("geobox", "no CRS", "a GeoBox with its CRS", "a grid of bare pixels")
-    bands = [band for band in look.sensor.band_names if band in look.archive.assets]
-    merged: dict[str, xr.DataArray] = {}
-    for item in look.items:
-        seen = _read_item(item, look, bands, geobox, clouds, chunks)
-        empty = _all(values.isnull() for values in merged.values()) if merged else None
-        merged = {b: seen[b].where(empty, merged[b]) for b in bands} if merged else seen
-    out = xr.Dataset(merged)
-    for name, band in zip(bands, look.sensor.indices(bands), strict=True):
-        out[name].attrs = {"wavelength": look.sensor.bands[band].wavelength}
-    out.attrs = {
-        "sensor": look.sensor.name,
-        "when": "" if look.when is None else look.when.isoformat(),
-        "items": list(look.ids),
-        "archive": look.archive.name,
-    }
-    return out
+    waiting: deque = deque()
+    rest = iter(blocks)
+    try:
+        while True:
+            while len(waiting) < READ_AHEAD + sum(client.nthreads().values()) and (block := next(rest, None)):
+                arguments = block.acquisition, block.geobox(overlap), clouds
+                waiting.append((block, client.submit(read_block, *arguments, pure=False, retries=1)))
+            if not waiting:
+                return
+            block, future = waiting.popleft()
+            error = _exception(client, future)
+            result = future.result() if error is None else error
+            del future  # so that its worker frees the pixels
+            for job in block.jobs:
+                yield job, result if error is not None else (result[0][:, *block.window(job, overlap)], result[1])
+    finally:
+        client.cancel([future for _, future in waiting])
 
 
-def read_bytes(look: Look, geobox: GeoBox) -> int:
-    """Bytes that reading the grid would fetch, estimated from the items alone: nothing is opened.
-
-    Whole internal tiles are fetched, BLOCK pixels a side; items that tell their files' sizes are taken at their word,
-    else a number takes PACKED of its width in the file.
-    """
-    total = 0.0
-    grid = cut_at_antimeridian(geobox.footprint("EPSG:4326").geom)
-    bands = [band for band in look.sensor.band_names if band in look.archive.assets]
-    for item in look.items:
-        shape = shapely.geometry.shape(item.geometry)
-        shared = shape.intersection(grid)
-        if shared.is_empty:
-            continue
-        sources = [*sources_of(item, look.archive, bands).values(), mask_of(item, look.archive)]
-        for source in filter(None, sources):
-            across, down = _metres(shared)
-            block = BLOCK * (source.gsd or look.archive.gsd)
-            area = (across + block) * (down + block)
-            whole = math.prod(_metres(shape))
-            full = source.size or whole / (source.gsd or look.archive.gsd) ** 2 * source.width * PACKED
-            total += full * min(1.0, area / whole) + min(HEADER, full)
-    return round(total)
-
-
-def _metres(shape) -> tuple[float, float]:
-    west, south, east, north = shape.bounds
-    if east - west > 180:  # the two sides of the antimeridian
-        west, _, east, _ = shapely.transform(shape, lambda xy: np.stack([xy[:, 0] % 360, xy[:, 1]], axis=1)).bounds
-    return (
-        (east - west) * METERS_PER_DEGREE * math.cos(math.radians((south + north) / 2)),
-        (north - south) * METERS_PER_DEGREE,
-    )
-
-
-# ---- one item ----
-
-
-def _read_item(item, look: Look, bands, geobox: GeoBox, clouds: str, chunks) -> dict[str, xr.DataArray]:
-    archive = look.archive
-    sources = sources_of(item, archive, bands)
-    seen = _load(item, sources, geobox, archive, chunks, resampling="bilinear", dtype="float32", nodata=math.nan)
-    hides = []
-    if archive.together is not None:
-        hides.append(_all(seen[band] == archive.together for band in bands))
-    if archive.together is not None or archive.alpha:
-        whole = {"share": Source(sources[bands[0]].href, 0)}
-        share = _load(item, whole, geobox, archive, chunks, resampling="nearest", dtype="float32", nodata=math.nan,
-                      of=[(source.href, source.index) for source in sources.values()])  # fmt: skip
-        hides.append(~(share["share"] > ALL))
-    mask = mask_of(item, archive) if clouds == "mask" else None
-    if mask is not None:
-        of_classes = replace(archive, nodata=None)  # the fill of the measured bands may be no number of the classes
-        classes = _load(
-            item, {"mask": mask}, geobox, of_classes, chunks, resampling="nearest", dtype="uint16", nodata=0
-        )
-        hides.append(
-            xr.apply_ufunc(
-                hidden, classes["mask"], kwargs={"fields": archive.masks}, dask="parallelized", output_dtypes=[bool]
-            )
-        )
-    for band, source in sources.items():
-        if (source.gain, source.bias) != (1, 0):
-            seen[band] = seen[band] * np.float32(source.gain) + np.float32(source.bias)
-        for hide in hides:
-            seen[band] = seen[band].where(~hide)
-    return {band: seen[band] for band in bands}
-
-
-def _load(item, sources: dict[str, Source], geobox, archive, chunks, *, resampling, dtype, nodata, of=()) -> xr.Dataset:
-    """Stored numbers of one item on the grid, {name: [y, x]}."""
-    plain = pystac.Item(item.id, item.geometry, item.bbox, moment_of(item) or UNKNOWN, {}, collection="look")
-    for name, source in sources.items():
-        said = {} if source.nodata is None else {"raster:bands": [{"nodata": source.nodata}]}
-        address = f"{source.href}#{source.index}"  # the driver takes the band's number off again
-        plain.add_asset(name, pystac.Asset(address, media_type=pystac.MediaType.COG, extra_fields=said))
-    loaded = odc.stac.load(
-        [plain],
-        bands=list(sources),
-        geobox=geobox,
-        chunks=chunks,
-        resampling=resampling,
-        dtype=dtype,
-        nodata=nodata,
-        driver=PatientDriver(archive, of),
-        pool=READERS if chunks is None else None,
-        stac_cfg={"*": {"warnings": "ignore"}},
-    )
-    return loaded.isel(time=0, drop=True)
-
-
-def _all(conditions) -> xr.DataArray:
-    first, *rest = conditions
-    for condition in rest:
-        first = first & condition
-    return first
-
-
-# ---- Reading an area ahead of the model, through Dask: a bounded number of blocks, in their order ----
+def _exception(client, future) -> BaseException | None:
+    """The exception of a read, None if it succeeded. Raises ContractError when no worker is left."""
+    last_seen = time.monotonic()
+    while True:
+        try:
+            return future.exception(timeout=5)
+        except TimeoutError:
+            last_seen = time.monotonic() if client.nthreads() else last_seen
+            if time.monotonic() - last_seen > WITHOUT_WORKERS:
+                raise ContractError(
+                    "scheduler", f"no worker for {WITHOUT_WORKERS} s", "at least one that reads",
+                    "all workers were killed, most often for their memory: use fewer (workers=) or smaller tiles, and "
+                    "run the same command again; finished tiles are kept",
+                ) from None  # fmt: skip

@@ -20,11 +20,12 @@ from pyproj import Transformer
 from scipy import ndimage
 
 from clay_lib.areas import archives, reading
-from clay_lib.areas.archives import file_look, find_looks, parse_area
-from clay_lib.areas.items import archives_of, sources_of, tile_bounds
+from clay_lib.areas.archives import acquisition_from_file, archives_of, find_acquisitions, parse_area
+from clay_lib.areas.catalogs import tile_bounds
+from clay_lib.areas.items import sources_of
 from clay_lib.areas.jobs import plan
 from clay_lib.areas.local import serve_archive, write_archive
-from clay_lib.areas.reading import hidden, read_bytes, read_look
+from clay_lib.areas.reading import cloud_mask, estimate_bytes, read_acquisition
 from clay_lib.areas.tiles import grid_of as tile_grid
 from clay_lib.areas.tiles import tiles_of
 from clay_lib.data.check import inspect_image
@@ -84,14 +85,14 @@ def array_of(data: xr.Dataset) -> np.ndarray:
 
 @pytest.mark.parametrize("sensor", WORLD_SENSORS)
 def test_profile_end_to_end(sensor, folder, url):
-    looks = find_looks(sensor, around(), ALWAYS, url=url)
+    looks = find_acquisitions(sensor, around(), ALWAYS, url=url)
     assert len(looks) == 2 and len({look.ids for look in looks}) == 2
     look = next(look for look in looks if look.when.month == 8)
     archive = look.archive
     bands = SENSORS[sensor].band_names
     first = archive.assets[bands[0]].partition(".")[0]
     grid = grid_of(file_of(look, folder, url, first))[5:45, 3:61]  # an odd window of the archive's own grid
-    got = read_look(look, grid)
+    got = read_acquisition(look, grid)
     assert tuple(got.data_vars) == bands and got.attrs["sensor"] == sensor and got.attrs["items"] == list(look.ids)
     same = 0
     for band in bands:
@@ -121,8 +122,8 @@ def test_profile_end_to_end(sensor, folder, url):
 
 
 def test_coarser_bands_are_interpolated_in_place(folder, url):
-    look = find_looks("sentinel-2-l2a", around(), ALWAYS, url=url)[0]
-    got = read_look(look, grid_of(file_of(look, folder, url, "red")))["swir16"].values
+    look = find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=url)[0]
+    got = read_acquisition(look, grid_of(file_of(look, folder, url, "red")))["swir16"].values
     with rasterio.open(file_of(look, folder, url, "swir16")) as file:
         stored = file.read(1).astype(float)
     at = (np.arange(64) + 0.5) / 2 - 0.5  # pixel centres of 10 m in pixels of 20 m
@@ -131,36 +132,36 @@ def test_coarser_bands_are_interpolated_in_place(folder, url):
 
 
 def test_dask_reads_the_same(folder, url):
-    look = find_looks("sentinel-2-l2a", around(), ALWAYS, url=url)[0]
+    look = find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=url)[0]
     grid = grid_of(file_of(look, folder, url, "red")).pad(9)
-    later = read_look(look, grid, chunks={"x": 32, "y": 32})
+    later = read_acquisition(look, grid, chunks={"x": 32, "y": 32})
     assert all(later[band].chunks is not None for band in later.data_vars)
-    xr.testing.assert_equal(later.compute(), read_look(look, grid))
+    xr.testing.assert_equal(later.compute(), read_acquisition(look, grid))
 
 
 def test_clouds_come_last_and_are_masked(folder, url):
-    looks = find_looks("sentinel-2-l2a", around(), ALWAYS, url=url)
+    looks = find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=url)
     assert [look.when.month for look in looks] == [8, 5] and looks[0].cloud_cover == 0
-    assert len(find_looks("sentinel-2-l2a", around(), ALWAYS, url=url, max_cloud=20)) == 1
-    assert len(find_looks("sentinel-2-l2a", around(), ALWAYS, url=url, limit=1)) == 1
+    assert len(find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=url, max_cloud=20)) == 1
+    assert len(find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=url, limit=1)) == 1
     look = looks[1]
     grid = grid_of(file_of(look, folder, url, "red"))
     with rasterio.open(file_of(look, folder, url, "scl")) as file:
         cloudy = np.isin(file.read(1), [0, 1, 3, 8, 9, 10]).repeat(2, 0).repeat(2, 1)  # 20 m classes, the nearest
     assert 0.2 < cloudy.mean() < 0.6
-    masked, kept = array_of(read_look(look, grid)), array_of(read_look(look, grid, clouds="keep"))
+    masked, kept = array_of(read_acquisition(look, grid)), array_of(read_acquisition(look, grid, clouds="keep"))
     np.testing.assert_array_equal(np.isnan(masked), np.broadcast_to(cloudy, masked.shape))
     assert not np.isnan(kept).any()
     np.testing.assert_array_equal(masked[:, ~cloudy], kept[:, ~cloudy])
 
 
 def test_bit_fields():
-    qa_pixel = archives_of("landsat-c2l2-sr")[0].masks
+    qa_pixel = archives_of("landsat-c2l2-sr")[0].mask_bits
     classes = np.array([1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 21824, 22280], np.uint16)
-    assert hidden(classes, qa_pixel).tolist() == [True] * 5 + [False] * 4 + [True]  # snow, clear, water are ground
-    state = archives_of("modis")[0].masks
+    assert cloud_mask(classes, qa_pixel).tolist() == [True] * 5 + [False] * 4 + [True]  # snow, clear, water are ground
+    state = archives_of("modis")[0].mask_bits
     classes = np.array([0, 1, 2, 3, 1 << 2, 1 << 8, 1 << 9, 3 << 8, 1 << 10, 1 << 12], np.uint16)
-    assert hidden(classes, state).tolist() == [False, True, True, False, True, False, True, True, True, False]
+    assert cloud_mask(classes, state).tolist() == [False, True, True, False, True, False, True, True, True, False]
 
 
 # ---- what items say of their numbers ----
@@ -175,8 +176,10 @@ def test_sentinel_2_offset_kept_and_applied(tmp_path):
         )
         item = json.loads((out / "items.json").read_text())["features"][0]
         with serve_archive(out) as url:
-            look = find_looks(scene.sensor, box_of(scene), "2023-06-10", url=url, archive=name)
-            read[name] = array_of(read_look(look[0], GeoBox((64, 64), rasterio.Affine(*scene.transform), scene.crs)))
+            look = find_acquisitions(scene.sensor, box_of(scene), "2023-06-10", url=url, archive=name)
+            read[name] = array_of(
+                read_acquisition(look[0], GeoBox((64, 64), rasterio.Affine(*scene.transform), scene.crs))
+            )
         key = look[0].archive.assets["red"]
         with rasterio.open(out / item["assets"][key]["href"]) as file:
             kept = 1000 if name == "planetary-computer" else 0
@@ -223,14 +226,14 @@ def test_scaling_comes_from_the_item():
 def test_microsofts_addresses_are_signed_and_no_others(monkeypatch):
     archive = archives_of("naip")[0]
     blob = "https://naipeuwest.blob.core.windows.net/naip/x.tif"
-    assert reading.signed("http://127.0.0.1/x.tif", archive) == "http://127.0.0.1/x.tif"
+    assert reading.sign("http://127.0.0.1/x.tif", archive) == "http://127.0.0.1/x.tif"
     monkeypatch.setitem(sys.modules, "planetary_computer", None)  # as if it were not installed
     with pytest.raises(ContractError, match=r'pip install -e "\.\[planetary\]"'):
-        reading.signed(blob, archive)
+        reading.sign(blob, archive)
 
 
 def test_a_paying_bucket_is_asked_as_its_owner_wants(folder, url, monkeypatch):
-    (look,) = find_looks("landsat-c2l1", around(), "2023-08-20", url=url)
+    (look,) = find_acquisitions("landsat-c2l1", around(), "2023-08-20", url=url)
     item = look.items[0].clone()
     for key in {*look.archive.assets.values(), look.archive.mask}:
         item.assets[key].extra_fields["alternate"] = {"s3": {"href": f"s3://landsat-c2l1/{item.id}/{key}.tif"}}
@@ -239,7 +242,7 @@ def test_a_paying_bucket_is_asked_as_its_owner_wants(folder, url, monkeypatch):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setattr(rasterio, "open", lambda *_, **__: pytest.fail("without keys nothing is to be opened"))
     with pytest.raises(ContractError, match="neither AWS_ACCESS_KEY_ID nor AWS_PROFILE.*a requester-pays bucket"):
-        read_look(look, grid)
+        read_acquisition(look, grid)
     monkeypatch.undo()
     with FaultyServer(f"{url}/files") as bucket:
         where = {
@@ -251,14 +254,14 @@ def test_a_paying_bucket_is_asked_as_its_owner_wants(folder, url, monkeypatch):
             monkeypatch.setitem(reading.GDAL, key, value)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        got = read_look(look, grid)
+        got = read_acquisition(look, grid)
         assert {key.lower(): value for key, value in bucket.headers.items()}["x-amz-request-payer"] == "requester"
     with rasterio.open(file_of(look, folder, url, "red")) as file:
         np.testing.assert_array_equal(got["red"].values, file.read(1))
 
 
 def test_alpha_is_missing(folder, url):
-    (look,) = find_looks("linz", around(), "2023-05-20", url=url)
+    (look,) = find_acquisitions("linz", around(), "2023-05-20", url=url)
     path = file_of(look, folder, url, "visual")
     with rasterio.open(path) as file:
         pixels, profile = file.read(), file.profile
@@ -272,7 +275,7 @@ def test_alpha_is_missing(folder, url):
         file.write(np.concatenate([pixels, opaque]))
     item = look.items[0].clone()
     item.assets["visual"].href = f"{url}/files/rgba.tif"
-    got = array_of(read_look(replace(look, items=(item,)), grid_of(path)))
+    got = array_of(read_acquisition(replace(look, items=(item,)), grid_of(path)))
     expected = pixels.astype(np.float32)
     expected[:, 10:30, 10:20] = np.nan
     expected[:, 40:, 40:] = np.nan
@@ -290,12 +293,12 @@ def test_nodata_is_missing(tmp_path):
     )
     scene = scene_of("landsat-c2l2-sr", pixels, missing)
     with serve_archive(out) as url:
-        look = find_looks("landsat-c2l2-sr", box_of(scene), "2023-06-10", url=url)[0]
+        look = find_acquisitions("landsat-c2l2-sr", box_of(scene), "2023-06-10", url=url)[0]
         grid = GeoBox((64, 64), rasterio.Affine(*scene.transform), scene.crs)
-        got = array_of(read_look(look, grid))
+        got = array_of(read_acquisition(look, grid))
         np.testing.assert_array_equal(np.isnan(got), missing)
         np.testing.assert_array_equal(got[~missing], pixels[~missing])
-        beside = read_look(
+        beside = read_acquisition(
             look, grid.translate_pix(17.5, 0.25)
         )  # between pixels: fill must not bleed into its neighbours
         values = array_of(beside)
@@ -325,9 +328,9 @@ def test_two_crs_on_one_grid(tmp_path):
     out = write_archive(tmp_path, sensors=(), rasters={"sentinel-1-rtc": scenes})
     grid = GeoBox((64, 96), rasterio.Affine(20, 0, border - 1000, 0, -20, 5319000), "EPSG:32633")
     with serve_archive(out) as url:
-        (look,) = find_looks("sentinel-1-rtc", (17.9, 47.9, 18.1, 48.1), "2023-06-10", url=url)
+        (look,) = find_acquisitions("sentinel-1-rtc", (17.9, 47.9, 18.1, 48.1), "2023-06-10", url=url)
         assert len(look.items) == 2
-        got = array_of(read_look(look, grid))
+        got = array_of(read_acquisition(look, grid))
     y, x = np.mgrid[:64, :96]
     to_degrees = Transformer.from_crs(grid.crs.to_wkt(), "EPSG:4326", always_xy=True)
     expected = field(*to_degrees.transform(*(grid.transform * (x + 0.5, y + 0.5))))
@@ -350,13 +353,13 @@ def test_tile_names_tell_the_place():
 
 def test_static_catalogue_fetches_only_what_may_fit(folder, url):
     with FaultyServer(url) as between:
-        looks = find_looks("linz", around(), "2023-05-01/2023-06-30", url=between.url)
+        looks = find_acquisitions("linz", around(), "2023-05-01/2023-06-30", url=between.url)
         assert [look.when.month for look in looks] == [5]
         fetched = [line for line in between.seen if "/files/survey" in line]
         assert len(fetched) == 3  # two surveys, and the one tile of the survey in time
         between.seen.clear()
         with pytest.raises(ContractError, match="no items"):
-            find_looks("linz", around(), "2010-01-01/2012-01-01", url=between.url)
+            find_acquisitions("linz", around(), "2010-01-01/2012-01-01", url=between.url)
         assert not [line for line in between.seen if "survey" in line]  # their years are in the path
 
 
@@ -380,16 +383,16 @@ def test_files_read_alike(tmp_path):
         rasterio.shutil.copy(file, tmp_path / "cog.tif", driver="COG")
     grid = grid_of(whole).pad(2)
     for source in (whole, folder, tmp_path / "s2.vrt", tmp_path / "cog.tif"):
-        look = file_look(source, "sentinel-2-l2a", when="2023-06-10T10:30")
-        got = array_of(read_look(look, grid))
+        look = acquisition_from_file(source, "sentinel-2-l2a", when="2023-06-10T10:30")
+        got = array_of(read_acquisition(look, grid))
         assert np.isnan(got[:, :9]).all() and np.isnan(got[:, :, :2]).all(), source
         np.testing.assert_array_equal(got[:, 9:-2, 2:-2], pixels[:, 7:], err_msg=str(source))
-        assert look.when == datetime(2023, 6, 10, 10, 30, tzinfo=UTC) and read_bytes(look, grid) > 1000
+        assert look.when == datetime(2023, 6, 10, 10, 30, tzinfo=UTC) and estimate_bytes(look, grid) > 1000
     (folder / "red.tif").unlink()
-    look = file_look(folder, "sentinel-2-l2a")
-    assert "red" not in read_look(look, grid).data_vars and len(read_look(look, grid).data_vars) == 9
+    look = acquisition_from_file(folder, "sentinel-2-l2a")
+    assert "red" not in read_acquisition(look, grid).data_vars and len(read_acquisition(look, grid).data_vars) == 9
     with pytest.raises(ContractError, match="which does not exist"):
-        file_look(tmp_path / "nothing.tif", "sentinel-2-l2a")
+        acquisition_from_file(tmp_path / "nothing.tif", "sentinel-2-l2a")
 
 
 def test_a_files_neighbours_are_read_too(tmp_path):
@@ -401,17 +404,19 @@ def test_a_files_neighbours_are_read_too(tmp_path):
     with rasterio.open(tmp_path / "a.tif", "w", **how) as file:
         file.write(band)
     assert (tmp_path / "a.tfw").is_file() and (tmp_path / "a.tif.aux.xml").is_file()
-    got = array_of(read_look(file_look(tmp_path / "a.tif", "sentinel-1-rtc"), grid_of(tmp_path / "a.tif")))
+    got = array_of(
+        read_acquisition(acquisition_from_file(tmp_path / "a.tif", "sentinel-1-rtc"), grid_of(tmp_path / "a.tif"))
+    )
     np.testing.assert_array_equal(got, np.where(band == -1, np.nan, band))
 
 
 def test_files_say_their_grid(tmp_path):
     band = np.ones((2, 8, 8), np.float32)
     square = write_raster(tmp_path / "a.tif", band, crs="EPSG:32633", transform=(10, 0, 500003, 0, -10, 5300007))
-    archive = file_look(square, "sentinel-1-rtc").archive
+    archive = acquisition_from_file(square, "sentinel-1-rtc").archive
     assert (archive.crs, archive.gsd, archive.anchor) == ("EPSG:32633", 10, (3, 7))
     degrees = write_raster(tmp_path / "b.tif", band, crs="EPSG:4326", transform=(1e-4, 0, 15, 0, -1e-4, 48))
-    archive = file_look(degrees, "sentinel-1-rtc").archive
+    archive = acquisition_from_file(degrees, "sentinel-1-rtc").archive
     assert (archive.crs, archive.gsd, archive.anchor) == ("utm", 10, 0)
 
 
@@ -420,20 +425,20 @@ def test_a_file_across_the_antimeridian(crs, lon, lat, tmp_path):
     x, y = (round(v, -1) for v in Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lon, lat))
     pixels = np.random.default_rng(7).random((2, 100, 100), np.float32)
     path = write_raster(tmp_path / "a.tif", pixels, crs=crs, transform=(10, 0, x - 500, 0, -10, y + 500))
-    look = file_look(path, "sentinel-1-rtc")
+    look = acquisition_from_file(path, "sentinel-1-rtc")
     assert len(look.footprint.geoms) == 2 and look.footprint.area < 1e-3
     tiles = tiles_of(look.footprint, tile_grid(look.archive, 20))
     assert 25 <= len(tiles) <= 49
     blocks = plan(tiles, [look], "best")
     assert sum(len(block.jobs) for block in blocks) == len(tiles)
-    got = [read_look(look, block.geobox(0)) for block in blocks]
+    got = [read_acquisition(look, block.geobox(0)) for block in blocks]
     found = sum(int(np.isfinite(array_of(part)).sum()) for part in got)
     assert found == pixels.size
-    assert sum(read_bytes(look, block.geobox(0)) for block in blocks) < 3 * pixels.nbytes  # not the globe
-    np.testing.assert_array_equal(array_of(read_look(look, grid_of(path))), pixels)
+    assert sum(estimate_bytes(look, block.geobox(0)) for block in blocks) < 3 * pixels.nbytes  # not the globe
+    np.testing.assert_array_equal(array_of(read_acquisition(look, grid_of(path))), pixels)
     beyond = write_raster(tmp_path / "b.tif", pixels, crs="EPSG:4326", transform=(1e-4, 0, 179.995, 0, -1e-4, lat))
     with pytest.raises(ContractError, match="antimeridian"):
-        file_look(beyond, "sentinel-1-rtc")
+        acquisition_from_file(beyond, "sentinel-1-rtc")
 
 
 def test_white_is_measured_where_only_one_band_holds_the_fill(tmp_path):
@@ -443,7 +448,7 @@ def test_white_is_measured_where_only_one_band_holds_the_fill(tmp_path):
     path = write_raster(
         tmp_path / "naip.tif", pixels, crs="EPSG:32617", transform=(1, 0, 500000, 0, -1, 4e6), nodata=255
     )
-    got = array_of(read_look(file_look(path, "naip"), grid_of(path)))
+    got = array_of(read_acquisition(acquisition_from_file(path, "naip"), grid_of(path)))
     assert np.isnan(got[:, 20:, 20:]).all() and np.isnan(got).sum() == 4 * 12 * 12
     assert (got[0, 5:10, 5:10] == 255).all()
 
@@ -458,7 +463,9 @@ def test_fill_does_not_bleed_where_grids_differ(tmp_path):
     zero = write_raster(tmp_path / "zero.tif", pixels, nodata=0, **how)
     named = write_raster(tmp_path / "named.tif", tagged, nodata=-9999, **how)
     for grid in (grid_of(zero).pad(-2).translate_pix(0.4, 0.3), grid_of(zero).pad(-6).rotate(20)):
-        got, same = (array_of(read_look(file_look(path, "sentinel-2-l2a"), grid)) for path in (zero, named))
+        got, same = (
+            array_of(read_acquisition(acquisition_from_file(path, "sentinel-2-l2a"), grid)) for path in (zero, named)
+        )
         both = np.isfinite(got)
         np.testing.assert_allclose(got[both], same[both], atol=0.1)
         assert np.nanmin(np.delete(got, 2, axis=0)) >= 3000
@@ -486,9 +493,9 @@ def test_real_images_as_items(sensor, source, tmp_path):
         scene = replace(scene, pixels=np.rint(scene.pixels).astype(np.uint16))
     out = write_archive(tmp_path, sensors=(), rasters={sensor: [scene]})
     with serve_archive(out) as url:
-        (look,) = find_looks(sensor, box_of(scene), "2023-06-10", url=url)
+        (look,) = find_acquisitions(sensor, box_of(scene), "2023-06-10", url=url)
         height, width = (side // 2 * 2 for side in scene.pixels.shape[1:])
-        got = array_of(read_look(look, GeoBox((height, width), rasterio.Affine(*scene.transform), scene.crs)))
+        got = array_of(read_acquisition(look, GeoBox((height, width), rasterio.Affine(*scene.transform), scene.crs)))
     order = [scene.bands.index(band) for band in scene.sensor.band_names]
     fine = [
         i
@@ -514,24 +521,24 @@ def test_real_images_as_items(sensor, source, tmp_path):
 def test_passing_faults_end_in_the_right_numbers(folder, url, hasty, monkeypatch):
     with FaultyServer(url) as between:
         between.faults = [["/search", "500", 2], ["/search", "slow 0.5", 1]]
-        look = find_looks("sentinel-2-l2a", around(), "2023-08-20", url=between.url)[0]
+        look = find_acquisitions("sentinel-2-l2a", around(), "2023-08-20", url=between.url)[0]
         assert between.faults[0][2] == 0
         grid = grid_of(folder / "sentinel-2-l2a" / look.ids[0] / "red.tif").translate_pix(
             0.3, 0.3
         )  # so that it is warped
-        clean = read_look(find_looks("sentinel-2-l2a", around(), "2023-08-20", url=url)[0], grid)
+        clean = read_acquisition(find_acquisitions("sentinel-2-l2a", around(), "2023-08-20", url=url)[0], grid)
         between.faults = [
             ["red.tif", "500", 2],
             ["nir.tif", "slow 1", 1],
             ["blue.tif", "cut", 3],
             ["scl.tif", "cut", 2],
         ]
-        got = read_look(look, grid)
+        got = read_acquisition(look, grid)
         assert all(left == 0 for _, _, left in between.faults)
         xr.testing.assert_equal(got, clean)
         monkeypatch.setitem(reading.GDAL, "GDAL_HTTP_LOW_SPEED_TIME", "1")
         between.faults = [["green.tif", "slow 4", 1], ["swir22.tif", "cut", 2]]  # longer than a request may be silent
-        xr.testing.assert_equal(read_look(look, grid, chunks={"x": 32, "y": 32}).compute(), clean)
+        xr.testing.assert_equal(read_acquisition(look, grid, chunks={"x": 32, "y": 32}).compute(), clean)
 
 
 def test_a_range_cut_inside_is_fetched_again(tmp_path, hasty):
@@ -540,37 +547,37 @@ def test_a_range_cut_inside_is_fetched_again(tmp_path, hasty):
     scene = scene_of("sentinel-1-rtc", pixels)
     out = write_archive(tmp_path, sensors=(), rasters={"sentinel-1-rtc": [scene]})
     with serve_archive(out) as url, FaultyServer(url) as between:
-        (look,) = find_looks("sentinel-1-rtc", box_of(scene), "2023-06-10", url=between.url)
+        (look,) = find_acquisitions("sentinel-1-rtc", box_of(scene), "2023-06-10", url=between.url)
         grid = GeoBox((1024, 1024), rasterio.Affine(*scene.transform), scene.crs)
-        read_look(look, grid[:10, :10])  # the headers
+        read_acquisition(look, grid[:10, :10])  # the headers
         between.faults = [["vv.tif", "cut", 2], ["vh.tif", "cut", 1]]
-        np.testing.assert_array_equal(array_of(read_look(look, grid)), pixels)
+        np.testing.assert_array_equal(array_of(read_acquisition(look, grid)), pixels)
         assert all(left == 0 for _, _, left in between.faults)
 
 
 def test_lasting_faults_are_one_clear_error(folder, url, hasty):
     grid = GeoBox((20, 20), rasterio.Affine(10, 0, 522000, 0, -10, 5338500), "EPSG:32633")
     with FaultyServer(url) as between:
-        (look,) = find_looks("sentinel-2-l2a", around(), "2023-08-20", url=between.url)
+        (look,) = find_acquisitions("sentinel-2-l2a", around(), "2023-08-20", url=between.url)
         grid = grid_of(folder / "sentinel-2-l2a" / look.ids[0] / "red.tif")
         between.faults = [["nir08.tif", "500", 10_000]]
         for chunks in (None, {"x": 32, "y": 32}):
             with pytest.raises(ContractError, match="nir08.tif.*expected a raster that can be read to its end"):
-                read_look(look, grid, chunks=chunks).compute()
+                read_acquisition(look, grid, chunks=chunks).compute()
         between.faults = [["", "500", 10_000]]
-        with pytest.raises(ContractError, match="expected a STAC catalogue that answers.*failed 6 times"):
-            find_looks("sentinel-2-l2a", around(), ALWAYS, url=between.url)
-    with pytest.raises(ContractError, match="expected a STAC catalogue that answers"):
-        find_looks("sentinel-2-l2a", around(), ALWAYS, url=between.url)  # nobody listens there any more
+        with pytest.raises(ContractError, match="expected a STAC catalog that answers.*failed 6 times"):
+            find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=between.url)
+    with pytest.raises(ContractError, match="expected a STAC catalog that answers"):
+        find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=between.url)  # nobody listens there any more
     with pytest.raises(ContractError, match="no items; expected sentinel-2-l2a in earth-search.*longitude comes first"):
-        find_looks("sentinel-2-l2a", (0, 0, 1, 1), ALWAYS, url=url)
+        find_acquisitions("sentinel-2-l2a", (0, 0, 1, 1), ALWAYS, url=url)
     with pytest.raises(ContractError, match="2 items, none with at most"):
-        find_looks("sentinel-2-l2a", around(), ALWAYS, url=url, max_cloud=-1)
+        find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=url, max_cloud=-1)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_a_truncated_file_is_never_nodata(aligned, folder, url, tmp_path, hasty):
-    (look,) = find_looks("landsat-c2l2-sr", around(), "2023-08-20", url=url)
+    (look,) = find_acquisitions("landsat-c2l2-sr", around(), "2023-08-20", url=url)
     item = look.items[0].clone()
     source = file_of(look, folder, url, "swir16")
     short = folder / f"short{aligned}.tif"
@@ -578,19 +585,19 @@ def test_a_truncated_file_is_never_nodata(aligned, folder, url, tmp_path, hasty)
     item.assets["swir16"].href = f"{url}/files/{short.name}"
     grid = grid_of(source) if aligned else grid_of(source).translate_pix(0.4, 0.4)
     with pytest.raises(ContractError, match=f"short{aligned}.tif.*a truncated file"):
-        read_look(replace(look, items=(item,)), grid)
+        read_acquisition(replace(look, items=(item,)), grid)
     local = tmp_path / "local.tif"
     shutil.copy(short, local)
     with pytest.raises(ContractError, match="a truncated download"):
-        read_look(file_look([local], "landsat-c2l2-sr", bands=["red"]), grid)
+        read_acquisition(acquisition_from_file([local], "landsat-c2l2-sr", bands=["red"]), grid)
 
 
 def test_a_missing_band_is_named(folder, url):
-    (look,) = find_looks("landsat-c2l2-sr", around(), "2023-08-20", url=url)
+    (look,) = find_acquisitions("landsat-c2l2-sr", around(), "2023-08-20", url=url)
     item = look.items[0].clone()
     del item.assets["nir08"]
     with pytest.raises(ContractError, match=f"{look.ids[0]}.*expected the asset 'nir08'"):
-        read_look(replace(look, items=(item,)), grid_of(file_of(look, folder, url, "red")))
+        read_acquisition(replace(look, items=(item,)), grid_of(file_of(look, folder, url, "red")))
 
 
 # ---- questions ----
@@ -620,10 +627,10 @@ def test_areas(tmp_path):
 def test_questions_that_cannot_be_answered(url):
     for dates in ("summer", "2023-08-01/2023-07-01", ("2023-01-01",) * 3, 5):
         with pytest.raises(ContractError, match="dates"):
-            find_looks("naip", around(), dates, url=url)
+            find_acquisitions("naip", around(), dates, url=url)
     with pytest.raises(ContractError, match="one of .*'planetary-computer', 'usgs'"):
-        find_looks("landsat-c2l2-sr", around(), ALWAYS, archive="usgz", url=url)
-    with pytest.raises(ContractError, match="file_look"):
+        find_acquisitions("landsat-c2l2-sr", around(), ALWAYS, archive="usgz", url=url)
+    with pytest.raises(ContractError, match="acquisition_from_file"):
         archives_of("planetscope-sr")
 
 

@@ -18,10 +18,10 @@ from clay_lib import Clay, ClayConfig
 from clay_lib.__main__ import main
 from clay_lib.areas import area as area_work
 from clay_lib.areas import vectors
-from clay_lib.areas.archives import file_look, find_looks
+from clay_lib.areas.archives import acquisition_from_file, find_acquisitions
 from clay_lib.areas.area import embed_area
 from clay_lib.areas.local import serve_archive, write_archive
-from clay_lib.areas.reading import read_look
+from clay_lib.areas.reading import read_acquisition
 from clay_lib.areas.search import open_vectors
 from clay_lib.areas.tiles import grid_of, project, tiles_of
 from clay_lib.data.check import ContractWarning
@@ -74,8 +74,8 @@ def test_vectors_are_those_of_the_pixels(tmp_path):
     scene = some_scene(tmp_path / "scene.tif")
     result = run(tmp_path / "out", scene, dense="cog", overlap=0, level=False)
     frame = result.vectors().set_index("tile")
-    look = file_look(scene, S2)
-    tiles = tiles_of(look.footprint, grid_of(look.archive, SIZE))
+    acquisition = acquisition_from_file(scene, S2)
+    tiles = tiles_of(acquisition.footprint, grid_of(acquisition.archive, SIZE))
     assert result.jobs == len(tiles) == 16 and result.rows == len(frame)
     with rasterio.open(result.rasters[0]) as file:
         raster, box = file.read(), file.transform
@@ -198,7 +198,7 @@ def test_an_interrupted_job_keeps_what_is_whole(tmp_path, monkeypatch, number):
 
 def test_a_larger_area_embeds_only_what_is_new(tmp_path):
     scene = some_scene(tmp_path / "scene.tif", hole=False)
-    west, south, east, north = file_look(scene, S2).footprint.bounds
+    west, south, east, north = acquisition_from_file(scene, S2).footprint.bounds
     out, half = tmp_path / "out", (west, south, (west + east) / 2, north)
     asked = dict(scene=scene, dense="cog", components=2, **QUIET)
     first = embed_area(CLAY, S2, half, "2023-06-10T10:15", out, **asked)
@@ -227,7 +227,7 @@ def test_vectors_do_not_depend_on_dense_features(tmp_path):
 def test_forecast_fetches_nothing_and_tells_the_truth(tmp_path, monkeypatch):
     scene = some_scene(tmp_path / "scene.tif")
     with monkeypatch.context() as patch:
-        patch.setattr("clay_lib.areas.archives.read_look", None)  # whoever reads fails
+        patch.setattr("clay_lib.areas.reading.read_acquisition", None)  # whoever reads fails
         told = run(tmp_path / "out", scene, dense="cog", overlap=16, forecast=True)
     assert not (tmp_path / "out").exists() and told.jobs == 16 and told.done == 0 and told.seconds > 0
     assert 0.5 < told.read / scene.stat().st_size < 4
@@ -328,18 +328,18 @@ def served(tmp_path_factory):
 def test_from_an_archive_to_files_that_others_open(served, tmp_path, sensor):
     """Search, read, embed, GeoParquet, GeoTIFF, of every sensor's profile against real servers."""
     area = shapely.Point(14.4, 50.05).buffer(1e-4)
-    looks = find_looks(sensor, area, f"{DATES[0]}/{DATES[1]}", url=served)
-    area = looks[0].footprint
+    acquisitions = find_acquisitions(sensor, area, f"{DATES[0]}/{DATES[1]}", url=served)
+    area = acquisitions[0].footprint
     asked = dict(url=served, size=32, dense="cog", overlap=8, components=2, progress=False)
     result = embed_area(CLAY, sensor, area, f"{DATES[0]}/{DATES[1]}", tmp_path / "best", **asked)
-    grid = grid_of(looks[0].archive, 32)
+    grid = grid_of(acquisitions[0].archive, 32)
     tiles = {tile.id: tile for tile in tiles_of(area, grid)}
     assert 4 <= result.rows + result.empty == result.jobs <= len(tiles)
     frame = result.vectors()
-    by_id = {look.when.date(): look for look in looks}
+    by_id = {acquisition.when.date(): acquisition for acquisition in acquisitions}
     for _, row in frame.iterrows():
-        tile, look = tiles[row["tile"]], by_id[row["time"].date()]
-        assert row["items"].tolist() == list(look.ids) and row["sensor"] == sensor
+        tile, acquisition = tiles[row["tile"]], by_id[row["time"].date()]
+        assert row["items"].tolist() == list(acquisition.ids) and row["sensor"] == sensor
         box = tile.geobox()
         x, y = zip(box.affine @ (0, 0), box.affine @ (32, 32), strict=True)
         lon, lat = pyproj.Transformer.from_crs(tile.crs, 4326, always_xy=True).transform(x, y)
@@ -348,7 +348,7 @@ def test_from_an_archive_to_files_that_others_open(served, tmp_path, sensor):
         assert abs(min(lon) - west) < 32 * pixel and row["geometry"].buffer(pixel / 100).covers(
             shapely.Point(lon[0], lat[0])
         )
-        dataset = read_look(look, box)
+        dataset = read_acquisition(acquisition, box)
         made = CLAY.embed(dataset, sensor, when=row["time"], lat=tile.center[0], lon=tile.center[1], check=False)
         # A raster in another CRS is warped, which GDAL does to an eighth of a pixel, by the window that is read.
         np.testing.assert_allclose(row["vector"], made.chip[0].numpy(), atol=0.02 if sensor == "linz" else 4e-3)
@@ -361,4 +361,4 @@ def test_from_an_archive_to_files_that_others_open(served, tmp_path, sensor):
     both = embed_area(
         CLAY, sensor, area, f"{DATES[0]}/{DATES[1]}", tmp_path / "all", url=served, pick="all", size=32, progress=False
     )
-    assert both.jobs == result.jobs * len(looks)
+    assert both.jobs == result.jobs * len(acquisitions)

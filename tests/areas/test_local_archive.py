@@ -17,10 +17,9 @@ import rasterio
 from odc.geo.geobox import GeoBox
 
 from clay_lib.areas import local
-from clay_lib.areas.archives import find_looks
-from clay_lib.areas.items import archives_of
+from clay_lib.areas.archives import archives_of, find_acquisitions
 from clay_lib.areas.local import Event, archive, serve_archive, write_archive
-from clay_lib.areas.reading import read_look
+from clay_lib.areas.reading import read_acquisition
 from clay_lib.errors import ContractError
 from clay_lib.world.earth import MiniWorld, Place
 
@@ -119,7 +118,7 @@ def test_what_cannot_be_written(tmp_path):
         write_archive(tmp_path, sensors=())
     with pytest.raises(ContractError, match="sensor"):
         write_archive(tmp_path, sensors=("sentinel-9",), place=PLACE)
-    with pytest.raises(ContractError, match="half a place"):
+    with pytest.raises(ContractError, match="one of the two options is missing"):
         archive(str(tmp_path), lat=48.2, serve=False)
 
 
@@ -147,10 +146,10 @@ def test_command_line_serves_until_interrupted(tmp_path):
             lines.append(process.stdout.readline())
             assert process.poll() is None, process.stderr.read()
         url = lines[-1].split()[2].rstrip(",")
-        look = find_looks("sentinel-1-rtc", (15.2, 48.1, 15.4, 48.3), "2023-06-20", url=url)[0]
+        look = find_acquisitions("sentinel-1-rtc", (15.2, 48.1, 15.4, 48.3), "2023-06-20", url=url)[0]
         with rasterio.open(next(tmp_path.glob("sentinel-1-rtc/*/vv.tif"))) as file:
             grid = GeoBox(file.shape, file.transform, file.crs)
-            np.testing.assert_array_equal(read_look(look, grid)["vv"].values, file.read(1))
+            np.testing.assert_array_equal(read_acquisition(look, grid)["vv"].values, file.read(1))
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130 and "interrupted" in process.stderr.read()
         time.sleep(0.2)

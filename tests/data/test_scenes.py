@@ -8,8 +8,8 @@ import pytest
 import rasterio
 from odc.geo.geobox import GeoBox
 
-from clay_lib.areas.archives import file_look
-from clay_lib.areas.reading import read_look
+from clay_lib.areas.archives import acquisition_from_file
+from clay_lib.areas.reading import read_acquisition
 from clay_lib.data.images import most_measured
 from clay_lib.data.rasters import bounds_wgs84, coarser, read_scene, write_raster
 from clay_lib.errors import ContractError
@@ -131,7 +131,7 @@ def test_what_a_mask_hides_is_missing(tmp_path, inside):
     assert (tmp_path / "a.tif.msk").exists() != inside
     scene = read_scene(path, "sentinel-1-rtc", window=(5, 1, 10, 4))
     np.testing.assert_array_equal(scene.missing, [hidden[1:5, 5:15]] * 2)
-    got = read_look(file_look(path, "sentinel-1-rtc"), grid)
+    got = read_acquisition(acquisition_from_file(path, "sentinel-1-rtc"), grid)
     np.testing.assert_array_equal(np.isnan(got["vv"].values), hidden)
 
 
