@@ -1,4 +1,4 @@
-"""Clusters: the Dask client that reads pixels, on this machine, on any scheduler, or through SLURM."""
+"""Dask clients: on this machine, at the address of a scheduler, or through SLURM."""
 
 from __future__ import annotations
 
@@ -18,31 +18,28 @@ def cores() -> int:
 
 @contextmanager
 def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = False, **slurm) -> Iterator:
-    """A distributed.Client for as long as the `with` lasts.
+    """A distributed.Client for the duration of the `with` block.
 
     scheduler: "" for a LocalCluster, an address such as tcp://10.0.0.1:8786, or "slurm".
     workers: threads of the LocalCluster, by default one a core and at least four, since reading mostly waits;
-    processes: one process each instead, which a SIGKILL cannot take the job down with. With SLURM: jobs, by default 2.
+    processes: one process each instead, so that a killed worker does not end the job. With SLURM: jobs, by default 2.
     slurm: options of dask_jobqueue.SLURMCluster (queue, cores, memory, walltime ...) beside those of its jobqueue.yaml.
     """
     import dask
     from distributed import Client, LocalCluster
 
-    # A worker that pauses at a share of the machine's memory would stop a job that shares the machine with others.
-    told = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")}
-    if processes:  # nothing waits behind a long task while another worker is free
-        told["distributed.scheduler.worker-saturation"] = 1.0
-    with dask.config.set({"distributed.comm.timeouts.connect": f"{WAIT}s", **told}):
+    # Workers that pause at a share of the machine's memory would stop a job that shares the machine with others.
+    config = {f"distributed.worker.memory.{level}": False for level in ("target", "spill", "pause", "terminate")}
+    if processes:  # no task waits behind a long one while another worker is free
+        config["distributed.scheduler.worker-saturation"] = 1.0
+    with dask.config.set({"distributed.comm.timeouts.connect": f"{WAIT}s", **config}):
         if scheduler and scheduler != "slurm":
             try:
                 client = Client(scheduler, timeout=WAIT)
             except (OSError, TimeoutError, ValueError) as error:
-                raise ContractError(
-                    "scheduler",
-                    f"{scheduler}: {type(error).__name__}: {error}",
-                    "the address of a running scheduler, such as tcp://10.0.0.1:8786",
-                    "it is not running, another port, or a firewall",
-                ) from None
+                found = f"{scheduler}: {type(error).__name__}: {error}"
+                expected = "the address of a running scheduler, such as tcp://10.0.0.1:8786"
+                raise ContractError("scheduler", found, expected, "not running, another port, or a firewall") from None
             with client:
                 yield client
             return
@@ -50,12 +47,13 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
             cluster = slurm_cluster(workers or 2, **slurm)
         else:
             count = workers or max(4, cores())
-            shape = dict(n_workers=count, threads_per_worker=1) if processes else dict(threads_per_worker=count)
+            n_workers, threads = (count, 1) if processes else (1, count)
             cluster = LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=threads,
                 processes=processes,
                 dashboard_address=None,
                 silence_logs=50,
-                **({"n_workers": 1} | shape),
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # any free port: several jobs on one machine
             )
         with cluster, Client(cluster) as client:
@@ -63,24 +61,17 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
 
 
 def slurm_cluster(jobs: int, **options):
-    """dask_jobqueue.SLURMCluster with that many jobs asked for."""
+    """dask_jobqueue.SLURMCluster with that many jobs requested."""
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
-        raise ContractError(
-            "scheduler",
-            "slurm, without the package dask-jobqueue",
-            "pip install 'clay-notebooks[slurm]'",
-            "it is an extra, since most machines have no SLURM",
-        ) from None
+        cause = "it is an extra, since most machines have no SLURM: pip install 'clay-notebooks[slurm]'"
+        raise ContractError("scheduler", "slurm", "the package dask-jobqueue", cause) from None
     try:
         cluster = SLURMCluster(**options)
-    except ValueError as error:  # cores or memory are said nowhere
-        raise ContractError(
-            "scheduler",
-            f"slurm: {' '.join(str(error).split())}",
-            "cores, memory and queue, handed in or in ~/.config/dask/jobqueue.yaml",
-            "a machine on which dask-jobqueue was not configured yet",
-        ) from None
+    except ValueError as error:  # cores or memory are not given
+        expected = "cores, memory and queue, as options or in ~/.config/dask/jobqueue.yaml"
+        cause = "a machine on which dask-jobqueue was not configured yet"
+        raise ContractError("scheduler", f"slurm: {' '.join(str(error).split())}", expected, cause) from None
     cluster.scale(jobs=jobs)
     return cluster
