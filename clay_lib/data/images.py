@@ -6,10 +6,12 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -166,6 +168,19 @@ def _from_files(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
     pixels[:, scene.missing] = np.nan
     gsd = None if scene.crs is None else scene.gsd
     return _image(pixels, sensor, scene.bands, gsd=gsd, lat=scene.lat, lon=scene.lon, when=scene.when)
+
+
+def decode_image(value) -> np.ndarray:
+    """An encoded image of a table, {"bytes"} or {"path"} of PNG, JPEG or TIFF, as [C, H, W]; arrays as they are."""
+    if not isinstance(value, dict):
+        return np.asarray(value)
+    from rasterio.io import MemoryFile
+
+    data = value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
+    with warnings.catch_warnings(), MemoryFile(data) as file:
+        warnings.simplefilter("ignore")  # of the missing georeference
+        with file.open() as source:
+            return source.read()
 
 
 # ---- xarray ----

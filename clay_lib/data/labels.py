@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,10 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rasterio.transform import Affine, rowcol
+from rasterio.windows import Window
 
 from clay_lib.data.bands import Bands
 from clay_lib.data.chips import Chips, world_chips
-from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
+from clay_lib.data.images import decode_image
+from clay_lib.data.rasters import Header, Scene, list_rasters, open_raster, read_header, read_padded, read_scene
+from clay_lib.data.splits import drop_overlaps, random_split, spatial_blocks, split_by_blocks
 from clay_lib.errors import ContractError, warn
 from clay_lib.files import CACHE, atomic_write
 from clay_lib.sensors import SENSORS, Sensor
@@ -91,7 +94,7 @@ class LabeledSet:
         """
         if by == "blocks":
             blocks = spatial_blocks(self.places["lat"], self.places["lon"], degrees)
-            parts = _drop_overlaps(split_by_blocks(blocks, fractions, seed), self.places[["x", "y"]].to_numpy())
+            parts = drop_overlaps(split_by_blocks(blocks, fractions, seed), self.places[["x", "y"]].to_numpy())
         elif by == "groups":
             if (count := self.places["group"].nunique()) < len(fractions):
                 cause = "all chips share pixels or a scene: a smaller size=, or by='blocks'"
@@ -102,32 +105,6 @@ class LabeledSet:
         else:
             raise ContractError("by", repr(by), "'blocks', 'groups' or 'random'", "a misspelled kind of split")
         return tuple(self[part] for part in parts)
-
-
-def _drop_overlaps(parts: Sequence[np.ndarray], corners: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of parts, less those of chips that share pixels with a chip of a later part. corners [N, 2]: x, y."""
-    from scipy.spatial import cKDTree
-
-    kept, later, dropped = [], np.empty((0, 2)), 0
-    for part in reversed(parts):
-        placed = np.isfinite(corners[part]).all(1)
-        distance = np.full(len(part), np.inf)
-        distance[placed] = cKDTree(later).query(corners[part[placed]], p=np.inf)[0]
-        apart = distance > 1 - 1e-6
-        kept.insert(0, part[apart])
-        later = np.concatenate([later, corners[part][placed & apart]])
-        dropped += int((~apart).sum())
-    if not all(map(len, kept)):
-        found = "a part whose every chip shares pixels with a later part"
-        cause = "blocks hardly larger than a chip: more degrees, or a smaller size="
-        raise ContractError("blocks", found, "chips in every part", cause)
-    if dropped:
-        total = sum(map(len, parts))
-        warn(
-            f"{dropped} of {total} chips share pixels with a chip of a later part and are left out: "
-            "larger blocks lose fewer"
-        )
-    return kept
 
 
 def place_table(names, lat=None, lon=None, when=None, group=None, corners=None) -> pd.DataFrame:
@@ -288,7 +265,7 @@ def hub_set(
 
 def _hub_sample(table, image: str, label: str, count: int, used: list[int], classes: tuple[str, ...], n: int) -> Sample:
     row = table[n]
-    pixels = _decode(row[image])
+    pixels = decode_image(row[image])
     pixels = pixels[None] if pixels.ndim == 2 else pixels
     if pixels.shape[0] != count and pixels.shape[-1] == count:
         pixels = np.moveaxis(pixels, -1, 0)
@@ -297,25 +274,11 @@ def _hub_sample(table, image: str, label: str, count: int, used: list[int], clas
         raise ContractError(image, f"shape {pixels.shape}", f"{count} bands, first or last", cause)
     value = row[label]
     if isinstance(value, (dict, list)):
-        value = np.squeeze(_decode(value))
+        value = np.squeeze(decode_image(value))
     if classes:
         value = check_class_numbers(np.asarray(value).astype(np.int64), len(classes), f"row {n}")
         value = value if value.ndim else int(value)
     return Sample(np.asarray(pixels[used], np.float32), value)
-
-
-def _decode(value) -> np.ndarray:
-    """Arrays as they are; {"bytes", "path"} of an image as [C, H, W]."""
-    if not isinstance(value, dict):
-        return np.asarray(value)
-    from rasterio.errors import NotGeoreferencedWarning
-    from rasterio.io import MemoryFile
-
-    data = value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
-    with warnings.catch_warnings(), MemoryFile(data) as file:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with file.open() as source:
-            return source.read()
 
 
 def check_class_numbers(numbers: np.ndarray, count: int, where: str) -> np.ndarray:
@@ -338,8 +301,6 @@ def class_folders(
     size: pixels a side, of the center of larger images; smaller ones are missing at their border. None: the first
     image's longer side. bands: as `rasters.read_scene` takes them.
     """
-    from clay_lib.data.rasters import list_rasters, read_header, read_scene
-
     sensor, folder = SENSORS.resolve(sensor), Path(folder)
     subfolders = sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
     paths = [path for subfolder in subfolders for path in list_rasters(subfolder)]
@@ -374,8 +335,6 @@ def raster_pairs(
     the names of 0, 1, 2 and so on; None: the labels are values (dense regression). ignore, and the label file's nodata:
     unlabeled. Windows at a border are filled up with missing pixels; those without one label are left out.
     """
-    from clay_lib.data.rasters import read_header, read_scene
-
     sensor = SENSORS.resolve(sensor)
     pairs = _pair_files(images, labels)
     codes = None if classes is None else dict(classes) if isinstance(classes, Mapping) else dict(enumerate(classes))
@@ -419,10 +378,7 @@ def points_on_scene(
     floats of integers. Points without a label or outside the scene are left out with a warning; a chip that extends
     past the scene's border is missing there. Chips that share pixels, directly or over others, are one group.
     """
-    from rasterio.transform import Affine, rowcol
     from sklearn.cluster import DBSCAN
-
-    from clay_lib.data.rasters import read_header, read_scene
 
     sensor, header = SENSORS.resolve(sensor), read_header(scene)
     points = _labeled_points(points, label, header)
@@ -452,7 +408,7 @@ def points_on_scene(
     return _scene_set(first, map(str, classes), places, read)
 
 
-def _scene_set(first, classes, places: pd.DataFrame, read) -> LabeledSet:
+def _scene_set(first: Scene, classes, places: pd.DataFrame, read) -> LabeledSet:
     """Labels of chips, from files whose bands and ground distance are those of the scene `first`."""
     return LabeledSet(
         sensor=first.sensor,
@@ -466,7 +422,7 @@ def _scene_set(first, classes, places: pd.DataFrame, read) -> LabeledSet:
     )
 
 
-def _labeled_points(points, label: str, header):
+def _labeled_points(points, label: str, header: Header):
     """The points that carry a label; a column of floats that holds integers and gaps becomes integers."""
     if label not in points:
         raise ContractError("label", repr(label), f"one of {list(points.columns)}", "a misspelling")
@@ -489,29 +445,26 @@ def _labeled_points(points, label: str, header):
     return points
 
 
-def _list_files(source, field: str) -> list[Path]:
-    from clay_lib.data.rasters import list_rasters
-
+def _list_files(source) -> list[Path]:
     sources = [source] if isinstance(source, (str, Path)) else list(source)
-    paths = [p for one in sources for p in (list_rasters(one) if Path(one).is_dir() else [Path(one)])]
-    if missing := [str(p) for p in paths if not p.is_file()] or ([] if paths else [str(source)]):
-        raise ContractError(field, f"no raster at {missing[0]}", "files or a folder", "a misspelling")
-    return paths
+    return [path for one in sources for path in (list_rasters(one) if Path(one).is_dir() else [Path(one)])]
 
 
 def _pair_files(images, labels) -> list[tuple[Path, Path]]:
-    images, labels = _list_files(images, "images"), _list_files(labels, "labels")
-    if len(images) == len(labels) == 1:
-        return [(images[0], labels[0])]
-    by_name = {p.stem: p for p in labels}
-    if missing := [p.name for p in images if p.stem not in by_name]:
+    image_paths, label_paths = _list_files(images), _list_files(labels)
+    if not image_paths:
+        raise ContractError("images", f"no raster in {images}", "files or a folder", "a misspelling")
+    if len(image_paths) == len(label_paths) == 1:
+        return [(image_paths[0], label_paths[0])]
+    by_name = {path.stem: path for path in label_paths}
+    if missing := [path.name for path in image_paths if path.stem not in by_name]:
         found, cause = f"no label raster for {', '.join(missing[:3])}", "names differ by more than their ending"
         raise ContractError("labels", found, "a file of the same name each", cause)
-    return [(p, by_name[p.stem]) for p in images]
+    return [(path, by_name[path.stem]) for path in image_paths]
 
 
-def _check_same_grid(image, label) -> None:
-    def describe(header):
+def _check_same_grid(image: Header, label: Header) -> None:
+    def describe(header: Header) -> str:
         (a, _, c, _, _, f), crs = header.transform, header.crs or "no CRS"
         return f"{header.height} x {header.width} pixels, {crs}, corner {c:g}, {f:g}, pixel {a:g}"
 
@@ -528,13 +481,8 @@ def _check_same_grid(image, label) -> None:
 
 def _read_labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None, window=None) -> np.ndarray:
     """[H, W]: class numbers in the order of codes, IGNORE where unlabeled; or values, NaN where unknown."""
-    import rasterio
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path) as source:
-            part = None if window is None else rasterio.windows.Window(*window)
-            values, fill = source.read(1, window=part), source.nodata
+    with open_raster(path) as file:
+        values, fill = file.read(1, window=window and Window(*window)), file.nodata
     blank = np.zeros(values.shape, bool)
     for number in (ignore, fill):
         if number is not None:
@@ -554,15 +502,11 @@ def _read_labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None
 
 
 def _chip_sample(paths, boxes, labels, sensor: Sensor, bands: Bands, n: int) -> Sample:
-    from clay_lib.data.rasters import read_padded
-
     scene = read_padded(paths[n], boxes[n], sensor, bands)
     return Sample(scene.pixels, labels[n], scene.crs, scene.transform)
 
 
 def _pair_sample(windows, sensor: Sensor, bands: Bands, codes, ignore, n: int) -> Sample:
-    from clay_lib.data.rasters import read_header, read_padded
-
     image, label, box = windows[n]
     scene, (x, y, w, h) = read_padded(image, box, sensor, bands), read_header(image).clip(box)
     known = _read_labels(label, codes, ignore, (x, y, w, h))

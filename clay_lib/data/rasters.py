@@ -193,7 +193,7 @@ class Layer(Header):
 
 def read_header(path: str | Path) -> Header:
     """Never cached, since in a notebook the file may have been rewritten."""
-    with _open(str(path)) as file:
+    with open_raster(path) as file:
         return Header(*_grid(file))
 
 
@@ -382,7 +382,8 @@ def _raster_paths(path) -> tuple[list[str], bool]:
     return paths, True
 
 
-def _open(path: str) -> rasterio.DatasetReader:
+def open_raster(path: str | Path) -> rasterio.DatasetReader:
+    path = str(path)
     if not ("://" in path or path.startswith("/vsi")) and not Path(path).is_file():
         cause = "a misspelled name, or a path relative to another folder"
         raise ContractError("path", f"{path}, which does not exist", "a raster file, or a folder of them", cause)
@@ -402,7 +403,7 @@ def _open_layers(path, sensor: Sensor, bands: Bands) -> Iterator[tuple[list[str]
     paths, many = _raster_paths(path)
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        layers = _layers([stack.enter_context(_open(p)) for p in paths], many, sensor)
+        layers = _layers([stack.enter_context(open_raster(p)) for p in paths], many, sensor)
         matched = match_bands([layer.label for layer in layers], sensor, bands, paths[0])
         yield paths, {name: layers[i] for name, i in matched.items()}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clay_lib.errors import ContractError, number
+from clay_lib.errors import ContractError, number, warn
 
 
 def spatial_blocks(lat, lon, degrees: float) -> np.ndarray:
@@ -77,6 +77,30 @@ def random_split(n: int, fractions: Sequence[float] = (0.7, 0.3), seed: int = 0)
     """
     edges = np.round(np.cumsum(_fractions(fractions))[:-1] * n).astype(int)
     return tuple(np.sort(part) for part in np.split(np.random.default_rng(seed).permutation(n), edges))
+
+
+def drop_overlaps(parts: Sequence[np.ndarray], corners: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of parts, less those of chips that share pixels with a chip of a later part. corners [N, 2]: x, y."""
+    from scipy.spatial import cKDTree
+
+    kept, later, dropped = [], np.empty((0, 2)), 0
+    for part in reversed(parts):
+        placed = np.isfinite(corners[part]).all(1)
+        distance = np.full(len(part), np.inf)
+        distance[placed] = cKDTree(later).query(corners[part[placed]], p=np.inf)[0]
+        apart = distance > 1 - 1e-6
+        kept.insert(0, part[apart])
+        later = np.concatenate([later, corners[part][placed & apart]])
+        dropped += int((~apart).sum())
+    if not all(map(len, kept)):
+        found = "a part whose every chip shares pixels with a later part"
+        cause = "blocks hardly larger than a chip: more degrees, or a smaller size="
+        raise ContractError("blocks", found, "chips in every part", cause)
+    if dropped:
+        total = sum(map(len, parts))
+        shared = f"{dropped} of {total} chips share pixels with a chip of a later part and are left out"
+        warn(f"{shared}: larger blocks lose fewer")
+    return kept
 
 
 def _fractions(fractions: Sequence[float]) -> np.ndarray:
