@@ -336,7 +336,7 @@ summary.round(3)
 
 # %%
 bars = [{"name": s, "value": r.ratio, "low": r.ratio, "high": r.ratio, "kind": "Clay"} for s, r in summary.iterrows()]
-bars.append({"name": "visible mean", "value": 1.0, "low": 1.0, "high": 1.0, "kind": "floor"})
+bars.append({"name": "visible mean", "value": 1.0, "low": 1.0, "high": 1.0, "kind": "baseline"})
 fig = images.bars_with_intervals(
     pd.DataFrame(bars), label="masked error, as a share of the visible mean's", title="Error on land never trained on"
 )
@@ -356,7 +356,7 @@ corner = np.s_[..., :crop, :crop]
 asked = land[sensors[0]]
 asked = replace(asked, pixels=asked.pixels[corner], labels=asked.labels[corner])
 vectors = [embed_chips(trained.clay, part)["patch mean"] for part in (asked, unseen[sensors[0]])]
-train_x, test_x = probes.standardise(*vectors)
+train_x, test_x = probes.standardize(*vectors)
 knn = probes.knn_score(train_x, asked.land_cover, test_x, unseen[sensors[0]].land_cover, k=5)
 chance = 1 / len(np.unique(asked.land_cover))
 print(

@@ -34,7 +34,7 @@ from clay_lib.clay import batches, cosine_initialized, embed_chips
 from clay_lib.course import checks
 from clay_lib.data.chips import world_chips
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
-from clay_lib.evaluation import probes
+from clay_lib.evaluation import baselines, probes
 from clay_lib.figures import images
 from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.teacher import teacher_view, texture_statistics
@@ -126,11 +126,11 @@ seen = [SENSORS[sensor].normalize(part.pixels) for part in (train, test)]
 
 # %%
 features = {
-    "pixel statistics": [probes.pixel_statistics(x) for x in seen],
+    "pixel statistics": [baselines.pixel_statistics(x) for x in seen],
     "pixel textures, the teacher's": [
         texture_statistics(teacher_view(torch.from_numpy(x).float(), SENSORS[sensor])).numpy() for x in seen
     ],
-    "random convolutions": [probes.random_convolutions(x, n_filters=128, seed=seed) for x in seen],
+    "random convolutions": [baselines.random_convolutions(x, n_filters=128, seed=seed) for x in seen],
 }
 for owner, parts in {"random weights": random, "Clay": ours}.items():
     features |= {f"{owner}, {kind}": [part[kind] for part in parts] for kind in ("class token", "patch mean")}
@@ -163,7 +163,7 @@ votes = torch.stack([(asked == int(code)).sum(1) for code in codes], dim=1)  # [
 answer = torch.from_numpy(codes.astype(int))[votes.argmax(1)]
 by_hand = (answer == torch.from_numpy(test_y.astype(int))).double().mean()
 
-standard = probes.standardise(*features["Clay, both"])
+standard = probes.standardize(*features["Clay, both"])
 library = probes.knn_score(standard[0], train_y, standard[1], test_y, k=5)
 torch.testing.assert_close(by_hand.item(), library)
 print(f"kNN-5 on Clay, both: {by_hand:.3f} by hand, {library:.3f} by the library; chance {chance:.3f}")
@@ -217,7 +217,7 @@ def verdict(row):
 
 
 for kind, part in gains.groupby("probe", sort=False):
-    print(f"\n{kind}, against {part['floor'].iloc[0]}")
+    print(f"\n{kind}, against {part['baseline'].iloc[0]}")
     for row in part.itertuples():
         print(f"  {row.features:<38} {verdict(row)}")
 
@@ -243,7 +243,7 @@ itself = next(
     row for row in probes.difference(itself, bootstraps=bootstraps).itertuples() if row.probe == headline.probe
 )
 assert itself.difference >= headline.difference, "no floor beats the best one"
-print(f"against the best floor, {headline.floor}: {verdict(headline)}")
+print(f"against the best floor, {headline.baseline}: {verdict(headline)}")
 print(f"against the same network before its training: {verdict(itself)}")
 
 # %% [markdown]
@@ -259,7 +259,7 @@ nothing = [
     for _ in range(40)
 ]
 low, high = np.quantile(nothing, (0.025, 0.975))
-floor = probes.standardise(*features["pixel statistics"])
+floor = probes.standardize(*features["pixel statistics"])
 statistics = probes.knn_score(floor[0], train_y, floor[1], test_y, k=20, metric="cosine")
 assert low <= chance <= high, "shuffled labels score chance"
 assert statistics > high, "true labels do better, even with pixel statistics"
@@ -273,7 +273,7 @@ print(f"shuffled labels: {low:.1%} to {high:.1%}; chance {chance:.1%}; true labe
 # %%
 best = table[table["kind"] == "model"].nlargest(1, "score").iloc[0]
 told = answers[(answers["features"] == best["features"]) & (answers["probe"] == best["probe"])]
-confusion = pd.crosstab(told["label"], told["answer"]).reindex(index=codes, columns=codes, fill_value=0)
+confusion = pd.crosstab(told["label"], told["prediction"]).reindex(index=codes, columns=codes, fill_value=0)
 share = 100 * confusion.to_numpy() / confusion.to_numpy().sum(axis=1, keepdims=True)
 assert confusion.to_numpy().sum() == len(test) and np.isclose(confusion.to_numpy().trace() / len(test), best["score"])
 title = f"{best['features']}, {best['probe']}: {best['score']:.1%} correct"
@@ -319,7 +319,7 @@ for name in ("pixel statistics", "random convolutions", "random weights, both", 
     for way, pairs in ways.items():
         scored = []
         for a, b in pairs:
-            u, v = probes.standardise(x[a], x[b])
+            u, v = probes.standardize(x[a], x[b])
             scored.append(probes.knn_score(u, pool_y[a], v, pool_y[b], k=5))
         rows.append({"features": name, "kind": way, "value": np.mean(scored), "low": min(scored), "high": max(scored)})
 flattery = pd.DataFrame(rows)
@@ -431,7 +431,7 @@ write_metrics(
     {
         "kNN-20 score": {name: round(float(value), 4) for name, value in twenty.items()},
         "chance": round(chance, 4),
-        "best floor": headline.floor,
+        "best floor": headline.baseline,
         "points above its untrained self": round(100 * itself.difference, 2),
         "points above the best floor": round(100 * headline.difference, 2),
         "95 % interval, low": round(100 * headline.low, 2),
@@ -444,7 +444,7 @@ place = {name: twenty[name] for name in ("Clay, both", "Clay, both, no place or 
 began = twenty["random, waves as kernels"]
 print(f"""- kNN-20: trained Clay {twenty["Clay, both"]:.1%}, the same network before its training {began:.1%}, pixel statistics \
 {twenty["pixel statistics"]:.1%}, chance {chance:.1%}.
-- Against the best floor ({headline.floor}): {verdict(headline)}.
+- Against the best floor ({headline.baseline}): {verdict(headline)}.
   Without place and date Clay scores {place["Clay, both, no place or date"]:.1%}.
 - A random split changes Clay's kNN-5 score by {gap["Clay, both"]:+.1f} points: the floors belong beside a score, and so does the split.""")
 

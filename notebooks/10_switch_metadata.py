@@ -42,7 +42,7 @@ from clay_lib.clay import embed_chips, reconstruction_scores
 from clay_lib.course import checks
 from clay_lib.data.chips import world_chips
 from clay_lib.data.splits import spatial_blocks
-from clay_lib.evaluation import probes
+from clay_lib.evaluation import baselines, probes
 from clay_lib.evaluation.ablation import SETTINGS, WRONG_GSD, cosine_change, withhold, without
 from clay_lib.evaluation.evaluate import Evaluation
 from clay_lib.figures import images
@@ -139,12 +139,12 @@ cosines = pd.DataFrame(
 cosines.round(4)
 
 # %% [markdown]
-# A cosine of 1 means that nothing moved. For scale: `unlike` is the mean cosine of the embeddings of *different* chips,
+# A cosine of 1 means that nothing moved. For scale: `unrelated` is the mean cosine of the embeddings of *different* chips,
 # one told and one not. Where the two are near each other, a chip is as strange to itself as any other.
 
 # %%
 same = cosines.rename(columns={"cosine": "value"}).assign(kind="the same chip, told less")
-other = cosines.rename(columns={"unlike": "value"}).assign(kind="another chip, told less", low=np.nan, high=np.nan)
+other = cosines.rename(columns={"unrelated": "value"}).assign(kind="another chip, told less", low=np.nan, high=np.nan)
 bars = (
     pd.concat([same, other])
     .loc[list(settings)]
@@ -173,7 +173,7 @@ which = ("kNN-20 cosine", "linear")
 seen = [SENSORS[sensor].normalize(part.pixels) for part in (train, test)]
 sets = {f"told all but {name}" if name != "nothing" else "told everything": v for name, v in found.items()}
 sets = {name.replace("all but all", "nothing"): v for name, v in sets.items()}
-sets["pixel statistics"] = [probes.pixel_statistics(x) for x in seen]
+sets["pixel statistics"] = [baselines.pixel_statistics(x) for x in seen]
 blocks = spatial_blocks(train.lat, train.lon, 6.0)
 
 
@@ -220,9 +220,9 @@ for probe in which:
 label = {name: "told nothing" if name == "all" else f"told all but {name}" for name in settings}
 untold = {label[name]: (found["nothing"][0], found[name][1]) for name in settings}  # trained on what was told all
 late, lost = answers_of({"told everything": found["nothing"], **untold}), {}
-for when, told in (("never told", own.answers), ("not told at the end", late)):
+for when, told in (("never told", own.predictions), ("not told at the end", late)):
     told = told[told["features"].isin(["told everything", *label.values()])]
-    floor = np.where(told["features"] == "told everything", "floor", "model")  # what the others are compared with
+    floor = np.where(told["features"] == "told everything", "baseline", "model")  # what the others are compared with
     gains = probes.difference(told.assign(kind=floor), bootstraps=bootstraps).set_index(["features", "probe"])
     for name in settings:
         for probe in which:
@@ -393,7 +393,7 @@ write_metrics(
 single = [name for name in settings if name != "all"]
 moved = cosines.loc[single, "cosine"].idxmin()
 worst, dear = knn.loc[single, "points"].idxmin(), late.loc[single, "points"].idxmin()
-print(f"""- Embeddings move most without {moved} (cosine {cosines.loc[moved, "cosine"]:.3f}; with another chip {cosines.loc[moved, "unlike"]:.3f}).
+print(f"""- Embeddings move most without {moved} (cosine {cosines.loc[moved, "cosine"]:.3f}; with another chip {cosines.loc[moved, "unrelated"]:.3f}).
 - kNN-20 changes most without {worst}: {knn.loc[worst, "points"]:+.1f} points ({knn.loc[worst, "low"]:+.1f} to \
 {knn.loc[worst, "high"]:+.1f}); if only the test chips lack it, most without {dear}: {late.loc[dear, "points"]:+.1f}.
 - Hidden pixels: error ratio {rebuilt.loc["nothing", "ratio"]:.2f} told everything, \

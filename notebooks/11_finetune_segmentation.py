@@ -46,7 +46,7 @@ from clay_lib.data.labels import IGNORE, raster_pairs, world_set
 from clay_lib.data.rasters import write_raster
 from clay_lib.data.splits import spatial_blocks
 from clay_lib.evaluation.intervals import as_text
-from clay_lib.evaluation.segmentation import class_scores, confusions, iou, lead, pixel_classifier
+from clay_lib.evaluation.segmentation import class_scores, confusions, iou, iou_gain, pixel_classifier
 from clay_lib.figures import images as plots
 from clay_lib.heads.finetune import Finetuned, FinetuneSettings, finetune
 from clay_lib.heads.heads import spread_layers
@@ -214,7 +214,7 @@ shown_table = pd.concat(
     axis=1,
 )
 display(shown_table.assign(**{"test pixels": scores["single pixels"]["pixels"]}))
-gains = {name: 100 * np.array(lead(tables[name], tables["single pixels"], **counted)) for name in answers}
+gains = {name: 100 * np.array(iou_gain(tables[name], tables["single pixels"], **counted)) for name in answers}
 for name, gain in gains.items():
     print(f"{name}: points of mean IoU over single pixels: {as_text(*gain, form='{:+.1f}')}")
 
@@ -223,12 +223,12 @@ rows = [
     {"name": name, "value": row["IoU"], "low": row["IoU low"], "high": row["IoU high"], "kind": kind}
     for name in [*(names[k] for k in present), "mean"]
     for kind, row in (
-        ("floor", scores["single pixels"].loc[name]),
+        ("baseline", scores["single pixels"].loc[name]),
         ("frozen encoder", scores["frozen encoder"].loc[name]),
     )
 ]
 table = pd.DataFrame(rows).replace({"kind": {"frozen encoder": "head on a frozen encoder"}})
-table.loc[table["kind"] == "floor", "name"] += ", single pixels"
+table.loc[table["kind"] == "baseline", "name"] += ", single pixels"
 fig = plots.bars_with_intervals(table, label="intersection over union", title="Class by class", limits=(0, 1))
 plots.save(fig, out_dir / "classes.png")
 plt.show()

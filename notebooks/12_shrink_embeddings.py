@@ -38,7 +38,7 @@ from clay_lib.clay import embed_chips
 from clay_lib.course import checks
 from clay_lib.data.chips import world_chips
 from clay_lib.data.splits import spatial_blocks
-from clay_lib.evaluation import probes
+from clay_lib.evaluation import baselines, probes
 from clay_lib.evaluation.evaluate import Evaluation
 from clay_lib.evaluation.intervals import interval, resample
 from clay_lib.figures import images
@@ -69,7 +69,7 @@ out_dir = output_folder(out, "12_shrink_embeddings")
 common = dict(size=chip_size, seed=seed, dates=dates)
 train = world_chips(sensor, chips, split="train", **common)
 test = world_chips(sensor, test_chips, split="test", **common)
-clay = Clay.load(weights)
+clay = Clay.load(in_cache(weights))
 train_x, test_x = (embed_chips(clay, part)[kind] for part in (train, test))
 N, D = train_x.shape
 places = np.unique(np.stack([test.lat, test.lon]), axis=1, return_inverse=True)[1].ravel()
@@ -142,7 +142,7 @@ forms += [f"PCA-{c}{end}" for c in components for end in ("", " float16", " int8
 small = {form: [shrink(x, form, fit_on=train_x) for x in (train_x, test_x)] for form in forms}
 sets = {form: tuple(part.vectors for part in pair) for form, pair in small.items()}
 seen = [SENSORS[sensor].normalize(part.pixels) for part in (train, test)]
-sets["pixel statistics"] = tuple(probes.pixel_statistics(x) for x in seen)
+sets["pixel statistics"] = tuple(baselines.pixel_statistics(x) for x in seen)
 which = ("kNN-20 cosine", "linear")
 groups = dict(train_groups=spatial_blocks(train.lat, train.lon, 6.0), test_groups=places)
 answers = probes.predict(sets, train.land_cover, test.land_cover, **groups, which=which, seed=seed)
@@ -175,7 +175,7 @@ for probe in which:
 
 # %%
 compared = answers[answers["features"] != "pixel statistics"]
-compared = compared.assign(kind=np.where(compared["features"] == "float32", "floor", "model"))
+compared = compared.assign(kind=np.where(compared["features"] == "float32", "baseline", "model"))
 loss = probes.difference(compared, bootstraps=bootstraps).set_index(["features", "probe"])
 loss = 100 * loss[["difference", "low", "high"]]
 for form in forms[1:]:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from clay_lib import Clay, ClayConfig, ContractError, Datacube
 from clay_lib.datacube import make_datacube
 from clay_lib.encoder import fill_holes, mask_around_holes
-from clay_lib.evaluation.ablation import RULES, cloud, fill_study, removal_study, scattered
 from clay_lib.loss import reconstruction_loss
 
 P = 4
@@ -239,46 +238,3 @@ def test_every_form_of_a_mask_is_the_same():
     assert Datacube(cube.pixels, cube.time, cube.latlon, 10, cube.waves, cube.valid[:, 0]).valid.shape == (2, 1, 16, 20)
     with pytest.raises(ContractError, match="valid"):
         Datacube(cube.pixels, cube.time, cube.latlon, 10, cube.waves, cube.valid.float())
-
-
-@settings(max_examples=15, deadline=None)
-@given(h=st.integers(1, 12), w=st.integers(1, 12), share=st.floats(0, 1), seed=st.integers(0, 99))
-def test_what_is_cut_out_is_the_share_asked_for_and_a_cloud_is_one_piece(h, w, share, seed):
-    rng = np.random.default_rng(seed)
-    one, many = cloud(h, w, share, rng), scattered(h, w, share, rng)
-    assert one.sum() == many.sum() == round(share * h * w)
-    pieces = {tuple(cell) for cell in np.argwhere(one)}
-    reached, edge = set(), [next(iter(pieces))] if pieces else []
-    while edge:
-        y, x = edge.pop()
-        reached.add((y, x))
-        edge += [c for c in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)) if c in pieces - reached]
-    assert reached == pieces
-
-
-@pytest.mark.filterwarnings("ignore:chips")  # where nothing whole is left, which is NaN here
-def test_studies_measure_what_they_say():
-    pixels = image(B=2, H=17, W=22)  # cropped to whole patches
-    about = dict(when="2023-06-10", shares=[0.25, 0.75], draws=2, seed=1)
-    table = removal_study(CLAY, pixels, "linz", **about)
-    assert len(table) == 2 * 2 * 2 * 2 * 3 and table[["class_token", "patch_mean"]].max().max() <= 1 + 1e-6
-    assert table.equals(removal_study(CLAY, pixels, "linz", **about))
-
-    whole = pixels[:, :, :16, :20]
-    gone = np.kron(cloud(4, 5, 0.25, np.random.default_rng([1, 0, 1, 250])), np.ones((P, P), bool))
-    mean = np.array([89.96, 99.46, 89.51], np.float32)[:, None, None]  # LINZ, red green blue
-    rows = table[(table["shape"] == "cloud") & (table["share"] == 0.25) & (table["draw"] == 0)].set_index(
-        ["rule", "chip"]
-    )
-    full = embed(whole, lat=None, lon=None, when="2023-06-10").chip
-    for rule, fill in zip(RULES, (np.nan, 0.0, mean), strict=True):
-        moved = embed(np.where(gone, fill, whole), lat=None, lon=None, when="2023-06-10").chip
-        cosines = torch.cosine_similarity(moved, full)
-        for b in range(2):
-            assert rows.loc[(rule, b), "class_token"] == pytest.approx(cosines[b].item(), abs=1e-5)
-
-    fills = fill_study(CLAY, pixels, "linz", shares=[0.3], limits=[0.0, 1.0], draws=1)
-    strict = fills[fills["min_valid"] == 1].pivot_table(index=["shape", "chip"], columns="fill", values="class_token")
-    assert (strict["patch mean"] == strict["band mean"]).all()  # where only whole patches stay, nothing is filled
-    loose = fills[fills["min_valid"] == 0].pivot_table(index=["shape", "chip"], columns="fill", values="patches")
-    assert (loose["patch mean"] != loose["band mean"]).all()

@@ -25,7 +25,7 @@ from clay_lib.data.chips import Chips
 from clay_lib.data.rasters import Scene
 from clay_lib.encoder import MIN_VALID
 from clay_lib.errors import ContractError
-from clay_lib.evaluation.probes import fit_linear, standardise
+from clay_lib.evaluation.probes import fit_linear, standardize
 from clay_lib.figures import images
 from clay_lib.figures.maps import DEGREES, Layer, show_on_map
 from clay_lib.figures.style import INK, MISSING, PALETTE
@@ -75,7 +75,7 @@ def refit(vectors: np.ndarray, given: Mapping[int, str]) -> np.ndarray | None:
     """
     if len(set(given.values())) < 2:
         return None
-    scaled, _ = standardise(vectors, vectors)
+    scaled, _ = standardize(vectors, vectors)
     return fit_linear(scaled[list(given)], np.array(list(given.values())), 0.1).predict(scaled)
 
 

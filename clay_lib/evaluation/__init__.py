@@ -1,5 +1,19 @@
-"""Scores of frozen embeddings: baselines, probes, intervals, transfer to real images, ablations."""
+"""Scores of frozen embeddings: how good are they, and compared with what?
+
+`baselines` are hand-crafted features, `probes` the simple classifiers on any features, `intervals` the bootstrap behind
+every score. `evaluate` puts them together for your own labels, `segmentation` scores classes pixel by pixel, `transfer`
+and `results` measure weights on real data, and `ablation` removes metadata or parts of an image.
+"""
 
 from clay_lib import lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__, {})
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "baselines": "pixel_statistics random_convolutions",
+        "probes": "knn_score standardize",
+        "intervals": "as_text interval resample",
+        "evaluate": "Evaluation evaluate_features",
+        "segmentation": "class_scores",
+    },
+)

@@ -1,15 +1,15 @@
-"""Evaluation: what frozen embeddings know of your labels, in one call and in a form that can be trusted.
+"""Evaluation: frozen embeddings probed for your labels in one call, beside baselines and with intervals.
 
-    told = evaluate(clay, chips)                                                      # Chips know label, place, date
-    told = evaluate(clay, pixels, labels, groups=farms, sensor="naip", bands=["red", "green", "blue"])
-    told.table, told.lead, told.gap, told.figure()
+    evaluation = evaluate(clay, chips)                                                # Chips know label, place, date
+    evaluation = evaluate(clay, pixels, labels, groups=farms, sensor="naip", bands=["red", "green", "blue"])
+    evaluation.table, evaluation.lead, evaluation.gap, evaluation.figure()
 
-Beside every score stand the floors (pixel statistics, random convolutions, the same architecture with random weights),
-an interval, and the score of a random split. `groups` are what must not lie on both sides of the honest split: blocks
-of land, scenes, farms. Every probe goes through several seeds, which draw splits, random weights, filters and shots.
+Beside every score stand the baselines (pixel statistics, random convolutions, the same architecture with random
+weights), an interval, and the score of a random split. `groups` must not lie on both sides of the spatial split: blocks
+of land, scenes, farms. Every probe runs with several seeds, for splits, random weights, filters and shots.
 
-labels [N]: one class a chip. labels [N, H, W]: a class a pixel, 0 unknown; then patches are told, not chips.
-For several labels at a time, [N, K], see multilabel.py.
+labels [N]: one class a chip. labels [N, H, W]: a class a pixel, 0 unknown; then patches are classified, not chips.
+For several labels a chip, [N, K], see `evaluate_multilabel`.
 """
 
 from __future__ import annotations
@@ -21,56 +21,56 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from einops import rearrange
-from sklearn.neighbors import KNeighborsClassifier
 
 from clay_lib.clay import Clay
 from clay_lib.data.chips import Chips
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
 from clay_lib.errors import ContractError
 from clay_lib.evaluation import baselines, probes
-from clay_lib.evaluation.intervals import codes, interval, of_groups, times
-from clay_lib.evaluation.probes import FLOORS, KNN, PROBES, choose_c, fit_linear, standardise
+from clay_lib.evaluation.intervals import bootstrap_weights, codes, drop_single_group, interval
+from clay_lib.evaluation.segmentation import confusions, f1
 from clay_lib.sensors import SENSORS
 
 BLOCK = 6.0  # degrees of the blocks by which Chips are split
 SHARE = 0.3  # of the chips, to test on
 AGREE = 0.75  # share of a patch's pixels that must have its class
+PER_CHIP = ("when", "lat", "lon")  # metadata that may be one for all or one a chip
 Sets = Mapping[str, Sequence[np.ndarray]]  # feature set -> versions [N, D]: one, or one a seed
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Answers chip by chip, and what they sum up to. Tables are tidy: one row per feature set, probe, split, shots."""
+    """Predictions chip by chip, and their summaries: tidy tables, one row per feature set, probe, split and shots."""
 
-    answers: pd.DataFrame  # as probes.predict, with split and shots
+    predictions: pd.DataFrame  # as probes.predict, with split and shots
     metric: str = "accuracy"
     bootstraps: int = 1000
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """Scores with intervals: see `probes.score`. split: "blocks", "random" or "given"; shots: 0 for all chips."""
-        return probes.score(self.answers, metric=self.metric, bootstraps=self.bootstraps)
+        return probes.score(self.predictions, metric=self.metric, bootstraps=self.bootstraps)
 
     @cached_property
     def lead(self) -> pd.DataFrame:
-        """Each model minus the best floor on the same chips: see `probes.difference`."""
-        return probes.difference(self.answers, metric=self.metric, bootstraps=self.bootstraps)
+        """Each model minus the best baseline on the same chips: see `probes.difference`."""
+        return probes.difference(self.predictions, metric=self.metric, bootstraps=self.bootstraps)
 
     @cached_property
     def gap(self) -> pd.DataFrame:
         """How much the random split flatters: see `probes.gap`."""
-        part = self.answers[self.answers["shots"] == 0]
+        part = self.predictions[self.predictions["shots"] == 0]
         return probes.gap(part, metric=self.metric, bootstraps=self.bootstraps)
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """`table` with the lead beside it: floor, margin, margin_low, margin_high; empty for floors."""
+        """`table` with the lead beside it: baseline, margin, margin_low, margin_high; empty for baselines."""
         lead = self.lead.drop(columns=["n_test", "seeds"])
         lead = lead.rename(columns={"difference": "margin", "low": "margin_low", "high": "margin_high"})
         return self.table.merge(lead, on=[c for c in (*probes.CASES, "features") if c in lead], how="left")
 
     def figure(self, title: str = ""):
-        """Scores of the honest split with intervals, beside those of the random split: see `charts.scores`."""
+        """Scores of the spatial split with intervals, beside those of the random split: see `charts.scores`."""
         from clay_lib.figures.charts import scores
 
         return scores(self.table[self.table["shots"] == 0], title=title)
@@ -89,37 +89,37 @@ def evaluate(
     metric: str | None = None,
     seeds: int = 5,
     bootstraps: int = 1000,
-    **about,
+    **metadata,
 ) -> Evaluation:
-    """Probe frozen embeddings of chips, beside floors, over an honest and a random split.
+    """Probe frozen embeddings of chips, beside baselines, over a spatial and a random split.
 
-    chips: Chips, or native numbers [N, C, H, W] with `about` as `Clay.embed` takes it (sensor, bands, when, gsd, ...).
+    chips: Chips, or native values [N, C, H, W] with `metadata` as `Clay.embed` takes it (sensor, bands, when, gsd, ...).
     labels: [N] or [N, H, W], see above; of Chips by default the commonest land cover. groups: [N]; of Chips by
-    default blocks of 6 x 6 degrees; None: every chip stands alone, and only the random split is made.
-    test: [N] bool, a split that is given (then the only one). layers: further blocks of the encoder to read.
-    shots: chips a class to train on, beside all of them: few-shot curves. which: the probes.
+    default blocks of 6 x 6 degrees; None: every chip is independent, and there is only the random split.
+    test: [N] bool, a given split (then the only one). layers: further blocks of the encoder to read.
+    shots: numbers of training chips per class, beside all of them: few-shot curves. which: the probes.
     metric: "accuracy" or "balanced"; by default balanced where the classes are not.
     """
     if isinstance(chips, Chips):
         labels = chips.land_cover if labels is None else labels
         groups = spatial_blocks(chips.lat, chips.lon, BLOCK) if groups is None else groups
-        about = {"sensor": chips.sensor, **chips.place_and_time, **about}
+        metadata = {"sensor": chips.sensor, **chips.place_and_time, **metadata}
         chips = chips.pixels
     labels = np.asarray(labels)
     if labels.ndim not in (1, 3) or len(labels) != len(chips):
-        cause = "labels and chips were selected apart, or labels [N, K]: see multilabel.evaluate_labels"
+        cause = "labels and chips were selected apart, or labels [N, K]: see evaluate_multilabel"
         raise ContractError("labels", f"shape {labels.shape}", f"[{len(chips)}] or [N, H, W]", cause)
     if labels.ndim == 1:
-        sets = describe(clay, chips, layers=layers, seeds=seeds, **about)
+        sets = chip_features(clay, chips, layers=layers, seeds=seeds, **metadata)
     else:
         P = clay.model.config.patch_size
         labels, place = patch_labels(labels, P)
-        sets = describe_patches(clay, chips, place, layers=layers, seeds=seeds, **about)
-        of = place // ((chips.shape[2] // P) * (chips.shape[3] // P))  # the chip of each patch: never on both sides
-        groups = of if groups is None else np.asarray(groups)[of]
-        test = None if test is None else np.asarray(test)[of]
-    known = dict(groups=groups, test=test, shots=shots, which=which, metric=metric)
-    return evaluate_features(sets, labels, **known, seeds=seeds, bootstraps=bootstraps)
+        sets = patch_features(clay, chips, place, layers=layers, seeds=seeds, **metadata)
+        chip = place // ((chips.shape[2] // P) * (chips.shape[3] // P))  # of each patch: never on both sides
+        groups = chip if groups is None else np.asarray(groups)[chip]
+        test = None if test is None else np.asarray(test)[chip]
+    split = dict(groups=groups, test=test, shots=shots, which=which, metric=metric)
+    return evaluate_features(sets, labels, **split, seeds=seeds, bootstraps=bootstraps)
 
 
 def evaluate_features(
@@ -134,33 +134,34 @@ def evaluate_features(
     seeds: int = 5,
     bootstraps: int = 1000,
 ) -> Evaluation:
-    """`evaluate` for features that are there already: {name: versions [N, D]}, of one model or of any.
+    """`evaluate` for features that exist already: {name: versions [N, D]}, of one model or of any.
 
-    Sets whose names begin with "pixel" or "random" are floors. Chips of a class that training lacks are not asked.
+    Sets whose names begin with "pixel" or "random" are baselines. Test chips of a class without training chips are
+    left out.
     """
     labels = np.asarray(labels)
     if metric is None:
         counts = np.unique(labels, return_counts=True)[1]
         metric = "accuracy" if counts.max() <= 1.5 * counts.min() else "balanced"
-    told = []
+    tables = []
     for seed in range(seeds):
-        for split, a, b, group in split_chips(len(labels), groups, test, seed):
-            b = b[np.isin(labels[b], labels[a])]
-            if not len(b) or len(np.unique(labels[a])) < 2:
+        for split, train, tested, group in split_chips(len(labels), groups, test, seed):
+            tested = tested[np.isin(labels[tested], labels[train])]
+            if not len(tested) or len(np.unique(labels[train])) < 2:
                 cause = "the blocks hold a class each: use smaller ones, or fewer seeds"
-                raise ContractError("groups", "a split without chips to ask", "some", cause)
-            for few, kept in _shots(labels[a], shots if split != "random" else (), seed):
-                kept = a[kept]
-                pairs = {name: (v[seed % len(v)][kept], v[seed % len(v)][b]) for name, v in sets.items()}
-                asked = [p for p in which if few == 0 or p == "linear"] + ([probes.NEAREST] if few else [])
-                own = dict(train_groups=None if few else group[kept], test_groups=group[b], which=asked, seed=seed)
-                said = probes.predict(pairs, labels[kept], labels[b], **own)
-                told.append(said.assign(split=split, shots=few, chip=b[said["chip"].to_numpy()]))
-    return Evaluation(pd.concat(told, ignore_index=True), metric, bootstraps)
+                raise ContractError("groups", "a split without chips to test on", "some", cause)
+            for count, kept in _shots(labels[train], shots if split != "random" else (), seed):
+                kept = train[kept]
+                pairs = {name: (v[seed % len(v)][kept], v[seed % len(v)][tested]) for name, v in sets.items()}
+                names = [p for p in which if count == 0 or p == "linear"] + ([probes.NEAREST_MEAN] if count else [])
+                both = dict(train_groups=None if count else group[kept], test_groups=group[tested])
+                made = probes.predict(pairs, labels[kept], labels[tested], **both, which=names, seed=seed)
+                tables.append(made.assign(split=split, shots=count, chip=tested[made["chip"].to_numpy()]))
+    return Evaluation(pd.concat(tables, ignore_index=True), metric, bootstraps)
 
 
 def split_chips(n: int, groups, test, seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Name, training chips, test chips and the group of every chip [n], of each split that is to be made."""
+    """Name, training chips, test chips and the group of every chip [n], for each split."""
     group, parts = np.arange(n) if groups is None else np.asarray(groups), (1 - SHARE, SHARE)
     if len(group) != n or (test is not None and np.shape(test) != (n,)):
         found = f"{len(group)} groups, test {np.shape(test)} for {n} chips"
@@ -174,7 +175,7 @@ def split_chips(n: int, groups, test, seed: int) -> Iterator[tuple[str, np.ndarr
 
 
 def _shots(labels: np.ndarray, shots: Sequence[int], seed: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(0, all), then (k, k of each class), as far as every class has so many."""
+    """(0, all), then (k, k of each class), for each k that every class has."""
     yield 0, np.arange(len(labels))
     rng = np.random.default_rng(seed)
     order = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
@@ -183,219 +184,221 @@ def _shots(labels: np.ndarray, shots: Sequence[int], seed: int) -> Iterator[tupl
             yield k, np.concatenate([part[:k] for part in order])
 
 
-# -- descriptions ----------------------------------------------------------------------------------------------------
+# -- feature sets ----------------------------------------------------------------------------------------------------
 
 
-def describe(clay: Clay, pixels, *, layers: Sequence[int] = (), seeds: int = 5, **about) -> dict[str, list[np.ndarray]]:
-    """Feature sets of chips [N, C, H, W]: Clay's, its twins' with random weights (one a seed), and the pixels' own."""
-    sets = {}
-    for who, models in {"Clay": [clay], "random weights": _twins(clay, seeds)}.items():
-        made = [embed_features(m, pixels, layers=layers, **about) for m in models]
-        kinds = [k for k in made[0] if not k.startswith("patch spread")]
-        sets |= {f"{who}, {kind}": [part[kind] for part in made] for kind in kinds}
-        sets[f"{who}, both"] = [np.hstack([part["class token"], part["patch mean"]]) for part in made]
-    return sets | _of_pixels(SENSORS[about["sensor"]].normalize(pixels, about.get("bands")), seeds)
-
-
-def describe_patches(
-    clay: Clay, pixels, place: np.ndarray, *, layers: Sequence[int] = (), seeds: int = 5, batch_size: int = 32, **about
+def chip_features(
+    clay: Clay, pixels, *, layers: Sequence[int] = (), seeds: int = 5, n_filters: int = 256, **metadata
 ) -> dict[str, list[np.ndarray]]:
-    """Feature sets of patches: tokens in their chip, each patch embedded by itself, and its pixels' own.
+    """Feature sets of chips [N, C, H, W]: Clay's, those of random weights (one a seed), and the pixel baselines."""
+    sets = {}
+    for owner, models in with_random_weights(clay, seeds).items():
+        versions = [embed_features(m, pixels, layers=layers, **metadata) for m in models]
+        kinds = [k for k in versions[0] if not k.startswith("patch spread")]
+        sets |= {f"{owner}, {kind}": [v[kind] for v in versions] for kind in kinds}
+        sets[f"{owner}, both"] = [np.hstack([v["class token"], v["patch mean"]]) for v in versions]
+    normalized = SENSORS[metadata["sensor"]].normalize(pixels, metadata.get("bands"))
+    return sets | _pixel_baselines(normalized, seeds, n_filters)
+
+
+def patch_features(
+    clay: Clay,
+    pixels,
+    place: np.ndarray,
+    *,
+    layers: Sequence[int] = (),
+    seeds: int = 5,
+    batch_size: int = 32,
+    **metadata,
+) -> dict[str, list[np.ndarray]]:
+    """Feature sets of single patches: their tokens, each patch embedded by itself, and the pixel baselines.
 
     place: [M] which patches, counted through all chips, row by row.
     """
     P, sets = clay.model.config.patch_size, {}
-    seen = SENSORS[about["sensor"]].normalize(pixels, about.get("bands"))
-    h, w = (n // P for n in seen.shape[2:])
+    normalized = SENSORS[metadata["sensor"]].normalize(pixels, metadata.get("bands"))
+    h, w = (n // P for n in normalized.shape[2:])
 
     def cut(x: np.ndarray) -> np.ndarray:
-        x = x[:, :, : h * P, : w * P]
-        return rearrange(x, "N C (h p) (w q) -> (N h w) C p q", p=P, q=P)[place]
+        """[N, C, H, W] -> [M, C, P, P]."""
+        return rearrange(x[:, :, : h * P, : w * P], "N C (h p) (w q) -> (N h w) C p q", p=P, q=P)[place]
 
-    alone = about | {k: np.repeat(np.asarray(about[k]), h * w)[place] for k in PER_CHIP if np.ndim(about.get(k))}
-    for who, models in {"Clay": [clay], "random weights": _twins(clay, seeds)}.items():
+    of_patch = {k: np.repeat(np.asarray(metadata[k]), h * w)[place] for k in PER_CHIP if np.ndim(metadata.get(k))}
+    for owner, models in with_random_weights(clay, seeds).items():
         for model in models:
-            parts = [model.embed(p, layers=layers, **own) for p, own in _batches(pixels, batch_size, about)]
-            found = {"patch token": [part.patches for part in parts]}
-            found |= {f"patch token, layer {k}": [part.layers[k].patches for part in parts] for k in layers}
-            own = {n: np.concatenate([t.flatten(0, 2).cpu().numpy() for t in ts])[place] for n, ts in found.items()}
-            own["each patch by itself"] = embed_features(model, cut(np.asarray(pixels)), **alone)["class token"]
-            for name, x in own.items():
-                sets.setdefault(f"{who}, {name}", []).append(x)
-    return sets | _of_pixels(cut(seen), seeds)
+            batches = [model.embed(x, layers=layers, **own) for x, own in _batches(pixels, batch_size, metadata)]
+            tokens = {"patch token": [out.patches for out in batches]}
+            tokens |= {f"patch token, layer {k}": [out.layers[k].patches for out in batches] for k in layers}
+            found = {n: np.concatenate([t.flatten(0, 2).cpu().numpy() for t in ts])[place] for n, ts in tokens.items()}
+            alone = embed_features(model, cut(np.asarray(pixels)), **metadata | of_patch)
+            for name, x in (found | {"each patch by itself": alone["class token"]}).items():
+                sets.setdefault(f"{owner}, {name}", []).append(x)
+    return sets | _pixel_baselines(cut(normalized), seeds)
 
 
 def embed_features(
-    clay: Clay, pixels, *, layers: Sequence[int] = (), batch_size: int = 64, **about
+    clay: Clay, pixels, *, layers: Sequence[int] = (), batch_size: int = 64, **metadata
 ) -> dict[str, np.ndarray]:
-    """[N, C, H, W] -> {"class token", "patch mean", "patch spread" (standard deviation of valid patches)}: [N, D].
+    """[N, C, H, W] -> {"class token", "patch mean", "patch spread" (standard deviation of valid patches)}: [N, D] each.
 
-    For each of `layers` the same under "class token, layer 3". about: as `Clay.embed`; when, lat, lon may be one a chip.
+    For each of `layers` the same as "class token, layer 3". metadata: as `Clay.embed` takes it; when, lat, lon may be
+    one a chip.
     """
-    made: dict[str, list[np.ndarray]] = {}
-    for part, own in _batches(pixels, batch_size, about):
-        out = clay.embed(part, layers=layers, **own)
-        for end, e in {"": out, **{f", layer {k}": v for k, v in out.layers.items()}}.items():
+    parts: dict[str, list[np.ndarray]] = {}
+    for x, own in _batches(pixels, batch_size, metadata):
+        out = clay.embed(x, layers=layers, **own)
+        for suffix, e in {"": out, **{f", layer {k}": v for k, v in out.layers.items()}}.items():
             tokens = e.patches.flatten(1, 2).cpu().numpy()
             spread = np.nanstd(tokens, axis=1, ddof=1) if tokens.shape[1] > 1 else np.zeros_like(tokens[:, 0])
-            for name, x in {"class token": e.chip, "patch mean": e.mean, "patch spread": spread}.items():
-                made.setdefault(name + end, []).append(x if isinstance(x, np.ndarray) else x.cpu().numpy())
-    return {name: np.concatenate(x) for name, x in made.items()}
+            found = {"class token": e.chip.cpu().numpy(), "patch mean": e.mean.cpu().numpy(), "patch spread": spread}
+            for name, values in found.items():
+                parts.setdefault(name + suffix, []).append(values)
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def patch_labels(classes: np.ndarray, P: int) -> tuple[np.ndarray, np.ndarray]:
-    """Classes [N, H, W], 0 unknown -> labels [M] of patches of which AGREE of the pixels have one class, and which
-    patches these are [M], counted through all chips, row by row."""
+    """Classes [N, H, W], 0 unknown -> labels [M] and places [M] of the patches whose class is clear.
+
+    Clear: at least AGREE of a patch's pixels have it. Places count patches through all chips, row by row.
+    """
     h, w = (n // P for n in classes.shape[1:])
-    cut = rearrange(classes[:, : h * P, : w * P], "N (h p) (w q) -> (N h w) (p q)", p=P, q=P)
-    names, code = np.unique(cut, return_inverse=True)
-    counts = np.stack([(code.reshape(cut.shape) == k).sum(1) for k in range(len(names))], axis=1)
+    patches = rearrange(classes[:, : h * P, : w * P], "N (h p) (w q) -> (N h w) (p q)", p=P, q=P)
+    names, code = np.unique(patches, return_inverse=True)
+    counts = np.stack([(code.reshape(patches.shape) == k).sum(1) for k in range(len(names))], axis=1)
     counts[:, names == 0] = 0
     place = np.flatnonzero(counts.max(1) >= AGREE * P * P)
     return names[counts.argmax(1)[place]], place
 
 
-# -- inside ----------------------------------------------------------------------------------------------------------
-
-PER_CHIP = ("when", "lat", "lon")
-
-
-def _twins(clay: Clay, seeds: int) -> list[Clay]:
-    return [Clay.random(clay.model.config, seed=k) for k in range(seeds)]
+def with_random_weights(clay: Clay, seeds: int) -> dict[str, list[Clay]]:
+    """The model, and its architecture with random weights for each seed, by the names that feature sets begin with."""
+    return {"Clay": [clay], "random weights": [Clay.random(clay.model.config, seed=k) for k in range(seeds)]}
 
 
-def _of_pixels(seen: np.ndarray, seeds: int) -> dict[str, list[np.ndarray]]:
-    """seen: normalised; what was not measured becomes the band's mean, as for the model."""
-    seen = np.nan_to_num(np.asarray(seen, np.float32), nan=0.0)
-    return {
-        "pixel statistics": [baselines.pixel_statistics(seen)],
-        "random convolutions": [baselines.random_convolutions(seen, seed=k) for k in range(seeds)],
-    }
+def _pixel_baselines(normalized: np.ndarray, seeds: int, n_filters: int = 256) -> dict[str, list[np.ndarray]]:
+    """Missing pixels become the band's mean, as for the model."""
+    x = np.nan_to_num(np.asarray(normalized, np.float32), nan=0.0)
+    convolutions = [baselines.random_convolutions(x, n_filters=n_filters, seed=k) for k in range(seeds)]
+    return {"pixel statistics": [baselines.pixel_statistics(x)], "random convolutions": convolutions}
 
 
-def _batches(pixels, size: int, about: Mapping) -> Iterator[tuple[np.ndarray, dict]]:
+def _batches(pixels, size: int, metadata: Mapping) -> Iterator[tuple[np.ndarray, dict]]:
+    """Chips `size` at a time, each batch with its own part of the metadata."""
     pixels = np.asarray(pixels)
     for i in range(0, len(pixels), size):
-        own = {k: v[i : i + size] if k in PER_CHIP and np.ndim(v) else v for k, v in about.items()}
+        own = {k: v[i : i + size] if k in PER_CHIP and np.ndim(v) else v for k, v in metadata.items()}
         yield pixels[i : i + size], own
 
 
-MULTILABEL_METRICS = ("average precision", "F1")
+# -- several labels a chip -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class LabelEvaluation:
-    """What every probe said of every label of every test chip."""
+class MultiLabelEvaluation:
+    """The predicted probability of every label of every test chip."""
 
-    answers: pd.DataFrame  # features, kind, split, probe, seed, chip, group, label (its name), truth, said (0 to 1)
+    predictions: pd.DataFrame  # features, kind, split, probe, seed, chip, group, label (its name), truth, probability
     bootstraps: int = 1000
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """features, kind, split, probe, label (its name, or "mean"), metric, score, low, high, share, n_test, seeds."""
+        """features, kind, split, probe, label (its name, or "mean"), metric, score, low, high, share, n_test, seeds.
+
+        Average precision needs no threshold, and its chance level is `share`, that of the chips with the label. F1
+        takes a threshold of one half.
+        """
         rows, keys = [], ["features", "kind", "split", "probe"]
-        for case, part in self.answers.groupby(keys, sort=False):
-            known = dict(zip(keys, case, strict=True)) | {"seeds": part["seed"].nunique()}
+        for case, part in self.predictions.groupby(keys, sort=False):
+            case = dict(zip(keys, case, strict=True)) | {"seeds": part["seed"].nunique()}
             part = part.assign(group=codes(part["group"]))
-            drawn = {
-                name: _resample_labels(own, part["group"].max() + 1, self.bootstraps)
-                for name, own in part.groupby("label")
-            }
-            for k, metric in enumerate(MULTILABEL_METRICS):
-                each = {name: scores[k] for name, scores in drawn.items()}
-                for name, scores in {**each, "mean": pd.DataFrame(each).mean(axis=1).to_numpy()}.items():
-                    value, low, high = interval(scores[np.isfinite(scores)])
+            G, by_label = part["group"].max() + 1, part.groupby("label")
+            drawn = {name: _resample_label(own, G, self.bootstraps) for name, own in by_label}
+            for k, metric in enumerate(("average precision", "F1")):
+                scores = {name: both[k] for name, both in drawn.items()}
+                for name, values in {**scores, "mean": pd.DataFrame(scores).mean(axis=1).to_numpy()}.items():
+                    value, low, high = interval(values[np.isfinite(values)])
                     own = part if name == "mean" else part[part["label"] == name]
                     row = {"label": name, "metric": metric, "score": value, "low": low, "high": high}
-                    rows.append(known | row | {"share": own["truth"].mean(), "n_test": own["chip"].nunique()})
+                    rows.append(case | row | {"share": own["truth"].mean(), "n_test": own["chip"].nunique()})
         return pd.DataFrame(rows)
 
 
-def evaluate_labels(
+def evaluate_multilabel(
     sets: Sets,
     labels,
     *,
     names: Sequence[str] | None = None,
     groups=None,
     test=None,
-    which: Collection[str] = PROBES,
+    which: Collection[str] = probes.PROBES,
     seeds: int = 5,
     bootstraps: int = 1000,
-) -> LabelEvaluation:
-    """labels: [N, K] of 0 and 1, in the order of `names`. Splits, groups and seeds as in `evaluation.evaluate`.
+) -> MultiLabelEvaluation:
+    """Several labels a chip: labels [N, K] of 0 and 1, in the order of `names`; the rest as in `evaluate_features`.
 
-    A label that all or none of the training chips have is not asked; nor is it where all or none of the test chips do.
+    Linear: one logistic regression a label. kNN: the share of the neighbors that have it. A label that all or none of
+    the training chips, or of the test chips, have is left out.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or not np.isin(labels, (0, 1)).all():
-        cause = "one class a chip: evaluation.evaluate takes these"
+        cause = "one class a chip: evaluate takes these"
         raise ContractError("labels", f"{labels.dtype} {labels.shape}", "[N, K] of 0 and 1", cause)
-    names, rows = [str(k) for k in range(labels.shape[1])] if names is None else list(names), []
+    names, tables = [str(k) for k in range(labels.shape[1])] if names is None else list(names), []
     for seed in range(seeds):
         for split, a, b, group in split_chips(len(labels), groups, test, seed):
-            asked = [k for k in range(len(names)) if all(0 < labels[part, k].mean() < 1 for part in (a, b))]
+            used = [k for k in range(len(names)) if all(0 < labels[part, k].mean() < 1 for part in (a, b))]
             for feature, versions in sets.items():
-                x = versions[seed % len(versions)]
-                train, check = standardise(x[a], x[b])
-                kind = "floor" if feature.lower().startswith(FLOORS) else "model"
+                train, tested = probes.standardize(versions[seed % len(versions)][a], versions[seed % len(versions)][b])
+                case = dict(features=feature, kind=probes.kind_of(feature), split=split, seed=seed)
+                blocks = None if groups is None else group[a]
                 for probe in which:
-                    said = _say(probe, train, labels[a][:, asked], check, None if groups is None else group[a], seed)
-                    for k, column in zip(asked, said.T, strict=True):
-                        own = dict(features=feature, kind=kind, split=split, probe=probe, seed=seed, label=names[k])
-                        told = dict(chip=b, group=group[b], truth=labels[b, k].astype(bool), said=column)
-                        rows.append(pd.DataFrame(told).assign(**own))
-    if not rows:
-        cause = "labels that all chips have, or none"
-        raise ContractError("labels", "none to ask", "a label that some chips have", cause)
-    return LabelEvaluation(pd.concat(rows, ignore_index=True), bootstraps)
+                    p = _probabilities(probe, train, labels[a][:, used], tested, blocks, seed)
+                    for k, column in zip(used, p.T, strict=True):
+                        columns = dict(chip=b, group=group[b], truth=labels[b, k].astype(bool), probability=column)
+                        tables.append(pd.DataFrame(columns).assign(**case, probe=probe, label=names[k]))
+    if not tables:
+        raise ContractError("labels", "none to test", "a label that some chips have", "all chips have it, or none")
+    return MultiLabelEvaluation(pd.concat(tables, ignore_index=True), bootstraps)
 
 
-def _say(probe: str, train, labels, check, groups, seed: int) -> np.ndarray:
-    """[M, K] from 0 to 1: how surely a test chip has each label."""
+def _probabilities(probe: str, train, labels, tested, groups, seed: int) -> np.ndarray:
+    """[M, K] from 0 to 1: how probably each test chip has each label."""
     if probe == "linear":
-        chosen = [_choose_c(train, y, groups, seed) for y in labels.T]
-        return np.stack(
-            [fit_linear(train, y, c).predict_proba(check)[:, 1] for y, c in zip(labels.T, chosen, strict=True)],
-            axis=1,
-        )
-    k, metric = KNN[probe]
-    near = KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(train, labels[:, 0])
-    return labels[near.kneighbors(check, return_distance=False)].mean(axis=1)
+        models = [probes.fit_linear(train, y, _choose_c(train, y, groups, seed)) for y in labels.T]
+        return np.stack([model.predict_proba(tested)[:, 1] for model in models], axis=1)
+    k, metric = probes.KNN[probe]
+    near = probes.nearest_neighbors(train, labels[:, 0], k=k, metric=metric)
+    return labels[near.kneighbors(tested, return_distance=False)].mean(axis=1)
 
 
 def _choose_c(train, y, groups, seed: int) -> float:
     try:
-        return choose_c(train, y, groups=groups, seed=seed)
+        return probes.choose_c(train, y, groups=groups, seed=seed)
     except ContractError:  # too few groups have the label to validate on
         return 1.0
 
 
-def _resample_labels(part: pd.DataFrame, groups: int, bootstraps: int) -> np.ndarray:
-    """[2, 1 + bootstraps] average precision and F1 of one label; seeds and groups drawn anew, NaN where none has it."""
-    drawn, by_seed = times(groups, bootstraps), list(part.groupby("seed"))
-    weight = times(len(by_seed), bootstraps, [0, 1]).T[:, None]  # [S, 1, 1 + bootstraps]
-    each = []
+def _resample_label(part: pd.DataFrame, groups: int, bootstraps: int) -> np.ndarray:
+    """[2, 1 + bootstraps] average precision and F1 of one label, seeds and groups resampled; NaN where none has it."""
+    weights, by_seed = bootstrap_weights(groups, bootstraps), list(part.groupby("seed"))
+    of_seed = bootstrap_weights(len(by_seed), bootstraps, [0, 1]).T[:, None]  # [S, 1, 1 + bootstraps]
+    scores = []
     for _, own in by_seed:
-        w, truth, said = drawn[:, own["group"].to_numpy()], own["truth"].to_numpy(), own["said"].to_numpy()
-        each.append(np.stack([average_precision(truth, said, w), f1(truth, said >= 0.5, w)]))
-    each = np.stack(each)  # [S, 2, 1 + bootstraps]
-    known = weight * np.isfinite(each)
+        w, truth, p = weights[:, own["group"].to_numpy()], own["truth"].to_numpy(), own["probability"].to_numpy()
+        tables = np.tensordot(w, confusions(truth[:, None], p[:, None] >= 0.5, 2), 1)  # [1 + bootstraps, 2, 2]
+        scores.append(np.stack([average_precision(truth, p, w), f1(tables)[:, 1]]))
+    scores = np.stack(scores)  # [S, 2, 1 + bootstraps]
+    counted = of_seed * np.isfinite(scores)
     with np.errstate(invalid="ignore"):
-        told = (known * np.nan_to_num(each)).sum(0) / known.sum(0)
-    return of_groups(told.T, part["group"].nunique()).T
+        mean = (counted * np.nan_to_num(scores)).sum(0) / counted.sum(0)
+    return drop_single_group(mean.T, part["group"].nunique()).T
 
 
-def average_precision(truth: np.ndarray, said: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """[R] area under precision over recall, as scikit-learn's, of [M] chips that count `times` [R, M] often each."""
-    order = np.argsort(-said, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(said[order])), len(said) - 1)  # of each run of equal answers
-    found, asked = (np.cumsum(times[:, order] * v, axis=1)[:, last] for v in (truth[order], 1.0))
-    gain = np.diff(found, axis=1, prepend=0)
+def average_precision(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[R] average precision, as scikit-learn's, of [M] chips under each row of sample weights [R, M] at once."""
+    order = np.argsort(-probability, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(probability[order])), len(order) - 1)  # of each run of equal probabilities
+    hits, chosen = (np.cumsum(weights[:, order] * v, axis=1)[:, last] for v in (truth[order], 1.0))
+    gain = np.diff(hits, axis=1, prepend=0)
     with np.errstate(invalid="ignore"):
-        return (gain * found / np.maximum(asked, 1e-12)).sum(1) / found[:, -1]
-
-
-def f1(truth: np.ndarray, answer: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """[R] harmonic mean of precision and recall of [M] chips that count `times` [R, M] often each."""
-    with np.errstate(invalid="ignore"):
-        return 2 * (times @ (truth & answer)) / (times @ truth.astype(float) + times @ answer.astype(float))
+        return (gain * hits / np.maximum(chosen, 1e-12)).sum(1) / hits[:, -1]

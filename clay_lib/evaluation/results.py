@@ -1,9 +1,9 @@
-"""Results: one page of what the weights know, beside floors, made again by one command.
+"""Results: one page of measured scores of the weights, beside baselines, written by one command.
 
-    clay results                      every study whose data are here; the others keep their rows of the last time
+    clay results                      every study whose data are present; the others keep their rows of the last run
     clay results --only landsat       one study
 
-Every row of the table tells its data, split, seeds, weights and command, so that anybody can run it again. The page
+Every row of the table names its data, split, seeds, weights and command, so that anybody can run it again. The page
 is data/weights/RESULTS.md, all rows are in data/weights/results.csv.
 """
 
@@ -20,6 +20,7 @@ import pandas as pd
 from clay_lib.checkpoint import find_weights
 from clay_lib.clay import Clay
 from clay_lib.errors import ContractError
+from clay_lib.evaluation import transfer
 from clay_lib.evaluation.evaluate import Evaluation
 from clay_lib.evaluation.intervals import as_text
 from clay_lib.files import DATA, atomic_write, sha256
@@ -27,17 +28,17 @@ from clay_lib.files import DATA, atomic_write, sha256
 REAL = Path(os.environ.get("CLAY_REALDATA") or Path(__file__).resolve().parents[3] / "shared" / "realdata")
 KEYS = ["study", "split", "features", "kind", "probe"]
 NUMBERS = ["score", "low", "high", "margin", "margin_low", "margin_high", "gap", "gap_low", "gap_high"]
-COLUMNS = [*KEYS, "metric", *NUMBERS, "floor", "n_train", "n_test", "dim", "seeds", "weights", "made", "command"]
+COLUMNS = [*KEYS, "metric", *NUMBERS, "baseline", "n_train", "n_test", "dim", "seeds", "weights", "made", "command"]
 
 
 @dataclass(frozen=True)
 class Study:
-    """One data set and how it is asked."""
+    """One data set and how it is measured."""
 
     title: str
-    what: str  # the data, the split and what the numbers are
-    needs: tuple[str, ...]  # folders of the real data
-    run: Callable[[Clay, Path, int], pd.DataFrame]
+    description: str  # the data, the split and the scores
+    folders: tuple[str, ...]  # of the real data that it needs
+    run: Callable[[Clay, Path, int], pd.DataFrame]  # (clay, real data, seeds) -> rows
 
 
 def results(
@@ -48,12 +49,12 @@ def results(
     seeds: int = 5,
     out: str = "",
 ) -> int:
-    """Measure weights on the mini-world and on real data, beside floors, and write the page of results.
+    """Measure weights on the mini-world and on real data, beside baselines, and write the page of results.
 
     Example: clay results --only landsat
 
     Args:
-        weights: of a Clay: a path, or a name in data/weights
+        weights: a file of weights: a path, or a name in data/weights
         only: studies by name, separated by commas: world, ucmerced, landsat, landcover
         data: the folder of real data, with ucmerced, landsat-sr, sentinel-2-l2a and landcover; empty: CLAY_REALDATA,
             or shared/realdata beside the checkout. Studies whose data are absent keep their rows of the last run
@@ -68,33 +69,33 @@ def results(
     clay, digest = Clay.load(path), sha256(path)[:16]
     table = read_results(folder)
     for name in names:
-        missing = [need for need in STUDIES[name].needs if not (real / need).is_dir()]
+        missing = [need for need in STUDIES[name].folders if not (real / need).is_dir()]
         if missing:
             print(f"{name}: {', '.join(missing)} not in {real}: its rows are those of the last run", flush=True)
             continue
         print(f"{name}: running", flush=True)
         rows = STUDIES[name].run(clay, real, seeds)
         command = f"python -m clay_lib results {path.name} --only {name} --seeds {seeds}"
-        about = dict(study=name, weights=digest, made=f"{datetime.now(UTC):%Y-%m-%d}", command=command)
-        rows = rows.assign(**about).reindex(columns=COLUMNS)
+        source = dict(study=name, weights=digest, made=f"{datetime.now(UTC):%Y-%m-%d}", command=command)
+        rows = rows.assign(**source).reindex(columns=COLUMNS)
         table = pd.concat([table[table["study"] != name], rows.round(4)], ignore_index=True)
-        write_results(folder, table)
-    print(write_results(folder, table))
+        write_page(folder, table)
+    print(write_page(folder, table))
     return 0
 
 
 def read_results(folder: Path) -> pd.DataFrame:
-    """The rows of the last run; none where there was none."""
+    """The rows of the last run; none if there was none."""
     path = Path(folder) / "results.csv"
     return pd.read_csv(path, dtype={"weights": str}) if path.is_file() else pd.DataFrame(columns=COLUMNS)
 
 
-def write_results(folder: Path, table: pd.DataFrame) -> Path:
-    """results.csv and the page made of it, RESULTS.md."""
+def write_page(folder: Path, table: pd.DataFrame) -> Path:
+    """results.csv and the page made from it, RESULTS.md."""
     order = {name: k for k, name in enumerate(STUDIES)}
     table = table.sort_values("study", key=lambda names: names.map(order), kind="stable")
     atomic_write(Path(folder) / "results.csv", lambda partial: table.to_csv(partial, index=False))
-    # the page is made of what the file says, so that it is the same whether a row was just measured or kept
+    # from the file's rows, so that the page is the same whether a row was just measured or kept
     page = results_page(read_results(folder))
     return atomic_write(Path(folder) / "RESULTS.md", lambda partial: partial.write_text(page))
 
@@ -107,93 +108,76 @@ def results_page(table: pd.DataFrame) -> str:
     parts = [HEAD]
     for name, study in STUDIES.items():
         rows = table[table["study"] == name]
-        parts.append(f"## {study.title}\n\n{study.what}")
+        parts.append(f"## {study.title}\n\n{study.description}")
         if rows.empty:
             parts.append("Not measured yet.")
             continue
         one = rows.iloc[0]
-        told = f"Seeds 0 to {rows['seeds'].max() - 1}; weights `{one['weights']}` (SHA-256); measured {one['made']}."
-        parts.append(f"{told} Again: `{one['command']}`")
+        measured = (
+            f"Seeds 0 to {rows['seeds'].max() - 1}; weights `{one['weights']}` (SHA-256); measured {one['made']}."
+        )
+        parts.append(f"{measured} Run again: `{one['command']}`")
         for split, own in rows.groupby("split", sort=False):
-            parts.append(f"### Split: {SPLITS.get(split, split)}\n\n{_scores(own)}")
-        if not rows["gap"].dropna().empty:
-            parts.append(f"### Random split minus honest split\n\n{_pivot(rows.dropna(subset=['gap']), _gap)}")
+            parts.append(f"### Split: {SPLITS.get(split, split)}\n\n{_pivot(own, 'score', '{:.1f}')}")
+            lead = own.dropna(subset=["margin"])
+            lead = lead[~lead["features"].str.startswith("random")]
+            if not lead.empty:
+                parts.append(f"Lead over the best baseline, on the same chips:\n\n{_pivot(lead, 'margin', '{:+.1f}')}")
+        gaps = rows.dropna(subset=["gap"])
+        if not gaps.empty:
+            parts.append(f"### Random split minus spatial split\n\n{_pivot(gaps, 'gap', '{:+.1f}')}")
     return "\n\n".join(parts) + "\n"
 
 
-def _scores(rows: pd.DataFrame) -> str:
-    text = _pivot(rows, _score)
-    lead = rows.dropna(subset=["margin"])
-    lead = lead[~lead["features"].str.startswith("random")]
-    return text if lead.empty else f"{text}\n\nLead over the best floor, on the same chips:\n\n{_pivot(lead, _lead)}"
-
-
-def _pivot(rows: pd.DataFrame, cell: Callable) -> str:
+def _pivot(rows: pd.DataFrame, column: str, form: str) -> str:
+    """A Markdown table of one quantity with its interval, in per cent: a row a feature set, a column a probe."""
+    ends = ["low", "high"] if column == "score" else [f"{column}_low", f"{column}_high"]
     probes = list(dict.fromkeys(rows["probe"]))
     lines = [["features", "numbers", *probes], ["---"] * (2 + len(probes))]
     for name, own in rows.groupby("features", sort=False):
         own = own.set_index("probe")
-        cells = [cell(own.loc[probe]) if probe in own.index else "" for probe in probes]
+        cells = {probe: as_text(*(100 * row[[column, *ends]]), form=form) for probe, row in own.iterrows()}
+        if column == "margin":
+            cells = {probe: f"{text} over {own.loc[probe, 'baseline']}" for probe, text in cells.items()}
         dim = own["dim"].iloc[0]
-        lines.append([name, f"{dim:.0f}" if pd.notna(dim) else "", *cells])
+        lines.append([name, f"{dim:.0f}" if pd.notna(dim) else "", *(cells.get(probe, "") for probe in probes)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _score(row) -> str:
-    return as_text(*(100 * row[["score", "low", "high"]]), form="{:.1f}")
-
-
-def _lead(row) -> str:
-    return as_text(*(100 * row[["margin", "margin_low", "margin_high"]]), form="{:+.1f}") + f" over {row['floor']}"
-
-
-def _gap(row) -> str:
-    return as_text(*(100 * row[["gap", "gap_low", "gap_high"]]), form="{:+.1f}")
 
 
 # -- the studies -----------------------------------------------------------------------------------------------------
 
 
-def rows_of(told: Evaluation) -> pd.DataFrame:
+def rows_of(evaluation: Evaluation) -> pd.DataFrame:
     """Scores, leads and gaps of one evaluation, a row per feature set, split and probe."""
-    gaps = told.gap.rename(columns={"low": "gap_low", "high": "gap_high"})
-    gaps = gaps.assign(split=next(s for s in told.table["split"].unique() if s != "random"))
-    keys = ["features", "kind", "split", "probe", "shots"]
-    return told.summary.merge(gaps, on=keys, how="left")
+    gaps = evaluation.gap.rename(columns={"low": "gap_low", "high": "gap_high"})
+    gaps = gaps.assign(split=next(s for s in evaluation.table["split"].unique() if s != "random"))
+    return evaluation.summary.merge(gaps, on=["features", "kind", "split", "probe", "shots"], how="left")
 
 
 def _world(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
-    from clay_lib.evaluation.transfer import probe_world
-
-    return rows_of(probe_world(clay, seeds=seeds))
+    return rows_of(transfer.probe_world(clay, seeds=seeds))
 
 
 def _ucmerced(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
-    from clay_lib.evaluation.transfer import probe_images, read_images
-
-    images = {size: read_images(real / "ucmerced", size) for size in (64, 128)}
-    told, chosen = probe_images(clay, images, first_test=66, seeds=seeds)
+    images = {size: transfer.read_images(real / "ucmerced", size) for size in (64, 128)}
+    evaluation, chosen = transfer.probe_images(clay, images, first_test=66, seeds=seeds)
     print(f"  read-out chosen on training folds: {chosen}")
-    return rows_of(told)
+    return rows_of(evaluation)
 
 
 def _landsat(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
-    from clay_lib.evaluation.transfer import probe_points, read_points
-
     scene, labels = (real / "landsat-sr" / f"LE70220491999322EDC01_{end}.tif" for end in ("stack", "labels"))
-    bands = ["blue", "green", "red", "nir08", "swir16", "swir22", None, None]  # neither heat nor the mask
+    bands = ["blue", "green", "red", "nir08", "swir16", "swir22", None, None]  # neither thermal nor the mask
     collection_2 = dict(scale=1e-4 / 0.0000275, offset=0.2 / 0.0000275)  # from reflectance x 10000
     reading = dict(bands=bands, when="1999-11-18", **collection_2)
-    pixels, classes, about = read_points(scene, labels, "landsat-c2l2-sr", **reading)
-    return rows_of(probe_points(clay, pixels, classes, **about, seeds=seeds))
+    pixels, classes, metadata = transfer.read_points(scene, labels, "landsat-c2l2-sr", **reading)
+    return rows_of(transfer.probe_points(clay, pixels, classes, **metadata, seeds=seeds))
 
 
 def _landcover(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
-    from clay_lib.evaluation.transfer import probe_patches, read_rasters
-
     bands = [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]  # of the file's twelve
-    pairs = read_rasters(real / "sentinel-2-l2a", real / "landcover", bands)
-    table = probe_patches(clay, pairs, seeds=seeds).assign(probe="linear", metric="balanced", seeds=seeds)
+    pairs = transfer.read_rasters(real / "sentinel-2-l2a", real / "landcover", bands)
+    table = transfer.probe_patches(clay, pairs, seeds=seeds).assign(probe="linear", metric="balanced", seeds=seeds)
     random = table[table["split"] == "windows"].set_index("features")["score"]
     gap = table["features"].map(random) - table["score"]
     return table.assign(gap=gap.where(table["split"] == "rasters"))
@@ -210,24 +194,25 @@ STUDIES = {
     "ucmerced": Study(
         "Real aerial images",
         "500 RGB images of 0.3 m, ten classes (UC Merced, a part), as sensor naip with bands red, green, blue. Files "
-        "numbered below 66 train, 170 from 66 on test: neighbours in number are neighbours on the ground. Accuracy; "
-        "intervals over images and seeds. The chosen read-out was chosen on folds of the images below 66. Two thirds of "
-        "the images asked at random are among these, so that its rows there, and its gap, flatter for that reason too.",
+        "numbered below 66 train, 170 from 66 on test: neighbors in number are neighbors on the ground. Accuracy; "
+        "intervals over images and seeds. The read-out was chosen on folds of the images below 66. Two thirds of the "
+        "test images of the random split are among these, so that its rows there, and its gap, are flattered.",
         ("ucmerced",),
         _ucmerced,
     ),
     "landsat": Study(
         "Labelled pixels of a real Landsat 7 scene",
-        "718 pixels of five classes, a chip of 8 x 8 pixels of 30 m around each (eight lie too near the border). They were drawn in 27 clumps, of which "
-        "whole ones are held back, so the intervals are wide. Balanced accuracy; intervals over clumps and seeds.",
+        "718 pixels of five classes, a chip of 8 x 8 pixels of 30 m around each (eight lie too near the border). They "
+        "were drawn in 27 clumps, of which complete ones are held out, so that the intervals are wide. Balanced "
+        "accuracy; intervals over clumps and seeds.",
         ("landsat-sr",),
         _landsat,
     ),
     "landcover": Study(
         "Land cover of single patches of real Sentinel-2",
-        "Patches of 8 x 8 pixels of sure class of three tiles (Brazil, Tanzania, Chile): each tile told by a linear "
-        "probe trained on the other two (rasters), and half of the windows of 56 px by the other half (windows). "
-        "Balanced accuracy; intervals over windows.",
+        "Patches of 8 x 8 pixels of clear class of three tiles (Brazil, Tanzania, Chile): each tile classified by a "
+        "linear probe trained on the other two (rasters), and half of the windows of 56 px by one trained on the other "
+        "half (windows). Balanced accuracy; intervals over windows.",
         ("sentinel-2-l2a", "landcover"),
         _landcover,
     ),
@@ -241,9 +226,9 @@ SPLITS = {
 }
 HEAD = """# Results
 
-Made by `python -m clay_lib results`; all rows, each with its data, split, seeds, weights and command, are in
-`results.csv`. Scores are in per cent, with 95 % bootstrap intervals. Floors know nothing that was learned: pixel
-statistics, colour histograms, random convolutions, and the same architecture with random weights. The lead is over the
-best floor of that probe, picked on the test chips themselves, so that luck is on the floor's side. A random split
-flatters: the last table of a chapter tells by how many points. Rows whose data were not there are those of the date
-they tell. How the floors' recipes compare with figures known elsewhere is in `tests/test_probes.py`."""
+Written by `python -m clay_lib results`; all rows, each with its data, split, seeds, weights and command, are in
+`results.csv`. Scores are in per cent, with 95 % bootstrap intervals. The baselines learned nothing: pixel statistics,
+color histograms, random convolutions, and the same architecture with random weights. The lead is over the best baseline
+of that probe, chosen on the test chips themselves, which favors the baseline. A random split flatters: the last table
+of a chapter says by how many points. Rows whose data were absent are those of their date. How the baselines compare with
+published figures is in `tests/evaluation/test_probes.py`."""

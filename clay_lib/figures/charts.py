@@ -24,14 +24,14 @@ def bars_with_intervals(
     limits: tuple[float, float] | None = None,
     form: str = "{:.2f}",
 ) -> Figure:
-    """Horizontal bars with intervals; columns name, value, low, high, kind ("floor" is grey, the rest coloured)."""
+    """Horizontal bars with intervals; columns name, value, low, high, kind ("baseline" is grey, the rest coloured)."""
     lacking = {"name", "value", "low", "high", "kind"} - set(table.columns)
     if lacking:
         raise ContractError(
             "table", list(table.columns), "columns name, value, low, high, kind", f"{sorted(lacking)} missing"
         )
-    kinds = [k for k in dict.fromkeys(table["kind"]) if k != "floor"]
-    colours = {"floor": FLOOR, **{k: PALETTE[i % len(PALETTE)] for i, k in enumerate(kinds)}}
+    kinds = [k for k in dict.fromkeys(table["kind"]) if k != "baseline"]
+    colours = {"baseline": FLOOR, **{k: PALETTE[i % len(PALETTE)] for i, k in enumerate(kinds)}}
     with style():
         fig, ax = plt.subplots(figsize=(7.2, 0.36 * len(table) + 1.1))
         at = np.arange(len(table))
@@ -66,11 +66,11 @@ def bars_with_intervals(
 def scores(table: pd.DataFrame, *, title: str = "") -> Figure:
     """A panel a probe, a row a feature set: dots with intervals for the honest split, rings for the random one.
 
-    table: as `evaluation.Evaluation.table`: features, kind, split, probe, score, low, high. Floors are grey.
+    table: as `evaluation.Evaluation.table`: features, kind, split, probe, score, low, high. Baselines are grey.
     """
     probes, names = list(dict.fromkeys(table["probe"])), list(dict.fromkeys(table["features"]))
     kinds = table.drop_duplicates("features").set_index("features")["kind"]
-    names = [n for n in names if kinds[n] == "floor"] + [n for n in names if kinds[n] != "floor"]
+    names = [n for n in names if kinds[n] == "baseline"] + [n for n in names if kinds[n] != "baseline"]
     honest = next(s for s in ("blocks", "given", "random") if (table["split"] == s).any())
     with style():
         size = (2.6 + 2.3 * len(probes), 0.32 * len(names) + 1.5)
@@ -78,7 +78,7 @@ def scores(table: pd.DataFrame, *, title: str = "") -> Figure:
         for ax, probe in zip(axes[0], probes, strict=True):
             part = table[table["probe"] == probe].set_index(["features", "split"])
             for y, name in enumerate(names):
-                row, colour = part.loc[(name, honest)], "#6b6b6b" if kinds[name] == "floor" else PALETTE[0]
+                row, colour = part.loc[(name, honest)], "#6b6b6b" if kinds[name] == "baseline" else PALETTE[0]
                 ax.plot([row["low"], row["high"]], [y, y], color=colour, lw=2)
                 ax.plot(row["score"], y, "o", color=colour, ms=6)
                 if honest != "random" and (name, "random") in part.index:
@@ -91,7 +91,7 @@ def scores(table: pd.DataFrame, *, title: str = "") -> Figure:
         axes[0, 0].invert_yaxis()
         told = {"blocks": "split by blocks", "given": "the given split", "random": "random split"}[honest]
         keys = [Line2D([], [], color=c, marker="o", lw=2, label=f"{w}, {told}")
-                for c, w in (("#6b6b6b", "floor"), (PALETTE[0], "model"))]  # fmt: skip
+                for c, w in (("#6b6b6b", "baseline"), (PALETTE[0], "model"))]  # fmt: skip
         if honest != "random" and (table["split"] == "random").any():
             keys.append(Line2D([], [], color=INK, marker="o", mfc="none", lw=0, label="random split"))
         fig.legend(handles=keys, loc="outside lower right", ncols=len(keys))

@@ -59,7 +59,7 @@ trained = train(
 
 # %%
 scores = reconstruction_scores(trained.clay, unseen, mask_ratio=scored_ratio, seed=seed)
-train_x, test_x = probes.standardise(*(embed_chips(trained.clay, part)["patch mean"] for part in (land, unseen)))
+train_x, test_x = probes.standardize(*(embed_chips(trained.clay, part)["patch mean"] for part in (land, unseen)))
 knn = probes.knn_score(train_x, land.land_cover, test_x, unseen.land_cover, k=5)
 ratio = float(scores["error"].mean() / scores["mean_error"].mean())
 print(f"hidden pixels: {ratio:.2f} of the visible mean's error; land cover by five neighbours: {knn:.0%}")

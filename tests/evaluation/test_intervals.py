@@ -1,4 +1,4 @@
-"""Intervals hold the truth as often as they say, and know who is no independent witness."""
+"""Intervals cover the truth as often as they claim, and respect what is not independent."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import pytest
 from clay_lib.evaluation.intervals import as_text, codes, interval, resample
 
 
-def of(hit, group=None, **kwargs):
+def interval_of(hit, group=None, **kwargs):
     return interval(resample(hit, np.arange(len(hit)) if group is None else group, **kwargs))
 
 
 def test_interval_covers_the_truth():
-    """95 % intervals over 100 chips, 200 times: the share that holds the true accuracy is 95 % give or take."""
+    """95 % intervals over 100 chips, 200 times: the share that holds the true accuracy is about 95 %."""
     rng, covered = np.random.default_rng(0), 0
     for seed in range(200):
-        _, low, high = of(rng.random(100) < 0.7, bootstraps=300, seed=seed)
+        _, low, high = interval_of(rng.random(100) < 0.7, bootstraps=300, seed=seed)
         covered += low <= 0.7 <= high
     assert 0.89 <= covered / 200 <= 0.99
 
 
-def test_interval_covers_the_truth_where_chips_are_neighbours_only_by_group():
-    """Chips of a place share its luck: drawn by place the interval holds the truth, drawn by chip far too rarely."""
+def test_neighboring_chips_are_covered_only_by_group():
+    """Chips of a place are correlated: resampled by place the interval covers the truth, by chip far too rarely."""
     rng, group, covered = np.random.default_rng(1), np.repeat(np.arange(60), 8), np.zeros(2)
     for seed in range(150):
         hit = rng.random(480) < rng.beta(2, 2, 60)[group]  # the mean over places is 0.5
         for k, groups in enumerate((group, None)):
-            _, low, high = of(hit, groups, bootstraps=200, seed=seed)
+            _, low, high = interval_of(hit, groups, bootstraps=200, seed=seed)
             covered[k] += low <= 0.5 <= high
     assert 0.89 <= covered[0] / 150 <= 0.99 and covered[1] / 150 < 0.8
 
@@ -36,51 +36,48 @@ def test_balanced_interval_covers_the_balanced_truth():
     rng, covered, label = np.random.default_rng(2), 0, np.repeat([0, 1], (150, 50))
     for seed in range(150):
         hit = rng.random(200) < np.array([0.9, 0.5])[label]
-        value, low, high = of(hit, stratum=label, bootstraps=200, seed=seed)
+        value, low, high = interval_of(hit, stratum=label, bootstraps=200, seed=seed)
         assert value == pytest.approx((hit[:150].mean() + hit[150:].mean()) / 2)
         covered += low <= 0.7 <= high
     assert 0.88 <= covered / 150 <= 0.99
 
 
-def test_a_class_of_few_places_does_not_lift_the_interval_where_it_is_not_drawn():
-    """Class 1 has two places out of twenty and is always wrong: no resampling that asks for both classes exceeds half."""
+def test_resampling_without_a_rare_class_is_left_out():
+    """Class 1 has two places out of twenty and is always wrong: no resampling with both classes exceeds one half."""
     group, label = np.repeat(np.arange(20), 5), np.repeat([0] * 18 + [1] * 2, 5)
-    value, low, high = of(label == 0, group, stratum=label)
-    assert value == low == high == 0.5
+    assert interval_of(label == 0, group, stratum=label) == (0.5, 0.5, 0.5)
+    assert interval_of(label == 0, group, stratum=label, skip_empty=True) == (0.5, 0.5, 1.0)
 
 
-def test_copies_are_no_new_witnesses():
+def test_copies_add_no_information():
     """Every place seen four times with one outcome: the interval is that of the places, and wider than the chips'."""
     places = np.random.default_rng(0).random(100) < 0.7
     copies, group = np.repeat(places, 4), np.repeat(np.arange(100), 4)
-    assert of(copies, group) == pytest.approx(of(places))
-    wide, narrow = (np.ptp(of(copies, g)[1:]) for g in (group, None))
+    assert interval_of(copies, group) == pytest.approx(interval_of(places))
+    wide, narrow = (np.ptp(interval_of(copies, g)[1:]) for g in (group, None))
     assert wide == pytest.approx(2 * narrow, rel=0.2)
-    # nor are five equal answers under five seeds
-    assert of(np.tile(places, 5), np.tile(np.arange(100), 5), draw=np.repeat(np.arange(5), 100)) == pytest.approx(
-        of(places)
-    )
+    # nor do five equal predictions of five seeds
+    five = interval_of(np.tile(places, 5), np.tile(np.arange(100), 5), draw=np.repeat(np.arange(5), 100))
+    assert five == pytest.approx(interval_of(places))
 
 
-def test_the_luck_of_seeds_is_in_the_interval():
-    """Every chip is right under seeds 0-2 and wrong under 3 and 4: no luck of chips is left, all of the seeds'."""
+def test_the_interval_covers_the_choice_of_seeds():
+    """Every chip is right under seeds 0-2 and wrong under 3 and 4: all of the variation comes from the seeds."""
     draw = np.repeat(np.arange(5), 50)
-    value, low, high = of(draw < 3, np.tile(np.arange(50), 5), draw=draw)
+    value, low, high = interval_of(draw < 3, np.tile(np.arange(50), 5), draw=draw)
     assert value == pytest.approx(0.6) and low <= 0.2 and high == pytest.approx(1.0)
 
 
-def test_equal_groups_draw_equally():
-    """What is better by a tenth on every chip is better by a tenth however chips are drawn."""
+def test_equal_groups_are_resampled_equally():
     hit, group = np.random.default_rng(0).random(60), codes(np.random.default_rng(1).integers(0, 9, 60).astype(str))
-    gain = resample(hit + 0.1, group) - resample(hit, group)
-    np.testing.assert_allclose(gain, 0.1)
+    np.testing.assert_allclose(resample(hit + 0.1, group) - resample(hit, group), 0.1)
 
 
-def test_one_group_has_no_interval_and_few_are_warned_of():
+def test_one_group_has_no_interval_and_few_groups_warn():
     hit = np.random.default_rng(0).random(40) < 0.7
     with pytest.warns(UserWarning, match="1 group"):
-        value, low, high = of(np.tile(hit, 2), np.zeros(80, int), draw=np.repeat([0, 1], 40))
+        value, low, high = interval_of(np.tile(hit, 2), np.zeros(80, int), draw=np.repeat([0, 1], 40))
     assert value == hit.mean() and np.isnan([low, high]).all() and as_text(value, low, high).endswith(" (–)")
     with pytest.warns(UserWarning, match="3 groups"):
-        value, low, high = of(hit, np.arange(40) % 3)
+        value, low, high = interval_of(hit, np.arange(40) % 3)
     assert low <= value <= high and as_text(value, low, high) == f"{value:.2f} ({low:.2f} to {high:.2f})"

@@ -18,21 +18,21 @@ def weights(tmp_path):
 
 
 def study(score, needs=()):
-    """A study whose only measured number is given; what surrounds it is the page's own."""
+    """A study with a given score."""
 
     def run(clay, real, seeds):
-        about = dict(kind="model", probe="linear", metric="accuracy", n_train=9, n_test=9, dim=32, seeds=seeds)
+        shared = dict(kind="model", probe="linear", metric="accuracy", n_train=9, n_test=9, dim=32, seeds=seeds)
         rows = [
             dict(split="blocks", features="Clay", score=score, low=score - 0.1, high=score + 0.1, margin=-0.05,
-                 margin_low=-0.1, margin_high=0.01, floor="pixel statistics", gap=0.2, gap_low=0.1, gap_high=0.3),
+                 margin_low=-0.1, margin_high=0.01, baseline="pixel statistics", gap=0.2, gap_low=0.1, gap_high=0.3),
             dict(split="random", features="Clay", score=score + 0.2, low=score, high=score + 0.3),
         ]  # fmt: skip
-        return pd.DataFrame([row | about for row in rows])
+        return pd.DataFrame([row | shared for row in rows])
 
     return results.Study("A study", "Of something.", needs, run)
 
 
-def test_rows_tell_how_to_run_them_again_and_stay_where_data_are_absent(weights, tmp_path, monkeypatch, capsys):
+def test_rows_name_their_command_and_stay_where_data_are_absent(weights, tmp_path, monkeypatch, capsys):
     out, real = tmp_path / "out", tmp_path / "real"
     (real / "places").mkdir(parents=True)
     monkeypatch.setattr(results, "STUDIES", {"a": study(0.5), "b": study(0.6, ("places",))})
@@ -59,18 +59,17 @@ def test_rows_tell_how_to_run_them_again_and_stay_where_data_are_absent(weights,
         results.results(str(weights), only="c", **run)
 
 
-def test_a_dash_stands_where_there_is_no_interval():
+def test_a_missing_interval_is_a_dash():
     table = study(0.5).run(None, None, 2).assign(study="world", made="", command="", weights="", probe="linear")
     ends = [name for name in table if name.endswith(("low", "high"))]
     page = results.results_page(table.assign(**dict.fromkeys(ends, float("nan"))))
     assert "| 50.0 (–) |" in page and "-5.0 (–) over pixel statistics" in page and "nan" not in page
 
 
-def test_the_shipped_page_is_made_of_the_shipped_rows():
+def test_the_shipped_page_matches_the_shipped_rows():
     folder = results.DATA / "weights"
     table = results.read_results(folder)
     assert set(table["study"]) <= set(results.STUDIES) and len(table)
     assert (folder / "RESULTS.md").read_text() == results.results_page(table)
     assert table[["weights", "command", "seeds", "split", "metric"]].notna().all(axis=None)
-    floors = table[table["kind"] == "floor"].groupby("study").size()
-    assert (floors >= 3).all()
+    assert (table[table["kind"] == "baseline"].groupby("study").size() >= 3).all()

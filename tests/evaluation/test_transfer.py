@@ -1,6 +1,6 @@
-"""Transfer probes on small made-up images and rasters, and on real ones where they lie beside the checkout."""
+"""Transfer probes on small synthetic images and rasters, and on real ones where they lie beside the checkout."""
 
-from pathlib import Path
+from __future__ import annotations
 
 import numpy as np
 import pandas as pd
@@ -8,36 +8,37 @@ import pytest
 import rasterio
 from PIL import Image
 
-from clay_lib import SENSORS, Clay, ClayConfig
-from clay_lib.errors import ContractError
-from clay_lib.evaluation import probes
+from clay_lib import SENSORS, Clay, ClayConfig, ContractError
+from clay_lib.files import DATA
+from clay_lib.evaluation import baselines, probes
 from clay_lib.evaluation.evaluate import embed_features
 from clay_lib.evaluation.transfer import (
     WINDOW,
-    _alone,
-    _answers,
-    _balanced,
-    _splits,
     choose_readout,
     cut_patches,
+    cut_points,
+    predict_patches,
     probe_images,
     probe_patches,
+    probe_points,
     probe_world,
     read_images,
+    read_points,
     read_rasters,
-    readouts,
-    rebuild_world,
+    readout_candidates,
+    reconstruct_world,
+    score_patches,
+    split_patches,
     transfer,
 )
-from clay_lib.files import DATA
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "realdata"
 TINY = ClayConfig(32, 1, 2, 16, 2, 16, 1, 2, 8, 2, teacher_dim=8)
+RGB = dict(sensor="naip", bands=["red", "green", "blue"])
 
 
 @pytest.fixture(autouse=True)
-def one_strength(monkeypatch):
-    """Which C is best is told by test_probes; here it would only take time."""
+def short_grid(monkeypatch):
+    """The choice of C is tested in test_probes; here it would only take time."""
     monkeypatch.setattr(probes, "C_GRID", (0.1,))
 
 
@@ -48,7 +49,7 @@ def clay():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three classes told by their texture alone: flat, stripes, fine checks; 24 images of each."""
+    """Three classes that differ by texture alone: flat, stripes, fine checks; 24 images of each."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     row, column = np.mgrid[:40, :40]
     patterns = {"flat": 0 * row, "stripes": 40 * (row // 4 % 2), "checks": 40 * ((row + column) // 2 % 2)}
@@ -62,7 +63,7 @@ def folder(tmp_path_factory):
 
 
 def raster_pairs(seed=0, side=2 * 8 * WINDOW):
-    """Two rasters of two classes, one bright and one dark, whose patches' means differ; unlike classes by quarter."""
+    """Two rasters of two classes, one bright and one dark, in squares of 2 x 2 patches."""
     rng, pairs = np.random.default_rng(seed), {}
     for name in ("east", "west"):
         classes = np.kron(rng.integers(1, 3, (side // 16, side // 16)), np.ones((16, 16), int)).astype(np.uint8)
@@ -71,7 +72,10 @@ def raster_pairs(seed=0, side=2 * 8 * WINDOW):
     return pairs
 
 
-def test_images_are_read_with_their_class_and_number(folder, tmp_path):
+# -- images ----------------------------------------------------------------------------------------------------------
+
+
+def test_images_have_their_class_and_number(folder, tmp_path):
     images = read_images(folder, 24)
     assert images.pixels.shape == (72, 3, 24, 24) and images.pixels.dtype == np.uint8
     assert sorted(set(images.labels)) == ["checks", "flat", "stripes"]
@@ -82,72 +86,125 @@ def test_images_are_read_with_their_class_and_number(folder, tmp_path):
         read_images(tmp_path, 24)
 
 
-def test_image_probes_split_by_number_and_compare_with_floors(clay, folder):
+def test_image_probes_split_by_number_and_compare_with_baselines(clay, folder):
     images = {24: read_images(folder, 24)}
-    told, chosen = probe_images(clay, images, gsd=2.0, native=40, seeds=2, bootstraps=20)
-    assert set(told.table["split"]) == {"given", "random"} and len(told.gap) == told.table["features"].nunique() * 3
-    table = told.summary[told.summary["split"] == "given"]
-    assert chosen in readouts({24: {name: np.zeros((1, 1)) for name in ("class token", "patch mean", "patch spread")}})
+    evaluation, chosen = probe_images(clay, images, gsd=2.0, native=40, seeds=2, bootstraps=20)
+    assert set(evaluation.table["split"]) == {"given", "random"}
+    assert len(evaluation.gap) == evaluation.table["features"].nunique() * 3
+    kinds = ("class token", "patch mean", "patch spread")
+    assert chosen in readout_candidates({24: {name: np.zeros((1, 1)) for name in kinds}})
+    table = evaluation.summary[evaluation.summary["split"] == "given"]
     assert set(table["probe"]) == {"kNN-5", "kNN-20 cosine", "linear"} and (table["n_test"] == 24).all()
     table = table.set_index(["features", "probe"])
-    assert table.loc[("random convolutions, 24 px", "linear"), "score"] > 0.9  # textures are what they tell apart
+    assert table.loc[("random convolutions, 24 px", "linear"), "score"] > 0.9  # they respond to texture
     assert table.loc[("random weights, class token", "linear"), "seeds"] == 2
     ours = table.loc[("Clay, class token", "linear")]
-    best = table[(table["kind"] == "floor")].xs("linear", level="probe")["score"].max()
+    best = table[table["kind"] == "baseline"].xs("linear", level="probe")["score"].max()
     assert ours["margin"] == pytest.approx(ours["score"] - best) and ours["margin_low"] <= ours["margin_high"]
 
 
-def test_the_read_out_is_chosen_by_what_it_tells_of_held_out_folds():
+def test_the_read_out_is_chosen_by_cross_validation():
     rng, y = np.random.default_rng(0), np.tile([0, 1], 60)
     folds = np.repeat(np.arange(4), 30)
     useful, useless = y[:, None] + rng.normal(0, 0.3, (120, 4)), rng.normal(size=(120, 4))
-    leaky = np.stack([folds, folds * y], axis=1) + rng.normal(0, 0.01, (120, 2))  # tells neighbours, not classes
+    leaky = np.stack([folds, folds * y], axis=1) + rng.normal(0, 0.01, (120, 2))  # separates neighbors, not classes
     assert choose_readout({"useless": useless, "leaky": leaky, "useful": useful}, y, folds) == "useful"
 
 
-def test_patches_are_cut_where_their_class_is(clay):
+# -- patches of rasters ----------------------------------------------------------------------------------------------
+
+
+def test_patches_are_cut_where_their_class_is():
     pairs = raster_pairs()
-    parts = cut_patches(pairs, 8)
-    assert parts.windows.shape == (8, 3, 8 * WINDOW, 8 * WINDOW) and len(parts.place) == 8 * WINDOW**2
-    bright = parts.pixels.mean((1, 2, 3)) > 120
-    assert (bright == (parts.label == 1)).all()
-    one = 3 * WINDOW**2 + 2 * WINDOW + 5  # window 3 is the lower right of the first raster
+    patches = cut_patches(pairs, 8)
+    assert patches.windows.shape == (8, 3, 8 * WINDOW, 8 * WINDOW) and len(patches.place) == 8 * WINDOW**2
+    assert (patches.raster == np.repeat(["east", "west"], 4 * WINDOW**2)).all()
+    # patch of row 2, column 5 in window 3, the lower right one of the first raster
+    one = 3 * WINDOW**2 + 2 * WINDOW + 5
+    pixels = patches.windows[patches.window[one]][:, 16:24, 40:48]
     row, column = (WINDOW + 2) * 8, (WINDOW + 5) * 8
-    assert (parts.pixels[one] == pairs["east"][0][:, row : row + 8, column : column + 8]).all()
-    assert (parts.windows[3][:, 16:24, 40:48] == parts.pixels[one]).all()
+    assert (pixels == pairs["east"][0][:, row : row + 8, column : column + 8]).all()
+    assert patches.label[one] == pairs["east"][1][row, column] and (pixels.mean() > 120) == (patches.label[one] == 1)
 
 
-def test_patch_probes_leave_rasters_and_windows_out(clay):
-    parts = cut_patches(raster_pairs(), 8)
+def test_patch_probes_leave_rasters_and_windows_out(clay, tmp_path):
+    patches = cut_patches(raster_pairs(), 8)
     for split in ("rasters", "windows"):
-        tested = sum(test.astype(int) for _, test in _splits(parts, split, 0))
-        assert (tested == 1).all()
-        group = parts.raster if split == "rasters" else parts.window
-        assert all(not set(group[a]) & set(group[b]) for a, b in _splits(parts, split, 0))
-    kwargs = dict(sensor="naip", bands=["red", "green", "blue"], gsd=0.3, seeds=1, bootstraps=50)
-    table = probe_patches(clay, raster_pairs(), **kwargs).set_index(["split", "features"])
+        parts = list(split_patches(patches, split, 0))
+        assert (sum(test.astype(int) for _, test in parts) == 1).all()
+        group = patches.raster if split == "rasters" else patches.window
+        assert all(not set(group[a]) & set(group[b]) for a, b in parts)
+    table = probe_patches(clay, raster_pairs(), **RGB, gsd=0.3, seeds=1, bootstraps=50)
+    table = table.set_index(["split", "features"])
     assert (table.loc[(slice(None), "pixel statistics"), "score"] > 0.95).all()
     assert ((table["low"] <= table["score"]) & (table["score"] <= table["high"])).all()
+    ours, best = (
+        table.loc[("rasters", "Clay, patch token")],
+        table.xs("rasters")["score"][table.xs("rasters")["baseline"].iloc[0]],
+    )
+    assert ours["margin"] == pytest.approx(ours["score"] - best)
     with pytest.raises(ContractError, match="at least 2"):
-        read_rasters(REAL / "nowhere", REAL / "nowhere")
+        read_rasters(tmp_path, tmp_path)
 
 
-def test_patch_scores_count_classes_evenly():
-    """Nine in ten patches are of class 1: always answering 1 is half right."""
+def test_patch_scores_weigh_classes_equally():
+    """Nine in ten patches are of class 1: always predicting 1 is half right."""
     labels = np.tile([1] * 9 + [2], 8)
-    answers = pd.DataFrame(dict(raster="a", window=np.repeat(np.arange(8), 10), label=labels, features="pixel"))
-    table = _balanced(answers.assign(answer=1), 20)
-    assert table["score"].item() == 0.5
-    assert _balanced(answers.assign(answer=labels), 20)["low"].item() == 1.0
+    table = pd.DataFrame(dict(raster="a", group=np.repeat(np.arange(8), 10), label=labels, features="pixel"))
+    assert score_patches(table.assign(prediction=1), 20)["score"].item() == 0.5
+    assert score_patches(table.assign(prediction=labels), 20)["low"].item() == 1.0
 
 
-def test_classes_that_training_lacks_are_not_asked():
+def test_classes_without_training_patches_are_left_out():
     pairs = raster_pairs()
     pairs["west"][1][:16] = 7
-    parts = cut_patches(pairs, 8)
-    x = parts.pixels.mean((2, 3))
-    told = _answers(x, parts, parts.raster == "east", parts.raster == "west", 0)
-    assert set(told["label"]) == {1, 2} and len(told) < (parts.raster == "west").sum()
+    patches = cut_patches(pairs, 8)
+    x = np.random.default_rng(0).normal(size=(len(patches.label), 3))
+    table = predict_patches({"a": x}, patches, patches.raster == "east", patches.raster == "west", 0)
+    assert set(table["label"]) == {1, 2} and len(table) < (patches.raster == "west").sum()
+    assert (table["raster"] == "west").all()
+
+
+# -- labeled pixels of a scene ---------------------------------------------------------------------------------------
+
+
+def labeled_clumps():
+    """Nine clumps of 3 x 3 labeled pixels, 20 pixels apart, of two classes that one band separates."""
+    labels = np.zeros((64, 64), np.uint8)
+    for k in range(9):
+        row, column = 8 + 20 * (k // 3), 8 + 20 * (k % 3)
+        labels[row : row + 3, column : column + 3] = 1 + k % 2
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(100, 5, (3, 64, 64)) + 60 * (np.arange(3) == 1)[:, None, None] * (labels == 2)
+    return pixels, labels
+
+
+def test_chips_are_centered_on_their_pixel_and_groups_share_nothing():
+    pixels, labels = labeled_clumps()
+    chips, y, groups = cut_points(pixels, labels, 8)
+    assert chips.shape == (81, 3, 8, 8) and len(set(groups)) == 9
+    row, column = np.argwhere(labels)[40]
+    np.testing.assert_array_equal(chips[40], pixels[:, row - 4 : row + 4, column - 4 : column + 4])
+    assert y[40] == labels[row, column]
+    assert len(set(cut_points(pixels, labels, 17)[2])) == 9
+    with pytest.raises(ContractError, match="2 places"):
+        cut_points(pixels, labels, 24)  # chips of neighboring clumps now overlap, all in one chain
+    pixels[:, 8, 8] = np.nan
+    assert len(cut_points(pixels, labels, 8)[0]) < 81
+    with pytest.raises(ContractError, match="another grid"):
+        cut_points(pixels, labels[1:])
+
+
+def test_the_pixel_alone_is_a_baseline(clay):
+    pixels, labels = labeled_clumps()
+    table = probe_points(clay, pixels, labels, **RGB, seeds=1, bootstraps=20).table
+    table = table.set_index(["split", "features", "probe"])
+    assert table.loc[("blocks", "pixel alone", "kNN-5"), "score"] == 1.0
+    assert table.loc[("blocks", "pixel alone", "kNN-5"), "kind"] == "baseline"
+    assert (table["metric"] == "balanced").all()
+
+
+# -- the command, and the mini-world ---------------------------------------------------------------------------------
 
 
 def test_the_command_writes_its_table(clay, folder, tmp_path, capsys):
@@ -159,22 +216,24 @@ def test_the_command_writes_its_table(clay, folder, tmp_path, capsys):
             with rasterio.open(tmp_path / kind / f"{name}.tif", "w", driver="GTiff", **size) as file:
                 file.write(values)
     out = tmp_path / "table.csv"
-    where = dict(rasters=str(tmp_path / "rasters"), labels=str(tmp_path / "labels"))
-    rgb = dict(sensor="naip", bands=["red", "green", "blue"])
-    assert transfer(str(weights), **where, **rgb, seeds=1, out=str(out)) == 0
+    paths = dict(rasters=str(tmp_path / "rasters"), labels=str(tmp_path / "labels"))
+    assert transfer(str(weights), **paths, **RGB, seeds=1, out=str(out)) == 0
     assert "pixel statistics" in capsys.readouterr().out and "margin" in out.read_text()
     with pytest.raises(ContractError, match="images, or rasters with labels"):
-        transfer(str(weights), images=str(folder), **where)
+        transfer(str(weights), images=str(folder), **paths)
 
 
-def test_the_mini_world_is_probed_and_rebuilt(clay):
+def test_the_mini_world_is_probed_and_reconstructed(clay):
     table = probe_world(clay, chips=22, test_chips=11, seeds=1, bootstraps=20).table
     assert {"Clay, both", "pixel statistics", "random weights, class token"} <= set(table["features"])
-    rebuilt = rebuild_world(clay, chips=3, sizes=(16,), seeds=2)
-    assert (
-        len(rebuilt) == 7 and (rebuilt["low"] <= rebuilt["ratio"]).all() and (rebuilt["ratio"] <= rebuilt["high"]).all()
-    )
-    assert rebuilt["ratio"].min() > 0.9  # random weights rebuild nothing
+    assert table.set_index("features").loc["random convolutions", "dim"].iloc[0] == 256
+    table = reconstruct_world(clay, chips=3, sizes=(16,), seeds=2)
+    assert len(table) == 7
+    assert ((table["low"] <= table["ratio"]) & (table["ratio"] <= table["high"])).all()
+    assert table["ratio"].min() > 0.9  # random weights reconstruct nothing
+
+
+# -- real data -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -184,38 +243,45 @@ def mini():
     return Clay.load(path)
 
 
-@pytest.mark.skipif(not (REAL / "ucmerced").is_dir(), reason="real images are not part of the repository")
-def test_shipped_weights_know_real_images_better_than_the_floors_do(mini):
-    """Modest: one small size, the listed floors and those measured here; margins are in data/weights/README.md."""
-    images = read_images(REAL / "ucmerced", 64)
-    about = dict(sensor="naip", bands=["red", "green", "blue"], check=False)
-    made = embed_features(mini, images.pixels, gsd=1.2, **about)
+def test_shipped_weights_beat_the_baselines_on_real_images(mini, realdata):
+    """One small size and the baselines measured here; the margins are in data/weights/README.md."""
+    images = read_images(realdata / "ucmerced", 64)
+    features = embed_features(mini, images.pixels, gsd=1.2, **RGB, check=False)
     train, y = images.numbers < 66, images.labels
-    pixels = SENSORS["naip"].normalize(images.pixels, about["bands"]).astype(np.float32)
-    sets = {"Clay": np.hstack([made["patch mean"], made["patch spread"]]), "Clay, class token": made["class token"]}
-    sets["random convolutions"] = probes.random_convolutions(pixels)
-    sets = {name: (x[train], x[~train]) for name, x in sets.items()}
-    score = probes.probe(sets, y[train], y[~train], bootstraps=20).set_index(["features", "probe"])["score"]
+    pixels = SENSORS["naip"].normalize(images.pixels, RGB["bands"]).astype(np.float32)
+    sets = {"Clay": np.hstack([features["patch mean"], features["patch spread"]])}
+    sets |= {"Clay, class token": features["class token"], "random": baselines.random_convolutions(pixels)}
+    predictions = probes.predict({name: (x[train], x[~train]) for name, x in sets.items()}, y[train], y[~train])
+    score = probes.score(predictions, bootstraps=20).set_index(["features", "probe"])["score"]
     assert (~train).sum() == 170
     assert score["Clay, class token", "kNN-20 cosine"] > 0.506 and score["Clay, class token", "linear"] > 0.6
-    for which in ("kNN-20 cosine", "linear"):
-        assert score["Clay", which] > score["random convolutions", which]
+    for probe in ("kNN-20 cosine", "linear"):
+        assert score["Clay", probe] > score["random", probe]
 
 
-@pytest.mark.skipif(not (REAL / "landcover").is_dir(), reason="real rasters are not part of the repository")
-def test_shipped_weights_know_a_patch_of_another_land_better_than_its_pixels_do(mini):
-    bands = [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]
-    pairs = read_rasters(REAL / "sentinel-2-l2a", REAL / "landcover", bands)
-    parts = cut_patches(pairs, 8)
+def test_shipped_weights_beat_the_pixels_of_a_patch_on_other_land(mini, realdata):
+    pairs = read_rasters(realdata / "sentinel-2-l2a", realdata / "landcover", [2, 3, 4, 5, 6, 7, 8, 9, 11, 12])
+    patches, S2 = cut_patches(pairs, 8), "sentinel-2-l2a"
+    cells = patches.windows.reshape(*patches.windows.shape[:2], WINDOW, 8, WINDOW, 8).transpose(0, 2, 4, 1, 3, 5)
+    pixels = cells.reshape(-1, 10, 8, 8)[patches.place]
     features = {
-        "Clay, each patch by itself": _alone(mini, parts.pixels, dict(sensor="sentinel-2-l2a", check=False)),
-        "pixel statistics": probes.pixel_statistics(SENSORS["sentinel-2-l2a"].normalize(parts.pixels)),
+        "Clay": embed_features(mini, pixels, sensor=S2, check=False, batch_size=512)["class token"],
+        "pixel statistics": baselines.pixel_statistics(SENSORS[S2].normalize(pixels)),
     }
-    answers = [
-        _answers(x, parts, train, test, seed).assign(features=name)
-        for name, x in features.items()
+    made = [
+        predict_patches(features, patches, *parts, seed)
         for seed in range(2)
-        for train, test in _splits(parts, "rasters", seed)
+        for parts in split_patches(patches, "rasters", seed)
     ]
-    score = _balanced(pd.concat(answers, ignore_index=True), 20).set_index("features")["score"]
-    assert score["Clay, each patch by itself"] > score["pixel statistics"]
+    score = score_patches(pd.concat(made, ignore_index=True), 20).set_index("features")["score"]
+    assert score["Clay"] > score["pixel statistics"]
+
+
+def test_the_real_scene_has_its_place_and_date(realdata):
+    bands = ["blue", "green", "red", "nir08", "swir16", "swir22", None, None]
+    scene, labels = (realdata / "landsat-sr" / f"LE70220491999322EDC01_{end}.tif" for end in ("stack", "labels"))
+    reading = dict(bands=bands, scale=1e-4 / 0.0000275, offset=0.2 / 0.0000275, when="1999-11-18")
+    pixels, classes, metadata = read_points(scene, labels, "landsat-c2l2-sr", **reading)
+    assert abs(metadata["lat"] - 15.72) < 0.01 and metadata["bands"] == bands[:6]
+    chips, y, groups = cut_points(pixels, classes)
+    assert len(y) == 710 and len(set(groups)) == 27 and (classes > 0).sum() == 718 and 7273 < chips.mean() < 20000

@@ -128,7 +128,7 @@ def test_bars_print_values_and_grey_the_floors():
             "value": [0.3, 0.8],
             "low": [0.25, 0.7],
             "high": [0.35, 0.9],
-            "kind": ["floor", "ours"],
+            "kind": ["baseline", "ours"],
         }
     )
     ax = images.bars_with_intervals(table, label="accuracy").axes[0]
