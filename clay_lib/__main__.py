@@ -35,7 +35,10 @@ COMMANDS = {  # name: (module:function, what it does)
         "clay_lib.evaluation.transfer:transfer",
         "probe frozen weights on real labeled images, beside baselines",
     ),
-    "results": ("clay_lib.evaluation.results:results", "measure weights beside baselines and write the page of results"),
+    "results": (
+        "clay_lib.evaluation.results:results",
+        "measure weights beside baselines and write the page of results",
+    ),
     "export": ("clay_lib.heads.export:export", "write the encoder for other runtimes, as ONNX or torch.export"),
     "plan": ("clay_lib.runs.bench:write_plan", "write what pretraining on 70 million chips would take, on paper"),
     "convert": ("clay_lib.checkpoint:convert", "write a checkpoint's encoder or whole model as safetensors"),

@@ -69,7 +69,7 @@ out_dir = output_folder(out, "12_shrink_embeddings")
 common = dict(size=chip_size, seed=seed, dates=dates)
 train = world_chips(sensor, chips, split="train", **common)
 test = world_chips(sensor, test_chips, split="test", **common)
-clay = Clay.load(in_cache(weights))
+clay = Clay.load(weights)
 train_x, test_x = (embed_chips(clay, part)[kind] for part in (train, test))
 N, D = train_x.shape
 places = np.unique(np.stack([test.lat, test.lon]), axis=1, return_inverse=True)[1].ravel()

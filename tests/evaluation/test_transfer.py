@@ -9,7 +9,6 @@ import rasterio
 from PIL import Image
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
-from clay_lib.files import DATA
 from clay_lib.evaluation import baselines, probes
 from clay_lib.evaluation.evaluate import embed_features
 from clay_lib.evaluation.transfer import (
@@ -31,6 +30,7 @@ from clay_lib.evaluation.transfer import (
     split_patches,
     transfer,
 )
+from clay_lib.files import DATA
 
 TINY = ClayConfig(32, 1, 2, 16, 2, 16, 1, 2, 8, 2, teacher_dim=8)
 RGB = dict(sensor="naip", bands=["red", "green", "blue"])
