@@ -14,7 +14,7 @@ import torch
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.data.labels import IGNORE, LabeledSet, Sample, place_table, world_set
-from clay_lib.evaluation.segmentation import class_scores, confusions, lead, pixel_classifier
+from clay_lib.evaluation.segmentation import class_scores, confusions, iou_gain, pixel_classifier
 from clay_lib.heads.finetune import (
     Finetuned,
     FinetuneSettings,
@@ -271,7 +271,7 @@ def test_a_head_on_a_frozen_encoder_beats_single_pixels_on_land_apart():
     names = train.classes
     floor = confusions(truth, np.stack([classify(test[i].pixels) for i in range(len(test))]), len(names))
     head = confusions(truth, tuned.predict(test).argmax(1), len(names))
-    gain, low, high = lead(head, floor, groups=test.places["group"].to_numpy(), bootstraps=300, seed=0)
+    gain, low, high = iou_gain(head, floor, groups=test.places["group"].to_numpy(), bootstraps=300, seed=0)
     scores = [class_scores(t, names, bootstraps=0).set_index("class").loc["mean", "IoU"] for t in (head, floor)]
     print(
         f"head {scores[0]:.3f}, single pixels {scores[1]:.3f}, {100 * gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
