@@ -246,7 +246,7 @@ class Pictures(L.Callback):
     def _draw(self, module: L.LightningModule, batch: Batch, step: int) -> None:
         import matplotlib.pyplot as plt
 
-        from clay_lib.figures import images as plots
+        from clay_lib import figures
         from clay_lib.sensors import SENSORS
 
         P, truth = module.model.config.patch_size, batch.cube.pixels
@@ -257,15 +257,15 @@ class Pictures(L.Callback):
         hidden = out.encoded.mask.bool().cpu()[:, :, None]
         seen = unpatchify(patchify(truth, P).masked_fill(hidden, float("nan")), **layout)
         images = [
-            plots.rgb(x, batch.sensor, like=truth[k], normalised=True)
+            figures.rgb(x, batch.sensor, like=truth[k], normalized=True)
             for k in range(len(truth))
             for x in (seen[k], rebuilt[k], truth[k])
         ]
         names = ["what it saw", f"step {step}", "truth"]
         gsd = SENSORS[batch.sensor].gsd
-        figure = plots.show_row(images, names, columns=3, size=1.6, gsd=gsd, title=batch.sensor)
+        figure = figures.show_row(images, names, columns=3, size=1.6, gsd=gsd, title=batch.sensor)
         self.folder.mkdir(parents=True, exist_ok=True)
-        plots.save(figure, self.folder / f"{batch.sensor}-{step:07d}.png")
+        figures.save(figure, self.folder / f"{batch.sensor}-{step:07d}.png")
         plt.close(figure)
 
 

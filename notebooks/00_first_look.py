@@ -36,13 +36,12 @@ import numpy as np
 from einops import rearrange
 from IPython.display import display
 
-from clay_lib import SENSORS, Clay
+from clay_lib import SENSORS, Clay, figures
 from clay_lib.clay import embed_chips
 from clay_lib.course.chip_map import agreement, chip_map, cut_tiles, neighbours, refit, show_map
 from clay_lib.course.widgets import playground
 from clay_lib.data.images import most_measured
 from clay_lib.data.rasters import center_window, coarser, read_scene, write_raster
-from clay_lib.figures import images
 from clay_lib.figures.maps import Layer
 from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.world.earth import CLASS_COLOURS, CLASSES, MiniWorld
@@ -76,7 +75,7 @@ if not scene:
 view = read_scene(path, sensor, when=date, window=center_window(path, scene_pixels))
 pixels = view.measured()  # [C, H, W], the sensor's own numbers; NaN where nothing was measured
 look = dict(sensor=view.sensor, bands=view.bands, in_decibel=view.in_decibel, like=pixels)
-picture = images.rgb(pixels, valid=view.valid, **look)
+picture = figures.rgb(pixels, valid=view.valid, **look)
 print(
     f"{view.sensor.name}: {len(view.bands)} bands of {pixels.shape[1]} x {pixels.shape[2]} pixels, {view.gsd:g} m each"
 )
@@ -99,8 +98,8 @@ how = dict(sensor=view.sensor, bands=view.bands, gsd=view.gsd, in_decibel=view.i
 made = clay.reconstruct(small, mask_ratio=mask_ratio, seed=seed, **how, **told)
 
 show = dict(sensor=view.sensor, bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)
-fig = images.reconstruction(small, made.mask[0], made.pixels[0], **show)
-_ = images.save(fig, out_dir / "reconstruction.png")
+fig = figures.reconstruction(small, made.mask[0], made.pixels[0], **show)
+_ = figures.save(fig, out_dir / "reconstruction.png")
 hidden = made.mask[0]
 assert np.isfinite(made.pixels).all() and 0 < hidden.mean() < 1
 
@@ -132,7 +131,7 @@ if mapped:
     squares, outlines, which = cut_tiles(view, tile)  # squares of nodata are left out
     vectors = embed_chips(clay, squares, bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)["patch mean"]
     background = Layer("scene", picture, view.crs, view.transform, valid=view.valid)
-    colours = {"like this": images.PALETTE[0], "unlike": images.PALETTE[1]}
+    colours = {"like this": figures.PALETTE[0], "unlike": figures.PALETTE[1]}
     if not scene:  # the mini-world knows what is there: to count with, never to learn from
         cut = rearrange(seen.labels, "(h p) (w q) -> (h w) (p q)", p=tile, q=tile)
         names = np.array([CLASSES[np.bincount(one).argmax()] for one in cut[which]])
@@ -149,7 +148,7 @@ else:
 
 # %%
 if mapped:
-    thumbnails = [images.rgb(p, **look) for p in squares.pixels]
+    thumbnails = [figures.rgb(p, **look) for p in squares.pixels]
     clicked = chip_map(
         squares, vectors, background, outlines=outlines, thumbnails=thumbnails, truth=names, colours=colours
     )
@@ -170,7 +169,7 @@ if mapped:
     given = clicked.given if clicked.answers is not None else {int(n): name for n, name in example.items()}
     answers = refit(vectors, given)
     kinds = sorted(set(given.values()))
-    shown = images.class_colours(kinds) | clicked.colours
+    shown = figures.class_colors(kinds) | clicked.colours
     rows, columns = (side // tile for side in pixels.shape[1:])
     codes = np.zeros(rows * columns, np.uint8)  # 0: nothing was measured there
     codes[which] = np.searchsorted(kinds, answers) + 1
@@ -180,7 +179,7 @@ if mapped:
     placed = dict(crs=view.crs, transform=coarser(view.transform, tile), nodata=0)
     write_raster(out_dir / "map.tif", codes.reshape(rows, columns), descriptions=[key], **placed)
     fig = show_map(clicked.atlas, background, answers, shown, given)
-    _ = images.save(fig, out_dir / "map.png")
+    _ = figures.save(fig, out_dir / "map.png")
     assert (codes[which] >= 1).all() and (codes > 0).sum() == len(vectors)
     print(f"map.tif: {rows} x {columns} squares, {key}")
 

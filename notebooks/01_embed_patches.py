@@ -37,12 +37,11 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from clay_lib import SENSORS, Clay
+from clay_lib import SENSORS, Clay, figures
 from clay_lib.course import checks
 from clay_lib.course.widgets import wavelength_slider
 from clay_lib.data.chips import world_chips
 from clay_lib.embedding import wave_code
-from clay_lib.figures import images
 from clay_lib.runs.notebooks import output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
@@ -103,7 +102,7 @@ print(f"wavelengths {tuple(cube.waves.shape)} -> codes {tuple(code.shape)}")
 wide = torch.linspace(0.4, 4.1, 300)
 groups = {"visible and\nnear infrared": 0.65, "short-wave\ninfrared": 1.85, "radar's stand-ins": 3.75}
 known = sorted({band.wavelength for sensor in SENSORS.values() for band in sensor.bands})
-with images.style():
+with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
     for ax, name, lines in zip(axes, ("sine", "cosine"), wave_code(wide).T.split(64), strict=True):
         for i in range(0, 64, 4):
@@ -168,9 +167,9 @@ across = 24
 blank = torch.ones(-D % across, *seen.shape[1:])
 tiles = F.pad(torch.cat([seen, blank]), (1, 1, 1, 1), value=1.0)
 sheet = rearrange(tiles, "(r c) rgb p q -> (r p) (c q) rgb", c=across)
-fig = images.show_row([sheet.numpy()], [f"All {D} kernels of the trained Clay in red, green and blue"], size=9)
+fig = figures.show_row([sheet.numpy()], [f"All {D} kernels of the trained Clay in red, green and blue"], size=9)
 fig.set_size_inches(9.2, 9.2 * sheet.shape[0] / sheet.shape[1] + 0.4)
-_ = images.save(fig, out_dir / "1_kernels_in_colour.png")
+_ = figures.save(fig, out_dir / "1_kernels_in_colour.png")
 
 # %% [markdown]
 # Flat ones weigh the mean colour of a patch; the others ask for edges, stripes and spots, of brightness (black and white)
@@ -192,8 +191,8 @@ chosen = strong[alike.argsort(descending=True)][torch.linspace(0, len(strong) - 
 asked = [*zip(some, s2.waves(some), strict=True), *zip(s1.band_names, s1.waves(), strict=True)]
 names = [f"{name}  {wave:.2f} µm" for name, wave in asked]
 title = "Ten kernels: left those alike for blue and red, right those opposite"
-fig = images.kernels(kernels, band_names=names, chosen=chosen, own_scale=True, title=title)
-_ = images.save(fig, out_dir / "2_kernels_by_band.png")
+fig = figures.kernels(kernels, band_names=names, chosen=chosen, own_scale=True, title=title)
+_ = figures.save(fig, out_dir / "2_kernels_by_band.png")
 
 kept = (pattern @ pattern.transpose(1, 2)).abs()[:, 0, 2]  # cosine of blue and red, whatever the sign
 strength = kernels.square().mean(dim=(0, 2, 3)).sqrt()
@@ -227,10 +226,10 @@ print(f"{len(waves)} bands of {len(SENSORS)} sensors, similarity from {similarit
 rows_named = [f"{label}  {wave:.3f}" for label, wave in zip(labels, waves, strict=True)]
 title = "Kernels of all bands, ordered by wavelength (µm)"
 columns = [f"{w:.2f}" for w in waves]
-fig = images.matrix(similarity, names=rows_named, columns=columns, signed=True, limits=(-1, 1), title=title)
+fig = figures.matrix(similarity, names=rows_named, columns=columns, signed=True, limits=(-1, 1), title=title)
 fig.set_size_inches(9.4, 7.6)
 fig.axes[0].tick_params(labelsize=6.5)
-_ = images.save(fig, out_dir / "3_kernel_similarity.png")
+_ = figures.save(fig, out_dir / "3_kernel_similarity.png")
 
 # %% [markdown]
 # The dark squares on the diagonal are colours: blue, green, red, near infrared, and the short-wave infrared. A square
@@ -271,10 +270,10 @@ flatness = weight.mean(dim=(2, 3)).norm(dim=1) / weight.flatten(1).norm(dim=1)
 number = [int((tokens[0].std(dim=0) * like).argmax()) for like in (flatness, 1 - flatness)]
 standard = [((found[k] - found[k].mean()) / found[k].std()).numpy() for k in number]
 titles = [f"chip, {chip_size} x {chip_size} pixels", f"number {number[0]}: a colour", f"number {number[1]}: a pattern"]
-pictures = [images.rgb(chips.pixels[0], s2), *standard]
+pictures = [figures.rgb(chips.pixels[0], s2), *standard]
 label, ground = "standard deviations from its mean", [s2.gsd, s2.gsd * P, s2.gsd * P]
-fig = images.show_row(pictures, titles, gsd=ground, cmap="RdBu_r", limits=(-3, 3), label=label, size=2.8)
-_ = images.save(fig, out_dir / "4_tokens.png")
+fig = figures.show_row(pictures, titles, gsd=ground, cmap="RdBu_r", limits=(-3, 3), label=label, size=2.8)
+_ = figures.save(fig, out_dir / "4_tokens.png")
 
 # %% [markdown]
 # ## A band that no sensor has
@@ -297,8 +296,8 @@ turning = (between[:, 0] - between[:, -1]).square().sum(dim=(1, 2)).argsort(desc
 named = {0.565: "green of PlanetScope", new: "no sensor", 0.61: "yellow of PlanetScope"}
 names = [f"{named.get(round(wave, 3), '')}  {wave:.3f} µm" for wave in way.tolist()]
 title = "Kernels that differ most between green and yellow, and the way between"
-fig = images.kernels(between, band_names=names, chosen=turning, own_scale=True, title=title)
-_ = images.save(fig, out_dir / "5_between_bands.png")
+fig = figures.kernels(between, band_names=names, chosen=turning, own_scale=True, title=title)
+_ = figures.save(fig, out_dir / "5_between_bands.png")
 
 # %% [markdown]
 # So the way from one band to the next is smooth, but not even. Here is the likeness of any two wavelengths from 0.4 to
@@ -309,14 +308,14 @@ steps = torch.from_numpy(np.geomspace(0.4, 2.4, 120)).float()
 alone = F.normalize(torch.stack([embedding.kernels(wave[None])[0].flatten() for wave in steps]), dim=1)
 marks = {"blue": 0.48, "green": 0.56, "red": 0.66, "near infrared": 0.86, "short-wave 1": 1.61, "short-wave 2": 2.19}
 at = [int((steps - wave).abs().argmin()) for wave in marks.values()]
-with images.style():
+with figures.styled():
     fig, ax = plt.subplots(figsize=(6.4, 5.2))
     picture = ax.imshow(alone @ alone.T, cmap="RdBu_r", vmin=-1, vmax=1)
     ax.set_yticks(at, [f"{name}  {wave:.2f}" for name, wave in marks.items()])
     ax.set_xticks(at, [f"{wave:.2f}" for wave in marks.values()], rotation=60)
     ax.set(xlabel="wavelength (µm)", title="Likeness of the kernels for any two wavelengths")
     fig.colorbar(picture, ax=ax, label="cosine similarity")
-_ = images.save(fig, out_dir / "6_any_two_wavelengths.png")
+_ = figures.save(fig, out_dir / "6_any_two_wavelengths.png")
 
 # %% [markdown]
 # ## Try it

@@ -37,12 +37,11 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from clay_lib import SENSORS, Clay
+from clay_lib import SENSORS, Clay, figures
 from clay_lib.course import checks
 from clay_lib.data.chips import world_chips
 from clay_lib.datacube import latlon_code, time_code
 from clay_lib.encoder import patchify, unpatchify
-from clay_lib.figures import images
 from clay_lib.position import angular_frequencies, grid_code, position_code
 from clay_lib.runs.notebooks import output_folder, write_metrics
 
@@ -74,8 +73,8 @@ pixels = torch.from_numpy(s2.normalize(chip.pixels)).float()
 patches = patchify(pixels, 8)  # [1, L, C*8*8]
 order = torch.randperm(patches.shape[1], generator=torch.Generator().manual_seed(seed))
 shuffled = unpatchify(patches[:, order], grid=(16, 16), patch_size=8, size=(128, 128))
-views = [images.rgb(p[0], s2, normalised=True, like=pixels[0]) for p in (pixels, shuffled)]
-fig = images.show_row(views, ["a chip", "the same patches, shuffled"], gsd=s2.gsd, size=2.8)
+views = [figures.rgb(p[0], s2, normalized=True, like=pixels[0]) for p in (pixels, shuffled)]
+fig = figures.show_row(views, ["a chip", "the same patches, shuffled"], gsd=s2.gsd, size=2.8)
 
 # %% [markdown]
 # To the transformer of a trained Clay, without a position code, they are one: every patch gets the same features, wherever
@@ -132,7 +131,7 @@ def row_of(gsd):
     return position_code(side, side, D, gsd, time, latlon)[0, :side]
 
 
-with images.style():
+with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.9), sharey=True)
     for ax, gsd in zip(axes, (10.0, 30.0), strict=True):
         shown = ax.imshow(row_of(gsd), aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1, interpolation="antialiased")
@@ -142,7 +141,7 @@ with images.style():
             ax.axvline(quarter * k - 0.5, color="black", lw=0.8)
     axes[0].set_ylabel("column of the patch, x")
     fig.colorbar(shown, ax=axes, label="code")
-_ = images.save(fig, out_dir / "code.png")
+_ = figures.save(fig, out_dir / "code.png")
 
 # %% [markdown]
 # The eight numbers for time and place, at the right edge, are too few to be seen here. Within a quarter the tone drifts
@@ -170,10 +169,10 @@ print(f"columns 0, 3, 6, ... at 10 m equal columns 0, 1, 2, ... at 30 m: {reach}
 
 # %%
 released, geometric = angular_frequencies(quarter, 10.0), angular_frequencies(quarter, 10.0, frequencies="geometric")
-with images.style():
+with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
-    ax.plot(released, color=images.PALETTE[3], lw=2.2, label="released")
-    ax.plot(geometric, color=images.PALETTE[0], lw=2.2, label="geometric")
+    ax.plot(released, color=figures.PALETTE[3], lw=2.2, label="released")
+    ax.plot(geometric, color=figures.PALETTE[0], lw=2.2, label="geometric")
     ax.axhline(math.pi, color="#9a9a9a", ls="--", lw=1.2, label="pi: half a turn per patch")
     ax.set(yscale="log", xlabel="number within a quarter of the code", ylabel="radians per patch")
     ax.set_title("Frequencies at a GSD of 10 m")
@@ -192,11 +191,11 @@ assert low > 0.9 and geometric[-1] < 0.001
 # %%
 apparent = (10 + math.pi) % (2 * math.pi) - math.pi
 fine_x, x = torch.linspace(0, 14, 1500), torch.arange(15)
-with images.style():
+with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 2.8))
     ax.plot(fine_x, (10 * fine_x).sin(), color="#c8c8c8", lw=1, label="sin(10 x), what the formula says")
-    ax.plot(fine_x, (apparent * fine_x).sin(), color=images.PALETTE[0], lw=1.4, label=f"sin({apparent:.2f} x)")
-    ax.plot(x, (10.0 * x).sin(), "o", color=images.PALETTE[3], ms=5, label="what the tokens get")
+    ax.plot(fine_x, (apparent * fine_x).sin(), color=figures.PALETTE[0], lw=1.4, label=f"sin({apparent:.2f} x)")
+    ax.plot(x, (10.0 * x).sin(), "o", color=figures.PALETTE[3], ms=5, label="what the tokens get")
     ax.set(xlabel="column of the patch, x", ylim=(-1.1, 1.1), title="Seen once per patch, two waves are one")
     fig.legend(loc="outside lower center", ncols=3)
 torch.testing.assert_close((10.0 * x).sin(), (apparent * x).sin(), rtol=0, atol=1e-4)
@@ -222,8 +221,8 @@ sizes, ladders = (10.0, 30.0, 500.0), ("released", "geometric")
 maps = {(ladder, gsd): likeness(gsd, ladder) for ladder in ladders for gsd in sizes}
 titles = [f"{ladder}, {gsd:g} m: {side * 8 * gsd / 1000:.3g} km across" for ladder, gsd in maps]
 label = "cosine with the centre's code"
-fig = images.show_row(maps.values(), titles, columns=3, cmap="RdBu_r", limits=(-1, 1), label=label, size=2.5)
-_ = images.save(fig, out_dir / "likeness.png")
+fig = figures.show_row(maps.values(), titles, columns=3, cmap="RdBu_r", limits=(-1, 1), label=label, size=2.5)
+_ = figures.save(fig, out_dir / "likeness.png")
 
 
 # %%
@@ -231,9 +230,9 @@ def along_row(ladder, gsd):
     return maps[ladder, gsd][side // 2, side // 2 :]
 
 
-with images.style():
+with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 3.0))
-    for colour, ladder in zip((images.PALETTE[3], images.PALETTE[0]), ladders, strict=True):
+    for colour, ladder in zip((figures.PALETTE[3], figures.PALETTE[0]), ladders, strict=True):
         ax.plot(along_row(ladder, 10.0), "o-", ms=4, color=colour, label=f"{ladder}, 10 m")
     ax.set(xlabel="patches to the right of the centre", ylabel="cosine", ylim=(-0.02, 1.05))
     ax.set_title("Along the centre's row")
@@ -278,17 +277,17 @@ hours = [time_code(f"2023-06-10T{hour:02d}:00")[0] for hour in range(0, 24, 2)]
 months = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 # %%
-with images.style():
+with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.7))
     for ax, points, names, at in zip(
         axes, (weeks, hours), (months, [f"{h} h" for h in range(0, 24, 2)]), (0, 2), strict=True
     ):
         ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="#c8c8c8"))
         for point, name in zip(points, names, strict=True):
-            ax.plot(*point[at : at + 2], "o", color=images.PALETTE[0])
+            ax.plot(*point[at : at + 2], "o", color=figures.PALETTE[0])
             ax.annotate(name, 1.2 * point[at : at + 2], ha="center", va="center", fontsize=9)
-        ax.plot(0, 0, "x", color=images.PALETTE[3], ms=8, mew=2)
-        ax.annotate("unknown", (0, -0.16), ha="center", color=images.PALETTE[3], fontsize=9)
+        ax.plot(0, 0, "x", color=figures.PALETTE[3], ms=8, mew=2)
+        ax.annotate("unknown", (0, -0.16), ha="center", color=figures.PALETTE[3], fontsize=9)
         ax.set(aspect="equal", xlim=(-1.45, 1.45), ylim=(-1.4, 1.4), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
     axes[0].set(title="Year: the 15th of each month", xlabel="sine of the week", ylabel="cosine of the week")
     axes[1].set(title="Day", xlabel="sine of the hour", ylabel="cosine of the hour")
@@ -304,7 +303,7 @@ codes = {name: torch.cat([time_code(when), latlon_code(*place)], dim=1)[0] for n
 codes["both unknown"] = torch.cat([time_code(None), latlon_code(None, None)], dim=1)[0]
 columns = ["sin week", "cos week", "sin hour", "cos hour", "sin lat", "cos lat", "sin lon", "cos lon"]
 values = torch.stack(list(codes.values()))
-fig = images.matrix(
+fig = figures.matrix(
     values, names=list(codes), columns=columns, signed=True, limits=(-1, 1), label="code", form="{:.2f}"
 )
 fig.set_size_inches(7.6, 2.7)

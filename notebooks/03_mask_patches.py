@@ -39,13 +39,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from clay_lib import SENSORS, Clay, ClayConfig
+from clay_lib import SENSORS, Clay, ClayConfig, figures
 from clay_lib.course import checks
 from clay_lib.course.widgets import playground
 from clay_lib.data.chips import world_chips
 from clay_lib.encoder import gather_tokens, pad_to_patches, patchify, random_mask, unpatchify
 from clay_lib.evaluation.ablation import RULES, SHAPES, cloud, removal_study
-from clay_lib.figures import images
 from clay_lib.position import position_code
 from clay_lib.runs.notebooks import output_folder, write_metrics
 
@@ -125,10 +124,10 @@ def hidden_pixels(ratio):
 pictures, titles = [], []
 for sensor, seen in chips.items():
     for ratio in ratios:
-        pictures.append(images.rgb(seen.pixels[0], sensor, valid=~hidden_pixels(ratio), like=seen.pixels[0]))
+        pictures.append(figures.rgb(seen.pixels[0], sensor, valid=~hidden_pixels(ratio), like=seen.pixels[0]))
         titles.append(f"{SENSORS[sensor].name}: {ratio:.0%} hidden")
-fig = images.show_row(pictures, titles, columns=4, gsd=SENSORS["sentinel-2-l2a"].gsd, size=2.3)
-_ = images.save(fig, out_dir / "ratios.png")
+fig = figures.show_row(pictures, titles, columns=4, gsd=SENSORS["sentinel-2-l2a"].gsd, size=2.3)
+_ = figures.save(fig, out_dir / "ratios.png")
 
 # %% [markdown]
 # The same seed hides the same places for both sensors. Sentinel-1 is shown as VV, VH and their ratio.
@@ -167,16 +166,16 @@ print(f"75 % hidden: cosine {left75:.3f} to the whole chip; two different chips 
 assert left75 > others
 
 # %%
-with images.style():
+with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
-    ax.plot(shares, left.median(dim=1).values, "o-", color=images.PALETTE[0], label="median of eight chips")
+    ax.plot(shares, left.median(dim=1).values, "o-", color=figures.PALETTE[0], label="median of eight chips")
     low, high = left.quantile(torch.tensor([0.25, 0.75]), dim=1)
-    ax.fill_between(shares, low, high, color=images.PALETTE[0], alpha=0.15, lw=0, label="middle half of them")
+    ax.fill_between(shares, low, high, color=figures.PALETTE[0], alpha=0.15, lw=0, label="middle half of them")
     ax.axhline(others, color="#9a9a9a", ls="--", lw=1.2, label="different chips, median")
     ax.set(xlabel="share of patches hidden", ylabel="cosine to the whole chip", xlim=(0, 1), ylim=(None, 1.02))
     ax.set_title("What the class token keeps")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-_ = images.save(fig, out_dir / "kept.png")
+_ = figures.save(fig, out_dir / "kept.png")
 
 # %% [markdown]
 # ## What it saves
@@ -266,14 +265,14 @@ touching = [lazy(cubes["sentinel-2-l2a"], r)[1] for r in grid]
 work = [block_flops(L - int(r * L)) / block_flops(L) for r in grid]
 
 # %%
-with images.style():
+with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.4))
-    axes[0].plot(grid, work, "o-", color=images.PALETTE[0], label="work of the encoder's blocks")
-    axes[0].plot(grid, touching, "s-", color=images.PALETTE[1], label="hidden patches with a visible neighbour")
+    axes[0].plot(grid, work, "o-", color=figures.PALETTE[0], label="work of the encoder's blocks")
+    axes[0].plot(grid, touching, "s-", color=figures.PALETTE[1], label="hidden patches with a visible neighbour")
     axes[0].set(
         title="Cost, and how much can be copied", ylabel="share", ylim=(0, 1.25), yticks=(0, 0.25, 0.5, 0.75, 1)
     )
-    for colour, (sensor, error) in zip(images.PALETTE[2:], errors.items(), strict=False):
+    for colour, (sensor, error) in zip(figures.PALETTE[2:], errors.items(), strict=False):
         axes[1].plot(grid, error, "o-", color=colour, label=sensor)
     axes[1].set(title="Error of copying the nearest visible patch", ylabel="standard deviations")
     axes[1].set_ylim(0, 1.3 * max(map(max, errors.values())))
@@ -281,7 +280,7 @@ with images.style():
         ax.axvline(0.75, color="#9a9a9a", ls="--", lw=1.2)
         ax.legend(loc="upper left", fontsize=8.5)
         ax.set(xlabel="share of patches hidden (dashed: Clay's 75 %)", xlim=(0, 1))
-_ = images.save(fig, out_dir / "why_75.png")
+_ = figures.save(fig, out_dir / "why_75.png")
 
 # %% [markdown]
 # Read both pictures from the left. Up to about 75 % the lazy painter hardly suffers, since nearly every hidden patch
@@ -362,11 +361,11 @@ print("image", *odd.pixels.shape, "-> padded", *padded.shape, "-> grid", *output
 # %%
 hide = repeat(output.encoded.mask[0], "(h w) -> (h p) (w q)", h=output.encoded.grid[0], p=P, q=P).bool().numpy()
 like = odd.pixels[0]
-show = dict(sensor="sentinel-2-l2a", normalised=True, like=like)
-views = [images.rgb(like, **show), images.rgb(padded[0], **show), images.rgb(padded[0], valid=~hide, **show)]
-views.append(images.rgb(like, valid=~hide[:high, :wide], **show))
+show = dict(sensor="sentinel-2-l2a", normalized=True, like=like)
+views = [figures.rgb(like, **show), figures.rgb(padded[0], **show), figures.rgb(padded[0], valid=~hide, **show)]
+views.append(figures.rgb(like, valid=~hide[:high, :wide], **show))
 titles = [f"image {high} x {wide}", f"padded {padded.shape[2]} x {padded.shape[3]}", "75 % hidden", "cropped back"]
-fig = images.show_row(views, titles, gsd=cube.gsd, size=2.3)
+fig = figures.show_row(views, titles, gsd=cube.gsd, size=2.3)
 
 # %% [markdown]
 # ## Holes
@@ -406,13 +405,13 @@ print("tokens of the clear patches alone:", tuple(clear.shape), "-> the same cla
 # %%
 earth = SENSORS["sentinel-2-l2a"].statistics()[0][:, None, None]  # the mean of each band
 fills = {"left out": np.nan, "filled with zero": 0.0, "filled with the mean": earth}
-views = [images.rgb(native[0], "sentinel-2-l2a")]
+views = [figures.rgb(native[0], "sentinel-2-l2a")]
 for fill in fills.values():
     image = np.where(np.isnan(holed[0]), fill, native[0])
-    views.append(images.rgb(image, "sentinel-2-l2a", like=native[0], valid=~np.isnan(image).any(0)))
+    views.append(figures.rgb(image, "sentinel-2-l2a", like=native[0], valid=~np.isnan(image).any(0)))
 gsd = SENSORS["sentinel-2-l2a"].gsd
-fig = images.show_row(views, ["the chip", *fills], gsd=gsd, size=2.3)
-_ = images.save(fig, out_dir / "holes.png")
+fig = figures.show_row(views, ["the chip", *fills], gsd=gsd, size=2.3)
+_ = figures.save(fig, out_dir / "holes.png")
 
 # %% [markdown]
 # How much does it matter? `removal_study` takes away 10 to 90 % of the patches, scattered or as one cloud, and compares
@@ -427,19 +426,21 @@ table = study.pivot_table(index=["shape", "rule"], columns="share", values="clas
 print(table.round(3).to_string())
 
 # %%
-with images.style():
+with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
     for ax, shape in zip(axes, SHAPES, strict=True):
         for k, rule in enumerate(RULES):
             part = study[(study["shape"] == shape) & (study["rule"] == rule)].groupby("share")["class_token"]
             label = rule if rule == "left out" else f"filled with {'the ' * (rule == 'mean')}{rule}"
-            ax.plot(shares, part.median(), "os^"[k] + "-", color=images.PALETTE[k], label=label)
-            ax.fill_between(shares, part.quantile(0.25), part.quantile(0.75), color=images.PALETTE[k], alpha=0.15, lw=0)
+            ax.plot(shares, part.median(), "os^"[k] + "-", color=figures.PALETTE[k], label=label)
+            ax.fill_between(
+                shares, part.quantile(0.25), part.quantile(0.75), color=figures.PALETTE[k], alpha=0.15, lw=0
+            )
         what = {"scattered": "patches removed here and there", "cloud": "one connected cloud"}[shape]
         ax.set(title=what.capitalize(), xlabel="share of patches removed", xlim=(0, 1))
     axes[0].set_ylabel("cosine to the full chip")
     axes[1].legend(loc="lower left", fontsize=8.5)
-_ = images.save(fig, out_dir / "holes_study.png")
+_ = figures.save(fig, out_dir / "holes_study.png")
 
 # %% [markdown]
 # Lines are medians of the eight chips, bands hold the middle half of them. A fill is a claim about land, and the encoder

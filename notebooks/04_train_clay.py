@@ -34,14 +34,13 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from clay_lib import SENSORS, Clay, ClayConfig
+from clay_lib import SENSORS, Clay, ClayConfig, figures
 from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
 from clay_lib.course import checks
 from clay_lib.data.chips import world_chips
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
 from clay_lib.encoder import patchify, unpatchify
 from clay_lib.evaluation import probes
-from clay_lib.figures import images
 from clay_lib.files import CACHE
 from clay_lib.loss import reconstruction_loss, representation_loss
 from clay_lib.runs.notebooks import output_folder, write_metrics
@@ -85,9 +84,9 @@ for s, c in land.items():
     print(f"{s:<16} {len(c)} chips {c.pixels.shape[1:]} {c.pixels.dtype}, {c.pixels.nbytes / 1e6:.0f} MB")
 
 # %%
-pictures = [images.rgb(land[s].pixels[3], s) for s in sensors]
+pictures = [figures.rgb(land[s].pixels[3], s) for s in sensors]
 titles = [f"{s}\n{SENSORS[s].gsd:g} m" for s in sensors]
-fig = images.show_row(
+fig = figures.show_row(
     pictures, titles, gsd=[SENSORS[s].gsd for s in sensors], columns=4, title="One chip of each sensor"
 )
 # %% [markdown]
@@ -137,7 +136,7 @@ assert alike["a cosine basis"] < alike["by chance"] - 0.05, "the basis tells red
 
 # %%
 chosen = [0, 1, 2, 4, 9, 10, 11, 13, 22, 24, 30, 36]  # of the basis: flat ones, waves, waves that differ by band
-with images.style():
+with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(9.2, 2.5))
     for ax, (name, written) in zip(axes, kernels.items(), strict=True):
         shown = written[chosen] / written[chosen].abs().amax((1, 2, 3), True)
@@ -147,7 +146,7 @@ with images.style():
         ax.set_yticks((np.arange(len(bands)) + 0.5) * (P + 2), bands)
         ax.spines[:].set_visible(False)
         ax.set_title(f"Kernels born as {name}" if "basis" in name else f"Kernels born {name}")
-_ = images.save(fig, out_dir / "0_kernels.png")
+_ = figures.save(fig, out_dir / "0_kernels.png")
 # %% [markdown]
 # Each column is one kernel, each row a band, every column in its own scale.
 #
@@ -216,7 +215,7 @@ short = TrainSettings(
     seed=seed,
 )
 both = {"release, 1e-5 to 1e-3 and back": rates(release, 7000), "here": rates(short, max_steps)}
-fig = images.curves(both, "step", "learning rate", title="Learning rate by optimiser step")
+fig = figures.curves(both, "step", "learning rate", title="Learning rate by optimiser step")
 # %% [markdown]
 # ## Training
 #
@@ -253,7 +252,7 @@ print(f"{max_steps} steps of {batch_size} chips; weights in data/cache/{weights}
 history = trained.history  # rows of training, and now and then one of validation on unseen land
 smooth = history[["step", *(f"train/{s}" for s in sensors)]].set_index("step").groupby("step").mean()
 smooth = smooth.interpolate().rolling(5, min_periods=1).mean().rename(columns=lambda c: c.removeprefix("train/"))
-fig = images.curves(
+fig = figures.curves(
     smooth.reset_index(),
     "step",
     list(smooth.columns),
@@ -265,7 +264,7 @@ fig = images.curves(
 if guide:
     asked = ["train/representation", "val/representation"]
     told = history[["step", *asked]].rename(columns=dict(zip(asked, ("trained on", "unseen land"), strict=True)))
-    fig = images.curves(
+    fig = figures.curves(
         told,
         "step",
         ["trained on", "unseen land"],
@@ -296,10 +295,10 @@ if (config.patch_size, config.mask_ratio) == (8, 0.6):  # as clay-mini was train
 rows = []
 for k in range(4):
     guesses = [unpatchify(torch.where(hidden, guess, patches), **layout)[k] for guess in painted]
-    rows += [images.rgb(x, sensors[0], like=truth[k], normalised=True) for x in (seen[k], *guesses, truth[k])]
+    rows += [figures.rgb(x, sensors[0], like=truth[k], normalized=True) for x in (seen[k], *guesses, truth[k])]
 names = ["what it saw", *(f"step {m}" for m in moments), *trained_longer, "truth"]
-fig = images.show_row(rows, names, columns=len(names), size=1.5, gsd=SENSORS[sensors[0]].gsd)
-_ = images.save(fig, out_dir / "1_from_noise_to_shapes.png")
+fig = figures.show_row(rows, names, columns=len(names), size=1.5, gsd=SENSORS[sensors[0]].gsd)
+_ = figures.save(fig, out_dir / "1_from_noise_to_shapes.png")
 
 
 # %%
@@ -337,10 +336,10 @@ summary.round(3)
 # %%
 bars = [{"name": s, "value": r.ratio, "low": r.ratio, "high": r.ratio, "kind": "Clay"} for s, r in summary.iterrows()]
 bars.append({"name": "visible mean", "value": 1.0, "low": 1.0, "high": 1.0, "kind": "baseline"})
-fig = images.bars_with_intervals(
+fig = figures.bars_with_intervals(
     pd.DataFrame(bars), label="masked error, as a share of the visible mean's", title="Error on land never trained on"
 )
-_ = images.save(fig, out_dir / "2_error.png")
+_ = figures.save(fig, out_dir / "2_error.png")
 # %%
 newborn = reconstruction_scores(
     cosine_initialized(config, seed), unseen[sensors[0]], mask_ratio=scored_ratio, seed=seed

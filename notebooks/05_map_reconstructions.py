@@ -37,14 +37,13 @@ import torch
 from einops import rearrange
 from IPython.display import display
 
-from clay_lib import SENSORS, Clay
+from clay_lib import SENSORS, Clay, figures
 from clay_lib.clay import reconstruction_scores
 from clay_lib.course import checks
 from clay_lib.data.chips import Chips
 from clay_lib.data.images import most_measured
 from clay_lib.data.rasters import bounds_wgs84, center_window, read_scene, write_raster
 from clay_lib.encoder import patchify, unpatchify
-from clay_lib.figures import images
 from clay_lib.figures.maps import Layer, show_on_map, static_map
 from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.world.earth import CLASSES, MiniWorld
@@ -185,11 +184,11 @@ counted = mask & view.valid
 error = np.abs(normal(rebuilt) - normal(pixels))  # [C, H, W]
 error_map = np.where(counted, error.mean(axis=0), np.nan).astype(np.float32)
 scores = {"mean absolute error of hidden pixels": float(np.nanmean(error_map))}
-fig = images.reconstruction(
+fig = figures.reconstruction(
     pixels, mask, rebuilt, error, sensor=view.sensor, bands=view.bands, gsd=view.gsd, valid=view.valid,
     in_decibel=view.in_decibel, units="standard deviations", scores=scores,
 )  # fmt: skip
-_ = images.save(fig, out_dir / "reconstruction.png")
+_ = figures.save(fig, out_dir / "reconstruction.png")
 
 # %% [markdown]
 # The third picture shows measured patches where the encoder saw them, and the model's idea elsewhere. What it can get is
@@ -217,16 +216,16 @@ if not scene:  # every pixel measured and every tile whole: the same as the libr
 
 # %%
 at = np.arange(C)
-with images.style():
+with figures.styled():
     fig, ax = plt.subplots(figsize=(min(9, 2.6 + 0.7 * C), 3.2))
-    ax.bar(at - 0.2, ours, 0.38, color=images.PALETTE[0], label="Clay")
+    ax.bar(at - 0.2, ours, 0.38, color=figures.PALETTE[0], label="Clay")
     ax.bar(at + 0.2, plain, 0.38, color="#9a9a9a", label="visible mean of the tile")
     waves = ["" if view.sensor.decibel else f"\n{wave:.3g} µm" for wave in view.sensor.waves(view.bands)]
     ax.set_xticks(at, [band + wave for band, wave in zip(view.bands, waves, strict=True)])
     ax.tick_params(axis="x", labelsize=8)
     ax.set(ylabel="standard deviations", title="Mean absolute error of hidden pixels")
     fig.legend(loc="outside upper right", ncols=2)
-_ = images.save(fig, out_dir / "error_by_band.png")
+_ = figures.save(fig, out_dir / "error_by_band.png")
 print(
     f"over all bands: Clay {ours.mean():.3f}, visible mean {plain.mean():.3f}, ratio {ours.mean() / plain.mean():.2f}"
 )
@@ -263,9 +262,9 @@ else:
 look = dict(sensor=view.sensor, bands=view.bands, in_decibel=view.in_decibel, like=pixels)
 top = float(np.nanpercentile(error_map, 99))
 layers = [] if view.crs is None else [
-    Layer("original", images.rgb(pixels, **look), view.crs, view.transform, valid=view.valid),
-    Layer("seen by the encoder", images.rgb(pixels, valid=~mask, **look), view.crs, view.transform, valid=view.valid),
-    Layer("reconstruction", images.rgb(filled_in, **look), view.crs, view.transform, valid=view.valid),
+    Layer("original", figures.rgb(pixels, **look), view.crs, view.transform, valid=view.valid),
+    Layer("seen by the encoder", figures.rgb(pixels, valid=~mask, **look), view.crs, view.transform, valid=view.valid),
+    Layer("reconstruction", figures.rgb(filled_in, **look), view.crs, view.transform, valid=view.valid),
     Layer("error", error_map, view.crs, view.transform, "magma", (0, top), "absolute error, standard deviations"),
 ]  # fmt: skip
 if layers:
@@ -279,7 +278,7 @@ if layers:
 # %%
 if layers:
     fig = static_map(layers, size=2.7)
-    _ = images.save(fig, out_dir / "map.png")
+    _ = figures.save(fig, out_dir / "map.png")
     plt.show()
 
 # %% [markdown]

@@ -42,13 +42,12 @@ from IPython.display import display
 from rasterio.warp import transform
 from sklearn.manifold import TSNE
 
-from clay_lib import SENSORS, Clay
+from clay_lib import SENSORS, Clay, figures
 from clay_lib.clay import embed_chips, principal_components
 from clay_lib.course import checks
 from clay_lib.course.chip_map import chip_map, world_background
 from clay_lib.data.chips import Chips, world_chips
 from clay_lib.data.rasters import center_window, coarser, read_scene, write_raster
-from clay_lib.figures import images
 from clay_lib.figures.maps import Layer, show_on_map, static_map
 from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.world.earth import CLASS_COLOURS, CLASSES, MiniWorld
@@ -178,17 +177,19 @@ if scene:
 
     groups = KMeans(min(5, len(chips)), n_init=10, random_state=seed).fit_predict(centred(vectors[kind]))
     labels, legend = np.array([f"group {g + 1}" for g in groups]), "alike vectors"
-    colours = images.class_colours(sorted(set(labels)))
-    thumbnails = [images.rgb(p, view.sensor, view.bands, like=pixels, in_decibel=view.in_decibel) for p in chips.pixels]
+    colours = figures.class_colors(sorted(set(labels)))
+    thumbnails = [
+        figures.rgb(p, view.sensor, view.bands, like=pixels, in_decibel=view.in_decibel) for p in chips.pixels
+    ]
 else:
-    thumbnails = [images.rgb(p, view.sensor, stretch=None) for p in chips.pixels]
+    thumbnails = [figures.rgb(p, view.sensor, stretch=None) for p in chips.pixels]
     labels, legend = np.array([CLASSES[k] for k in chips.land_cover]), "land cover"
     colours = {CLASSES[k]: colour for k, colour in CLASS_COLOURS.items()}
 title = f"Chips by their {kind}: neighbours have alike embeddings"
-fig = images.scatter_thumbnails(
+fig = figures.scatter_thumbnails(
     xy, thumbnails, labels, colours=colours, across=int(1.65 * len(chips) ** 0.5), size=7.2, title=title, legend=legend
 )
-_ = images.save(fig, out_dir / "tsne_thumbnails.png")
+_ = figures.save(fig, out_dir / "tsne_thumbnails.png")
 
 # %% [markdown]
 # Look for places where the frames agree: there the model has put land of one kind together without having been told. Where
@@ -216,13 +217,13 @@ if not scene:
     season_colours = dict(
         zip(("winter", "spring", "summer", "autumn"), ("#56B4E9", "#009E73", "#E69F00", "#882255"), strict=True)
     )
-    with images.style():
+    with figures.styled():
         fig, axes = plt.subplots(1, 2, figsize=(10.6, 3.9))
-    images.scatter(
+    figures.scatter(
         xy, seasons, colours=season_colours, title=f"{sensor}, two dates a place", legend="season", ax=axes[0]
     )
-    images.scatter(lay_out(together), taken_by, title="One date, several sensors", legend="sensor", ax=axes[1])
-    _ = images.save(fig, out_dir / "tsne_season_sensor.png")
+    figures.scatter(lay_out(together), taken_by, title="One date, several sensors", legend="sensor", ax=axes[1])
+    _ = figures.save(fig, out_dir / "tsne_season_sensor.png")
 
 # %% [markdown]
 # ## Who is next to whom
@@ -271,10 +272,10 @@ titles = [f"{'like: ' if n == 0 else ''}{labels[i]}" for row in order for n, i i
 titles = [
     t.replace("permanent ", "").replace("bare / sparse vegetation", "bare").replace("herbaceous ", "") for t in titles
 ]
-fig = images.show_row([thumbnails[i] for i in order.ravel()], titles, columns=order.shape[1], size=0.95)
+fig = figures.show_row([thumbnails[i] for i in order.ravel()], titles, columns=order.shape[1], size=0.95)
 for ax in fig.axes:
     ax.title.set_fontsize(6.5)
-_ = images.save(fig, out_dir / "neighbours.png")
+_ = figures.save(fig, out_dir / "neighbours.png")
 
 # %% [markdown]
 # Now choose for yourself. Run the cell, **click a dot**, and its neighbours appear. Give it a label, click a chip of
@@ -298,10 +299,9 @@ if not scene:
 patches = clay.embed(pixels, view.sensor, lat=view.lat, lon=view.lon, when=view.when, **how).patches.numpy()
 parts = principal_components(patches)[0]  # [h, w, 3]
 P = clay.model.config.patch_size
-low, high = np.nanpercentile(parts, (2, 98), axis=(0, 1))
 inside = np.isfinite(parts).all(axis=-1)  # patches of nodata have no embedding
-colour_map = np.where(inside[..., None], np.clip((parts - low) / (high - low), 0, 1), 0)
-picture = images.rgb(pixels, view.sensor, view.bands, valid=view.valid, in_decibel=view.in_decibel)
+colour_map = np.nan_to_num(figures.components_to_rgb(parts))
+picture = figures.rgb(pixels, view.sensor, view.bands, valid=view.valid, in_decibel=view.in_decibel)
 print(f"{parts.shape[0]} x {parts.shape[1]} patches, the first three of {patches.shape[-1]} directions")
 
 # %% [markdown]
@@ -322,13 +322,13 @@ else:
     print("the file says nothing of its place, so there is no map")
     pair = [picture, np.where(inside[..., None], colour_map, 0.85)]
     titles = [view.sensor.name, f"patch embeddings, {parts.shape[0]} x {parts.shape[1]}"]
-    fig = images.show_row(pair, titles, gsd=[view.gsd, view.gsd * P], size=2.4)
-    _ = images.save(fig, out_dir / "components.png")
+    fig = figures.show_row(pair, titles, gsd=[view.gsd, view.gsd * P], size=2.4)
+    _ = figures.save(fig, out_dir / "components.png")
 
 # %%
 if view.crs:
     fig = static_map(layers, size=2.8)
-    _ = images.save(fig, out_dir / "map.png")
+    _ = figures.save(fig, out_dir / "map.png")
     plt.show()
 
 # %% [markdown]

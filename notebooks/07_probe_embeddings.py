@@ -29,13 +29,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from clay_lib import SENSORS, Clay
+from clay_lib import SENSORS, Clay, figures
 from clay_lib.clay import batches, cosine_initialized, embed_chips
 from clay_lib.course import checks
 from clay_lib.data.chips import world_chips
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
 from clay_lib.evaluation import baselines, probes
-from clay_lib.figures import images
 from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.teacher import teacher_view, texture_statistics
 from clay_lib.world.earth import CLASSES, MiniWorld
@@ -73,23 +72,26 @@ print(f"chance: {chance:.1%}")
 
 # %%
 first = [int(np.flatnonzero(train_y == code)[0]) for code in codes]
-pictures = [images.rgb(train.pixels[i], sensor) for i in first]
-fig = images.show_row(
+pictures = [figures.rgb(train.pixels[i], sensor) for i in first]
+fig = figures.show_row(
     pictures, names, gsd=SENSORS[sensor].gsd, columns=6, size=1.8, title="One training chip of each class"
 )
 
 # %%
 lat, lon = np.arange(-60, 80.1, 1.5)[::-1], np.arange(-180, 180, 1.5)
 sea = MiniWorld(seed).land_cover(*np.meshgrid(lat, lon, indexing="ij")) == 80
-with images.style():
+with figures.styled():
     fig, ax = plt.subplots(figsize=(7.6, 3.6))
     ax.imshow(np.where(sea, 0.93, 0.80), extent=(-180, 180, -60.75, 80.25), cmap="gray", vmin=0, vmax=1)
-    for name, part, colour, mark in (("train", train, images.PALETTE[0], "o"), ("test", test, images.PALETTE[1], "^")):
+    for name, part, colour, mark in (
+        ("train", train, figures.PALETTE[0], "o"),
+        ("test", test, figures.PALETTE[1], "^"),
+    ):
         place = np.unique(np.stack([part.lon, part.lat]), axis=1)
         ax.scatter(*place, s=14, marker=mark, color=colour, lw=0, label=f"{name}, {place.shape[1]} places")
     ax.set(title="Where probes train and are tested (land darker)", xlabel="longitude (°)", ylabel="latitude (°)")
     fig.legend(loc="outside upper right", ncols=2, markerscale=2)
-images.save(fig, out_dir / "places.png")
+figures.save(fig, out_dir / "places.png")
 plt.show()
 
 
@@ -188,8 +190,8 @@ table.pivot(index="features", columns="probe", values="score").loc[order].round(
 for kind, part in table.groupby("probe", sort=False):
     bars = part.rename(columns={"features": "name", "score": "value"}).replace({"kind": {"model": "trained Clay"}})
     label = f"share of test chips named correctly (chance {chance:.2f})"
-    fig = images.bars_with_intervals(bars, label=label, title=f"Probe: {kind}", limits=(0, 1))
-    images.save(fig, out_dir / f"scores_{kind.replace(' ', '_')}.png")
+    fig = figures.bars_with_intervals(bars, label=label, title=f"Probe: {kind}", limits=(0, 1))
+    figures.save(fig, out_dir / f"scores_{kind.replace(' ', '_')}.png")
     plt.show()
 
 # %% [markdown]
@@ -222,8 +224,8 @@ for kind, part in gains.groupby("probe", sort=False):
         print(f"  {row.features:<38} {verdict(row)}")
 
 # %%
-colours = dict(zip(gains["probe"].unique(), images.PALETTE, strict=False))
-with images.style():
+colours = dict(zip(gains["probe"].unique(), figures.PALETTE, strict=False))
+with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 0.3 * len(gains) + 1.2))
     for y, row in enumerate(gains.itertuples()):
         ax.plot([100 * row.low, 100 * row.high], [y, y], color=colours[row.probe], lw=2)
@@ -233,7 +235,7 @@ with images.style():
     ax.invert_yaxis()
     ax.set(xlabel="points above the best floor of the same probe", title="Trained Clay minus the best floor")
     fig.legend(loc="outside upper right", ncols=3)
-images.save(fig, out_dir / "differences.png")
+figures.save(fig, out_dir / "differences.png")
 plt.show()
 
 # %%
@@ -277,9 +279,9 @@ confusion = pd.crosstab(told["label"], told["prediction"]).reindex(index=codes, 
 share = 100 * confusion.to_numpy() / confusion.to_numpy().sum(axis=1, keepdims=True)
 assert confusion.to_numpy().sum() == len(test) and np.isclose(confusion.to_numpy().trace() / len(test), best["score"])
 title = f"{best['features']}, {best['probe']}: {best['score']:.1%} correct"
-fig = images.matrix(share, names=names, label="% of the true class", title=title, ylabel="true class",
+fig = figures.matrix(share, names=names, label="% of the true class", title=title, ylabel="true class",
                    xlabel="answer", form="{:.0f}", limits=(0, 100))  # fmt: skip
-images.save(fig, out_dir / "confusion.png")
+figures.save(fig, out_dir / "confusion.png")
 plt.show()
 
 # %%
@@ -325,13 +327,13 @@ for name in ("pixel statistics", "random convolutions", "random weights, both", 
 flattery = pd.DataFrame(rows)
 
 # %%
-fig = images.bars_with_intervals(
+fig = figures.bars_with_intervals(
     flattery.assign(name=flattery["features"] + ", " + flattery["kind"]),
     label=f"kNN-5 score: mean, lowest and highest of {draws} draws",
     title="The same chips, split in two ways",
     limits=(0, 1),
 )
-images.save(fig, out_dir / "splits.png")
+figures.save(fig, out_dir / "splits.png")
 plt.show()
 wide = flattery.pivot(index="features", columns="kind", values="value")
 gap = 100 * (wide["random split"] - wide["by blocks"])

@@ -43,7 +43,7 @@ from IPython.display import display
 from odc.geo.geobox import GeoBox
 from sklearn.metrics import roc_auc_score
 
-from clay_lib import Clay
+from clay_lib import Clay, figures
 from clay_lib.areas.archives import archives_of, find_acquisitions
 from clay_lib.areas.area import embed_area
 from clay_lib.areas.local import Event, serve_archive, write_archive
@@ -52,7 +52,6 @@ from clay_lib.areas.search import open_vectors, search, write_geojson
 from clay_lib.clay import principal_components
 from clay_lib.course import checks
 from clay_lib.data.rasters import write_raster
-from clay_lib.figures import images
 from clay_lib.figures.maps import Layer, show_on_map, static_map
 from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.sensors import SENSORS
@@ -173,7 +172,7 @@ server.close()
 halves = {
     name: image.reshape(len(image), h * P // 2, 2, w * P // 2, 2).mean(axis=(2, 4)) for name, image in pixels.items()
 }
-pictures = {name: images.rgb(image, sensor, like=halves["before"]) for name, image in halves.items()}
+pictures = {name: figures.rgb(image, sensor, like=halves["before"]) for name, image in halves.items()}
 coarse = tuple(grid.transform * grid.transform.scale(2))[:6]
 
 # %% [markdown]
@@ -185,8 +184,7 @@ coarse = tuple(grid.transform * grid.transform.scale(2))[:6]
 # %%
 both = np.stack([first, second]).transpose(0, 2, 3, 1)  # [2, h, w, D]
 parts = principal_components(both)  # [2, h, w, 3]
-low, high = np.percentile(parts[:, known].reshape(-1, 3), (2, 98), axis=0)
-colours = np.clip((parts - low) / (high - low), 0, 1)
+colours = figures.components_to_rgb(parts, known)
 layers = {
     "before": Layer("before", pictures["before"], crs, coarse),
     "after": Layer("after", pictures["after"], crs, coarse),
@@ -194,7 +192,7 @@ layers = {
     "embeddings after": Layer("embeddings after", colours[1], crs, cells, valid=known),
 }
 fig = static_map(list(layers.values()), size=2.5)
-_ = images.save(fig, out_dir / "embeddings.png")
+_ = figures.save(fig, out_dir / "embeddings.png")
 plt.show()
 
 # %% [markdown]
@@ -272,7 +270,7 @@ layers["likeness"] = Layer(
     (-top, top), "cosine of patch vectors", opacity=0.7,
 )  # fmt: skip
 fig = static_map([layers["before"], layers["likeness"]], size=3.0, outlines=outlines)
-_ = images.save(fig, out_dir / "hits.png")
+_ = figures.save(fig, out_dir / "hits.png")
 plt.show()
 
 # %% [markdown]
@@ -360,7 +358,7 @@ if made:
     circle = gpd.GeoSeries.from_xy([x + event.east], [y + event.north], crs=crs).buffer(event.radius)
     outline = {"cleared in between, about": gpd.GeoDataFrame(geometry=circle)}
 fig = static_map([layers["change"], layers["pixels"]], size=3.2, outlines=outline)
-_ = images.save(fig, out_dir / "change.png")
+_ = figures.save(fig, out_dir / "change.png")
 plt.show()
 
 # %% [markdown]

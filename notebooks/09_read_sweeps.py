@@ -34,9 +34,8 @@ import yaml
 from IPython.display import display
 from scipy import stats
 
-from clay_lib import ContractError
+from clay_lib import ContractError, figures
 from clay_lib.course import checks
-from clay_lib.figures import images
 from clay_lib.runs import report
 from clay_lib.runs.notebooks import RUNS, output_folder, write_metrics
 from clay_lib.runs.specification import make_sweep, read_sweep
@@ -156,7 +155,7 @@ print(
 # %%
 ranked = best(table, "error", "min", by)
 fig = report.ranking(table, "error", "min", by)
-_ = images.save(fig, out_dir / "ranking.png")
+_ = figures.save(fig, out_dir / "ranking.png")
 
 # %% [markdown]
 # ## One parameter at a time
@@ -167,7 +166,7 @@ _ = images.save(fig, out_dir / "ranking.png")
 # %%
 for name in by:
     fig = report.effect(table, name, asked.metrics)
-    _ = images.save(fig, out_dir / f"effect_{name}.png")
+    _ = figures.save(fig, out_dir / f"effect_{name}.png")
     plt.show()
 
 # %%
@@ -184,7 +183,7 @@ print(one.round(3).to_string(index=False))
 
 # %%
 fig = report.pair(table, *by, "error")
-_ = images.save(fig, out_dir / "pair.png")
+_ = figures.save(fig, out_dir / "pair.png")
 
 # %% [markdown]
 # ## Overlapping intervals
@@ -197,7 +196,7 @@ _ = images.save(fig, out_dir / "pair.png")
 base = {name: ranked[name].iloc[len(ranked) // 2] for name in by}
 apart = differences(table, "error", by, base)
 fig = report.against(table, "error", "min", by, base)
-_ = images.save(fig, out_dir / "paired.png")
+_ = figures.save(fig, out_dir / "paired.png")
 
 # %%
 level = ranked.iloc[len(ranked) // 2]
@@ -250,7 +249,7 @@ for name, rows in results.items():
         fig = report.against(rows, metric, direction, of.varied, base, of.seed)
     else:
         fig = report.ranking(rows, metric, direction, of.varied, of.seed)
-    _ = images.save(fig, out_dir / f"{name}.png")
+    _ = figures.save(fig, out_dir / f"{name}.png")
     plt.show()
 
 # %%

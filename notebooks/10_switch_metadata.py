@@ -37,7 +37,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from clay_lib import SENSORS, Clay
+from clay_lib import SENSORS, Clay, figures
 from clay_lib.clay import embed_chips, reconstruction_scores
 from clay_lib.course import checks
 from clay_lib.data.chips import world_chips
@@ -45,7 +45,6 @@ from clay_lib.data.splits import spatial_blocks
 from clay_lib.evaluation import baselines, probes
 from clay_lib.evaluation.ablation import SETTINGS, WRONG_GSD, cosine_change, withhold, without
 from clay_lib.evaluation.evaluate import Evaluation
-from clay_lib.figures import images
 from clay_lib.runs.notebooks import output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
@@ -114,7 +113,7 @@ made = {title: clay.model.encoder.patch_embedding.kernels(one.waves)[0] for titl
 strong = np.argsort(-made["wavelengths told"].abs().mean(dim=(1, 2, 3)).numpy())[:6]
 for title, kernels in made.items():
     bands = [names[b] for b in shown]
-    fig = images.kernels(
+    fig = figures.kernels(
         kernels[:, shown], band_names=bands, chosen=strong, own_scale=True, title=f"Six kernels, {title}"
     )
     plt.show()
@@ -151,13 +150,13 @@ bars = (
     .rename_axis("name")
     .reset_index()[["name", "value", "low", "high", "kind"]]
 )
-fig = images.bars_with_intervals(
+fig = figures.bars_with_intervals(
     bars,
     label=f"cosine to the embedding that was told everything ({kind})",
     title="How far embeddings move when something is not told",
     form="{:.3f}",
 )
-images.save(fig, out_dir / "cosines.png")
+figures.save(fig, out_dir / "cosines.png")
 plt.show()
 
 # %% [markdown]
@@ -200,13 +199,13 @@ scores.round(3)
 # %%
 for probe in which:
     part = own.table[own.table["probe"] == probe].rename(columns={"features": "name", "score": "value"})
-    fig = images.bars_with_intervals(
+    fig = figures.bars_with_intervals(
         part.replace({"kind": {"model": "Clay"}}),
         label="share of test chips named correctly",
         title=f"Land cover, {probe}",
         limits=(0, 1),
     )
-    images.save(fig, out_dir / f"scores_{probe.split(' ')[0]}.png")
+    figures.save(fig, out_dir / f"scores_{probe.split(' ')[0]}.png")
     plt.show()
 
 # %% [markdown]
@@ -232,20 +231,20 @@ lost = pd.DataFrame(lost, index=["points", "low", "high"]).T.rename_axis(["off",
 lost.round(1)
 
 # %%
-with images.style():
+with figures.styled():
     fig, axes = plt.subplots(1, len(which), figsize=(8.4, 0.55 * len(settings) + 1.6), sharey=True, sharex=True)
     for ax, probe in zip(axes, which, strict=True):
         for k, (when, colour) in enumerate((("never told", 0), ("not told at the end", 1))):
             part = lost.xs((when, probe), level=("when", "probe")).loc[list(settings)]
             y = np.arange(len(settings)) + 0.16 * (2 * k - 1)
             ends = [part["points"] - part["low"], part["high"] - part["points"]]
-            ax.errorbar(part["points"], y, xerr=ends, fmt="os"[k], color=images.PALETTE[colour], label=when, capsize=3)
+            ax.errorbar(part["points"], y, xerr=ends, fmt="os"[k], color=figures.PALETTE[colour], label=when, capsize=3)
         ax.axvline(0, color="#9a9a9a", ls="--", lw=1.2)
         ax.set(title=probe, xlabel="points against being told everything")
     axes[0].set_yticks(range(len(settings)), settings)
     axes[0].invert_yaxis()
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
-images.save(fig, out_dir / "lost.png")
+figures.save(fig, out_dir / "lost.png")
 plt.show()
 
 # %% [markdown]
@@ -264,12 +263,12 @@ rebuilt = pd.DataFrame(rows).set_index("off")
 if "wavelengths" in settings:
     assert rebuilt.loc["wavelengths", "low"] > rebuilt.loc["nothing", "high"], "bands cannot be told apart any more"
 bars = rebuilt.rename(columns={"ratio": "value"}).rename_axis("name").reset_index()
-fig = images.bars_with_intervals(
+fig = figures.bars_with_intervals(
     bars.assign(kind=np.where(bars["name"] == "nothing", "told everything", "told less")),
     label=f"error of hidden pixels over that of the visible mean ({draws} draws: mean, least, most)",
     title="Rebuilding hidden pixels with something switched off",
 )
-images.save(fig, out_dir / "rebuilt.png")
+figures.save(fig, out_dir / "rebuilt.png")
 plt.show()
 
 # %% [markdown]

@@ -39,7 +39,7 @@ from IPython.display import display
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from clay_lib import Clay
+from clay_lib import Clay, figures
 from clay_lib.areas.rasters import checkerboard
 from clay_lib.course import checks
 from clay_lib.data.labels import IGNORE, raster_pairs, world_set
@@ -47,7 +47,6 @@ from clay_lib.data.rasters import write_raster
 from clay_lib.data.splits import spatial_blocks
 from clay_lib.evaluation.intervals import as_text
 from clay_lib.evaluation.segmentation import class_scores, confusions, iou, iou_gain, pixel_classifier
-from clay_lib.figures import images as plots
 from clay_lib.heads.finetune import Finetuned, FinetuneSettings, finetune
 from clay_lib.heads.heads import spread_layers
 from clay_lib.heads.predict import predict_raster
@@ -91,7 +90,7 @@ if images:
     many = data.places["group"].nunique() >= 6
     train, val, test = data.split((0.6, 0.15, 0.25), by="groups" if many else "blocks", degrees=degrees, seed=seed)
     groups = test.places["group"] if many else spatial_blocks(test.places["lat"], test.places["lon"], degrees)
-    colours = dict(enumerate(plots.PALETTE))
+    colours = dict(enumerate(figures.PALETTE))
 else:
     how = dict(size=chip_size, seed=seed)
     pool, test = (world_set(sensor, n, split=s, **how) for n, s in ((chips, "train"), (test_chips, "test")))
@@ -122,10 +121,10 @@ def legend(fig, present):
 # %%
 rules = [np.bincount(label[label != IGNORE], minlength=2).max() / label.size for label in truth]
 shown = np.argsort(rules)[:5]  # chips with several classes
-pictures = [plots.rgb(test[i].pixels, sensor, test.bands) for i in shown] + [paint(truth[i]) for i in shown]
-fig = plots.show_row(pictures, ["image"] * 5 + ["labels"] * 5, gsd=test.gsd, columns=5, size=1.7)
+pictures = [figures.rgb(test[i].pixels, sensor, test.bands) for i in shown] + [paint(truth[i]) for i in shown]
+fig = figures.show_row(pictures, ["image"] * 5 + ["labels"] * 5, gsd=test.gsd, columns=5, size=1.7)
 legend(fig, np.unique(truth[shown]))
-plots.save(fig, out_dir / "labels.png")
+figures.save(fig, out_dir / "labels.png")
 plt.show()
 
 # %% [markdown]
@@ -186,14 +185,14 @@ for name, scores in answers.items():
 deeper.history.round(3)
 
 # %%
-with plots.style():
+with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
-    for name, tuned, colour in zip(answers, (frozen, deeper), plots.PALETTE, strict=False):
+    for name, tuned, colour in zip(answers, (frozen, deeper), figures.PALETTE, strict=False):
         ax.plot(tuned.history["epoch"] + 1, tuned.history["val/mean IoU"], "o-", color=colour, label=name)
     ax.set(xlabel="epoch", ylabel="mean IoU on validation chips", title="Learning", ylim=(0, 1))
     ax.set_xticks(range(1, max(epochs, deeper_epochs) + 1))
     ax.legend()
-plots.save(fig, out_dir / "learning.png")
+figures.save(fig, out_dir / "learning.png")
 plt.show()
 
 # %% [markdown]
@@ -229,8 +228,8 @@ rows = [
 ]
 table = pd.DataFrame(rows).replace({"kind": {"frozen encoder": "head on a frozen encoder"}})
 table.loc[table["kind"] == "baseline", "name"] += ", single pixels"
-fig = plots.bars_with_intervals(table, label="intersection over union", title="Class by class", limits=(0, 1))
-plots.save(fig, out_dir / "classes.png")
+fig = figures.bars_with_intervals(table, label="intersection over union", title="Class by class", limits=(0, 1))
+figures.save(fig, out_dir / "classes.png")
 plt.show()
 
 # %%
@@ -240,11 +239,13 @@ few = shown[:4]
 pictures = [
     part
     for i in few
-    for part in (plots.rgb(test[i].pixels, sensor, test.bands), paint(truth[i]), paint(floor[i]), paint(said[i]))
+    for part in (figures.rgb(test[i].pixels, sensor, test.bands), paint(truth[i]), paint(floor[i]), paint(said[i]))
 ]
-fig = plots.show_row(pictures, ["image", "labels", "single pixels", best] * len(few), gsd=test.gsd, columns=4, size=1.7)
+fig = figures.show_row(
+    pictures, ["image", "labels", "single pixels", best] * len(few), gsd=test.gsd, columns=4, size=1.7
+)
 legend(fig, np.unique(np.concatenate([truth[few], said[few], floor[few]])))
-plots.save(fig, out_dir / "maps.png")
+figures.save(fig, out_dir / "maps.png")
 plt.show()
 
 # %% [markdown]
@@ -274,11 +275,11 @@ assert boards["resize"] < boards["transposed"]
 # %%
 i = int(few[0])
 k = int(blind["resize"][i].mean((1, 2)).argmax())
-fig = plots.show_row(
+fig = figures.show_row(
     [blind[way][i, k] for way in blind], [f"{way}: {boards[way]:.2f}" for way in blind], gsd=test.gsd,
     limits=(0, 1), label=f"probability of {names[k]}", size=3, title="The same chip, enlarged in two ways",
 )  # fmt: skip
-plots.save(fig, out_dir / "checkerboard.png")
+figures.save(fig, out_dir / "checkerboard.png")
 plt.show()
 
 # %% [markdown]
@@ -312,21 +313,21 @@ number[codes] = np.arange(len(codes))
 pictures, titles = [paint(number[mapped])], ["the map"]
 if not images:
     number_of = number[chip.labels]
-    pictures = [plots.rgb(native, sensor), paint(number_of), *pictures]
+    pictures = [figures.rgb(native, sensor), paint(number_of), *pictures]
     titles = ["scene", "true land cover", *titles]
     print(f"{(number[mapped] == number_of).mean():.1%} of the scene's pixels are right")
 
 # %%
-fig = plots.show_row(pictures, titles, gsd=test.gsd, size=2.9)
+fig = figures.show_row(pictures, titles, gsd=test.gsd, size=2.9)
 legend(
     fig,
     sorted({int(k) for k in np.unique(number[mapped])} | (set() if images else {int(k) for k in np.unique(number_of)})),
 )
-plots.save(fig, out_dir / "map.png")
+figures.save(fig, out_dir / "map.png")
 plt.show()
-fig = plots.show_row([np.where(probability == 255, np.nan, probability)], gsd=test.gsd, size=3.4, limits=(0, 100),
+fig = figures.show_row([np.where(probability == 255, np.nan, probability)], gsd=test.gsd, size=3.4, limits=(0, 100),
                      label="probability of the class mapped (%)")  # fmt: skip
-plots.save(fig, out_dir / "probability.png")
+figures.save(fig, out_dir / "probability.png")
 plt.show()
 
 # %% [markdown]

@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from clay_lib import SENSORS, Clay
+from clay_lib import SENSORS, Clay, figures
 from clay_lib.areas.vectors import from_int8, neighbours_kept, principal_axes, shrink, to_int8
 from clay_lib.clay import embed_chips
 from clay_lib.course import checks
@@ -41,7 +41,6 @@ from clay_lib.data.splits import spatial_blocks
 from clay_lib.evaluation import baselines, probes
 from clay_lib.evaluation.evaluate import Evaluation
 from clay_lib.evaluation.intervals import interval, resample
-from clay_lib.figures import images
 from clay_lib.figures.charts import against_bytes
 from clay_lib.runs.notebooks import output_folder, write_metrics
 
@@ -94,16 +93,16 @@ assert (np.abs(back - test_x) <= 0.5001 * scale[:, None]).all()
 print(f"bytes: {test_x[0].nbytes} -> {whole[0].nbytes} + {scales[0].nbytes} for the scale")
 
 # %%
-with images.style():
+with figures.styled():
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
-    left.plot(test_x[0][:24], "o", color=images.PALETTE[0], ms=6, label="float32")
-    left.plot(back[0][:24], "x", color=images.PALETTE[1], ms=6, label="int8 times scale")
+    left.plot(test_x[0][:24], "o", color=figures.PALETTE[0], ms=6, label="float32")
+    left.plot(back[0][:24], "x", color=figures.PALETTE[1], ms=6, label="int8 times scale")
     left.set(title="24 numbers of one embedding", xlabel="number of the vector", ylabel="value")
     left.legend(loc="best")
     error = ((back - test_x) / scale[:, None]).ravel()
-    right.hist(error, bins=40, color=images.PALETTE[0])
+    right.hist(error, bins=40, color=figures.PALETTE[0])
     right.set(title="Rounding, all test chips", xlabel="error in scales", ylabel="numbers")
-images.save(fig, out_dir / "int8.png")
+figures.save(fig, out_dir / "int8.png")
 plt.show()
 
 # %% [markdown]
@@ -116,16 +115,16 @@ plt.show()
 mean, axes = principal_axes(train_x, min(D, N - 1))
 variance = ((train_x - mean) @ axes.T).var(axis=0)
 share = np.cumsum(variance) / variance.sum()
-with images.style():
+with figures.styled():
     fig, ax = plt.subplots(figsize=(6.4, 3.2))
-    ax.plot(np.arange(1, len(share) + 1), 100 * share, color=images.PALETTE[0], lw=1.8)
+    ax.plot(np.arange(1, len(share) + 1), 100 * share, color=figures.PALETTE[0], lw=1.8)
     for c in components:
-        ax.plot(c, 100 * share[c - 1], "o", color=images.PALETTE[1])
+        ax.plot(c, 100 * share[c - 1], "o", color=figures.PALETTE[1])
         ax.annotate(f"{c}: {share[c - 1]:.1%}", (c, 100 * share[c - 1]), xytext=(6, -14), textcoords="offset points")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel="principal components", ylabel="variance kept (%)", title="How many numbers an embedding is made of")
-images.save(fig, out_dir / "variance.png")
+figures.save(fig, out_dir / "variance.png")
 plt.show()
 
 # %% [markdown]
@@ -162,9 +161,9 @@ for probe in which:
         high=100 * part["high"],
         kind=part["features"].map(how),
     )
-    known = dict(title=f"Land cover, {probe}", floor=("pixel statistics", 100 * floor[probe]))
+    known = dict(title=f"Land cover, {probe}", baseline=("pixel statistics", 100 * floor[probe]))
     fig = against_bytes(part, ylabel="test chips named correctly (%)", **known)
-    images.save(fig, out_dir / f"bytes_{probe.split(' ')[0].split('-')[0]}.png")
+    figures.save(fig, out_dir / f"bytes_{probe.split(' ')[0].split('-')[0]}.png")
     plt.show()
 
 # %% [markdown]
@@ -199,13 +198,13 @@ kept = pd.DataFrame(kept, index=["kept", "low", "high"]).T
 assert kept.loc["float32", "kept"] == 1.0
 bars = kept.rename(columns={"kept": "value"}).rename_axis("name").reset_index()
 bars = bars.assign(name=[f"{form}, {bytes_of[form]} bytes" for form in forms], kind=[how[form] for form in forms])
-fig = images.bars_with_intervals(
+fig = figures.bars_with_intervals(
     bars,
     label=f"share of the {k} nearest chips that stay among the {k} nearest",
     title="Neighbours kept",
     limits=(0, 1),
 )
-images.save(fig, out_dir / "neighbours.png")
+figures.save(fig, out_dir / "neighbours.png")
 plt.show()
 
 # %% [markdown]

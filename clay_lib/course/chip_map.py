@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rasterio.warp import transform
 
+from clay_lib import figures
 from clay_lib.areas.search import nearest
 from clay_lib.course.widgets import Touch, as_png
 from clay_lib.data.chips import Chips
@@ -26,7 +27,7 @@ from clay_lib.data.rasters import Scene
 from clay_lib.encoder import MIN_VALID
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.probes import fit_linear, standardize
-from clay_lib.figures import images
+from clay_lib.figures.images import scale_bar
 from clay_lib.figures.maps import DEGREES, Layer, show_on_map
 from clay_lib.figures.style import INK, MISSING, PALETTE
 from clay_lib.world.earth import CLASS_COLOURS, MiniWorld
@@ -132,7 +133,7 @@ def world_background(world: MiniWorld, step: float = 1.0) -> Layer:
 
 def show_neighbours(atlas: Atlas, chips: Sequence[int], *, names: Sequence[str] | None = None, fig=None) -> Figure:
     """A row for each chip: itself, framed, then its neighbours with their cosines; names [N] under each."""
-    with images.style():
+    with figures.styled():
         size = (1.15 * (1 + NEIGHBOURS), (1.35 if names is None else 1.55) * len(chips))
         fig = fig or plt.figure(figsize=size)
         axes = fig.subplots(len(chips), 1 + NEIGHBOURS, squeeze=False)
@@ -167,7 +168,7 @@ def show_map(
     def on_ground(lon, lat):
         return (lon, lat) if world else np.array(transform(DEGREES, background.crs, lon, lat))
 
-    with images.style():
+    with figures.styled():
         fig = fig or plt.figure(figsize=(5.6, 5.4))
         ax = fig.subplots()
         ax.imshow(background.values, extent=(x, x + a * w, y + e * h, y), aspect="equal")
@@ -185,7 +186,7 @@ def show_map(
             ax.set(xlabel="longitude (degrees)", ylabel="latitude (degrees)")
         else:
             ax.set(xticks=[], yticks=[])
-            images.scale_bar(ax, a * w)
+            scale_bar(ax, a * w)
         present = [name for name in colours if name in set(names)]
         keys = [Patch(facecolor=colours[name], edgecolor=INK, lw=0.4, label=_short(name)) for name in present]
         fig.legend(handles=keys, loc="outside lower center", ncols=min(4, max(len(keys), 1)), fontsize=8)
@@ -283,7 +284,7 @@ def _still(atlas: Atlas, background: Layer, colours: Mapping[str, str]) -> Figur
     answers = refit(atlas.vectors, given := dict(known))
     if answers is None:
         return show_neighbours(atlas, four)
-    with images.style():
+    with figures.styled():
         fig = plt.figure(figsize=(10.6, 5.2))
         left, right = fig.subfigures(1, 2, width_ratios=(1, 1))
     show_map(atlas, background, answers, colours, given, left)
@@ -312,9 +313,9 @@ def chip_map(
     the labels to choose from; any other can be typed.
     """
     if thumbnails is None:
-        thumbnails = [images.rgb(pixels, chips.sensor, stretch=None) for pixels in chips.pixels]
+        thumbnails = [figures.rgb(pixels, chips.sensor, stretch=None) for pixels in chips.pixels]
     truth = None if truth is None else np.asarray(truth)
-    colours = colours or ({} if truth is None else images.class_colours(truth.tolist()))
+    colours = colours or ({} if truth is None else figures.class_colors(truth.tolist()))
     place = dict(lat=np.asarray(chips.lat, float), lon=np.asarray(chips.lon, float))
     return ChipMap(
         Atlas(**place, vectors=vectors, thumbnails=thumbnails, outlines=outlines, truth=truth), background, colours

@@ -14,11 +14,11 @@ import torch
 from einops import einsum, rearrange
 from matplotlib.figure import Figure
 
+from clay_lib import figures
 from clay_lib.clay import Clay
 from clay_lib.datacube import parse_when
 from clay_lib.encoder import unpatchify, unpatchify_mask
 from clay_lib.errors import ContractError
-from clay_lib.figures import images
 from clay_lib.figures.style import OURS, PALETTE, SIGNED
 from clay_lib.sensors import SENSORS, Sensor
 
@@ -119,8 +119,8 @@ def rebuild(
 def show_rebuilt(made: Rebuilt, sensor: str | Sensor, *, bands=None, gsd: float | None = None) -> Figure:
     """Input, what was seen, reconstruction and error, with the error beside that of the visible mean."""
     scores = {"error of hidden pixels": made.error, "of the visible mean": made.floor}
-    return images.reconstruction(
-        made.original, made.hidden, made.pixels, sensor=sensor, bands=bands, gsd=gsd, normalised=True, scores=scores
+    return figures.reconstruction(
+        made.original, made.hidden, made.pixels, sensor=sensor, bands=bands, gsd=gsd, normalized=True, scores=scores
     )
 
 
@@ -128,13 +128,13 @@ def show_ratios(clay: Clay, pixels, sensor: str | Sensor, *, ratios: Sequence[fl
     """The still picture: one chip at several mask ratios, what is seen above what is rebuilt."""
     sensor = SENSORS.resolve(sensor)
     tries = [rebuild(clay, pixels, sensor, mask_ratio=ratio, **told) for ratio in ratios]
-    look = dict(sensor=sensor, bands=told.get("bands") or told.get("have"), normalised=True, like=tries[0].original)
-    seen = [images.rgb(made.original, valid=~made.hidden, **look) for made in tries]
-    whole = [images.rgb(np.where(made.hidden, made.pixels, made.original), **look) for made in tries]
+    look = dict(sensor=sensor, bands=told.get("bands") or told.get("have"), normalized=True, like=tries[0].original)
+    seen = [figures.rgb(made.original, valid=~made.hidden, **look) for made in tries]
+    whole = [figures.rgb(np.where(made.hidden, made.pixels, made.original), **look) for made in tries]
     titles = [f"{ratio:.0%} hidden" for ratio in ratios]
     titles += [f"rebuilt, error {made.error:.2f} (mean {made.floor:.2f})" for made in tries]
     gsd = told.get("gsd") or sensor.gsd
-    fig = images.show_row(seen + whole, titles, columns=len(ratios), gsd=gsd, size=2.3)
+    fig = figures.show_row(seen + whole, titles, columns=len(ratios), gsd=gsd, size=2.3)
     for ax in fig.axes:
         ax.title.set_fontsize(9)
     return fig
@@ -280,7 +280,7 @@ def show_wavelengths(bench: Bench, waves: Sequence[float]) -> Figure:
     """
     rows = len(waves)
     low, high = np.percentile(bench.pixels, (2, 98))
-    with images.style():
+    with figures.styled():
         fig = plt.figure(figsize=(9.4, 2.3 + 1.35 * rows))
         top, bottom = fig.subfigures(2, 1, height_ratios=(2.1, 1.35 * rows))
         _curves(top.subplots(), bench, waves)

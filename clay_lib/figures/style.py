@@ -1,7 +1,7 @@
-"""Colours: the project's one palette and style, and pixels of any sensor as a picture.
+"""Figure style: palette, matplotlib settings, and pixels of any sensor as an RGB image.
 
-Classes take Okabe and Ito's colours, magnitudes viridis or magma, signed numbers a red-blue scale centred at zero; what
-is missing or hidden is light grey.
+Classes take Okabe and Ito's colors, magnitudes viridis or magma, signed numbers a red-blue scale centered at zero;
+missing or masked pixels are light gray.
 """
 
 from __future__ import annotations
@@ -16,19 +16,23 @@ from matplotlib.figure import Figure
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS, Sensor, to_decibel
 
-# Okabe and Ito (2008), in an order that keeps neighbours apart, then four of Tol's muted scheme; points change their
-# shape after the first eight, so that colour need not tell twelve classes apart alone.
+# Okabe and Ito (2008), ordered so that neighbors differ, then four of Tol's muted scheme. Points change their marker
+# after the first eight, so that color alone need not tell twelve classes apart.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 PALETTE += ("#882255", "#999999", "#332288", "#44AA99")
 MARKERS = ("o", "^", "s", "D")
-OURS, FLOOR, INK = PALETTE[0], "#9a9a9a", "#333333"
-MISSING = 0.85  # light grey
+OURS, BASELINE, INK, GRID = PALETTE[0], "#9a9a9a", "#333333", "#e6e6e6"
+BASELINE_TEXT = "#6b6b6b"  # dark enough to read, for names of baselines
+MISSING = 0.85  # light gray
 MAGNITUDE, ERROR, SIGNED = "viridis", "magma", "RdBu_r"
 
+FIXED_RANGES = {"landsat-c2l1": (5000, 20000), "landsat-c2l2-sr": (7273, 18182)}  # DN of reflectance 0 and 0.3
+MIN_RANGE = 0.2  # standard deviations of the sensor: a flat image stays flat instead of showing its noise
 
-def style():
-    """The project's look, as a context: `with style(): ...`. Every function here uses it by itself."""
-    plt.draw_if_interactive()  # loads the backend: loaded within the context, Jupyter's would lose its "show figures"
+
+def styled():
+    """The project's matplotlib settings as a context: `with styled(): ...`. Every function of figures uses it itself."""
+    plt.draw_if_interactive()  # load the backend first: inside the context Jupyter's would lose its "show figures"
     return plt.rc_context(
         {
             "figure.dpi": 110,
@@ -53,16 +57,27 @@ def style():
 
 
 def save(fig: Figure, path: str | Path) -> Path:
-    """Writes a PNG that says neither date nor version, so that the same figure gives the same bytes."""
+    """Write a PNG without date or version, so that the same figure gives the same bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, format="png", metadata={"Software": None})
     return path
 
 
-def class_colours(names: Sequence) -> dict:
-    """{name: colour} in order of first appearance, from the palette, repeating after twelve."""
+def class_colors(names: Sequence) -> dict:
+    """{name: color} in order of first appearance, from the palette, repeating after twelve."""
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+def components_to_rgb(components, valid=None, percentiles: tuple[float, float] = (2, 98)) -> np.ndarray:
+    """Principal components [..., 3] -> colors [..., 3], 0 to 1: each component from one percentile to the other.
+
+    valid [...]: which cells set the stretch; NaN never does, and stays NaN.
+    """
+    components = as_array(components)
+    known = np.isfinite(components).all(axis=-1)
+    low, high = np.percentile(components[known if valid is None else known & valid], percentiles, axis=0)
+    return np.clip((components - low) / (high - low), 0, 1)
 
 
 def rgb(
@@ -73,45 +88,39 @@ def rgb(
     stretch: tuple[float, float] | None = (2, 98),
     valid=None,
     like=None,
-    normalised: bool = False,
+    normalized: bool = False,
     in_decibel: bool | None = None,
 ) -> np.ndarray:
-    """Pixels [C, H, W] of one sensor as a picture [H, W, 3], float 0 to 1.
+    """Pixels [C, H, W] of one sensor as an RGB image [H, W, 3], float 0 to 1.
 
     stretch: percentiles that become black and white. Optical channels share one range above their own dark end, which
-    takes haze away and keeps colour natural; radar is vv, vh and vv/vh in dB, each with its own range. None: a fixed
-    range (8 bit 0 to 255, reflectance 0 to 0.3, fixed decibels), so pictures compare. like: pixels in the same form
-    that lend their stretch (an original, to its reconstruction). valid [H, W]: False, like NaN, is grey.
-    normalised: numbers in Clay's normalisation. in_decibel: None reads the sign of the median.
+    removes haze and keeps colors natural; radar is vv, vh and vv/vh in dB, each with its own range. None: a fixed
+    range (8 bit 0 to 255, reflectance 0 to 0.3, fixed decibels), so that images compare. like: pixels in the same form
+    whose stretch is used (an original, for its reconstruction). valid [H, W]: False, like NaN, is gray.
+    normalized: numbers in Clay's normalization. in_decibel: None decides by the sign of the median.
     """
     sensor = SENSORS.resolve(sensor)
-    channels = _channels(pixels, sensor, bands, normalised, in_decibel)
-    lender = channels if like is None else _channels(like, sensor, bands, normalised, in_decibel)
+    channels = _channels(pixels, sensor, bands, normalized, in_decibel)  # [H, W, 3]
+    reference = channels if like is None else _channels(like, sensor, bands, normalized, in_decibel)
     known = np.isfinite(channels).all(axis=-1)
     if valid is not None:
         known &= np.asarray(valid, bool)
-    usable = np.isfinite(lender).all(axis=-1)
-    if like is None:
-        usable &= known
-    low, high = _limits(lender[usable], stretch, sensor)
-    picture = np.clip((channels - low) / np.maximum(high - low, 1e-12), 0, 1)
+    usable = known if like is None else np.isfinite(reference).all(axis=-1)
+    low, high = _limits(reference[usable], stretch, sensor)
+    image = np.clip((channels - low) / np.maximum(high - low, 1e-12), 0, 1)
     if not sensor.decibel and not _eight_bit(sensor):
-        picture = picture ** (1 / 1.4)  # screens expect it of linear light; 8-bit photographs have it already
-    return np.where(known[..., None], np.nan_to_num(picture), MISSING)
+        image = image ** (1 / 1.4)  # gamma for screens, of linear reflectance; 8-bit photographs have it already
+    return np.where(known[..., None], np.nan_to_num(image), MISSING)
 
 
-def _channels(pixels, sensor: Sensor, bands, normalised: bool, in_decibel: bool | None) -> np.ndarray:
+def _channels(pixels, sensor: Sensor, bands, normalized: bool, in_decibel: bool | None) -> np.ndarray:
     """[H, W, 3] of native numbers, dB for radar."""
-    pixels = array(pixels, (3,), "pixels [C, H, W]").astype(np.float32)
+    pixels = as_array(pixels, (3,), "pixels [C, H, W]").astype(np.float32)
     names = [sensor.band_names[i] for i in sensor.indices(bands)]
     if len(names) != len(pixels):
-        raise ContractError(
-            "pixels",
-            f"{len(pixels)} bands",
-            f"{len(names)}: {names}",
-            "a subset without bands=[...], or bands last instead of first",
-        )
-    if normalised:
+        cause = "a subset without bands=[...], or bands last instead of first"
+        raise ContractError("pixels", f"{len(pixels)} bands", f"{len(names)}: {names}", cause)
+    if normalized:
         pixels, in_decibel = sensor.denormalize(pixels, names, in_decibel=True), True
     if sensor.decibel:
         if in_decibel is None:
@@ -120,20 +129,13 @@ def _channels(pixels, sensor: Sensor, bands, normalised: bool, in_decibel: bool 
         if {"vv", "vh"} <= set(names):
             vv, vh = pixels[names.index("vv")], pixels[names.index("vh")]
             return np.stack([vv, vh, vv - vh], axis=-1)
-    shown = (
-        sensor.rgb if sensor.rgb and set(sensor.rgb) <= set(names) else (names * 3)[:3] if len(names) < 3 else names[:3]
-    )
+    natural = sensor.rgb and set(sensor.rgb) <= set(names)
+    shown = sensor.rgb if natural else (names * 3)[:3] if len(names) < 3 else names[:3]
     return np.stack([pixels[names.index(name)] for name in shown], axis=-1)
-
-
-_FIXED = {"landsat-c2l1": (5000, 20000), "landsat-c2l2-sr": (7273, 18182)}  # DN of reflectance 0 and 0.3
 
 
 def _eight_bit(sensor: Sensor) -> bool:
     return max(band.mean for band in sensor.bands) < 256
-
-
-_LEAST = 0.2  # standard deviations of the sensor: a flat picture stays flat instead of showing its noise
 
 
 def _limits(values: np.ndarray, stretch, sensor: Sensor) -> tuple[np.ndarray, np.ndarray]:
@@ -141,20 +143,19 @@ def _limits(values: np.ndarray, stretch, sensor: Sensor) -> tuple[np.ndarray, np
     if stretch is None or not len(values):
         if sensor.decibel:
             return np.array([-22.0, -28.0, 2.0]), np.array([0.0, -6.0, 14.0])
-        dark, bright = _FIXED.get(sensor.name, (0, 255 if _eight_bit(sensor) else 3000))
+        dark, bright = FIXED_RANGES.get(sensor.name, (0, 255 if _eight_bit(sensor) else 3000))
         return np.full(3, float(dark)), np.full(3, float(bright))
     low, high = np.percentile(values, stretch, axis=0)
     if not sensor.decibel:
-        least = _LEAST * float(sensor.statistics()[1].mean())
+        least = MIN_RANGE * float(sensor.statistics()[1].mean())
         high = low + max(np.percentile(values - low, stretch[1]), least)
     return low, np.maximum(high, low + 1e-6)
 
 
-def array(values, ndims: tuple[int, ...], what: str) -> np.ndarray:
-    """NumPy from NumPy, lists or torch (on the CPU), with as many axes as `what` says."""
+def as_array(values, ndims: tuple[int, ...] = (), shape: str = "") -> np.ndarray:
+    """NumPy from NumPy, lists or torch (on the CPU); ContractError unless it has one of `ndims` axes, as in `shape`."""
     values = np.asarray(values.detach() if hasattr(values, "detach") else values)
-    if values.ndim not in ndims:
-        raise ContractError(
-            what.split(" ")[0], f"shape {values.shape}", what, "a batch axis is still there, or one is missing"
-        )
+    if ndims and values.ndim not in ndims:
+        cause = "a batch axis is still there, or one is missing"
+        raise ContractError(shape.split(" ")[0], f"shape {values.shape}", shape, cause)
     return values

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from clay_lib.errors import ContractError
 from clay_lib.figures import charts
-from clay_lib.figures.style import FLOOR, INK, MAGNITUDE, OURS, style
+from clay_lib.figures.style import BASELINE, INK, MAGNITUDE, OURS, styled
 from clay_lib.files import atomic_write, read_json
 from clay_lib.runs.gallery import STYLE
 from clay_lib.runs.notebooks import RUNS
@@ -47,7 +47,7 @@ def effect(table: pd.DataFrame, parameter: str, metrics: Mapping[str, str], seed
     The mean is over those other settings and seeds that every level has; grey dots are the single runs. A parameter
     drawn at random, or whose levels have no other setting in common, is dots alone. Levels tell how many runs they lost.
     """
-    with style():
+    with styled():
         fig, axes = plt.subplots(1, len(metrics), figsize=(4.6 * len(metrics), 3.3), squeeze=False)
         for ax, (metric, direction) in zip(axes[0], metrics.items(), strict=True):
             levels, lost = (over_seeds(table, metric, [parameter], seed)[name] for name in (parameter, "lost"))
@@ -64,7 +64,7 @@ def effect(table: pd.DataFrame, parameter: str, metrics: Mapping[str, str], seed
                 x if numeric else x.map(names.index),
                 runs[f"metric {metric}"],
                 "o",
-                color=FLOOR,
+                color=BASELINE,
                 alpha=0.45,
                 ms=3.5,
                 lw=0,
@@ -126,7 +126,7 @@ def pair(table: pd.DataFrame, rows: str, columns: str, metric: str, seed: str | 
             fig.axes[0].tick_params(axis="x", rotation=0)
             plt.setp(fig.axes[0].get_xticklabels(), ha="center", rotation_mode="default")
         return fig
-    with style():
+    with styled():
         fig, ax = plt.subplots(figsize=(5.4, 4.2))
         shown = ax.scatter(means[columns].map(_plain), means[rows].map(_plain), c=means["value"], cmap=MAGNITUDE, s=46)
         for name, scale in ((columns, ax.set_xscale), (rows, ax.set_yscale)):
@@ -146,12 +146,12 @@ def ranking(
     """
     lead = best(table, metric, direction, by, seed).head(most)
     runs = table[values_of(table, metric).notna()]
-    with style():
+    with styled():
         fig, ax = plt.subplots(figsize=(7.6, 0.36 * len(lead) + 1.2))
         for y, row in enumerate(lead.to_dict("records")):
             same = np.logical_and.reduce([runs[f"parameter {k}"] == row[k] for k in by] or [np.ones(len(runs), bool)])
             ax.plot(
-                runs.loc[same, f"metric {metric}"], np.full(same.sum(), y), "o", color=FLOOR, alpha=0.6, ms=3.5, lw=0
+                runs.loc[same, f"metric {metric}"], np.full(same.sum(), y), "o", color=BASELINE, alpha=0.6, ms=3.5, lw=0
             )
             ax.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.4)
             ax.plot(row["value"], y, "o", color=OURS, mfc="white" if row["lost"] else OURS, ms=6)
@@ -174,12 +174,12 @@ def against(
 ) -> Figure:
     """Each setting minus `base`, paired by seed: a dot for the mean, a line for the 95 % interval."""
     told = differences(table, metric, by, base, seed).head(most)
-    with style():
+    with styled():
         fig, ax = plt.subplots(figsize=(7.6, 0.36 * len(told) + 1.3))
         for y, row in enumerate(told.to_dict("records")):
             ax.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.4)
             ax.plot(row["value"], y, "o", color=OURS, ms=6)
-        ax.axvline(0, color=FLOOR, ls="--", lw=1.2)
+        ax.axvline(0, color=BASELINE, ls="--", lw=1.2)
         ax.set_yticks(range(len(told)), _names(told, base if one_at_a_time(table, by) else None))
         ax.set_ylim(len(told) - 0.5, -0.5)
         ax.set(xlabel=f"difference in {drawn(metric)} ({BETTER[direction]})", title=f"Minus: {in_words(base)}")

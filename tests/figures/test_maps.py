@@ -1,4 +1,4 @@
-"""Maps: an overlay covers its raster's true footprint, each pixel lands on its own place, nothing asks the network."""
+"""Maps: an overlay covers its raster's true footprint, each pixel lands on its own place, nothing needs a network."""
 
 import base64
 from io import BytesIO
@@ -30,8 +30,8 @@ def decoded(url):
 @pytest.mark.parametrize("crs, transform", GRIDS)
 def test_pixels_land_on_their_place(crs, transform):
     height, width = 40, 60
-    picture = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    url, ((south, west), (north, east)) = maps.overlay(picture, crs, transform)
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    url, ((south, west), (north, east)) = maps.overlay(pixels, crs, transform)
     assert (west, south, east, north) == pytest.approx(bounds_wgs84(crs, transform, height, width), abs=1e-5)
     image = decoded(url)
     rows, columns = (v.ravel() for v in np.mgrid[0:height:3, 0:width:3])
@@ -46,7 +46,7 @@ def test_pixels_land_on_their_place(crs, transform):
         ((lon - west) / (east - west) * image.shape[1]).astype(int),
     ]
     assert (shown[:, 3] == 255).all()
-    assert (shown[:, :3] == picture[rows, columns]).all(axis=1).mean() > 0.99
+    assert (shown[:, :3] == pixels[rows, columns]).all(axis=1).mean() > 0.99
 
 
 def test_patch_grid_covers_what_its_pixels_cover():
@@ -56,7 +56,7 @@ def test_patch_grid_covers_what_its_pixels_cover():
     np.testing.assert_allclose(fine, coarse, atol=1e-9)
 
 
-def test_nothing_known_is_transparent():
+def test_unknown_values_are_transparent():
     values = np.full((32, 32), 0.5)
     values[:16] = np.nan
     valid = np.ones((32, 32), bool)
@@ -112,7 +112,7 @@ def test_static_map_keeps_the_ground_square():
         (np.zeros((8, 8)), "EPSG:no", "crs"),
     ],
 )
-def test_what_cannot_be_placed_says_why(values, crs, field):
+def test_missing_or_wrong_place_raises(values, crs, field):
     with pytest.raises(ContractError) as error:
         maps.overlay(values, crs, GRIDS[0][1])
     assert error.value.field == field

@@ -1,0 +1,68 @@
+"""Figures of images: a reconstruction shows what was seen, scale bars are true, thumbnails never overlap."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+
+from clay_lib import figures
+from clay_lib.errors import ContractError
+from clay_lib.figures.images import round_length
+from clay_lib.figures.style import MISSING
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("form", ["pixels", "patches", "nan"])
+def test_reconstruction_shows_visible_patches_unchanged(form):
+    original = RNG.gamma(4, 300, (10, 32, 32)).astype(np.float32)
+    patches = RNG.random((4, 4)) < 0.5
+    mask = np.kron(patches, np.ones((8, 8), bool))
+    masked = {"pixels": mask, "patches": patches, "nan": np.where(mask, np.nan, original)}[form]
+    fig = figures.reconstruction(original, masked, original + 100, sensor="sentinel-2-l2a", gsd=10, scores={"MAE": 0.5})
+    first, seen, pasted, error = (np.asarray(ax.images[0].get_array()) for ax in fig.axes[:4])
+    assert (seen[mask] == MISSING).all() and (seen[~mask] == first[~mask]).all()
+    assert (pasted[~mask] == first[~mask]).all() and pasted[mask].mean() > first[mask].mean()
+    assert (np.ma.getmaskarray(fig.axes[3].images[0].get_array()) == ~mask).all()
+    assert error[mask] == pytest.approx(100, abs=1e-3)
+    assert "native numbers" in fig.axes[4].get_ylabel() and "MAE 0.5" in fig.get_suptitle()
+
+
+def test_reconstruction_with_padding_raises():
+    with pytest.raises(ContractError, match="cropped"):
+        figures.reconstruction(np.zeros((3, 10, 10)), np.ones((2, 2)), np.zeros((3, 16, 16)), sensor="linz", gsd=None)
+
+
+def test_scale_bar_has_its_stated_length():
+    for width, meters in ((2240, 500), (40, 10), (118_600, 20_000), (300, 50)):
+        assert round_length(width) == meters
+    ax = figures.show_row([np.zeros((10, 224, 3))], ["a"], gsd=10).axes[0]
+    assert np.diff(ax.lines[0].get_xdata())[0] * 2240 == pytest.approx(500) and ax.texts[0].get_text() == "500 m"
+
+
+def test_land_cover_legend_lists_only_present_classes():
+    labels = np.array([[1, 1, 1, 2], [1, 1, 1, 9]])
+    fig = figures.land_cover(labels, {1: "water", 2: "trees", 3: "crops"}, {1: "#0072B2", 2: "#009E73", 3: "#E69F00"})
+    assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ["water  75%", "trees  12%"]
+    image = fig.axes[0].images[0].get_array()
+    assert image[0, 0].tolist() == list(to_rgba("#0072B2")[:3]) and (image[1, 3] == MISSING).all()
+
+
+def test_thumbnails_never_overlap_and_keep_their_class():
+    count = 200
+    xy, labels = RNG.normal(size=(count, 2)), np.array(["a", "b"])[(RNG.random(count) < 0.5).astype(int)]
+    shades = {"a": 0.2, "b": 0.8}
+    fig = figures.scatter_thumbnails(xy, [np.full((4, 4, 3), shades[k]) for k in labels], labels, across=8)
+    ax, colors = fig.axes[0], figures.class_colors(["a", "b"])
+    assert 10 < len(ax.images) <= 64
+    boxes = np.array([p.get_bbox().extents for p in ax.patches])  # x0, y0, x1, y1
+    for i, box in enumerate(boxes):
+        apart = (boxes[:, 2:] <= box[:2]).any(axis=1) | (boxes[:, :2] >= box[2:]).any(axis=1)
+        assert apart.sum() == len(boxes) - 1 and not apart[i]
+    for frame, image in zip(ax.patches, ax.images, strict=True):
+        name = "a" if image.get_array().max() < 0.5 else "b"
+        assert frame.get_facecolor() == to_rgba(colors[name])
+
+
+def test_scatter_counts_its_classes():
+    ax = figures.scatter(RNG.normal(size=(10, 2)), ["a"] * 4 + ["b"] * 6).axes[0]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a  (4)", "b  (6)"]
