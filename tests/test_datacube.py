@@ -4,6 +4,7 @@ import datetime as dt
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -85,3 +86,14 @@ def test_a_moment_of_another_time_zone_is_brought_to_utc():
     tokyo = datetime(2023, 6, 10, 10, 30, tzinfo=timezone(timedelta(hours=9)))
     same = [time_code(when) for when in ("2023-06-10T01:30", "2023-06-10T01:30Z", "2023-06-10T10:30+09:00", tokyo)]
     assert all(torch.equal(code, same[0]) for code in same) and not torch.equal(same[0], time_code("2023-06-10T10:30"))
+
+
+def test_dates_and_degrees_of_every_type():
+    days = ["2023-06-10T10:30", "2021-03-01T00:00", "2020-01-05T23:00"]
+    expected, dates = time_code(days, 3), np.array(days, "datetime64[ns]")
+    for form in (dates, pd.Series(days), pd.to_datetime(days), pd.Series(dates), list(dates)):
+        torch.testing.assert_close(time_code(form, 3), expected)
+    place = latlon_code([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], 3)
+    for kind in (np.array, torch.tensor, pd.Series, tuple):
+        assert torch.equal(latlon_code(kind([1.0, 2.0, 3.0]), kind([4.0, 5.0, 6.0]), 3), place)
+    assert torch.equal(time_code(dt.datetime(2023, 6, 10, 10), 1), time_code(np.datetime64("2023-06-10T10"), 1))

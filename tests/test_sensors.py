@@ -103,3 +103,39 @@ def test_broken_yaml_names_the_model(tmp_path):
     path.write_text("drone:\n  bands: {red: {wavelength: 0.65}}\n")
     with pytest.raises(ContractError, match=r"sensors\.yaml is a model"):
         read_sensors(path)
+
+
+WAVES = {"blue": 0.49, "green": 0.565, "red": 0.665, "nir": 0.865}
+
+
+def test_custom_sensor_by_statistics_or_measured():
+    images = np.random.default_rng(0).normal(800, 200, (5, 4, 12, 12)).astype(np.float32)
+    mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3))
+    given = Sensor.custom(WAVES, gsd=3, mean=mean, std=std, rgb=("red", "green", "blue"))
+    measured = Sensor.custom(WAVES, gsd=3, pixels=np.concatenate([images, np.full_like(images, np.nan)]))
+    assert given.band_names == measured.band_names == tuple(WAVES) and given.rgb == ("red", "green", "blue")
+    np.testing.assert_allclose(given.statistics(), measured.statistics(), rtol=1e-5)
+    assert Sensor.custom([0.5, 0.6], gsd=1, mean=[1, 2], std=[1, 1]).band_names == ("band1", "band2")
+
+
+def test_custom_radar_is_measured_in_decibel():
+    power = 10 ** (np.random.default_rng(0).normal(-15, 3, (8, 2, 9, 9)) / 10)
+    radar = Sensor.custom({"hh": 3.5, "hv": 4.0}, gsd=10, pixels=power, decibel=True)
+    assert np.abs(radar.statistics()[0] + 15).max() < 1 and abs(radar.normalize(power).std() - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"mean": None}, "mean, std"),
+        ({"std": [1, 1, 1]}, "mean, std"),
+        ({"pixels": np.zeros((5, 12, 12, 4))}, "pixels"),
+        ({"wavelengths": [490, 565, 665, 865]}, "band 'band1': wavelength"),
+        ({"gsd": 0}, "sensor 'custom': gsd"),
+        ({"std": [1, 1, 0, 1]}, "band 'red': std"),
+    ],
+)
+def test_custom_sensor_refuses_what_cannot_be(change, field):
+    with pytest.raises(ContractError) as caught:
+        Sensor.custom(**dict(wavelengths=WAVES, gsd=3, mean=[800] * 4, std=[200] * 4) | change)
+    assert caught.value.field == field

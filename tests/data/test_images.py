@@ -1,4 +1,4 @@
-"""Images: the same pixels through every door, with the names, place, date and holes that came along."""
+"""Images of any source: the same pixels, with their names, place, date and missing pixels."""
 
 from itertools import permutations
 from pathlib import Path
@@ -11,10 +11,9 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clay_lib import SENSORS, ContractError
 from clay_lib.data.images import open_image
 from clay_lib.data.rasters import read_scene, write_raster
-from clay_lib.errors import ContractError
-from clay_lib.sensors import SENSORS
 
 S2, NAIP, LINZ = (SENSORS[name] for name in ("sentinel-2-l2a", "naip", "linz"))
 UTM = dict(crs="EPSG:32736", transform=(10.0, 0.0, 617300.0, 0.0, -10.0, 9625100.0))
@@ -29,7 +28,7 @@ def levels(image):
     return [int(band[0, 0]) for band in image.pixels[0]]
 
 
-def labelled(values, bands=None, crs="EPSG:32736", corner=(617300.0, 9625100.0), step=10.0, **attrs):
+def data_array(values, bands=None, crs="EPSG:32736", corner=(617300.0, 9625100.0), step=10.0, **attrs):
     """[C, H, W] as rioxarray lays it out: centres of pixels, and the CRS on a spatial_ref coordinate."""
     coords = {} if bands is None else {"band": list(bands)}
     coords["x"] = corner[0] + step * (np.arange(values.shape[-1]) + 0.5)
@@ -48,37 +47,37 @@ def labelled(values, bands=None, crs="EPSG:32736", corner=(617300.0, 9625100.0),
     order=st.sampled_from(list(permutations(("band", "y", "x")))),
     seed=st.integers(0, 99),
 )
-def test_the_same_pixels_through_every_door(tmp_path_factory, height, width, dtype, fill, holes, order, seed):
+def test_every_source_gives_the_same_pixels(tmp_path_factory, height, width, dtype, fill, holes, order, seed):
     generator = np.random.default_rng(seed)
     values = generator.integers(0, 256, (4, height, width)).astype(dtype)
     if fill is not None:
         values[:, generator.integers(height, size=holes), generator.integers(width, size=holes)] = fill
-    path = write_raster(tmp_path_factory.mktemp("door") / "a.tif", values, nodata=fill, **UTM)
-    array = labelled(values, NAIP.band_names)
-    told = array.assign_attrs({} if fill is None else {"_FillValue": fill}).transpose(*order)
-    doors = {
+    path = write_raster(tmp_path_factory.mktemp("source") / "a.tif", values, nodata=fill, **UTM)
+    array = data_array(values, NAIP.band_names)
+    described = array.assign_attrs({} if fill is None else {"_FillValue": fill}).transpose(*order)
+    images = {
         "NumPy": open_image(values, NAIP, nodata=fill),
         "NumPy batch": open_image(values[None], "naip", nodata=fill),
         "torch": open_image(torch.from_numpy(values), NAIP, nodata=fill),
-        "DataArray": open_image(told, NAIP),
-        "DataArray, told": open_image(array.transpose(*order), NAIP, nodata=fill),
-        "Dataset": open_image(told.to_dataset("band"), NAIP),
+        "DataArray": open_image(described, NAIP),
+        "DataArray, given nodata": open_image(array.transpose(*order), NAIP, nodata=fill),
+        "Dataset": open_image(described.to_dataset("band"), NAIP),
         "GeoTIFF": open_image(path, NAIP),
         "str": open_image(str(path), NAIP, nodata=fill),
     }
-    expected = doors["NumPy"]
+    expected = images["NumPy"]
     assert expected.pixels.dtype == np.float32 and expected.pixels.shape == (1, 4, height, width)
     kept = np.isfinite(expected.pixels[0])
     np.testing.assert_array_equal(expected.pixels[0][kept], values[kept])
-    for name, image in doors.items():
+    for name, image in images.items():
         np.testing.assert_array_equal(image.pixels, expected.pixels, err_msg=name)
         if image.gsd is not None:
             assert (image.gsd, image.lat, image.lon) == pytest.approx(
-                (10.0, doors["GeoTIFF"].lat, doors["GeoTIFF"].lon), abs=1e-9
+                (10.0, images["GeoTIFF"].lat, images["GeoTIFF"].lon), abs=1e-9
             )
-    assert doors["DataArray"].bands == doors["Dataset"].bands == doors["GeoTIFF"].bands == NAIP.band_names
-    assert doors["DataArray"].gsd == (10.0 if height * width > 1 else None)  # which one pixel's coordinates don't tell
-    assert doors["NumPy"].bands is doors["NumPy"].gsd is doors["NumPy"].lat is None
+    assert images["DataArray"].bands == images["Dataset"].bands == images["GeoTIFF"].bands == NAIP.band_names
+    assert images["DataArray"].gsd == (10.0 if height * width > 1 else None)  # which one pixel's coordinates don't tell
+    assert images["NumPy"].bands is images["NumPy"].gsd is images["NumPy"].lat is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool])
@@ -90,7 +89,7 @@ def test_tensors_of_any_dtype(dtype):
     np.testing.assert_array_equal(image.pixels[0], np.where(missing, np.nan, expected))
 
 
-def test_what_is_not_a_number_is_missing():
+def test_numbers_that_are_not_finite_are_missing():
     pixels = np.array([[[1, np.nan, np.inf, -np.inf, 5]]] * 3)
     pixels[0] = 7
     assert np.isfinite(open_image(pixels, LINZ).pixels).sum() == 5 + 2 + 2  # each band for itself
@@ -103,29 +102,26 @@ def test_what_is_not_a_number_is_missing():
 # ---- names ----
 
 
-def test_unnamed_bands_are_named_by_the_caller():
+def test_bands_of_an_array_are_named_by_the_caller():
     assert open_image(numbered(10), S2).bands is None
-    some = open_image(numbered(3), S2, bands=["nir", None, "red"])
-    assert some.bands == ("nir", "red") and levels(some) == [1, 3]
     by_number = open_image(torch.from_numpy(numbered(12)), S2, bands={"red": 4, "blue": 2})
     assert by_number.bands == ("red", "blue") and levels(by_number) == [4, 2]
 
 
-@pytest.mark.parametrize("names", [["B8A", "B11", "B04", "SCL"], ["nir08", "SWIR16", "red", "cloud"]])
-def test_named_bands_are_matched_to_the_sensor(names):
-    array = labelled(numbered(4), names)
-    for source in (array, array.to_dataset("band"), labelled(numbered(4), long_name=tuple(names))):
+def test_named_bands_are_matched_to_the_sensor():
+    array = data_array(numbered(4), ["B8A", "B11", "B04", "SCL"])
+    for source in (array, array.to_dataset("band"), data_array(numbered(4), long_name=tuple(array.band.values))):
         image = open_image(source, S2)
         assert dict(zip(image.bands, levels(image), strict=True)) == {"red": 3, "nir08": 1, "swir16": 2}
-        asked = open_image(source, S2, bands=["swir16", "red"])
-        assert asked.bands == ("swir16", "red") and levels(asked) == [2, 3]
+        subset = open_image(source, S2, bands=["swir16", "red"])
+        assert subset.bands == ("swir16", "red") and levels(subset) == [2, 3]
 
 
 def test_band_numbers_of_a_file_survive_a_selection():
-    whole = labelled(numbered(3), [1, 2, 3], long_name=("blue", "green", "red"))
-    picked = whole.sel(band=[3, 1])  # long_name stays as it was
+    image = data_array(numbered(3), [1, 2, 3], long_name=("blue", "green", "red"))
+    picked = image.sel(band=[3, 1])  # long_name stays as it was
     assert open_image(picked, LINZ).bands == ("red", "blue") and levels(open_image(picked, LINZ)) == [3, 1]
-    unnamed = labelled(numbered(12), range(1, 13))  # a whole file of a known layout
+    unnamed = data_array(numbered(12), range(1, 13))  # all bands of a file of a known layout
     assert levels(open_image(unnamed, S2)) == [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]
     as_variables = unnamed.to_dataset("band").rename({n: f"band_{n}" for n in range(1, 13)})
     assert levels(open_image(as_variables, S2)) == [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]  # band_9 is not B09, but B8A
@@ -134,12 +130,12 @@ def test_band_numbers_of_a_file_survive_a_selection():
     assert open_image(unnamed.isel(band=[3, 2]), S2, bands=["red", "green"]).bands == ("red", "green")
 
 
-# ---- place, date, holes of xarray ----
+# ---- place, date and missing pixels of xarray ----
 
 
 def test_time_is_the_batch_and_its_dates_come_along():
     chips = np.stack([numbered(3), numbered(3) * 10])
-    array = labelled(chips[0], LINZ.band_names)
+    array = data_array(chips[0], LINZ.band_names)
     dates = np.array(["2023-06-10T10:30", "NaT"], "datetime64[ns]")
     stack = xr.concat([array.copy(data=chip) for chip in chips], dim=xr.Variable("time", dates))
     for source in (stack.transpose("y", "band", "time", "x"), stack.to_dataset("band")):
@@ -150,37 +146,39 @@ def test_time_is_the_batch_and_its_dates_come_along():
     assert open_image(stack.drop_vars("time"), LINZ).when is None
 
 
-def test_place_is_that_of_the_window_and_degrees_become_metres():
-    whole = labelled(numbered(3, (20, 30)), LINZ.band_names)
-    whole.spatial_ref.attrs["GeoTransform"] = "617300.0 10.0 0.0 9625100.0 0.0 -10.0"
-    window = whole.isel(y=slice(10, 20), x=slice(15, 30))
+def test_place_is_that_of_the_window_and_degrees_become_meters():
+    image = data_array(numbered(3, (20, 30)), LINZ.band_names)
+    image.spatial_ref.attrs["GeoTransform"] = "617300.0 10.0 0.0 9625100.0 0.0 -10.0"
+    window = image.isel(y=slice(10, 20), x=slice(15, 30))
     alone = open_image(window, LINZ)
-    assert alone.lon > open_image(whole, LINZ).lon and alone.lat < open_image(whole, LINZ).lat
-    bare = open_image(whole.drop_vars(["x", "y"]), LINZ)  # odc and rioxarray may leave the transform alone
-    assert (bare.gsd, bare.lat) == pytest.approx((10.0, open_image(whole, LINZ).lat))
+    assert alone.lon > open_image(image, LINZ).lon and alone.lat < open_image(image, LINZ).lat
+    bare = open_image(image.drop_vars(["x", "y"]), LINZ)  # odc and rioxarray may leave the transform alone
+    assert (bare.gsd, bare.lat) == pytest.approx((10.0, open_image(image, LINZ).lat))
 
-    degrees = labelled(numbered(3, (6, 6)), LINZ.band_names, None, corner=(34.0, -3.0), step=1e-4)
+    degrees = data_array(numbered(3, (6, 6)), LINZ.band_names, None, corner=(34.0, -3.0), step=1e-4)
     assert open_image(degrees, LINZ).gsd is None  # x and y alone say nothing of units
-    image = open_image(degrees.rename(x="lon", y="lat"), LINZ)
-    assert (image.lat, image.lon) == pytest.approx((-3.0003, 34.0003)) and image.gsd == pytest.approx(11.12, abs=0.01)
+    placed = open_image(degrees.rename(x="lon", y="lat"), LINZ)
+    assert (placed.lat, placed.lon) == pytest.approx((-3.0003, 34.0003)) and placed.gsd == pytest.approx(
+        11.12, abs=0.01
+    )
     assert open_image(degrees.assign_coords(epsg=4326), LINZ).lat == pytest.approx(-3.0003)
     parameters = {k: v for k, v in pyproj.CRS("EPSG:32736").to_cf().items() if k != "crs_wkt"}
-    cf = whole.drop_vars("spatial_ref").assign_coords(utm=((), 0, parameters)).assign_attrs(grid_mapping="utm")
-    assert open_image(cf, LINZ).lat == pytest.approx(open_image(whole, LINZ).lat, abs=1e-9)
+    cf = image.drop_vars("spatial_ref").assign_coords(utm=((), 0, parameters)).assign_attrs(grid_mapping="utm")
+    assert open_image(cf, LINZ).lat == pytest.approx(open_image(image, LINZ).lat, abs=1e-9)
 
 
 def test_numbers_that_xarray_unpacked_are_left_alone(tmp_path):
     values = numbered(3, dtype=np.float32)
     values[:, 0, 0] = -9.0
-    raw = labelled(values, LINZ.band_names, scale_factor=0.1, add_offset=-1.0, _FillValue=-9.0)
+    raw = data_array(values, LINZ.band_names, scale_factor=0.1, add_offset=-1.0, _FillValue=-9.0)
     image = open_image(raw, LINZ)
     assert np.isnan(image.pixels[:, :, 0, 0]).all() and image.pixels[0, 2, 1, 1] == 3
-    unpacked = labelled(values * 0.1 - 1.0, LINZ.band_names)
+    unpacked = data_array(values * 0.1 - 1.0, LINZ.band_names)
     unpacked.encoding = dict(scale_factor=0.1, add_offset=-1.0, _FillValue=unpacked.values[0, 1, 1])
     np.testing.assert_array_equal(open_image(unpacked, LINZ).pixels[0], unpacked.values)
 
 
-# ---- what cannot be right ----
+# ---- errors ----
 
 
 @pytest.mark.parametrize(
@@ -201,18 +199,18 @@ def test_numbers_that_xarray_unpacked_are_left_alone(tmp_path):
         (np.ones((3, 8, 8)), dict(nodata=[1, 2, 3]), "nodata"),
         ("missing.tif", {}, "path: found missing.tif, which does not exist"),
         ("ftp://example.org/a.tif", {}, "path: found ftp://example.org/a.tif; .*ftp is not supported"),
-        (labelled(np.ones((3, 4, 4)), list("abc")), {}, "bands: found .'a', 'b', 'c'."),
-        (labelled(np.ones((3, 4, 4)), ["B02", "blue", "red"]), {"bands": None}, "all read as .'blue'."),
-        (labelled(np.ones((3, 4, 4)), LINZ.band_names).sel(band="red"), {}, "pixels: found dimensions .'y', 'x'.*one named band"),
-        (labelled(np.ones((3, 4, 4))).rename(x="a", y="b"), {}, "axes under other names"),
-        (labelled(np.ones((3, 4, 4))).expand_dims(["run", "time"]), {}, "more than a batch"),
-        (labelled(np.ones((3, 4, 4))).assign_coords(x=[0.0, 10.0, 20.0, 90.0]), {}, "x: found steps from 10 to 70"),
-        (labelled(np.ones((3, 4, 4))).assign_coords(spatial_ref=((), 0, {"crs_wkt": "PROJCS[oops"})), {}, "crs: found PROJCS"),
+        (data_array(np.ones((3, 4, 4)), list("abc")), {}, "bands: found .'a', 'b', 'c'."),
+        (data_array(np.ones((3, 4, 4)), ["B02", "blue", "red"]), {"bands": None}, "all read as .'blue'."),
+        (data_array(np.ones((3, 4, 4)), LINZ.band_names).sel(band="red"), {}, "pixels: found dimensions .'y', 'x'.*one named band"),
+        (data_array(np.ones((3, 4, 4))).rename(x="a", y="b"), {}, "axes under other names"),
+        (data_array(np.ones((3, 4, 4))).expand_dims(["run", "time"]), {}, "more than a batch"),
+        (data_array(np.ones((3, 4, 4))).assign_coords(x=[0.0, 10.0, 20.0, 90.0]), {}, "x: found steps from 10 to 70"),
+        (data_array(np.ones((3, 4, 4))).assign_coords(spatial_ref=((), 0, {"crs_wkt": "PROJCS[oops"})), {}, "crs: found PROJCS"),
         (xr.Dataset({"red": ("y", np.ones(4))}), {}, "one variable a band"),
         (xr.Dataset({"red": (("y", "x"), np.ones((4, 4))), "blue": (("t", "y", "x"), np.ones((1, 4, 4)))}), {}, "bring them to one grid"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_an_image_is_told(source, kwargs, message):
+def test_sources_that_are_no_image_are_refused(source, kwargs, message):
     sensor = S2 if isinstance(source, xr.DataArray) and "blue" in source.coords.get("band", ()) else LINZ
     with pytest.raises(ContractError, match=message):
         open_image(source, sensor, **kwargs)
@@ -231,7 +229,7 @@ def test_what_cannot_be_an_image_is_told(source, kwargs, message):
         ("linz", "aerial-rgb/OSBS_029.tif"),
     ],
 )
-def test_real_files_as_arrays_and_as_files(realdata, sensor, file):
+def test_real_files_as_files_and_as_xarray(realdata, sensor, file):
     path = sorted(map(str, realdata.glob(file))) if "*" in file else Path(realdata / file)
     scene, image = read_scene(path, sensor), open_image(path, sensor)
     assert (image.bands, image.gsd, image.lat, image.lon) == (scene.bands, scene.gsd, scene.lat, scene.lon)
@@ -239,7 +237,7 @@ def test_real_files_as_arrays_and_as_files(realdata, sensor, file):
     np.testing.assert_array_equal(np.isfinite(image.pixels[0]), ~scene.missing)
     np.testing.assert_array_equal(image.pixels[0][~scene.missing], scene.pixels[~scene.missing].astype(np.float32))
     a, _, c, _, _, f = scene.transform
-    array = labelled(scene.pixels, scene.bands, scene.crs, (c, f), a)
+    array = data_array(scene.pixels, scene.bands, scene.crs, (c, f), a)
     again = open_image(array.where(~scene.missing) if scene.missing.any() else array, sensor)
     np.testing.assert_array_equal(again.pixels, image.pixels)
     assert (again.gsd, again.lat, again.lon) == pytest.approx((image.gsd, image.lat, image.lon), abs=1e-6)

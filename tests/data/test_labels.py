@@ -1,4 +1,4 @@
-"""Data sets: real files of every layout come back as the numbers, labels and places that went in."""
+"""Labeled sets of every source return the numbers, labels and places that were written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clay_lib.data.labels import (
     raster_pairs,
     world_set,
 )
-from clay_lib.data.rasters import read_header, write_raster
+from clay_lib.data.rasters import write_raster
 from clay_lib.world.earth import MiniWorld
 
 S2 = SENSORS["sentinel-2-l2a"]
@@ -32,7 +32,7 @@ def eurosat_bands(rng, side=16):
 
 
 @pytest.mark.parametrize("target", ["land cover", "class", "leaf area", "mean leaf area"])
-def test_the_mini_world_as_it_is(target, tmp_path):
+def test_mini_world_chips_with_every_target(target, tmp_path):
     data = world_set(count=4, target=target, size=16, cache=tmp_path, classes=[10, 40], dates=2, jobs=1)
     sample, place = data[1], data.places.iloc[1]
     chip = MiniWorld(0).observe(place, "sentinel-2-l2a", place.when, 16)
@@ -50,21 +50,21 @@ def test_the_mini_world_as_it_is(target, tmp_path):
 
 
 def test_eurosat_class_folders_of_geotiffs(tmp_path):
-    rng, ours = np.random.default_rng(0), {}
+    rng, expected = np.random.default_rng(0), {}
     for name in ("AnnualCrop", "Forest", "SeaLake"):
         for n in range(2):
-            pixels, ours[f"{name}/{name}_{n}.tif"] = eurosat_bands(rng)
+            pixels, expected[f"{name}/{name}_{n}.tif"] = eurosat_bands(rng)
             write_raster(tmp_path / name / f"{name}_{n}.tif", pixels, **UTM)
     data = class_folders(tmp_path, "sentinel-2-l2a", bands=EUROSAT_BANDS)
     assert data.classes == ("AnnualCrop", "Forest", "SeaLake") and len(data) == 6 and data.gsd == 10
     order = [list(data.bands).index(name) for name in S2.band_names]
     for i, name in enumerate(data.places["name"]):
-        assert np.array_equal(data[i].pixels[order], ours[name]) and data[i].label == i // 2
+        assert np.array_equal(data[i].pixels[order], expected[name]) and data[i].label == i // 2
     assert data[0].crs == UTM["crs"] and data[0].transform == UTM["transform"]
     assert data.places["lat"].between(45.1, 45.2).all() and data.places["lon"].between(15.0, 15.01).all()
 
 
-def test_pictures_of_unequal_size_are_cut_and_filled(tmp_path):
+def test_images_of_unequal_size_are_cropped_and_padded(tmp_path):
     for kind, side in (("a", 20), ("b", 12)):
         (tmp_path / kind).mkdir()
         Image.fromarray(np.full((side, side, 3), side, np.uint8)).save(tmp_path / kind / "x.png")
@@ -114,7 +114,7 @@ def test_values_as_labels(pair):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (dict(transform=(20.0, 0, 500_000.0, 0, -20.0, 5_000_000.0)), "another resolution, extent or projection"),
         (dict(crs="EPSG:32634"), "another resolution, extent or projection"),
@@ -123,11 +123,11 @@ def test_values_as_labels(pair):
         (dict(values=np.full((40, 24), 9, np.uint8)), "every pixel ignored"),
     ],
 )
-def test_labels_that_do_not_fit_are_told(pair, change, told):
+def test_labels_of_another_grid_or_class_are_refused(pair, change, message):
     folder, _, labels = pair
     values = change.pop("values", labels)
     write_raster(folder / "wrong" / "p.tif", values, nodata=0, **(UTM | change))
-    with pytest.raises(ContractError, match=told):
+    with pytest.raises(ContractError, match=message):
         raster_pairs(folder / "images", folder / "wrong", "sentinel-2-l2a", classes={1: "a", 5: "b"}, ignore=9)
 
 
@@ -150,14 +150,6 @@ def test_points_on_a_scene(pair):
         points_on_scene(points[2:], folder / "images" / "p.tif", "sentinel-2-l2a", label="kind")
 
 
-def test_a_file_that_is_written_anew_is_read_anew(pair):
-    folder, pixels, _ = pair
-    path, moved = folder / "images" / "p.tif", (10.0, 0, 505_000.0, 0, -10.0, 5_000_000.0)
-    assert (read_header(path).height, read_header(path).width) == (40, 24)
-    write_raster(path, pixels[:, :30], descriptions=S2.band_names, crs=UTM["crs"], transform=moved)
-    assert read_header(path).height == 30 and read_header(path).transform == moved
-
-
 @pytest.mark.parametrize(
     "values, classes",
     [
@@ -171,19 +163,19 @@ def test_a_file_that_is_written_anew_is_read_anew(pair):
 def test_points_without_a_label_are_left_out(pair, values, classes):
     x, y = 500_000 + 10 * np.array([3, 5, 12]) + 5.0, 5_000_000 - 10 * np.array([20, 3, 9]) - 5.0
     points = gpd.GeoDataFrame({"k": values}, geometry=gpd.points_from_xy(x, y), crs=UTM["crs"])
-    how = dict(scene=pair[0] / "images" / "p.tif", sensor=S2, label="k", size=8)
+    options = dict(scene=pair[0] / "images" / "p.tif", sensor=S2, label="k", size=8)
     with pytest.warns(UserWarning, match="1 of 3 points have no label in 'k'"):
-        data = points_on_scene(points, **how)
+        data = points_on_scene(points, **options)
     assert data.classes == classes and data.places["name"].tolist() == ["point 0", "point 2"]
     assert [data[i].label for i in range(2)] == (
         [classes.index(str(values[i])) for i in (0, 2)] if classes else [0.5, 3]
     )
     with pytest.raises(ContractError, match="found Polygon; expected points"):
-        points_on_scene(points.assign(geometry=points.buffer(20)), **how)
+        points_on_scene(points.assign(geometry=points.buffer(20)), **options)
 
 
-@pytest.mark.parametrize("how", [dict(by="blocks", degrees=0.005), dict(by="groups")])
-def test_no_pixel_of_a_point_is_on_two_sides(tmp_path, how):
+@pytest.mark.parametrize("options", [dict(by="blocks", degrees=0.005), dict(by="groups")])
+def test_no_pixel_of_a_point_is_in_two_parts(tmp_path, options):
     """70 points in 2.5 x 2.5 km: chips of 16 x 16 pixels of which many overlap, here counted box by box."""
     rng, side = np.random.default_rng(1), 256
     write_raster(
@@ -196,17 +188,17 @@ def test_no_pixel_of_a_point_is_on_two_sides(tmp_path, how):
     )  # fmt: skip
     data = points_on_scene(points, tmp_path / "s.tif", S2, label="k", size=16)
     shared = np.abs(at[:, None] - at).max(2) < 16
-    if how["by"] == "blocks":
+    if options["by"] == "blocks":
         with pytest.warns(UserWarning, match="of 70 chips share pixels with a chip of a later part"):
-            parts = data.split((0.6, 0.2, 0.2), **how)
+            parts = data.split((0.6, 0.2, 0.2), **options)
     else:
-        parts = data.split((0.6, 0.2, 0.2), **how)
+        parts = data.split((0.6, 0.2, 0.2), **options)
     index = [part.places.index.to_numpy() for part in parts]
     assert shared.sum() > 70 and all(len(part) >= 5 for part in parts)
     assert not any(shared[np.ix_(index[a], index[b])].any() for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_spatial_blocks_keep_neighbours_together():
+def test_spatial_blocks_keep_neighbors_together():
     data = world_set(count=22, target="class", size=16, dates=2, jobs=1, cache=None)
     train, test = data.split((0.6, 0.4), degrees=1.0)
     assert not set(train.places["group"]) & set(test.places["group"]) and len(train) + len(test) == 22
@@ -216,42 +208,42 @@ def test_spatial_blocks_keep_neighbours_together():
         data.split(by="block")
 
 
-def test_parquet_shards_as_the_hub_keeps_them(tmp_path):
+def test_parquet_shards_of_the_hub(tmp_path):
     """EuroSAT MSI there: arrays [64, 64, 13] and named classes, in shards SPLIT-0000K-of-0000N."""
     datasets = pytest.importorskip("datasets", reason="an optional extra, for public data sets")
     rng = np.random.default_rng(0)
-    made = [eurosat_bands(rng) for _ in range(4)]
+    chips = [eurosat_bands(rng) for _ in range(4)]
     features = datasets.Features(
         image=datasets.Array3D(shape=(16, 16, 13), dtype="uint16"), label=datasets.ClassLabel(names=["crop", "forest"])
     )
     for k in range(2):
-        part = {"image": [np.moveaxis(made[2 * k + n][0], 0, -1) for n in range(2)], "label": [0, 1]}
+        part = {"image": [np.moveaxis(chips[2 * k + n][0], 0, -1) for n in range(2)], "label": [0, 1]}
         table = datasets.Dataset.from_dict(part, features=features)
         table.to_parquet(tmp_path / "data" / f"train-0000{k}-of-00002.parquet")
     data = hub_set(tmp_path, "sentinel-2-l2a", bands=EUROSAT_BANDS, cache_dir=str(tmp_path / "cache"))
     assert len(data) == 4 and data.classes == ("crop", "forest") and data.gsd == 10
     order = [data.bands.index(name) for name in S2.band_names]
     for i in range(4):
-        assert np.array_equal(data[i].pixels[order], made[i][1]) and data[i].label == i % 2
+        assert np.array_equal(data[i].pixels[order], chips[i][1]) and data[i].label == i % 2
     with pytest.raises(ContractError, match="name them all in bands"):
         hub_set(tmp_path, "sentinel-2-l2a", cache_dir=str(tmp_path / "cache"))[0]
     with pytest.raises(ContractError, match="'holdout'"):
         hub_set(tmp_path, "sentinel-2-l2a", split="holdout")
 
 
-def test_pictures_and_masks_from_the_hub(tmp_path):
+def test_encoded_images_and_masks_from_the_hub(tmp_path):
     """Encoded images, and labels that are images of class numbers."""
     datasets = pytest.importorskip("datasets", reason="an optional extra, for public data sets")
     rng = np.random.default_rng(0)
-    seen, masks = rng.integers(0, 255, (2, 8, 8, 3), dtype=np.uint8), rng.integers(0, 3, (2, 8, 8), dtype=np.uint8)
+    images, masks = rng.integers(0, 255, (2, 8, 8, 3), dtype=np.uint8), rng.integers(0, 3, (2, 8, 8), dtype=np.uint8)
     features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
-    rows = {"image": [Image.fromarray(x) for x in seen], "mask": [Image.fromarray(x) for x in masks]}
+    rows = {"image": [Image.fromarray(x) for x in images], "mask": [Image.fromarray(x) for x in masks]}
     table = datasets.Dataset.from_dict(rows, features=features)
     data = hub_set(table, "linz", label="mask", classes=["a", "b", "c"])
     assert data.task == "segmentation"
-    assert np.array_equal(data[1].pixels, np.moveaxis(seen[1], -1, 0)) and np.array_equal(data[1].label, masks[1])
+    assert np.array_equal(data[1].pixels, np.moveaxis(images[1], -1, 0)) and np.array_equal(data[1].label, masks[1])
     with pytest.raises(ContractError, match="class 2"):
-        few = hub_set(table, "linz", label="mask", classes=["a", "b"])
-        [few[i] for i in range(2)]
+        subset = hub_set(table, "linz", label="mask", classes=["a", "b"])
+        [subset[i] for i in range(2)]
     with pytest.raises(ContractError, match="give classes"):
         hub_set(table, "linz", label="mask")

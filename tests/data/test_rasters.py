@@ -1,0 +1,268 @@
+"""Raster files: bands, missing pixels, place and ground distance; real files of every sensor family, and back."""
+
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+from odc.geo.geobox import GeoBox
+
+from clay_lib import SENSORS, Clay, ClayConfig, ContractError
+from clay_lib.areas.archives import acquisition_from_file
+from clay_lib.areas.reading import read_acquisition
+from clay_lib.data.images import most_measured
+from clay_lib.data.rasters import (
+    bounds_wgs84,
+    center_window,
+    coarser,
+    read_header,
+    read_padded,
+    read_scene,
+    write_raster,
+)
+
+UTM = dict(crs="EPSG:32736", transform=(10.0, 0.0, 617300.0, 0.0, -10.0, 9625100.0))
+COLLECTION_2 = dict(scale=1e-4 / 0.0000275, offset=0.2 / 0.0000275)  # reflectance x 1e4 -> Collection 2 numbers
+WITHOUT_THERMAL = ["blue", "green", "red", "nir08", "swir16", "swir22", None, None]
+FILES = [
+    *(("sentinel-2-l2a", f"sentinel-2-l2a/{tile}.tif", {}) for tile in ("282D_485L_3_3", "38D_378R_2_3", "433D_629L_3_1")),
+    *(("sentinel-1-rtc", f"sentinel-1-rtc/{tile}.tif", {}) for tile in ("282D_485L_3_3", "38D_378R_2_3", "433D_629L_3_1")),
+    ("landsat-c2l1", "landsat-c2l1", {}),
+    ("landsat-c2l2-sr", "landsat-sr/LE70220491999322EDC01_stack.tif", COLLECTION_2 | dict(bands=WITHOUT_THERMAL)),
+    ("naip", "naip/m_3607717_sw_18_1_20160620_subset.tif", {}),
+    ("naip", "naip/NAIP-VA-b*.tiff", {}),
+    ("modis", "modis", {}),
+    ("linz", "aerial-rgb/OSBS_029.tif", {}),
+]  # fmt: skip
+EXPECTED = {  # file: shape, gsd (m), lat, lon, medians of bands
+    "sentinel-2-l2a/38D_378R_2_3.tif": ((10, 224, 224), 10, (-3.401, 34.066), {"red": 1496, "swir22": 2772}),
+    "sentinel-1-rtc/38D_378R_2_3.tif": ((2, 224, 224), 10, (-3.401, 34.066), {"vv": -12.5, "vh": -17.8}),
+    "landsat-c2l1": ((6, 169, 186), 29.9, (38.393, -78.632), {"red": 7175, "blue": 8747, "nir08": 20366}),
+    "landsat-sr/LE70220491999322EDC01_stack.tif": ((6, 250, 250), 30, (15.721, -93.316), {"red": 9211, "nir08": 19785}),
+    "naip/m_3607717_sw_18_1_20160620_subset.tif": ((4, 300, 300), 1, (36.622, -78.002), {"nir": 183}),
+    "naip/NAIP-VA-b*.tiff": ((4, 510, 597), 1, (37.997, -78.937), {"red": 82, "nir": 225}),
+    "modis": ((7, 256, 256), 463.3, (10.77, -72.84), {"sur_refl_b02": 3567}),
+    "aerial-rgb/OSBS_029.tif": ((3, 400, 400), 0.1, (29.693, -81.990), {"green": 169}),
+}
+
+
+def numbered(count, shape=(12, 20), dtype=np.int16):
+    """[count, H, W] where band n (from 1) is n everywhere, so that the bands of a result show in its numbers."""
+    return np.broadcast_to(np.arange(1, count + 1, dtype=dtype)[:, None, None], (count, *shape)).copy()
+
+
+def levels(scene):
+    return [int(band[0, 0]) for band in scene.pixels]
+
+
+def real_path(realdata, file):
+    return sorted(realdata.glob(file)) if "*" in file else realdata / file
+
+
+# ---- there and back ----
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64])
+def test_written_scene_reads_back_unchanged(tmp_path, dtype):
+    values = np.random.default_rng(0).integers(1, 200, (4, 33, 50)).astype(dtype)
+    path = write_raster(tmp_path / "deep" / "a.tif", values, descriptions=["red", "green", "blue", "nir"], **UTM)
+    scene = read_scene(path, "naip", when="2020-06-01")
+    np.testing.assert_array_equal(scene.pixels, values)
+    assert scene.pixels.dtype == dtype and scene.crs == UTM["crs"] and scene.transform == UTM["transform"]
+    assert scene.valid.all() and scene.gsd == 10.0 and scene.when == "2020-06-01"
+    assert scene.lon == pytest.approx(34.06, abs=0.01) and scene.lat == pytest.approx(-3.39, abs=0.01)
+    with pytest.raises(ContractError, match="raster"):
+        write_raster(path, np.ones((8, 8), np.complex64).astype(object), **UTM)
+    assert [p.name for p in path.parent.iterdir()] == ["a.tif"]  # no unfinished file is left behind
+    np.testing.assert_array_equal(read_scene(path, "naip").pixels, values)  # and a failed write leaves the old one
+
+
+@pytest.mark.parametrize("sensor, file, kwargs", FILES, ids=[file for _, file, _ in FILES])
+def test_real_file_is_read_embedded_and_written_back(realdata, tmp_path, sensor, file, kwargs):
+    path = real_path(realdata, file)
+    if file in EXPECTED:
+        scene, (shape, gsd, place, medians) = read_scene(path, sensor, **kwargs), EXPECTED[file]
+        assert scene.pixels.shape == shape and scene.gsd == pytest.approx(gsd, abs=0.05)
+        assert (scene.lat, scene.lon) == pytest.approx(place, abs=0.005)
+        assert scene.valid.mean() == pytest.approx(0.904 if sensor == "modis" else 1, abs=0.003)
+        for name, median in medians.items():
+            assert np.median(scene.pixels[scene.bands.index(name)][scene.valid]) == pytest.approx(median, abs=1)
+        normalized = scene.sensor.normalize(scene.filled(), scene.bands, in_decibel=scene.in_decibel)
+        assert np.abs(normalized).mean() < 2  # native numbers: normalized, they are near the pretraining data
+
+    scene = read_scene(path, sensor, when="2020-06-01", window=(5, 9, 101, 90), **kwargs)  # no multiple of the patch
+    pixels, clay = scene.filled(), Clay.random(ClayConfig.named("tiny"))
+    assert np.isfinite(pixels).all() and scene.in_decibel == (sensor == "sentinel-1-rtc")
+    metadata = {name: getattr(scene, name) for name in ("when", "lat", "lon", "bands", "gsd", "in_decibel")}
+    embedded = clay.embed(pixels, scene.sensor, **metadata)
+    assert embedded.patches.shape == (1, 12, 13, 192) and embedded.patches.isfinite().all()
+    assert embedded.chip.isfinite().all() and embedded.patches.std(dim=(1, 2)).min() > 0
+    rebuilt = clay.reconstruct(pixels, scene.sensor, **metadata).pixels[0]
+    assert rebuilt.shape == pixels.shape
+    # untrained, yet in the sensor's own numbers: a wrong unit is off by hundreds
+    assert np.abs(scene.sensor.normalize(rebuilt, scene.bands, in_decibel=scene.in_decibel)).mean() < 5
+
+    placed = dict(crs=scene.crs, transform=scene.transform, descriptions=scene.bands)
+    again = read_scene(write_raster(tmp_path / "rebuilt.tif", rebuilt, **placed), sensor, bands=list(scene.bands))
+    np.testing.assert_allclose(again.pixels, rebuilt)
+    box, half = np.array(bounds_wgs84(scene.crs, scene.transform, 90, 101)), 0.5 * scene.gsd / 111_320
+    assert (np.abs(box - bounds_wgs84(again.crs, again.transform, 90, 101)) < half).all()
+    assert box[0] < scene.lon < box[2] and box[1] < scene.lat < box[3]
+
+    grid = embedded.patches[0].permute(2, 0, 1)[:3].numpy()
+    cells = write_raster(tmp_path / "grid.tif", grid, crs=scene.crs, transform=coarser(scene.transform, 8))
+    coarse = read_scene(cells, "linz")
+    west, south, east, north = bounds_wgs84(coarse.crs, coarse.transform, *coarse.pixels.shape[1:])
+    patch = 8.5 * scene.gsd / 111_320 / np.cos(np.radians(scene.lat))  # the last row and column extend past the scene
+    assert (
+        abs(west - box[0]) < patch
+        and abs(north - box[3]) < patch
+        and coarse.gsd == pytest.approx(8 * scene.gsd, rel=1e-3)
+    )
+    assert box[2] - half <= east < box[2] + patch and box[1] - patch < south <= box[1] + half
+
+
+# ---- files ----
+
+
+def test_folder_of_single_bands(tmp_path):
+    for number in (2, 3, 4, 5, 6, 7, 10):  # "red" is in every name, so it names no band
+        write_raster(tmp_path / f"L8-B{number}-Red-River.tif", numbered(1) * number, **UTM)
+    scene = read_scene(tmp_path, "landsat-c2l2-sr")
+    assert scene.bands == SENSORS["landsat-c2l2-sr"].band_names and levels(scene) == [4, 3, 2, 5, 6, 7]
+    assert center_window(tmp_path, 4) is None  # a folder is read completely
+    shutil.copy(tmp_path / "L8-B4-Red-River.tif", tmp_path / "L8-B4-Red-River-again.tif")
+    with pytest.raises(ContractError, match="one layer a band"):
+        read_scene(tmp_path, "landsat-c2l2-sr")
+
+
+def test_coarser_files_are_resampled_to_the_finest_grid(tmp_path):
+    ramp = np.tile(np.arange(20, dtype=np.float32), (12, 1))
+    write_raster(tmp_path / "B04.tif", ramp, **UTM)
+    write_raster(tmp_path / "B11.tif", ramp[::2, ::2] + 0.5, crs=UTM["crs"], transform=coarser(UTM["transform"], 2))
+    scene = read_scene(tmp_path, "sentinel-2-l2a")
+    assert scene.pixels.shape == (2, 12, 20) and scene.gsd == 10
+    np.testing.assert_allclose(scene.pixels[1, :, 1:-1], ramp[:, 1:-1], atol=1e-5)
+    window = read_scene(tmp_path, "sentinel-2-l2a", window=(4, 2, 8, 6))
+    np.testing.assert_allclose(window.pixels, scene.pixels[:, 2:8, 4:12], atol=1e-5)
+    assert window.transform[2] == UTM["transform"][2] + 40 and window.transform[5] == UTM["transform"][5] - 20
+
+
+@pytest.mark.parametrize(
+    "name, sensor, kwargs, field",
+    [
+        ("two.tif", "sentinel-2-l2a", {}, "bands"),
+        ("two.tif", "sentinel-3", {}, "sensor"),
+        ("two.tif", "sentinel-1-rtc", {"window": (0, 0, 12, 20)}, "window"),
+        ("two.tif", "sentinel-1-rtc", {"window": (0, 0)}, "window"),
+        ("two.tif", "sentinel-1-rtc", {"scale": "0.1"}, "scale"),
+        ("none.tif", "linz", {}, "path"),
+        ("text.tif", "linz", {}, "path"),
+        ("cut.tif", "linz", {}, "path"),
+        ("empty", "linz", {}, "path"),
+    ],
+)
+def test_unreadable_files_are_refused(tmp_path, name, sensor, kwargs, field):
+    write_raster(tmp_path / "two.tif", numbered(2), **UTM)
+    (tmp_path / "text.tif").write_text("no raster")
+    complete = write_raster(tmp_path / "a.tif", np.random.default_rng(0).random((3, 300, 300)), **UTM).read_bytes()
+    (tmp_path / "cut.tif").write_bytes(complete[: len(complete) // 2])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ContractError) as caught:
+        read_scene(tmp_path / name, sensor, **kwargs)
+    assert caught.value.field == field and caught.value.__cause__ is None
+
+
+# ---- missing pixels and units ----
+
+
+def test_missing_pixels(tmp_path):
+    values = numbered(3).astype(np.float32)
+    values[0, 0, 0], values[1, 1, 1] = np.nan, -9999
+    scene = read_scene(write_raster(tmp_path / "a.tif", values, nodata=-9999, **UTM), "linz", scale=2, offset=1)
+    assert sorted(map(tuple, np.argwhere(~scene.valid))) == [(0, 0), (1, 1)]
+    assert scene.pixels[2, 5, 5] == 7 and np.isfinite(scene.filled()).all() and scene.filled()[1, 1, 1] == 5
+    np.testing.assert_array_equal(scene.measured(), np.where(scene.missing, np.nan, scene.pixels))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_gdal_masks_hide_pixels(tmp_path, inside):
+    path = write_raster(tmp_path / "a.tif", numbered(2, dtype=np.float32) + 1, **UTM)
+    hidden = np.arange(240).reshape(12, 20) < 60
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside), rasterio.open(path, "r+") as file:
+        file.write_mask(~hidden)
+        grid = GeoBox.from_rio(file)
+    assert (tmp_path / "a.tif.msk").exists() != inside
+    scene = read_scene(path, "sentinel-1-rtc", window=(5, 1, 10, 4))
+    np.testing.assert_array_equal(scene.missing, [hidden[1:5, 5:15]] * 2)
+    data = read_acquisition(acquisition_from_file(path, "sentinel-1-rtc"), grid)
+    np.testing.assert_array_equal(np.isnan(data["vv"].values), hidden)
+
+
+def test_fourth_band_marked_alpha(tmp_path):
+    """GDAL marks it so by default: near infrared to a four-band sensor, a mask to a three-band one."""
+    values = numbered(4, dtype=np.uint8)
+    values[3, 0, 0] = 0
+    profile = dict(driver="GTiff", count=4, height=12, width=20, dtype="uint8", crs=UTM["crs"])
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        file.write(values)
+    assert levels(read_scene(tmp_path / "a.tif", "naip")) == [1, 2, 3, 0]
+    rgb = read_scene(tmp_path / "a.tif", "linz")
+    assert levels(rgb) == [1, 2, 3] and not rgb.valid[0, 0] and rgb.valid.sum() == 239
+
+
+def test_decibel_is_recognized_by_its_sign(tmp_path):
+    power = np.random.default_rng(0).gamma(4, 0.02, (2, 16, 16)).astype(np.float32)
+    linear = write_raster(tmp_path / "linear.tif", power, **UTM)
+    decibel = write_raster(tmp_path / "decibel.tif", 10 * np.log10(power), **UTM)
+    assert not read_scene(linear, "sentinel-1-rtc").in_decibel and read_scene(decibel, "sentinel-1-rtc").in_decibel
+    assert not read_scene(decibel, "sentinel-1-rtc", in_decibel=False).in_decibel
+
+
+# ---- place and windows ----
+
+
+def test_ground_distance_of_degrees_and_mercator(tmp_path):
+    def scene(crs, transform):
+        return read_scene(write_raster(tmp_path / "a.tif", numbered(3), crs=crs, transform=transform), "linz")
+
+    assert scene("EPSG:4326", (1e-4, 0, 10, 0, -1e-4, 60)).gsd == pytest.approx(11.132 * np.sqrt(0.5), rel=1e-3)
+    assert scene("EPSG:3857", (10, 0, 1e6, 0, -10, 8399738)).gsd == pytest.approx(5, rel=1e-3)  # at 60 north
+    plain = scene(None, None)
+    assert plain.gsd == 0.5 and plain.crs is plain.transform is plain.lat is None
+    with pytest.raises(ContractError, match="where on Earth"):
+        scene('LOCAL_CS["site",UNIT["metre",1]]', (1, 0, 5, 0, -1, 5))
+
+
+def test_patch_grid_covers_the_same_ground():
+    fine = bounds_wgs84(UTM["crs"], UTM["transform"], 64, 128)
+    assert bounds_wgs84(UTM["crs"], coarser(UTM["transform"], 8), 8, 16) == pytest.approx(fine, abs=1e-9)
+    west, south, east, north = fine
+    assert (north - south) * 110_600 == pytest.approx(640, rel=0.02)
+    assert (east - west) * 111_120 == pytest.approx(1280, rel=0.02)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:no", None, "EPSG:999999"])
+def test_unknown_crs_is_refused(crs):
+    with pytest.raises(ContractError, match="crs"):
+        bounds_wgs84(crs, UTM["transform"], 8, 8)
+
+
+def test_windows_of_large_files(tmp_path):
+    values = np.arange(3 * 30 * 40, dtype=np.float32).reshape(3, 30, 40) + 1
+    path = write_raster(tmp_path / "a.tif", values, **UTM)
+    assert center_window(path, 20) == (10, 5, 20, 20) and center_window(path, 40) is None
+    padded = read_padded(path, (-2, 20, 8, 16), "linz")  # extends past the left and the lower border
+    np.testing.assert_array_equal(padded.pixels[:, :10, 2:], values[:, 20:, :6])
+    assert padded.missing[:, 10:].all() and padded.missing[:, :, :2].all() and padded.missing.sum() == 3 * (128 - 60)
+    assert np.isnan(padded.pixels[padded.missing]).all() and padded.transform[2::3] == (617280.0, 9624900.0)
+    write_raster(path, values[:, :20], **UTM)
+    assert read_header(path).height == 20  # a rewritten file is read again
+
+
+def test_most_measured_window_nearest_the_center():
+    valid = np.ones((20, 30), bool)
+    assert most_measured(valid, 8, 10) == (6, 10) and most_measured(valid, 20, 30) == (0, 0)
+    valid[:, 7:] = False
+    valid[0] = False
+    assert most_measured(valid, 8, 7) == (6, 0) and most_measured(valid, 19, 4) == (1, 3)
