@@ -24,8 +24,7 @@ COMMANDS = {  # name: (module:function, what it does)
     "check": ("clay_lib.data.check:check", "tell whether a scene holds what its sensor's files hold"),
     "world": ("clay_lib.__main__:world", "write one chip of the mini-world as a GeoTIFF"),
     "chips": ("clay_lib.data.makers:chips", "write a store of chips, of the mini-world or from scenes"),
-    "bench-chips": ("clay_lib.runs.bench:bench_chips", "time reading a store of chips on this machine"),
-    "bench": ("clay_lib.runs.bench:bench", "time the mini-world, the encoder and a training step on this machine"),
+    "bench": ("clay_lib.runs.bench:bench", "time the model, a training step, chip stores and loading on this machine"),
     "train": (
         "clay_lib.runs.pretrain:train",
         "train a model by a configuration; the same command goes on after a kill",
@@ -40,9 +39,7 @@ COMMANDS = {  # name: (module:function, what it does)
         "measure weights beside baselines and write the page of results",
     ),
     "export": ("clay_lib.heads.export:export", "write the encoder for other runtimes, as ONNX or torch.export"),
-    "plan": ("clay_lib.runs.bench:write_plan", "write what pretraining on 70 million chips would take, on paper"),
     "convert": ("clay_lib.checkpoint:convert", "write a checkpoint's encoder or whole model as safetensors"),
-    "bench-load": ("clay_lib.runs.bench:bench_load", "time the loading of weights and measure its memory"),
     "exercises": (
         "clay_lib.course.exercises:exercises",
         "write notebooks/exercises from the solved exercises of the walk",
@@ -57,6 +54,8 @@ COMMANDS = {  # name: (module:function, what it does)
     "kit": ("clay_lib.course.kit:kit", "write a folder with all that a room without network needs"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
+
+RENAMED = {"bench-chips": "bench chips", "bench-load": "bench load", "plan": "bench plan"}
 
 
 def run(
@@ -74,17 +73,15 @@ def run(
         sensor: the sensor that took the scene, such as sentinel-2-l2a
         overrides: further parameters for every notebook that has them
     """
-    from clay_lib.runs import notebooks
+    from clay_lib.runs import profiles
 
     names = [name for name in only.split(",") if name] or None
     overrides = dict(overrides or {})
     if scene or sensor:
         overrides |= _own_scene(scene, sensor)
-        names = names or notebooks.scene_walk(profile)
-    out = (
-        notebooks.RUNS / f"{notebooks.read_profile(profile)['name']}-scene" if scene else None
-    )  # the walk's results stay
-    results = notebooks.run_profile(profile, notebooks=names, overrides=overrides, out=out)
+        names = names or profiles.notebooks_for_scene(profile)
+    out = profiles.RUNS / f"{profiles.read_profile(profile).name}-scene" if scene else None  # other results stay
+    results = profiles.run_profile(profile, notebooks=names, overrides=overrides, out=out)
     return 0 if all(result.ok for result in results) else 1
 
 
@@ -236,6 +233,8 @@ def main(argv: list[str] | None = None) -> int:
     located = warnings.formatwarning
     warnings.formatwarning = lambda message, *_: f"clay: warning: {message}\n"  # the line is no line of the caller's
     try:
+        if argv[0] in RENAMED:
+            raise ContractError("command", argv[0], f"clay {RENAMED[argv[0]]}", "one command prints all timings now")
         if argv[0] not in COMMANDS:
             raise ContractError("command", argv[0], f"one of {list(COMMANDS)}", "a misspelt name")
         return _call(argv[0], argv[1:]) or 0

@@ -195,7 +195,7 @@ _ = figures.save(fig, out_dir / "pair.png")
 # %%
 base = {name: ranked[name].iloc[len(ranked) // 2] for name in by}
 apart = differences(table, "error", by, base)
-fig = report.against(table, "error", "min", by, base)
+fig = report.base_differences(table, "error", "min", by, base)
 _ = figures.save(fig, out_dir / "paired.png")
 
 # %%
@@ -246,7 +246,7 @@ for name, rows in results.items():
     metric, direction = next(iter(of.metrics.items()))
     base = one_at_a_time(rows, of.varied)
     if base:
-        fig = report.against(rows, metric, direction, of.varied, base, of.seed)
+        fig = report.base_differences(rows, metric, direction, of.varied, base, of.seed)
     else:
         fig = report.ranking(rows, metric, direction, of.varied, of.seed)
     _ = figures.save(fig, out_dir / f"{name}.png")
@@ -381,7 +381,7 @@ metrics = {
     "shipped sweeps read": len(results),
 }
 write_metrics(out_dir, metrics)
-said = {name: report.in_words({k: row[k] for k in by}) for name, row in (("best", winner), ("worst", loser))}
+said = {name: report.describe({k: row[k] for k in by}) for name, row in (("best", winner), ("worst", loser))}
 print(f"""- {len(table)} runs over {len(ranked)} settings and {seeds} seeds; the second start had nothing left to do.
 - Copying errs least with {said["best"]}: {winner["value"]:.3f} standard deviations ({winner["low"]:.3f} to {winner["high"]:.3f});
   most with {said["worst"]}: {loser["value"]:.3f} ({loser["low"]:.3f} to {loser["high"]:.3f}).

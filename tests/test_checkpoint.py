@@ -16,13 +16,14 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from released import released_settings, write_released
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from clay_lib import Clay, ClayConfig, ClayMAE, ContractError
 from clay_lib.__main__ import main
 from clay_lib.checkpoint import convert, load_model, load_released_state, save_model
-from clay_lib.runs.bench import load_memory, released_settings, write_released
+from clay_lib.runs.bench import load_memory
 
 MICRO = ClayConfig(24, 3, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=12)
 TINY = ClayConfig.named("tiny", teacher_dim=24)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clay_lib import __main__ as cli
-from clay_lib.runs import notebooks
+from clay_lib.runs import profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,8 +89,8 @@ def test_a_scene_reaches_the_notebooks_as_a_whole_path(monkeypatch, tmp_path):
     seen = {}
     (tmp_path / "a field.tif").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(notebooks, "scene_walk", lambda profile: ["05"])
-    monkeypatch.setattr(notebooks, "run_profile", lambda profile, **rest: seen.update(rest) or [])
+    monkeypatch.setattr(profiles, "notebooks_for_scene", lambda profile: ["05"])
+    monkeypatch.setattr(profiles, "run_profile", lambda profile, **rest: seen.update(rest) or [])
     assert cli.main(["run", "--scene", "a field.tif", "--sensor", "naip", "--overrides.seed", "4"]) == 0
     assert seen["notebooks"] == ["05"] and seen["out"].name == "demo-scene"
     assert seen["overrides"] == {"scene": str(tmp_path / "a field.tif"), "sensor": "naip", "seed": 4}
@@ -105,7 +105,8 @@ def test_a_failed_notebook_is_exit_code_1(tmp_path):
 import sys
 from functools import partial
 from pathlib import Path
-from clay_lib import __main__ as cli, profiles
+from clay_lib import __main__ as cli
+from clay_lib.runs import profiles
 profiles.run_profile = partial(profiles.run_profile, folder=Path({str(folder)!r}), out=Path({str(tmp_path / "runs")!r}))
 sys.exit(cli.main(["run", "--profile", {str(tmp_path / "tiny.yaml")!r}]))
 """

@@ -18,7 +18,7 @@ from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write
 from clay_lib.runs.gallery import write_site
 from clay_lib.runs.notebooks import ROOT, is_done, read_script
-from clay_lib.runs.profiles import choose, run_profile
+from clay_lib.runs.profiles import choose_notebooks, run_profile
 
 WHEELS = "wheels"
 
@@ -50,7 +50,7 @@ def kit(
         return _check(home, profile, names)
     copied = _copy_sources(home)
     runs = home / "papermill_runs" / profile
-    todo = [script.stem for script in choose(names, home / "notebooks") if not _has_run(script, runs)]
+    todo = [script.stem for script in choose_notebooks(names, home / "notebooks") if not _has_run(script, runs)]
     print(f"{home}: {copied} files copied, {len(todo)} notebooks to run", flush=True)
     if todo:
         with _data(home):

@@ -1,5 +1,19 @@
-"""Headless notebooks: runs, sweeps, reports, the gallery, pretraining and benchmarks."""
+"""Headless work: notebooks executed with a profile's values, sweeps over their parameters with the tables and reports
+made of them, the gallery, pretraining by a configuration, and timings.
+
+A notebook takes its output folder from here and writes its metrics; runs execute notebooks and never import one.
+"""
 
 from clay_lib import lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__, {})
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "notebooks": "RUNS output_folder write_metrics run_notebook",
+        "profiles": "run_profile",
+        "specification": "make_sweep read_sweep",
+        "sweep": "run_sweep",
+        "tables": "read_ledger over_seeds best differences one_at_a_time",
+        "report": "",
+    },
+)

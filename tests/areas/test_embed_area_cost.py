@@ -34,7 +34,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_embed_area import run
 from clay_lib import area_jobs
-from clay_lib.bench_loading import peak_resident
+from clay_lib.cluster import peak_resident
 area_jobs.BLOCK = 256
 result = run(Path(sys.argv[3]), Path(sys.argv[2]), workers=2)
 print(peak_resident() >> 20, result.jobs)

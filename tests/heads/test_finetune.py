@@ -283,7 +283,7 @@ LARGE = """
 import sys
 import numpy as np, torch
 from clay_lib import Clay, ClayConfig, SENSORS
-from clay_lib.bench_loading import peak_resident
+from clay_lib.cluster import peak_resident
 from clay_lib.datasets import LabeledSet, Sample, place_table
 from clay_lib.finetuning import FinetuneSettings, finetune
 from clay_lib.model import ClayMAE

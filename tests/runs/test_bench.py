@@ -1,55 +1,142 @@
-"""The timings are of real work, and each has its line."""
+"""Timings are of real work, and the figures of papermill_runs/PRETRAINING.md follow from counted operations."""
 
 import re
 
 import pytest
 import torch
+from test_targets import Counting, some_chips
 
-from clay_lib import ContractError
+from clay_lib import SENSORS, ClayConfig, ContractError
+from clay_lib import __main__ as cli
+from clay_lib.data.targets import fill_targets
 from clay_lib.datamodule import noise_batch
-from clay_lib.model import ClayConfig
-from clay_lib.runs.bench import SENSOR, bench, median_seconds, paired, stepper
+from clay_lib.runs.bench import (
+    BENCHES,
+    CHIPS,
+    EPOCHS,
+    GPUS,
+    SENSOR,
+    UTILIZATION,
+    bench,
+    mean_step_flops,
+    median_seconds,
+    paired_seconds,
+    random_dinov2_large,
+    step_flops,
+    teacher_flops,
+    training_step,
+)
+from clay_lib.runs.notebooks import RUNS
 from clay_lib.training import ClayModule
 
+PAGE = (RUNS / "PRETRAINING.md").read_text()
 
-def test_a_line_for_each_with_a_positive_time(capsys):
+
+def test_model_prints_a_positive_time_per_line(capsys):
     assert bench("model", repeats=1, size="tiny", batch=1) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert all(float(re.search(r"([\d.]+) ms", line)[1]) > 0 for line in lines)
 
 
-def test_our_step_beside_a_plain_masked_autoencoder(capsys):
+def test_mae_compares_our_step_with_a_plain_masked_autoencoder(capsys):
     assert bench("mae", repeats=1, size="tiny", batch=1, pixels=64) == 0
     forecast, ours, other = capsys.readouterr().out.splitlines()
     assert re.search(r"1 pairs of steps, about [\d.]+ minutes", forecast)
     assert float(re.search(r"([\d.]+) ms", ours)[1]) > 0
-    assert float(re.search(r"([\d.]+) x ours", other)[1]) > 0 and "x by operations" in other
+    assert float(re.search(r"([\d.]+) x ours", other)[1]) > 0
+    assert 0.5 < float(re.search(r"([\d.]+) x by operations", other)[1]) < 2
     with pytest.raises(ContractError, match="some of"):
         bench("maes")
 
 
-def test_pairs_take_turns_and_give_the_ratio():
+def test_reading_a_store_is_faster_than_a_training_step(capsys):
+    assert bench("chips", pixels=64, count=64, batch=16, repeats=3, size="tiny") == 0
+    printed = capsys.readouterr().out
+    rates = [float(rate) for rate in re.findall(r"([\d.]+) chips/s", printed)]
+    assert len(rates) == 5 and min(rates) > 0
+    ratio = float(re.search(r"reading is (\d+) x as fast", printed)[1])
+    assert ratio > 2, printed  # a tiny model; hundreds for the base model
+    assert float(re.search(r"([\d.]+) x smaller", printed)[1]) > 1.1
+
+
+def test_load_prints_memory_beyond_the_model(capsys):
+    assert bench("load", size="tiny") == 0
+    header, *lines = capsys.readouterr().out.splitlines()[-4:]
+    assert "peak beyond" in header and [line.split()[0] for line in lines] == [
+        "released.ckpt",
+        "whole.safetensors",
+        "encoder.safetensors",
+    ]
+    assert all(0 < float(line.split()[-2]) < 1 for line in lines)
+
+
+@pytest.mark.parametrize("command, successor", [("bench-chips", "bench chips"), ("plan", "bench plan")])
+def test_old_command_names_its_successor(command, successor, capsys):
+    assert cli.main([command]) == 2 and f"clay {successor}" in capsys.readouterr().err
+
+
+def test_paired_timings_alternate_and_give_the_ratio():
     calls, now = [], [0.0]
 
     def work(name, seconds):
         calls.append(name)
         now[0] += seconds
 
-    found = paired(lambda: work("a", 2.0), lambda: work("b", 5.0), repeats=4, clock=lambda: now[0])
-    assert found == (2.0, 5.0, 2.5) and "".join(calls) == "ab" + "abba" * 2
+    timings = paired_seconds(lambda: work("a", 2.0), lambda: work("b", 5.0), repeats=4, clock=lambda: now[0])
+    assert timings == (2.0, 5.0, 2.5) and "".join(calls) == "ab" + "abba" * 2
 
 
-def test_a_step_trains():
+def test_training_step_changes_the_weights():
     module = ClayModule(ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=16), cached=True)
     before = [p.detach().clone() for p in module.parameters()]
-    stepper(lambda batch: module.losses(batch, training=True)["loss"], module)(noise_batch(SENSOR, 2, 16, 16))
-    moved = [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
-    assert sum(moved) > 0.9 * len(moved)
+    training_step(lambda batch: module.losses(batch, training=True)["loss"], module)(noise_batch(SENSOR, 2, 16, 16))
+    changed = [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
+    assert sum(changed) > 0.9 * len(changed)
 
 
-def test_median_leaves_the_warm_up_out(monkeypatch):
+def test_median_excludes_the_warm_up(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 11.0, 20.0, 22.0])
     monkeypatch.setattr("clay_lib.runs.bench.time.perf_counter", lambda: next(clock))
     calls = []
     assert median_seconds(lambda: calls.append(1), repeats=3) == 2.0 and len(calls) == 4
+
+
+# ---- papermill_runs/PRETRAINING.md
+
+
+def number(pattern: str) -> float:
+    return float(re.search(pattern, PAGE)[1].replace(",", ""))
+
+
+def test_pages_operations_are_those_that_torch_counts():
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in random_dinov2_large().parameters())
+    assert weights == pytest.approx(304.37e6, rel=1e-4)  # DINOv2 large with registers
+    assert number(r"at 518 x 518 \| ([\d,]+) GFLOP") == pytest.approx(teacher_flops() / 1e9, rel=0.01)
+    step = mean_step_flops(BENCHES["plan"][1])
+    assert number(r"forward and backward, a chip \| ([\d,]+) GFLOP") == pytest.approx(step / 1e9, rel=0.01)
+    six_bands = step_flops(ClayConfig.named("large"), "landsat-c2l2-sr", batch=32, pixels=256) / 32
+    assert step == pytest.approx(six_bands, rel=0.02)
+
+
+def test_pages_gpu_hours_and_stores_follow_from_its_figures():
+    chips, step = sum(CHIPS.values()), number(r"forward and backward, a chip \| ([\d,]+) GFLOP") * 1e9
+    assert set(CHIPS) <= set(SENSORS) and f"{chips:,} chips" in PAGE
+    for gpu, peak in GPUS.items():
+        hours = EPOCHS * chips * step / (peak * UTILIZATION) / 3600
+        assert number(rf"\| {gpu} \| \d+ \| \d+ \| ([\d,]+)") == pytest.approx(hours, rel=0.01)
+    rows = re.findall(r"\| ([\w-]+) \| ([\d,]+) \| (\d+) x (\d) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", PAGE)
+    assert [row[0] for row in rows] == list(CHIPS)
+    for sensor, count, bands, size, raw, ratio, stored in rows:
+        assert (int(count.replace(",", "")), int(bands)) == (CHIPS[sensor], len(SENSORS[sensor].bands))
+        terabytes = CHIPS[sensor] * int(bands) * 256**2 * int(size) / 1e12
+        assert float(raw) == pytest.approx(terabytes, abs=0.051)
+        assert float(stored) == pytest.approx(terabytes * float(ratio), abs=0.051)
+
+
+def test_target_cache_takes_the_bytes_that_the_page_states(tmp_path):
+    fill_targets(some_chips(n=200, size=8), Counting(1024), tmp_path, progress=False)
+    written = sum(file.stat().st_size for file in (tmp_path / "targets").glob("*/*/*.npy"))
+    flips, width, key = map(int, re.search(r"chips x (\d) flips x \((\d+) x 2 \+ (\d+)\)", PAGE).groups())
+    assert written == pytest.approx(200 * flips * (2 * width + key), rel=0.002)

@@ -1,4 +1,4 @@
-"""The page is one file that tells the truth about each run; the notebooks in git get outputs without noise."""
+"""The gallery is one file that shows each run; notebooks in git get clean outputs."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ out: str = ""
 import base64, json, pathlib
 png = base64.b64decode("{png}")
 pathlib.Path(out, "1_fields_and_towns.png").write_bytes(png)
-from clay_lib.runner import ROOT
+from clay_lib.runs.notebooks import ROOT
 print(f"{{ROOT}}/clay_lib/sensors.yaml")
 from IPython.display import Image, display
 display(Image(png))
@@ -54,9 +54,9 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_the_page_holds_everything_in_one_file(run):
+def test_page_contains_everything_in_one_file(run):
     page = gallery.write_gallery(run / "runs", title="smoke").read_text()
-    assert page.count(f"data:image/png;base64,{PNG}") == 2, "one picture a notebook, embedded"
+    assert page.count(f"data:image/png;base64,{PNG}") == 2, "one figure per notebook, embedded"
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page), "nothing from a network"
     assert "See &lt;the&gt; land" in page and "Is land x visible?" in page and "fields and towns" in page
     for shown in ("0.1235", "12\u202f345", "yes", "<th colspan=2>error</th>", "<th>naip</th>", "1 of 2"):
@@ -64,30 +64,30 @@ def test_the_page_holds_everything_in_one_file(run):
     for linked in re.findall(r'href="([^"#]+)"', page):
         assert (run / "runs" / linked).is_file()
     exported = (run / "runs" / "01_see_land.html").read_text()
-    assert not re.search(r"""src=["']?(https?:)?//""", exported), "the notebook's page asks no network either"
+    assert not re.search(r"""src=["']?(https?:)?//""", exported), "the notebook's page needs no network either"
 
 
-def test_a_failed_notebook_stands_out_with_cell_and_message(run):
+def test_failed_notebook_shows_cell_and_message(run):
     good, bad = gallery.write_gallery(run / "runs", title="smoke").read_text().split("<article")[1:3]
     assert 'class="ok"' in good and "alarm" not in good
     assert 'class="bad"' in bad and "cell 5 of 5: raise ValueError" in bad and "ValueError: a &lt; b" in bad
-    assert "Break &lt;the&gt; land" in bad, "the card opens with the notebook's own title"
+    assert "Break &lt;the&gt; land" in bad, "the card's title is the notebook's own"
 
 
-def test_a_run_that_was_cut_off_is_not_shown_as_done(run, tmp_path):
+def test_interrupted_run_is_not_shown_as_done(run, tmp_path):
     notebook = nbformat.read(run / "runs/01_see_land.ipynb", as_version=4)
     notebook.metadata.papermill.end_time = None
     nbformat.write(notebook, tmp_path / "01_see_land.ipynb")
     assert "ended before its last cell" in gallery.write_gallery(tmp_path, title="cut").read_text()
 
 
-def test_an_empty_folder_gives_a_page(tmp_path):
+def test_empty_folder_gives_a_page(tmp_path):
     assert "No notebook has run yet" in gallery.write_gallery(tmp_path, title="none").read_text()
 
 
-def test_paired_notebooks_get_outputs_without_paths_widgets_or_timings(run):
+def test_paired_notebooks_have_no_paths_widgets_or_timings(run):
     folder = run / "notebooks"
-    with pytest.raises(ContractError, match="no whole run"):
+    with pytest.raises(ContractError, match="no complete run"):
         gallery.pair_notebooks(run / "runs", folder)
     (folder / "02_break.py").rename(folder / "x_break.py")
     (paired,) = gallery.pair_notebooks(run / "runs", folder)
@@ -109,28 +109,28 @@ def test_paired_notebooks_get_outputs_without_paths_widgets_or_timings(run):
         gallery.pair_notebooks(run / "runs", folder)
 
 
-def test_a_large_picture_in_few_colours_keeps_those_of_a_small_legend():
+def test_compressed_figure_keeps_the_colors_of_a_small_legend():
     """A photograph of a hundred thousand greens, and two swatches that are seldom: they must not become one."""
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (420, 420, 3), np.uint8) // [4, 1, 4] + np.array([0, 0, 60])
     photo[5:13, 5:20], photo[20:28, 5:20] = (0, 150, 160), (0, 207, 117)
     whole = io.BytesIO()
     Image.fromarray(photo.astype(np.uint8)).save(whole, "PNG")
-    fewer = gallery._lighter(base64.b64encode(whole.getvalue()).decode())
+    fewer = gallery._compress(base64.b64encode(whole.getvalue()).decode())
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(fewer))).convert("RGB")).astype(int)
     assert len(fewer) < 0.7 * len(base64.b64encode(whole.getvalue()))
     assert abs(seen[8, 10] - (0, 150, 160)).max() < 30 and abs(seen[24, 10] - (0, 207, 117)).max() < 30
 
 
-def test_headline_is_what_a_notebook_chose(run, tmp_path):
-    assert dict(gallery.flatten({"a_b": {"c": 1.0, "deep": {"d": False}}, "list": [1]})) == {
+def test_metrics_are_flattened_and_formatted(run, tmp_path):
+    assert dict(gallery._as_text({"a_b": {"c": 1.0, "deep": {"d": False}}, "list": [1]})) == {
         "a b / c": "1",
         "a b / deep / d": "no",
     }
     assert json.loads((Path(run) / "runs/01_see_land/metrics.json").read_text())["chips"] == 12345
 
 
-def test_the_site_takes_runs_where_there_are_some_and_else_what_came_with_the_repository(run, tmp_path):
+def test_site_uses_finished_runs_else_the_shipped_outputs(run, tmp_path):
     notebooks = tmp_path / "notebooks"
     notebooks.mkdir()
     for name, title in {"01_see_land": "See", "03_later": "Later"}.items():

@@ -1,4 +1,4 @@
-"""A sweep's specification: what it asks for, what its hashes hold, and how a wrong one is told."""
+"""Sweep specifications: their runs, what the hashes depend on, and the message of a wrong one."""
 
 import re
 
@@ -7,12 +7,13 @@ import yaml
 
 from clay_lib import ContractError
 from clay_lib.runs.notebooks import RUNS, read_script
-from clay_lib.runs.specification import make_sweep, promised_metrics, read_sweep
+from clay_lib.runs.parameters import check_parameters, declared_metrics
+from clay_lib.runs.specification import make_sweep, read_sweep
 
 SCRIPT = """# %% tags=["parameters"]
 seed: int = 0
 out: str = ""
-rate: float = 0.1  # a remark
+rate: float = 0.1  # a comment
 steps: int = 3
 kind: str = "a"
 bands: list[str] = ["red"]
@@ -40,53 +41,53 @@ def folder(tmp_path):
 
 
 def make(folder, **changes):
-    told = {key: value for key, value in {**PLAIN, **changes}.items() if value is not None}
-    return make_sweep(told, name="tiny_sweep", folder=folder)
+    given = {key: value for key, value in {**PLAIN, **changes}.items() if value is not None}
+    return make_sweep(given, name="tiny_sweep", folder=folder)
 
 
-def test_a_grid_with_seeds_gives_every_setting_once_a_seed(folder):
-    asked = make(folder, fixed={"steps": 7})
-    assert len(asked.runs) == len({run.key for run in asked.runs}) == 12
-    assert [run.settings["seed"] for run in asked.runs] == [0] * 4 + [1] * 4 + [2] * 4  # a part is a fair part
-    assert asked.runs[5].settings == {"seed": 1, "rate": 0.1, "kind": "b"}
-    assert asked.runs[5].parameters == {"seed": 1, "rate": 0.1, "kind": "b", "steps": 7, "bands": ["red"]}
-    assert asked.varied == ["rate", "kind"]
+def test_grid_with_seeds_gives_every_setting_once_per_seed(folder):
+    sweep = make(folder, fixed={"steps": 7})
+    assert len(sweep.runs) == len({run.key for run in sweep.runs}) == 12
+    assert [run.settings["seed"] for run in sweep.runs] == [0] * 4 + [1] * 4 + [
+        2
+    ] * 4  # a partial sweep covers all settings
+    assert sweep.runs[5].settings == {"seed": 1, "rate": 0.1, "kind": "b"}
+    assert sweep.runs[5].parameters == {"seed": 1, "rate": 0.1, "kind": "b", "steps": 7, "bands": ["red"]}
+    assert sweep.varied == ["rate", "kind"]
 
 
-def test_lists_and_draws_multiply_with_seeds_and_a_budget_cuts(folder):
+def test_lists_and_draws_multiply_with_seeds_and_budget_cuts(folder):
     over = {"rate": {"log": [1e-4, 1e-2]}, "steps": {"whole": [2, 8]}}
-    asked = make(folder, grid=None, list=[{}, {"kind": "b"}], random={"draws": 3, "over": over}, seeds={"seed": [5, 9]})
-    assert len(asked.runs) == 12 and set(asked.varied) == {"rate", "steps", "kind"}
-    assert all(1e-4 <= run.settings["rate"] <= 1e-2 and 2 <= run.settings["steps"] <= 8 for run in asked.runs)
+    sweep = make(folder, grid=None, list=[{}, {"kind": "b"}], random={"draws": 3, "over": over}, seeds={"seed": [5, 9]})
+    assert len(sweep.runs) == 12 and set(sweep.varied) == {"rate", "steps", "kind"}
+    assert all(1e-4 <= run.settings["rate"] <= 1e-2 and 2 <= run.settings["steps"] <= 8 for run in sweep.runs)
     cut = make(folder, budget={"runs": 5, "minutes": 2})
-    assert len(cut.runs) == 5 and cut.left_out == 7 and cut.minutes == 2
+    assert len(cut.runs) == 5 and cut.over_budget == 7 and cut.minutes == 2
 
 
-def test_more_draws_and_more_parameters_leave_the_first_ones_as_they_were(folder):
+def test_more_draws_and_parameters_leave_existing_draws_unchanged(folder):
     def draws(count, **over):
-        asked = make(
+        sweep = make(
             folder, grid=None, seeds=None, random={"draws": count, "over": {"rate": {"uniform": [0, 1]}, **over}}
         )
-        return [run.settings["rate"] for run in asked.runs]
+        return [run.settings["rate"] for run in sweep.runs]
 
     assert draws(8)[:4] == draws(4) == draws(4, kind=["a", "b"])
     assert len(set(draws(8))) == 8
 
 
-def test_a_profile_is_the_base_and_fixed_values_lie_over_it(folder, tmp_path):
+def test_fixed_values_override_the_profile(folder, tmp_path):
     (tmp_path / "own.yaml").write_text(
-        "common: {seed: 4, unheard_of: 1}\nnotebooks: {tiny: {steps: 9, kind: c}}\nminutes: {tiny: 2}\n"
+        "common: {seed: 4, unknown_parameter: 1}\nnotebooks: {tiny: {steps: 9, kind: c}}\nminutes: {tiny: 2}\n"
     )
-    asked = make(folder, profile=str(tmp_path / "own.yaml"), grid={"rate": [0.2]}, seeds=None, fixed={"kind": "d"})
-    assert asked.runs[0].parameters == {"seed": 4, "rate": 0.2, "steps": 9, "kind": "d", "bands": ["red"]}
-    assert asked.forecast == 2
+    sweep = make(folder, profile=str(tmp_path / "own.yaml"), grid={"rate": [0.2]}, seeds=None, fixed={"kind": "d"})
+    assert sweep.runs[0].parameters == {"seed": 4, "rate": 0.2, "steps": 9, "kind": "d", "bands": ["red"]}
+    assert sweep.expected_minutes == 2
 
 
-def test_the_hash_holds_code_and_values_and_nothing_else(folder):
+def test_hash_depends_on_code_and_values_only(folder):
     before = [run.key for run in make(folder).runs]
-    (folder / "tiny.py").write_text(
-        SCRIPT.replace("# a remark", "# another") + "\n# %% [markdown]\n# said differently\n"
-    )
+    (folder / "tiny.py").write_text(SCRIPT.replace("# a comment", "# another") + "\n# %% [markdown]\n# other prose\n")
     assert [run.key for run in make(folder).runs] == before
     (folder / "tiny.py").write_text(SCRIPT.replace("steps: int = 3", "steps: int = 4"))
     assert not set(before) & {run.key for run in make(folder).runs}
@@ -94,7 +95,7 @@ def test_the_hash_holds_code_and_values_and_nothing_else(folder):
     assert not set(before) & {run.key for run in make(folder).runs}
     (folder / "tiny.py").write_text(SCRIPT)
     wider = [run.key for run in make(folder, grid={"rate": [0.1, 0.5, 1], "kind": ["a", "b"]}).runs]
-    assert set(before) < set(wider) and len(wider) == 18  # only what is new is run
+    assert set(before) < set(wider) and len(wider) == 18  # only the new settings are run
     assert make(folder, grid={"rate": [1]}, seeds=None).runs == make(folder, grid={"rate": [1.0]}, seeds=None).runs
 
 
@@ -104,7 +105,7 @@ WRONG = [
     ({"grid": {"steps": [1, 2.5]}}, "int"),
     ({"grid": {}}, "empty grid"),
     ({"grid": {"rate": []}}, "at least one value"),
-    ({"grid": {"rate": 0.1}}, "a single value"),
+    ({"grid": {"rate": 0.1}}, "list"),
     ({"grid": {"rate": [0.5, 0.5]}}, "two runs of one hash"),
     ({"grid": {"steps": [1, 2]}, "list": [{"kind": "a"}, {}]}, "two runs of one hash"),
     ({"grid": {"out": ["x"]}}, "every run its folder"),
@@ -113,40 +114,40 @@ WRONG = [
     ({"fixed": {"pace": 1.0}}, "'pace'"),
     ({"notebook": "gone.py"}, "gone.py"),
     ({"notebook": "99_gone"}, "99_gone"),
-    ({"notebook": None}, "notebook and metrics"),
+    ({"notebook": None}, "required: notebook"),
     ({"profile": "nowhere"}, "nowhere"),
     ({"metrics": {"los": "min"}}, "'los'"),
-    ({"metrics": {"loss": "least"}}, "direction"),
+    ({"metrics": {"loss": "least"}}, "min"),
     ({"metrics": {}}, "direction"),
-    ({"metrics": None}, "direction"),
+    ({"metrics": None}, "required: metrics"),
     ({"grids": {"rate": [1]}}, "'grids'"),
     ({"seeds": []}, "empty list"),
     ({"seeds": ["one"]}, "int"),
-    ({"seeds": True}, "bool"),
-    ({"list": [3]}, "one mapping"),
-    ({"list": []}, "one mapping"),
-    ({"budget": {"runs": 0}}, "above 0"),
-    ({"budget": {"hours": 1}}, "misspelt"),
-    ({"timeout": -1}, "more than 0"),
-    ({"random": {"draws": 3}}, "misspelt key"),
+    ({"seeds": True}, "given True"),
+    ({"list": [3]}, "dict"),
+    ({"list": []}, "empty list"),
+    ({"budget": {"runs": 0}}, "v>0"),
+    ({"budget": {"hours": 1}}, "'hours'"),
+    ({"timeout": -1}, "v>0"),
+    ({"random": {"draws": 3}}, "required: over"),
     ({"grid": None, "random": {"draws": 3, "over": {"rate": {"log": [0, 1]}}}}, "low above high"),
     ({"grid": None, "random": {"draws": 3, "over": {"rate": {"log": ["1e-4", 1]}}}}, "1.0e-3"),
-    ({"grid": None, "random": {"draws": 0, "over": {"rate": [1.0]}}}, "whole number"),
+    ({"grid": None, "random": {"draws": 0, "over": {"rate": [1.0]}}}, "v>0"),
     ({"grid": None, "random": {"draws": 9, "over": {"kind": ["a", "b"]}}}, "two runs of one hash"),
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), WRONG, ids=[str(change) for change, _ in WRONG])
-def test_a_wrong_specification_is_one_clear_message(folder, change, said):
-    told = {key: value for key, value in {**PLAIN, **change}.items() if value is not None}
-    (folder / "wrong.yaml").write_text(yaml.safe_dump(told))
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[str(change) for change, _ in WRONG])
+def test_wrong_specification_gives_one_clear_message(folder, change, message):
+    given = {key: value for key, value in {**PLAIN, **change}.items() if value is not None}
+    (folder / "wrong.yaml").write_text(yaml.safe_dump(given))
     with pytest.raises(ContractError) as caught:
         read_sweep(folder / "wrong.yaml")
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "notebook"),
         ("grid: [", "indent"),
@@ -156,51 +157,51 @@ def test_a_wrong_specification_is_one_clear_message(folder, change, said):
         (None, "misspelt path"),
     ],
 )
-def test_a_file_that_is_no_mapping_is_told(folder, text, said):
+def test_wrong_file_raises(folder, text, message):
     if text is not None:
         (folder / "wrong.yaml").write_text(text)
-    with pytest.raises(ContractError, match=said):
+    with pytest.raises(ContractError, match=message):
         read_sweep(folder / "wrong.yaml")
 
 
-def test_a_profile_says_no_key_twice_and_anchors_may_be_merged(folder):
+def test_profile_refuses_repeated_keys_and_merges_anchors(folder):
     (folder / "own.yaml").write_text("notebooks:\n  tiny: {steps: 9}\n  tiny: {kind: c}\n")
     with pytest.raises(ContractError, match="^[^\n]*key 'tiny' a second time[^\n]*$"):
         make(folder, profile=str(folder / "own.yaml"))
     (folder / "own.yaml").write_text("common: &all {steps: 9, kind: c}\nnotebooks:\n  tiny: {<<: *all, kind: d}\n")
-    made = make(folder, profile=str(folder / "own.yaml"), grid={"rate": [0.1]}, seeds=None).runs[0].parameters
-    assert (made["steps"], made["kind"]) == (9, "d")
+    parameters = make(folder, profile=str(folder / "own.yaml"), grid={"rate": [0.1]}, seeds=None).runs[0].parameters
+    assert (parameters["steps"], parameters["kind"]) == (9, "d")
 
 
-def test_the_specification_in_the_readme_is_taken_as_written(tmp_path):
+def test_specification_in_the_readme_is_valid(tmp_path):
     blocks = re.findall(r"(?:^    .*\n)+", (RUNS / "README.md").read_text().split("# Sweeps")[1], re.M)
     first, more = (next(b for b in blocks if b.startswith(f"    {word}:")) for word in ("notebook", "list"))
-    (tmp_path / "told.yaml").write_text(first.replace("\n    ", "\n")[4:])
-    asked = read_sweep(tmp_path / "told.yaml")
-    assert len(asked.runs) == 18 and asked.seed == "seed" and len(asked.metrics) == 2
-    told = {k: v for k, v in asked.told.items() if k not in ("grid", "seeds", "budget")}
+    (tmp_path / "readme.yaml").write_text(first.replace("\n    ", "\n")[4:])
+    sweep = read_sweep(tmp_path / "readme.yaml")
+    assert len(sweep.runs) == 18 and sweep.seed == "seed" and len(sweep.metrics) == 2
+    base = {k: v for k, v in sweep.specification.items() if k not in ("grid", "seeds", "budget")}
     for key, value in yaml.safe_load(more).items():
-        assert make_sweep({**told, key: value}, name="more").runs
+        assert make_sweep({**base, key: value}, name="more").runs
 
 
-def test_a_sweep_does_not_take_a_profiles_name(folder):
+def test_sweep_with_a_profiles_name_raises(folder):
     with pytest.raises(ContractError, match="no profile's name"):
         make_sweep(PLAIN, name="demo", folder=folder)
 
 
-def test_metrics_are_read_from_the_source_where_it_tells(folder):
+def test_metrics_are_read_from_the_source_if_it_declares_them(folder):
     for name, direction in {"kNN, b": "max", "probe / knn": "max", "late": "min"}.items():
         assert make(folder, metrics={name: direction}).metrics == {name: direction}
     with pytest.raises(ContractError, match="probe / knn"):
         make(folder, metrics={"probe / knnn": "max"})
     (folder / "tiny.py").write_text(SCRIPT + "\nfound |= measure()\n")
-    assert promised_metrics(read_script(folder / "tiny.py")) is None  # a function hands them over: nobody can tell
+    assert (
+        declared_metrics(read_script(folder / "tiny.py")) is None
+    )  # a function returns them: the source does not tell
     assert make(folder, metrics={"anything": "max"}).metrics
 
 
-def test_a_name_that_yaml_takes_for_a_truth_value_is_told(tmp_path):
+def test_unquoted_off_as_parameter_name_is_explained(tmp_path):
     """`off: [...]` without quotes is False in YAML 1.1."""
-    from clay_lib.runs.notebooks import check_parameters
-
     with pytest.raises(ContractError, match="put the name in quotes"):
         check_parameters({"off": None}, {False: ["place"]}, "10_switch_metadata")

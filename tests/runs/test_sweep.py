@@ -1,4 +1,4 @@
-"""A sweep over real workers and kernels: what is done, what fails, what arrives, what goes on."""
+"""Sweeps over real workers and kernels: results, failures, parameters, resuming."""
 
 import json
 import os
@@ -10,8 +10,9 @@ import yaml
 
 from clay_lib import ContractError
 from clay_lib import __main__ as cli
+from clay_lib.files import locked
 from clay_lib.runs import sweep, tables
-from clay_lib.runs.sweep import Task, run_one
+from clay_lib.runs.sweep import Task, run_task
 
 NASTY = [
     "plain",
@@ -32,7 +33,7 @@ texts: list[str] = []
 
 # %%
 import json, os, pathlib
-print("begun", text)
+print("started", text)
 
 # %%
 assert not (rate > 0.4 and seed < 3), "too fast"
@@ -55,8 +56,8 @@ def home(tmp_path_factory):
         for i in range(8)
     ]
     points[3]["seed"], points[5]["seed"], points[7]["seed"] = 0, 1, 5  # 1, 3 and 5 fail
-    told = {"notebook": "tiny.py", "list": points, "metrics": {"loss": "min"}, "threads": 1}
-    (folder / "eight.yaml").write_text(yaml.safe_dump(told, allow_unicode=True))
+    spec = {"notebook": "tiny.py", "list": points, "metrics": {"loss": "min"}, "threads": 1}
+    (folder / "eight.yaml").write_text(yaml.safe_dump(spec, allow_unicode=True))
     before = sorted(folder.rglob("*"))
     kept = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = "3,5"
@@ -68,7 +69,7 @@ def home(tmp_path_factory):
     return folder, table, points, outside
 
 
-def test_three_failures_of_eight_leave_five_good_rows_and_three_named_failures(home):
+def test_three_failures_of_eight_leave_five_results_and_three_named_failures(home):
     folder, table, points, _ = home
     assert table["status"].value_counts().to_dict() == {"done": 5, "failed": 3}
     failed = table[table["status"] == "failed"]
@@ -79,11 +80,11 @@ def test_three_failures_of_eight_leave_five_good_rows_and_three_named_failures(h
     assert done["seconds"].between(0.1, 200).all() and done["peak_mb"].between(20, 2000).all()
     assert done["library"].str.len().eq(12).all() and done["python"].notna().all() and done["machine"].notna().all()
     for row in table.itertuples():
-        assert "begun" in (Path(row.folder) / "log.txt").read_text()
+        assert "started" in (Path(row.folder) / "log.txt").read_text()
         assert {"run.json", "parameters.json", "tiny.ipynb"} <= set(os.listdir(row.folder))
 
 
-def test_texts_arrive_unchanged_and_write_nowhere_else(home):
+def test_text_parameters_arrive_unchanged_and_write_nowhere_else(home):
     folder, table, points, outside = home
     for row in table[table["status"] == "done"].itertuples():
         found = json.loads((Path(row.folder) / "metrics.json").read_text())
@@ -93,46 +94,48 @@ def test_texts_arrive_unchanged_and_write_nowhere_else(home):
     assert all(len(p.name) == 16 for p in (folder / "runs" / "eight").iterdir() if p.is_dir())
 
 
-def test_kernels_stand_with_the_notebook_and_get_their_share_of_the_machine(home):
+def test_kernels_run_beside_the_notebook_with_their_share_of_the_machine(home):
     folder, table, *_ = home
     found = [json.loads(p.read_text()) for p in (folder / "runs").glob("eight/*/metrics.json")]
-    assert {told["cwd"] for told in found} == {str(folder.resolve())}
-    assert {told["threads"] for told in found} == {"1"} and {told["gpu"] for told in found} <= {"3", "5"}
+    assert {metrics["cwd"] for metrics in found} == {str(folder.resolve())}
+    assert {metrics["threads"] for metrics in found} == {"1"} and {metrics["gpu"] for metrics in found} <= {"3", "5"}
 
 
-def test_a_second_start_does_nothing_says_what_failed_and_exits_with_1(home, monkeypatch, capsys):
+def test_second_start_does_nothing_lists_failures_and_exits_with_1(home, monkeypatch, capsys):
     folder, table, *_ = home
     before = {p: p.stat().st_mtime_ns for p in (folder / "runs").glob("eight/*/*")}
     monkeypatch.setattr(sweep, "RUNS", folder / "runs")
     assert cli.main(["sweep", str(folder / "eight.yaml")]) == 1
     assert before == {p: p.stat().st_mtime_ns for p in (folder / "runs").glob("eight/*/*")}
-    said = capsys.readouterr().out
-    assert "5 done, 3 failed" in said and "0 to do" in said and "--retry-failed" in said
-    assert said.count("too fast") >= 3 and "cell 3 of 4" in said
+    printed = capsys.readouterr().out
+    assert "5 done, 3 failed" in printed and "0 to do" in printed and "--retry-failed" in printed
+    assert printed.count("too fast") >= 3 and "cell 3 of 4" in printed
     kept = pd.read_parquet(folder / "runs" / "ledger.parquet")
     assert len(kept) == 8 and kept["status"].tolist() == table["status"].tolist()
     page = (folder / "runs" / "eight" / "report.html").read_text()
     assert page.count("AssertionError: too fast") == 3 and "tiny.ipynb" in page and "data:image/svg" in page
 
 
-def test_a_dry_run_tells_runs_and_minutes_and_leaves_nothing(home, monkeypatch, capsys):
+def test_dry_run_prints_runs_and_minutes_and_writes_nothing(home, monkeypatch, capsys):
     folder, *_ = home
-    told = yaml.safe_load((folder / "eight.yaml").read_text()) | {"timeout": 9, "budget": {"runs": 6}}
-    (folder / "other.yaml").write_text(yaml.safe_dump(told))
+    spec = yaml.safe_load((folder / "eight.yaml").read_text()) | {"timeout": 9, "budget": {"runs": 6}}
+    (folder / "other.yaml").write_text(yaml.safe_dump(spec))
     monkeypatch.setattr(sweep, "RUNS", folder / "runs")
     assert cli.main(["sweep", str(folder / "other.yaml"), "--dry-run", "--workers", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "6 runs of tiny" in said and "2 beyond the budget" in said and "6 to do with 2 workers, about" in said
-    assert "as 5 earlier runs" in said and not (folder / "runs" / "other").exists()
+    printed = capsys.readouterr().out
+    assert (
+        "6 runs of tiny" in printed and "2 beyond the budget" in printed and "6 to do with 2 workers, about" in printed
+    )
+    assert "by 5 earlier runs" in printed and not (folder / "runs" / "other").exists()
     assert cli.main(["sweep", str(folder / "eight.yaml"), "--dry-run", "--retry-failed"]) == 0
     assert "3 to do" in capsys.readouterr().out
 
 
-def test_half_written_runs_are_not_done(home, tmp_path):
+def test_incomplete_runs_are_not_done(home, tmp_path):
     folder, table, *_ = home
     good = Path(table[table["status"] == "done"]["folder"].iloc[0])
 
-    def spoilt(name, change):
+    def status_after(name, change):
         copy = tmp_path / good.name
         for file in good.iterdir():
             copy.mkdir(exist_ok=True)
@@ -140,22 +143,22 @@ def test_half_written_runs_are_not_done(home, tmp_path):
         change(copy / name)
         return tables.read_run(copy)["status"]
 
-    assert spoilt("log.txt", Path.unlink) == "done"
+    assert status_after("log.txt", Path.unlink) == "done"
     for name in ("run.json", "metrics.json", "tiny.ipynb"):
-        assert spoilt(name, Path.unlink) == "unfinished"
-        assert spoilt(name, lambda path: path.write_bytes(path.read_bytes()[:-40])) == "unfinished"
+        assert status_after(name, Path.unlink) == "unfinished"
+        assert status_after(name, lambda path: path.write_bytes(path.read_bytes()[:-40])) == "unfinished"
 
 
-def test_after_its_time_no_run_begins(home, tmp_path):
-    asked = sweep.read_sweep(home[0] / "eight.yaml")
-    run = asked.runs[0]
-    task = Task("eight", str(asked.script), asked.source, str(tmp_path / run.key), run, 1, None, (), 1.0)
-    assert run_one(task) is None and tables.read_run(tmp_path / run.key) is None
+def test_no_run_begins_after_the_deadline(home, tmp_path):
+    spec = sweep.read_sweep(home[0] / "eight.yaml")
+    run = spec.runs[0]
+    task = Task("eight", str(spec.script), spec.source, str(tmp_path / run.key), run, 1, None, (), 1.0)
+    assert run_task(task) is None and tables.read_run(tmp_path / run.key) is None
 
 
-def test_two_starts_at_once_are_refused_and_so_is_a_scheduler_that_is_not_there(home, monkeypatch):
+def test_concurrent_start_and_missing_scheduler_raise(home, monkeypatch):
     folder, *_ = home
-    with sweep.locked(folder / "runs" / "eight" / ".lock"), pytest.raises(ContractError, match="one at a time"):
+    with locked(folder / "runs" / "eight" / ".lock", "test"), pytest.raises(ContractError, match="one at a time"):
         sweep.run_sweep(folder / "eight.yaml", workers=1, retry_failed=True, runs=folder / "runs")
     monkeypatch.setattr("clay_lib.cluster.WAIT", 1)
     with pytest.raises(ContractError, match="running scheduler"):
@@ -164,16 +167,18 @@ def test_two_starts_at_once_are_refused_and_so_is_a_scheduler_that_is_not_there(
         )
 
 
-def test_a_metric_that_no_run_writes_stops_before_more_are_run(home, tmp_path):
+def test_metric_that_no_run_writes_stops_the_sweep(home, tmp_path):
     folder, *_ = home
-    script = SCRIPT.replace('found = {"loss"', 'found = json.loads("{}") | {"loss"')  # its source no longer tells
+    script = SCRIPT.replace(
+        'found = {"loss"', 'found = json.loads("{}") | {"loss"'
+    )  # its source no longer declares them
     (tmp_path / "tiny.py").write_text(script)
-    told = {"notebook": "tiny.py", "grid": {"rate": [0.1, 0.2, 0.3, 0.35]}, "metrics": {"los": "min"}, "threads": 1}
-    (tmp_path / "typo.yaml").write_text(yaml.safe_dump(told))
+    spec = {"notebook": "tiny.py", "grid": {"rate": [0.1, 0.2, 0.3, 0.35]}, "metrics": {"los": "min"}, "threads": 1}
+    (tmp_path / "typo.yaml").write_text(yaml.safe_dump(spec))
     os.environ["CUDA_VISIBLE_DEVICES"] = kept = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ContractError, match="'los'.*loss"):
         sweep.run_sweep(tmp_path / "typo.yaml", workers=1, runs=tmp_path / "runs")
     assert len(list(tmp_path.glob("runs/typo/*/run.json"))) < 4
-    with pytest.raises(ContractError, match="'los'.*loss"):  # and the second time at once
+    with pytest.raises(ContractError, match="'los'.*loss"):  # the second time before any run
         sweep.run_sweep(tmp_path / "typo.yaml", workers=1, runs=tmp_path / "runs", dry_run=True)
     assert kept == os.environ["CUDA_VISIBLE_DEVICES"]

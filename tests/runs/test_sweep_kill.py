@@ -1,4 +1,4 @@
-"""Sweeps under load and under fire: many starts, SIGKILL of driver, workers and kernels, another scheduler."""
+"""Sweeps under load: many starts, SIGKILL of driver, workers and kernels, another scheduler."""
 
 import json
 import os
@@ -27,7 +27,7 @@ wait: float = 0.0
 
 # %%
 import json, os, pathlib, time
-print("begun", seed, rate, flush=True)
+print("started", seed, rate, flush=True)
 
 # %%
 time.sleep(wait)
@@ -49,8 +49,8 @@ if __name__ == "__main__":
 
 def specify(folder: Path, **changes) -> Path:
     (folder / "tiny.py").write_text(SCRIPT)
-    told = {"notebook": "tiny.py", "metrics": {"loss": "min"}, "threads": 1, **changes}
-    (folder / "many.yaml").write_text(yaml.safe_dump(told))
+    spec = {"notebook": "tiny.py", "metrics": {"loss": "min"}, "threads": 1, **changes}
+    (folder / "many.yaml").write_text(yaml.safe_dump(spec))
     return folder / "many.yaml"
 
 
@@ -64,20 +64,20 @@ def start(path: Path, runs: Path, workers: int = 2, scheduler: str = "") -> subp
 
 
 @pytest.mark.slow
-def test_48_runs_three_times_start_without_failure_and_lose_little_time(tmp_path):
+def test_48_runs_start_without_failure_and_with_little_overhead(tmp_path):
     path = specify(tmp_path, grid={"rate": [0.1, 0.2, 0.3, 0.4]}, seeds=12, fixed={"wait": 2.0})  # three seconds a run
-    told = []
+    timings = []
     for again in range(3):
         began = time.monotonic()
         table = sweep.run_sweep(path, workers=2, runs=tmp_path / f"runs{again}")
         wall, kernels = time.monotonic() - began, table["seconds"].sum()
         assert (table["status"] == "done").all() and len(table) == 48
         cells = sum(_cell_seconds(Path(row.folder) / "tiny.ipynb") for row in table.itertuples())
-        told.append((wall, wall / (kernels / 2), (2 * wall - cells) / 48))
+        timings.append((wall, wall / (kernels / 2), (2 * wall - cells) / 48))
     kernel = min(_kernel_start() for _ in range(3))
-    lines = [f"wall {w:.1f} s, ratio {r:.3f}, {o:.2f} s a run beside its cells" for w, r, o in told]
+    lines = [f"wall {w:.1f} s, ratio {r:.3f}, {o:.2f} s a run besides its cells" for w, r, o in timings]
     print(*lines, f"a kernel alone {kernel:.2f} s", sep="\n")
-    ratio, beside = min(ratio for _, ratio, _ in told), min(overhead for *_, overhead in told) - kernel
+    ratio, beside = min(ratio for _, ratio, _ in timings), min(overhead for *_, overhead in timings) - kernel
     assert ratio < 1.15 and beside < 1, [*lines, f"a kernel alone {kernel:.2f} s"]
 
 
@@ -99,24 +99,24 @@ def _kernel_start() -> float:
 
 
 @pytest.mark.slow
-def test_killed_drivers_workers_and_kernels_leave_every_run_done_once(tmp_path):
+def test_every_run_is_done_once_despite_killed_drivers_workers_and_kernels(tmp_path):
     path, runs = specify(tmp_path, grid={"rate": [0.1, 0.2], "wait": [0.3]}, seeds=20), tmp_path / "runs"
-    asked = {run.key: run for run in read_sweep(path).runs}
-    rng, kills, whole = random.Random(0), [], {}
+    expected = {run.key: run for run in read_sweep(path).runs}
+    rng, kills, completed = random.Random(0), [], {}
     plan = rng.sample(["driver"] * 7 + ["worker"] * 6 + ["kernel"] * 7, 20)
     driver, waited, more = None, time.monotonic(), 0
     while plan:
         if driver is None:
             driver = start(path, runs)
-        if driver.poll() is not None:  # all was done before all was killed: begin a part of it anew
+        if driver.poll() is not None:  # all was done before all was killed: redo a part of it
             assert driver.returncode == 0
-            whole |= _whole(runs, asked, whole)
-            for key in rng.sample(sorted(whole), len(whole) // 2):
+            completed |= _completed(runs, expected, completed)
+            for key in rng.sample(sorted(completed), len(completed) // 2):
                 (runs / "many" / key / "run.json").unlink()
-                del whole[key]
+                del completed[key]
             driver = start(path, runs)
         victim = _find(driver.pid, plan[0])
-        if victim is None or len(list(runs.glob("many/*/run.json"))) < len(whole) + more:
+        if victim is None or len(list(runs.glob("many/*/run.json"))) < len(completed) + more:
             assert time.monotonic() - waited < 600, f"no {plan[0]} came up"
             time.sleep(0.02)
             continue
@@ -132,19 +132,19 @@ def test_killed_drivers_workers_and_kernels_leave_every_run_done_once(tmp_path):
             driver.wait()
             driver = None
         end = time.monotonic() + 60  # what was still importing notices once it has
-        while left := [process.pid for process in family if _lives(process)]:
+        while left := [process.pid for process in family if _is_alive(process)]:
             assert time.monotonic() < end, f"left over by a killed {kills[-1]}: {left}"
             time.sleep(0.05)
-        whole |= _whole(runs, asked, whole)
-        print(f"kill {len(kills)}: {kills[-1]}, {len(whole)} of {len(asked)} runs done", flush=True)
+        completed |= _completed(runs, expected, completed)
+        print(f"kill {len(kills)}: {kills[-1]}, {len(completed)} of {len(expected)} runs done", flush=True)
     if driver is not None:
         driver.wait(timeout=900)
-    last = start(path, runs)
-    assert last.wait(timeout=900) == 0
-    final = _whole(runs, asked, whole)
-    assert set(final) == set(asked) and len(kills) == 20
-    assert {p.name for p in (runs / "many").iterdir() if p.is_dir()} == set(asked)
-    assert len(tables.read_ledger(runs)) == len(asked) and not list(runs.rglob(".part-*"))
+    final_start = start(path, runs)
+    assert final_start.wait(timeout=900) == 0
+    final = _completed(runs, expected, completed)
+    assert set(final) == set(expected) and len(kills) == 20
+    assert {p.name for p in (runs / "many").iterdir() if p.is_dir()} == set(expected)
+    assert len(tables.read_ledger(runs)) == len(expected) and not list(runs.rglob(".part-*"))
 
 
 def _find(driver: int, kind: str) -> psutil.Process | None:
@@ -161,17 +161,17 @@ def _find(driver: int, kind: str) -> psutil.Process | None:
         return None
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def _whole(runs: Path, asked: dict, before: dict) -> dict:
+def _completed(runs: Path, expected: dict, before: dict) -> dict:
     """When each run that counts as done was written; what was done before must not have been touched since."""
     found = {}
-    for key, run in asked.items():
+    for key, run in expected.items():
         row = tables.read_run(runs / "many" / key)
         if row and row["status"] == "done":
             folder = runs / "many" / key
@@ -183,7 +183,7 @@ def _whole(runs: Path, asked: dict, before: dict) -> dict:
 
 
 @pytest.mark.slow
-def test_a_scheduler_started_by_hand_gives_the_same_ledger(tmp_path):
+def test_external_scheduler_gives_the_same_ledger(tmp_path):
     path = specify(tmp_path, grid={"rate": [0.1, 0.2, 0.3]}, seeds=2)
     elsewhere, dask = tmp_path / "elsewhere", Path(sys.executable).with_name("dask")
     elsewhere.mkdir()

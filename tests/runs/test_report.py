@@ -1,4 +1,4 @@
-"""What a sweep's page says: fair means, settings that lost runs, metrics that are no numbers, the file it was given."""
+"""Sweep tables and reports: comparable means, settings that lost runs, metrics without numbers, changed files."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from clay_lib import ContractError
 from clay_lib import __main__ as cli
 from clay_lib.files import write_json
 from clay_lib.runs import report, sweep, tables
-from clay_lib.runs.tables import best, differences, fair, over_seeds
+from clay_lib.runs.tables import best, comparable_rows, differences, over_seeds
 
 SCRIPT = """# %% tags=["parameters"]
 seed: int = 0
@@ -22,11 +22,11 @@ lr: float = 0.1
 opt: str = "a"
 
 # %%
-from clay_lib.runner import write_metrics
+from clay_lib.runs import write_metrics
 found = {"loss": 0, "knn": 0}
 write_metrics(out, found)
 """
-ASKED = {
+SPECIFICATION = {
     "notebook": "tiny.py",
     "grid": {"lr": [0.1, 0.5, 0.9], "opt": ["a", "b"]},
     "seeds": 3,
@@ -41,20 +41,20 @@ def swept(tmp_path, monkeypatch):
     (tmp_path / "tiny.py").write_text(SCRIPT)
 
     def make(answer, name="s", **changes):
-        told = {**ASKED, **changes}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
-        asked = sweep.read_sweep(tmp_path / f"{name}.yaml")
+        changed = {**SPECIFICATION, **changes}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+        spec = sweep.read_sweep(tmp_path / f"{name}.yaml")
         home = tmp_path / "runs" / name
-        for run in asked.runs:
+        for run in spec.runs:
             metrics, folder = answer(run.settings), home / run.key
-            about = {"sweep": name, "notebook": "tiny", "settings": run.settings, "parameters": run.parameters}
-            write_json(folder / "parameters.json", about)
+            request = {"sweep": name, "notebook": "tiny", "settings": run.settings, "parameters": run.parameters}
+            write_json(folder / "parameters.json", request)
             ended = {"ok": metrics is not None, "died": False, "notebook": "tiny.ipynb", "bytes": 2, "seconds": 1.0}
             (folder / "tiny.ipynb").write_text("{}")
             write_json(folder / "metrics.json", metrics or {"none": 0})
             write_json(folder / "run.json", {**ended, "metrics": metrics or {}, "library": "x"})
-        sweep._remember(asked, home)
-        return asked, tables.read_ledger(tmp_path / "runs", name)
+        sweep.write_summary(spec, home)
+        return spec, tables.read_ledger(tmp_path / "runs", name)
 
     make.folder = tmp_path
     return make
@@ -65,47 +65,47 @@ def drops_at_a_high_rate(settings):
     return None if fails else {"loss": settings["lr"] + 0.001 * settings["seed"]}
 
 
-def test_a_level_whose_hard_settings_failed_does_not_win_by_it(swept):
-    asked, table = swept(drops_at_a_high_rate)
+def test_level_whose_hard_settings_failed_does_not_win_by_it(swept):
+    spec, table = swept(drops_at_a_high_rate)
     raw = over_seeds(table, "loss", ["opt"]).set_index("opt")["value"]
     assert raw["b"] < raw["a"] - 0.1  # the mean over all that came through
-    means = over_seeds(fair(table, "loss", ["opt"]), "loss", ["opt"]).set_index("opt")
+    means = over_seeds(comparable_rows(table, "loss", ["opt"]), "loss", ["opt"]).set_index("opt")
     assert means["value"]["a"] == means["value"]["b"] == pytest.approx(0.301)
-    assert set(fair(table, "loss", ["lr"])["parameter opt"]) == {"a"}
-    fig = report.effect(table, "opt", asked.metrics)
-    assert "12 of 15 runs" in fig.axes[0].get_xlabel()
+    assert set(comparable_rows(table, "loss", ["lr"])["parameter opt"]) == {"a"}
+    fig = report.effect(table, "opt", spec.metrics)
+    assert "12 of 15 comparable runs" in fig.axes[0].get_xlabel()
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["a", "b\n3 lost"]
     drawn = fig.axes[0].containers[0].lines[0].get_ydata()
     assert drawn == pytest.approx([0.301, 0.301])
 
 
-def test_a_budget_that_cuts_a_seed_in_two_leaves_equal_modes_equal(swept):
-    asked, table = swept(
+def test_budget_that_cuts_through_a_seed_leaves_equal_levels_equal(swept):
+    spec, table = swept(
         lambda s: {"loss": random.Random(s["seed"]).random() + s["lr"]},
         grid={"lr": [0.1, 0.5], "opt": ["a", "b"]}, seeds=2, budget={"runs": 5},
     )  # fmt: skip
-    means = over_seeds(fair(table, "loss", ["opt"]), "loss", ["opt"])
+    means = over_seeds(comparable_rows(table, "loss", ["opt"]), "loss", ["opt"])
     assert means["value"].nunique() == 1 and (means["seeds"] == 1).all()
-    assert "4 of 5 runs" in report.pair(table, "lr", "opt", "loss").axes[0].get_xlabel()
+    assert "4 of 5 comparable runs" in report.pair(table, "lr", "opt", "loss").axes[0].get_xlabel()
 
 
 def test_levels_without_a_common_setting_have_dots_and_no_mean(swept):
     works = {("a", 0.1), ("b", 0.9)}
-    asked, table = swept(lambda s: {"loss": s["lr"]} if (s["opt"], s["lr"]) in works else None)
-    assert fair(table, "loss", ["opt"]).empty
-    ax = report.effect(table, "opt", asked.metrics).axes[0]
+    spec, table = swept(lambda s: {"loss": s["lr"]} if (s["opt"], s["lr"]) in works else None)
+    assert comparable_rows(table, "loss", ["opt"]).empty
+    ax = report.effect(table, "opt", spec.metrics).axes[0]
     assert "no mean" in ax.get_xlabel() and pd.isna(ax.containers[0].lines[0].get_ydata()).all()
     assert "lr" in report.pair(table, "opt", "lr", "loss").axes[0].get_xlabel()
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf, None], ids=["nan", "inf", "failed"])
-def test_a_setting_that_lost_a_seed_never_leads(swept, lost, capsys):
+def test_setting_that_lost_a_seed_never_leads(swept, lost, capsys):
     def answer(s):
         if s["opt"] == "b":
             return {"loss": 1.0 + s["seed"]}
         return {"loss": 0.01} if s["seed"] else lost and {"loss": lost}
 
-    asked, table = swept(answer, grid={"opt": ["a", "b"]})
+    spec, table = swept(answer, grid={"opt": ["a", "b"]})
     for direction in ("min", "max"):
         lead = best(table, "loss", direction, ["opt"])
         assert list(lead["opt"]) == ["b", "a"] and list(lead["lost"]) == [0, 1] and list(lead["seeds"]) == [3, 2]
@@ -115,11 +115,11 @@ def test_a_setting_that_lost_a_seed_never_leads(swept, lost, capsys):
     page = (swept.folder / "runs" / "s" / "report.html").read_text()
     assert "2, 1 lost" in page and "stand below" in page
     assert ("1 of 6 finished runs have no number as loss" in page) == (lost is not None)
-    told = sweep._outcome(asked, table, False)
-    assert ("no number as loss" in told) == (lost is not None)
+    printed = sweep._outcome(spec, table, False)
+    assert ("no number as loss" in printed) == (lost is not None)
 
 
-def test_differences_leave_out_the_seeds_that_either_side_lost(swept):
+def test_differences_leave_out_seeds_that_either_side_lost(swept):
     _, table = swept(
         lambda s: {"loss": math.nan if (s["opt"], s["seed"]) == ("b", 0) else s["seed"] + (s["opt"] == "b")},
         grid={"opt": ["a", "b"]},
@@ -129,7 +129,7 @@ def test_differences_leave_out_the_seeds_that_either_side_lost(swept):
 
 
 @pytest.mark.parametrize("bad", [{"loss": math.nan, "knn": 1.0}, {"knn": 1.0}, {"loss": 0.5}, {"loss": "n/a"}], ids=str)
-def test_a_page_comes_whatever_a_level_lacks(swept, bad):
+def test_report_is_written_whatever_a_level_lacks(swept, bad):
     """A level whose runs all lack a metric, or have NaN or a text for it; the page of all sweeps too."""
     swept(
         lambda s: bad if s["opt"] == "b" else {"loss": s["lr"], "knn": 1 - s["lr"]},
@@ -141,13 +141,13 @@ def test_a_page_comes_whatever_a_level_lacks(swept, bad):
     assert "9 of 18 finished runs have no number as" in page and "Leading settings" in page
 
 
-def test_a_text_cannot_be_ranked_and_spoils_no_other_sweeps_numbers(swept, capsys):
-    asked, table = swept(lambda s: {"loss": f"{s['lr']} (0 to 1)"}, "told")
+def test_text_metric_cannot_be_ranked_and_leaves_other_sweeps_numeric(swept, capsys):
+    spec, table = swept(lambda s: {"loss": f"{s['lr']} (0 to 1)"}, "texts")
     swept(lambda s: {"loss": s["lr"]}, "numbers")
     for line in (["--dry-run"], []):
-        assert cli.main(["sweep", str(swept.folder / "told.yaml"), *line]) == 2
-        said = capsys.readouterr().err
-        assert "0.1 (0 to 1)" in said and "a text cannot be ranked" in said and said.count("\n") == 1
+        assert cli.main(["sweep", str(swept.folder / "texts.yaml"), *line]) == 2
+        message = capsys.readouterr().err
+        assert "0.1 (0 to 1)" in message and "a text cannot be ranked" in message and message.count("\n") == 1
     with pytest.raises(ContractError, match="cannot be ranked"):
         best(table, "loss", "min", ["opt"])
     assert cli.main(["sweep", "--report"]) == 0
@@ -157,14 +157,14 @@ def test_a_text_cannot_be_ranked_and_spoils_no_other_sweeps_numbers(swept, capsy
     assert "18 of 18 finished runs have no number as loss" in (swept.folder / "runs" / "report.html").read_text()
 
 
-def test_the_page_is_of_the_file_that_is_given(swept, capsys):
+def test_report_shows_the_given_files_present_specification(swept, capsys):
     swept(lambda s: {"loss": s["lr"], "knn": s["lr"]})
     file, page = swept.folder / "s.yaml", swept.folder / "runs" / "s" / "report.html"
-    changed = {**ASKED, "metrics": {"knn": "max"}, "grid": {"lr": [0.1, 0.5], "opt": ["a", "b"]}}
+    changed = {**SPECIFICATION, "metrics": {"knn": "max"}, "grid": {"lr": [0.1, 0.5], "opt": ["a", "b"]}}
     file.write_text(yaml.safe_dump(changed))
     assert cli.main(["sweep", str(file), "--report"]) == 0
-    said = page.read_text()
-    assert "By knn" in said and "12 of 12" in said and "6 runs of other settings" in said
+    text = page.read_text()
+    assert "By knn" in text and "12 of 12" in text and "6 runs of other settings" in text
     (swept.folder / "tiny.py").write_text(SCRIPT.replace('"loss": 0', '"loss": 1'))
     assert cli.main(["sweep", str(file), "--report"]) == 0
     assert "0 of 12" in page.read_text()
@@ -176,7 +176,7 @@ def test_the_page_is_of_the_file_that_is_given(swept, capsys):
     assert json.loads((swept.folder / "runs" / "s" / "sweep.json").read_text())["metrics"] == {"knn": "max"}
 
 
-def test_the_shape_of_a_page_without_losses_says_nothing_of_them(swept):
+def test_report_without_losses_does_not_mention_them(swept):
     swept(lambda s: {"loss": s["lr"] + s["seed"]})
     assert cli.main(["sweep", str(swept.folder / "s.yaml"), "--report"]) == 0
-    assert not re.search("lost|no number|compare like", (swept.folder / "runs" / "s" / "report.html").read_text())
+    assert not re.search("lost|no number|comparable", (swept.folder / "runs" / "s" / "report.html").read_text())

@@ -1,0 +1,101 @@
+"""Every notebook: script and .ipynb hold the same cells, are readable, and run from the first cell to the last."""
+
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+from clay_lib.runs.notebooks import RunResult, is_done, list_notebooks, read_script
+from clay_lib.runs.parameters import read_parameters
+from clay_lib.runs.profiles import run_profile
+
+SCRIPTS = list_notebooks()
+each = pytest.mark.parametrize(
+    "script",
+    SCRIPTS or [pytest.param(None, marks=pytest.mark.skip(reason="notebooks/ holds no NN_*.py script"))],
+    ids=lambda script: script.stem if script else "none",
+)
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp|usr/lib|opt|mnt)/[\w.-]+")
+
+
+@each
+def test_paired_notebook_holds_the_same_cells(script):
+    paired = script.with_suffix(".ipynb")
+    assert paired.is_file(), f"{paired.name} is missing: make notebooks"
+    notebook, source = nbformat.read(paired, as_version=4), read_script(script)
+    nbformat.validate(notebook)
+
+    def cells(notebook):
+        return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in notebook.cells]
+
+    assert cells(notebook) == cells(source), "script and notebook differ: make notebooks"
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@each
+def test_links_lead_to_existing_notebooks(script):
+    """In JupyterLab and in the gallery alike."""
+    prose = "".join(line for line in script.read_text().splitlines(True) if line.startswith("#"))
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
+        assert re.fullmatch(r"(exercises/)?\d\d_\w+\.ipynb", link) and (script.parent / link).is_file(), link
+
+
+@each
+def test_paired_notebook_has_outputs_and_is_small_and_clean(script):
+    paired = script.with_suffix(".ipynb")
+    assert paired.stat().st_size < 1_000_000
+    outputs = [o for c in nbformat.read(paired, as_version=4).cells for o in c.get("outputs", [])]
+    assert any("image/png" in o.get("data", {}) for o in outputs), "no figure in its outputs: make notebooks"
+    assert not any(o.output_type == "error" for o in outputs)
+    for output in outputs:
+        texts = [output.get("text", ""), *(v for k, v in output.get("data", {}).items() if k.startswith("text/"))]
+        path = MACHINE_PATH.search(re.sub(r"data:[\w/+-]+;base64,[\w+/=]+", "", "".join(texts)))
+        assert not path, f"a path of one machine: {path and path[0]}"
+
+
+@each
+def test_notebook_opens_with_title_question_and_parameters(script):
+    notebook = read_script(script)
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and re.match(r"# \S", first.source)
+    assert "?" in first.source and "you will see" in first.source.lower(), "the question, and what will be seen"
+    tagged = [i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1 and tagged[0] <= 4, "one cell tagged `parameters`, near the top"
+    assert "out" in read_parameters(notebook)
+    header = jupytext.read(script).metadata
+    assert header.get("kernelspec", {}).get("name") == "python3", "the header lost its kernelspec"
+
+
+def run_all(out: Path) -> dict[str, RunResult]:
+    """One run of all notebooks under the smoke profile, continued after a failure so that each has a result."""
+    return {r.name: r for r in run_profile("smoke", out=out, keep_going=True, timeout=300)}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    return run_all(tmp_path_factory.mktemp("smoke"))
+
+
+@pytest.fixture(scope="module")
+def second(smoke, tmp_path_factory):
+    return run_all(tmp_path_factory.mktemp("second"))
+
+
+@each
+def test_runs_under_the_smoke_profile(script, smoke):
+    result = smoke[script.stem]
+    assert result.ok, f"{result.failed_cell}: {result.error}"
+    assert is_done(Path(result.notebook))
+    assert any(Path(result.notebook).with_suffix("").glob("*.png")), "it wrote no figure for the gallery"
+
+
+@pytest.mark.slow
+@each
+def test_gives_the_same_numbers_twice(script, smoke, second):
+    first, again = (
+        {k: v for k, v in run[script.stem].metrics.items() if not re.search(r"\bms\b|_ms$|second", k)}
+        for run in (smoke, second)
+    )
+    assert first and first == again
