@@ -1,6 +1,7 @@
-"""The model against a plain NumPy reference, for sizes, bands and ratios that hypothesis draws."""
+"""The model against a plain NumPy reference, for random sizes, bands and mask ratios; its initialization."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, ContractError, Datacube
+from clay_lib.clay import cosine_initialized
 from clay_lib.datacube import latlon_code, time_code
-from clay_lib.encoder import pad_to_patches, patchify, random_mask, unpatchify
+from clay_lib.encoder import patchify, random_mask, unpatchify
 from clay_lib.loss import reconstruction_loss, representation_loss
+from clay_lib.model import cosine_initialize, cosine_kernels, set_kernels
 
 MICRO = ClayConfig(24, 2, 2, 8, 2, 16, 1, 2, 8, 2, patch_size=4, teacher_dim=12)
 MODEL = ClayMAE(MICRO).eval()
-with torch.no_grad():  # bigger kernels than at birth, so that every path moves the numbers
+with torch.no_grad():  # larger than initialized, so that every path changes the output
     for parameter in MODEL.parameters():
         parameter.mul_(1.5)
 PLAIN = {name: tensor.double().numpy() for name, tensor in MODEL.state_dict().items()}
@@ -70,7 +74,7 @@ def test_any_height_and_width(H, W, C, ratio):
     assert unpatchify(out.reconstruction, grid=(h, w), patch_size=4, size=(H, W)).shape == cube.pixels.shape
     loss = reconstruction_loss(out.reconstruction, cube.pixels, out.encoded.mask, patch_size=4)
     assert torch.isfinite(loss)
-    # the padding is the model's own affair: it never counts in the loss
+    # padding never counts in the loss
     exact = unpatchify(patchify(cube.pixels, 4), grid=(h, w), patch_size=4, size=(H, W))
     assert torch.equal(exact, cube.pixels)
     assert reconstruction_loss(patchify(cube.pixels, 4), cube.pixels, out.encoded.mask, patch_size=4) == 0
@@ -79,20 +83,13 @@ def test_any_height_and_width(H, W, C, ratio):
 def test_a_wide_image_is_not_a_tall_one():
     """64x256 and 256x64 have as many tokens; positions must differ."""
     wide = cube_of(1, 2, 8, 32)
-    flat = wide.pixels[:, :, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3)  # patches alike when turned
+    flat = wide.pixels[:, :, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3)  # patches equal when transposed
     wide = wide.with_pixels(flat)
     tall = Datacube(wide.pixels.transpose(2, 3).contiguous(), wide.time, wide.latlon, wide.gsd, wide.waves)
     with torch.no_grad():
         a, b = (MODEL.encoder(cube, mask_ratio=0.0, shuffle=False).tokens[0, 1:] for cube in (wide, tall))
-    turned = a.reshape(2, 8, -1).transpose(0, 1).reshape(16, -1)  # the wide image's patches in the tall one's order
-    assert (turned - b).abs().amax(1).min() > 1e-3
-
-
-def test_padding_repeats_the_edge():
-    pixels = torch.arange(6.0).reshape(1, 1, 2, 3)
-    padded = pad_to_patches(pixels, 4)
-    assert padded.shape == (1, 1, 4, 4)
-    assert torch.equal(padded[0, 0, :, 3], torch.tensor([2.0, 5.0, 5.0, 5.0]))
+    transposed = a.reshape(2, 8, -1).transpose(0, 1).reshape(16, -1)  # the wide image's patches in the tall one's order
+    assert (transposed - b).abs().amax(1).min() > 1e-3
 
 
 @settings(max_examples=30, deadline=None)
@@ -128,8 +125,8 @@ def test_released_names_and_shapes(request):
     assert dict(rows) == {f"model.{name}": "x".join(map(str, tensor.shape)) for name, tensor in state.items()}
 
 
-def test_nothing_looks_at_values_on_the_way():
-    """On the meta device there are no values: any move to the CPU, and any branch on a number, would raise."""
+def test_forward_reads_no_values():
+    """On the meta device any copy to the CPU and any branch on a value would raise."""
     cube = cube_of(3, 4, 13, 22).to("meta")
     model = ClayMAE(MICRO).to("meta")
     for ratio in (0.0, 0.75):
@@ -145,7 +142,7 @@ def test_other_precisions(dtype):
     assert out.reconstruction.dtype == dtype and out.reconstruction.isfinite().all()
 
 
-def test_mixed_precision_as_on_a_gpu():
+def test_mixed_precision_is_close_to_float32():
     model, cube = ClayMAE(MICRO), cube_of(2, 3, 8, 12)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(cube, mask_ratio=0.5, shuffle=False)
@@ -173,72 +170,52 @@ def test_losses_by_hand():
 
 
 @pytest.mark.parametrize("mask_ratio", [1.0, -0.1, 75])
-def test_mask_ratio_that_cannot_be(mask_ratio):
+def test_impossible_mask_ratio_is_refused(mask_ratio):
     with pytest.raises(ContractError, match="mask_ratio"):
         MODEL(cube_of(1, 2, 8, 8), mask_ratio=mask_ratio)
 
 
-class TestFrontDoor:
-    clay = Clay.random(MICRO, seed=3)
-    pixels = np.random.default_rng(0).integers(0, 4000, (2, 10, 13, 22)).astype(np.uint16)
+# --- cosine initialization ---
 
-    def test_embed(self):
-        out = self.clay.embed(self.pixels, "sentinel-2-l2a", when="2023-06-10T10:30", lat=-3.4, lon=34.07)
-        assert out.chip.shape == (2, 24) and out.patches.shape == (2, 4, 6, 24)
-        one = self.clay.embed(self.pixels[1], "sentinel-2-l2a", when="2023-06-10T10:30", lat=-3.4, lon=34.07)
-        torch.testing.assert_close(one.chip[0], out.chip[1])
-
-    def test_bands_by_name_in_any_order(self):
-        names, order = ["red", "nir", "blue"], ["blue", "red", "nir"]
-        rows = dict(zip(SENSORS["sentinel-2-l2a"].band_names, range(10), strict=True))
-        a, b = (
-            self.clay.embed(self.pixels[:, [rows[n] for n in bands]], "sentinel-2-l2a", bands=bands).chip
-            for bands in (names, order)
-        )
-        torch.testing.assert_close(a, b)
-
-    def test_reconstruct_is_in_native_numbers_and_repeatable(self):
-        a, b = (self.clay.reconstruct(self.pixels, "sentinel-2-l2a", seed=5) for _ in range(2))
-        assert a.pixels.shape == self.pixels.shape and a.mask.shape == (2, 13, 22)
-        assert np.array_equal(a.pixels, b.pixels) and 0.5 < a.mask.mean() < 0.95
-        assert abs(a.pixels.mean() - 1900) < 3000  # near the sensor's means, not near zero
-
-    def test_same_seed_same_weights(self):
-        again = Clay.random(MICRO, seed=3).model.state_dict()
-        assert all(torch.equal(again[k], v) for k, v in self.clay.model.state_dict().items())
-        assert not torch.equal(Clay.random(MICRO, seed=4).model.encoder.cls_token, self.clay.model.encoder.cls_token)
-
-    @pytest.mark.parametrize(
-        ("change", "field"),
-        [
-            ({"pixels": np.zeros((9, 16, 16))}, "pixels"),
-            ({"pixels": np.zeros((16, 16))}, "pixels"),
-            ({"pixels": np.zeros((16, 16, 10))}, "pixels"),
-            ({"pixels": np.array([[["a"]]])}, "pixels"),
-            ({"pixels": np.zeros((10, 0, 16))}, "pixels"),
-            ({"sensor": "sentinel2"}, "sensor"),
-            ({"gsd": "ten"}, "gsd"),
-            ({"gsd": -10}, "gsd"),
-            ({"gsd": float("nan")}, "gsd"),
-            ({"lat": "north", "lon": 3}, "lat"),
-            ({"lat": 120, "lon": 3}, "lat"),
-            ({"lat": 12}, "lon"),
-            ({"when": "10 June 2023"}, "when"),
-            ({"when": ["2023-01-01"] * 3}, "when"),
-            ({"bands": ["blue", "purple"]}, "bands"),
-            ({"bands": []}, "bands"),
-            ({"reading": "right"}, "reading"),
-        ],
-    )
-    def test_wrong_input_says_which_and_why(self, change, field):
-        call = {"pixels": self.pixels[0], "sensor": "sentinel-2-l2a"} | change
-        with pytest.raises(ContractError) as caught:
-            self.clay.embed(**call)
-        error = caught.value
-        assert error.field == field and error.cause and str(error.expected) in str(error)
+COSINE = ClayConfig.named("tiny", frequencies="geometric")
 
 
-def test_nanometres_are_refused():
-    cube = cube_of(1, 3, 8, 8)
-    with pytest.raises(ContractError, match="divide by 1000"):
-        Datacube(cube.pixels, cube.time, cube.latlon, cube.gsd, torch.tensor([490.0, 560.0, 665.0]))
+def kernels_of(model, sensor="naip"):
+    with torch.no_grad():
+        return model.encoder.patch_embedding.kernels(torch.from_numpy(SENSORS[sensor].waves()))[0]  # [D, C, P, P]
+
+
+@pytest.mark.parametrize("patch_size", [4, 8, 16])
+def test_generators_learn_the_cosine_kernels(patch_size):
+    model = ClayMAE(replace(COSINE, patch_size=patch_size))
+    for layer in (model.encoder.patch_embedding, model.decoder.embed_to_pixels):
+        assert set_kernels(layer) > 0.9
+        waves = torch.from_numpy(SENSORS["naip"].waves()).float()
+        with torch.no_grad():
+            generated = layer.generate(waves)[0]
+        assert F.cosine_similarity(generated.flatten(), cosine_kernels(layer, waves).flatten(), dim=0) > 0.95
+
+
+def test_cosine_kernels_separate_colors_and_see_fine_detail():
+    """A fine grating of one standard deviation moves a token as much as its position does; at random, hardly."""
+    random, cosine = ClayMAE(COSINE), cosine_initialize(ClayMAE(COSINE))
+    red, green, blue = range(3)
+    rows = [F.normalize(kernels_of(model).transpose(0, 1).flatten(1), dim=1) for model in (random, cosine)]
+    at_random, chosen = (r @ r.T for r in rows)  # cosines between the kernels of bands, [C, C]
+    assert at_random[red, green] > 0.9 and at_random[green, blue] > 0.9
+    assert chosen[red, green] < 0.9 and chosen[red, blue] < 0.6
+
+    grating = (torch.arange(8)[:, None] + torch.arange(8)).remainder(2) * 2.0 - 1
+    norms = [(kernels_of(model) * grating).sum((1, 2, 3)).norm() for model in (random, cosine)]
+    assert norms[1] > 5 and norms[1] > 5 * norms[0]
+
+
+def test_cosine_initialization_is_repeatable_and_changes_only_the_kernels():
+    before = torch.get_rng_state()
+    a, b = (cosine_initialized(COSINE, seed=0).model.state_dict() for _ in range(2))
+    plain = Clay.random(COSINE, seed=0).model.state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+    changed = {name for name in plain if not torch.equal(plain[name], a[name])}
+    ends = ("fclayer.l1.weight", "fclayer.l1.bias", "weight_generator.fc_weight.weight")
+    assert changed == {f"{p}.{e}" for p in ("encoder.patch_embedding", "decoder.embed_to_pixels") for e in ends}

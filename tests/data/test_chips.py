@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clay_lib import ContractError
-from clay_lib.data.chips import Chips, moment
+from clay_lib.data.chips import Chips, moment, world_chips
 from clay_lib.datacube import make_datacube
 
 
@@ -56,3 +56,17 @@ def test_unknown_place_and_time_are_zeros_for_the_model():
     assert not cube.latlon.any() and cube.time.any(1).tolist() == [False, True, False]
     with pytest.raises(ContractError, match="when: found '02.01.2020'"):
         moment("02.01.2020")
+
+
+def test_world_chips_are_cached_balanced_and_the_same_for_any_number_of_workers(tmp_path):
+    options = {"split": "test", "size": 16, "classes": (40, 60), "dates": 2}
+    one = world_chips("naip", 6, jobs=1, cache=None, **options)
+    two = world_chips("naip", 6, jobs=2, cache=tmp_path, **options)
+    again = world_chips("naip", 6, cache=tmp_path, **options)
+    for a, b, c in zip(*(vars(x).values() for x in (one, two, again)), strict=True):
+        assert np.array_equal(a, b) and np.array_equal(b, c)
+    assert len(list(tmp_path.iterdir())) == 1 and one.pixels.shape == (6, 4, 16, 16)
+    places = list(zip(one.lat.round(6), one.lon.round(6), strict=True))
+    assert len(set(places)) == 4 and len(set(one.when)) == 6  # two classes in turn, two dates a place
+    radar = world_chips("sentinel-1-rtc", 6, jobs=1, cache=None, **options)
+    assert np.allclose(radar.lat, one.lat, atol=0.01)  # the same places for every sensor
