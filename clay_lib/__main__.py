@@ -163,6 +163,8 @@ def _spelt(command, options: list[str]) -> list[str]:
     named = [v if p.default is p.empty else f"--{p.name}={v}" for p, v in zip(places, leading, strict=False)]
     options = [*named, *leading[len(named) :], *options[len(leading) :]]
     flags = {f"--{p.name}" for p in given if p.annotation in (bool, "bool")}
+    if any(p.kind is p.VAR_KEYWORD for p in given):  # options of another function, which jsonargparse finds
+        flags |= {f"--{name}" for name, value in _defaults(command).items() if isinstance(value, bool)}
     filled: list[str] = []
     for option, after in pairwise([*options, "--"]):
         name, *value = option.split("=", 1)
@@ -212,15 +214,19 @@ def _call(name: str, options: list[str]) -> int | None:
 
 def _nearest(command, message: str) -> str | None:
     """The option that an unknown one, named in jsonargparse's message, was probably meant to be."""
-    from jsonargparse import auto_cli, capture_parser
-
     if not re.search("not accept|unrecognized", message):
         return None
     words = re.findall(r"'([\w.]+)'|--([\w.]+)", message)
     wrong = ".".join(a or b for a, b in words[-2 if "Group" in message else -1 :])
-    known = capture_parser(lambda: auto_cli(command, args=[])).get_defaults().keys()
-    near = difflib.get_close_matches(wrong, [*known], 1)
+    near = difflib.get_close_matches(wrong, [*_defaults(command)], 1)
     return f"perhaps {near[0]}" if near else None
+
+
+def _defaults(command) -> dict[str, Any]:
+    """{option: its default} of a command."""
+    from jsonargparse import auto_cli, capture_parser
+
+    return dict(capture_parser(lambda: auto_cli(command, args=[])).get_defaults().items())
 
 
 def main(argv: list[str] | None = None) -> int:

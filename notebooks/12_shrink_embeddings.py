@@ -33,7 +33,8 @@ import numpy as np
 import pandas as pd
 
 from clay_lib import SENSORS, Clay, figures
-from clay_lib.areas.vectors import from_int8, neighbours_kept, principal_axes, shrink, to_int8
+from clay_lib.areas.search import neighbors_kept
+from clay_lib.areas.vectors import fit_components, from_int8, shrink, to_int8
 from clay_lib.clay import embed_chips
 from clay_lib.course import checks
 from clay_lib.data.chips import world_chips
@@ -112,7 +113,8 @@ plt.show()
 # chips and without labels; then each vector is its position along the first few. The rest of the variance is gone.
 
 # %%
-mean, axes = principal_axes(train_x, min(D, N - 1))
+pca = fit_components(train_x, min(D, N - 1))
+mean, axes = pca.mean, pca.axes
 variance = ((train_x - mean) @ axes.T).var(axis=0)
 share = np.cumsum(variance) / variance.sum()
 with figures.styled():
@@ -192,7 +194,7 @@ assert abs(loss.loc[("float16", "kNN-20 cosine"), "difference"]) < 2, "float16 c
 # %%
 kept = {}
 for form in forms:
-    share_kept = neighbours_kept(test_x - mean, small[form][1].vectors - mean, k=k)
+    share_kept = neighbors_kept(test_x - mean, small[form][1].vectors - mean, k=k)
     kept[form] = interval(resample(share_kept, places, bootstraps=bootstraps))
 kept = pd.DataFrame(kept, index=["kept", "low", "high"]).T
 assert kept.loc["float32", "kept"] == 1.0

@@ -1,12 +1,19 @@
-"""Jobs: which tiles of which acquisitions an area asks for, how each is called, and what shapes its vector."""
+"""Jobs of embedding an area: tiles paired with acquisitions, planned, read ahead of the model, embedded, published.
+
+    plan -> read_ahead (Dask, a bounded number of blocks) -> Clay.embed -> vectors and dense parts
+
+Published parts stay, and the same jobs resume in the same batches: a job that was killed ends in the same numbers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,23 +22,28 @@ import pystac
 import rasterio
 import shapely
 import shapely.geometry
-from odc.geo.geobox import GeoBox
 
+from clay_lib.areas import rasters, vectors
 from clay_lib.areas.items import Acquisition, Archive, moment_of
-from clay_lib.areas.tiles import Tile
+from clay_lib.areas.reading import read_ahead
+from clay_lib.areas.tiles import Tile, extent
 from clay_lib.clay import Clay
 from clay_lib.data.rasters import RASTER_ENDINGS
-from clay_lib.errors import ContractError
-from clay_lib.files import hash_tensors
+from clay_lib.errors import ContractError, warn
+from clay_lib.files import PartBuffer, hash_tensors
 from clay_lib.sensors import Sensor
 
-BLOCK = 768  # pixels a side that are read in one go, at most, where a tile is smaller
-VERSION = 2  # of all that happens between a file's pixels and a vector
+BLOCK = 768  # pixels a side that are read at once, at most, where a tile is smaller
+VERSION = 2  # of everything that happens between a file's pixels and a vector
+PART_ROWS, PART_SECONDS = 1024, 60.0  # rows are published when so many or so old; a kill loses no more than that
+# Usual at the edges of scenes and under clouds; the column valid_share has the numbers.
+EXPECTED = "(?s).*(their outcome is NaN|of the pixels missing)"
+FAILURES = 20  # so many tiles that fail, and most of those tried, end the job early
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One tile in one acquisition. items: those of the acquisition that meet the tile; time: of the first of them, UTC."""
+    """One tile of one acquisition. items: those that meet the tile; time: of the first of them, UTC."""
 
     id: str
     tile: Tile
@@ -41,14 +53,14 @@ class Job:
 
     @property
     def cloud_cover(self) -> float | None:
-        """Percent, the mean over the items that tell it."""
-        told = [cover for i in self.items if (cover := i.properties.get("eo:cloud_cover")) is not None]
-        return sum(told) / len(told) if told else None
+        """Percent, the mean over the items that report it."""
+        covers = [cover for i in self.items if (cover := i.properties.get("eo:cloud_cover")) is not None]
+        return sum(covers) / len(covers) if covers else None
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Neighbouring tiles of one acquisition, read in one go: fewer requests, and shared parts of a file fetched once.
+    """Neighboring tiles of one acquisition, read in one request, so that parts of a file that they share are read once.
 
     jobs: all that the plan has there, done or not, so that a block is always read with the same window.
     """
@@ -57,36 +69,30 @@ class Block:
 
     @property
     def acquisition(self) -> Acquisition:
-        wanted = {item.id for job in self.jobs for item in job.items}
-        return replace(
-            self.jobs[0].acquisition, items=tuple(i for i in self.jobs[0].acquisition.items if i.id in wanted)
-        )
-
-    @property
-    def corners(self) -> tuple[int, int, int, int]:
-        """(first column, last column, first row, last row) on the grid of tiles, rows northwards."""
-        columns, rows = ([getattr(job.tile, which) for job in self.jobs] for which in ("column", "row"))
-        return min(columns), max(columns), min(rows), max(rows)
+        """With the items of the jobs alone."""
+        ids = {item.id for job in self.jobs for item in job.items}
+        whole = self.jobs[0].acquisition
+        return replace(whole, items=tuple(item for item in whole.items if item.id in ids))
 
     def geobox(self, overlap: int):
         """odc.geo GeoBox around all tiles and `overlap` pixels."""
+        from odc.geo.geobox import GeoBox
 
-        west, east, south, north = self.corners
-        first = replace(self.jobs[0].tile, column=west, row=north)
-        shape = [many * first.size + 2 * overlap for many in (north - south + 1, east - west + 1)]
-        return GeoBox(tuple(shape), first.geobox(overlap).affine, first.crs)
+        corner, rows, columns = extent([job.tile for job in self.jobs])
+        shape = rows * corner.size + 2 * overlap, columns * corner.size + 2 * overlap
+        return GeoBox(shape, corner.geobox(overlap).affine, corner.crs)
 
     def window(self, job: Job, overlap: int) -> tuple[slice, slice]:
-        """(rows, columns) of a job's tile with its overlap in what `geobox` reads."""
-        west, _, _, north = self.corners
-        y, x = (north - job.tile.row) * job.tile.size, (job.tile.column - west) * job.tile.size
+        """(rows, columns) of a job's tile with its overlap in the pixels of `geobox`."""
+        corner, _, _ = extent([job.tile for job in self.jobs])
+        y, x = (corner.row - job.tile.row) * job.tile.size, (job.tile.column - corner.column) * job.tile.size
         side = job.tile.size + 2 * overlap
         return slice(y, y + side), slice(x, x + side)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that shapes a vector, beside weights and pixels; see `embed.embed_area`."""
+    """Options of `embed_area` that shape a vector, beside weights and pixels."""
 
     size: int = 256
     clouds: str = "mask"
@@ -95,25 +101,25 @@ class Settings:
 
 
 def plan(tiles: Sequence[Tile], acquisitions: Sequence[Acquisition], pick: str) -> list[Block]:
-    """Blocks of jobs. pick: "all" acquisitions at a tile, or the "best", whose clear share promises most.
+    """Blocks of jobs. pick: "all" acquisitions of a tile, or the "best", with the largest share of clear ground.
 
-    The promise is the share of the tile under the acquisition's footprint times one minus its items' cloud cover; of equal
-    ones the first acquisition wins. Tiles that no acquisition meets have no job.
+    That share is estimated as the part of the tile under the footprint times one minus the items' cloud cover; of equal
+    ones the first acquisition is taken. Tiles that no acquisition meets have no job.
     """
     if pick not in ("best", "all"):
         raise ContractError("pick", repr(pick), "best or all", "a misspelling")
     if not tiles or not acquisitions:
         return []
     outlines = np.array([tile.polygon for tile in tiles])
-    areas, promise = shapely.area(outlines), np.zeros((len(acquisitions), len(tiles)))
+    areas, clear = shapely.area(outlines), np.zeros((len(acquisitions), len(tiles)))
     for k, acquisition in enumerate(acquisitions):
         covered = shapely.area(shapely.intersection(outlines, acquisition.footprint)) / areas
-        promise[k] = np.round(covered, 3) * (1 - (acquisition.cloud_cover or 0) / 100 + 1e-6)
+        clear[k] = np.round(covered, 3) * (1 - (acquisition.cloud_cover or 0) / 100 + 1e-6)
     side = max(1, BLOCK // tiles[0].size)
     blocks: dict[tuple, list[Job]] = {}
-    best = promise.argmax(axis=0)
+    best = clear.argmax(axis=0)
     for k, acquisition in enumerate(acquisitions):
-        chosen = np.flatnonzero((promise[k] > 0) & ((best == k) | (pick == "all")))
+        chosen = np.flatnonzero((clear[k] > 0) & ((best == k) | (pick == "all")))
         for job in _jobs_of(acquisition, [tiles[n] for n in chosen]):
             tile = job.tile
             blocks.setdefault((tile.crs, -(tile.row // side), tile.column // side, k), []).append(job)
@@ -121,61 +127,54 @@ def plan(tiles: Sequence[Tile], acquisitions: Sequence[Acquisition], pick: str) 
 
 
 def _jobs_of(acquisition: Acquisition, tiles: Sequence[Tile]) -> list[Job]:
-    shapes = [shapely.geometry.shape(item.geometry) for item in acquisition.items]
-    moments = [moment_of(item) for item in acquisition.items]
-    stamp = _file_stamp(acquisition)
-    jobs = []
+    items = [(item, shapely.geometry.shape(item.geometry), moment_of(item)) for item in acquisition.items]
+    stamp, jobs = _file_stamp(acquisition), []
     for tile in tiles:
-        meets = [k for k, shape in enumerate(shapes) if shape.intersects(tile.polygon)]
-        times = [moments[k] for k in meets if moments[k]]
-        when = min(times) if times and acquisition.when else None
-        # The solar day at the tile: the same wherever UTC's midnight falls, and whatever else the area meets.
+        meeting = [(item, time) for item, shape, time in items if shape.intersects(tile.polygon)]
+        times = [time for _, time in meeting if time and acquisition.when]
+        when = min(times, default=None)
+        # The solar day at the tile does not depend on where midnight falls in UTC, nor on the rest of the area.
         day = f"{when + timedelta(hours=tile.center[1] / 15):%Y%m%d}" if when else "undated"
         name = "_".join(filter(None, [tile.id, acquisition.sensor.name, day, stamp]))
-        jobs.append(Job(name, tile, acquisition, tuple(acquisition.items[k] for k in meets), when))
+        jobs.append(Job(name, tile, acquisition, tuple(item for item, _ in meeting), when))
     return jobs
 
 
 def _file_stamp(acquisition: Acquisition) -> str:
-    """Eight digits of which local files these are, as they stand, and of the moment that was told of them; "" for
-    archives, whose items do not change."""
+    """Eight digits of the names, sizes and modification times of local files and of the given date; "" for archives,
+    whose items do not change."""
     if acquisition.archive.kind != "files":
         return ""
     hrefs = sorted({asset.href for item in acquisition.items for asset in item.assets.values()})
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files_behind(hrefs)]
-    told = hrefs, acquisition.when and acquisition.when.isoformat(), files
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
-
-
-def _files_behind(hrefs: Sequence[str]) -> list[Path]:
-    """All local files that GDAL reads for these: masks and notes beside them, the sources of a VRT and theirs."""
-    found: set[str] = set()
-    ask = [*hrefs]
-    while ask:
-        name = ask.pop()
-        if name not in found and Path(name).is_file():
-            found.add(name)
+    # All that GDAL reads for them: masks beside them, the sources of a VRT and theirs.
+    files, pending = set(), [*hrefs]
+    while pending:
+        name = pending.pop()
+        if name not in files and Path(name).is_file():
+            files.add(name)
             if Path(name).suffix.lower() in RASTER_ENDINGS or name in hrefs:
                 with rasterio.open(name) as file:
-                    ask += file.files
-    return sorted(map(Path, found))
+                    pending += file.files
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(map(Path, files))]
+    return hashlib.sha256(repr((hrefs, acquisition.when and acquisition.when.isoformat(), stats)).encode()).hexdigest()[:8]
 
 
-def of_other_files(ids: set[str], jobs: Sequence[Job]) -> set[str]:
-    """Those of some ids that are of the jobs' tiles and days by another stamp of local files."""
-    asked = {job.id.rpartition("_")[0] for job in jobs if job.acquisition.archive.kind == "files"}
-    return {one for one in ids - {job.id for job in jobs} if one.rpartition("_")[0] in asked}
+def outdated(ids: set[str], jobs: Sequence[Job]) -> set[str]:
+    """Those ids that are of the jobs' tiles and days, but of earlier versions of their local files."""
+    current = {job.id for job in jobs}
+    places = {job.id.rpartition("_")[0] for job in jobs if job.acquisition.archive.kind == "files"}
+    return {name for name in ids - current if name.rpartition("_")[0] in places}
 
 
 def weights_hash(model) -> str:
     """16 hex digits of the encoder's tensors: the same for every file that holds them, with or without a decoder."""
-    told = repr([model.config.frequencies, model.config.patch_size, model.config.heads])
-    return hash_tensors(model.encoder.state_dict(), told)[:16]
+    salt = repr([model.config.frequencies, model.config.patch_size, model.config.heads])
+    return hash_tensors(model.encoder.state_dict(), salt)[:16]
 
 
 def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings) -> dict:
-    """All that shapes a vector beside the pixels themselves, in words, and its hash under "configuration"."""
-    about = {
+    """Everything that shapes a vector beside the pixels themselves, and its hash under "configuration"."""
+    metadata = {
         "version": VERSION,
         "weights": weights_hash(clay.model),
         "reading": clay.reading,
@@ -185,75 +184,154 @@ def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings)
         "gsd": archive.gsd,
         **vars(settings),
     }
-    return about | {"configuration": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}
+    return metadata | {"configuration": hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]}
 
 
-# ---- Forecast of embedding an area: tiles, bytes and minutes, before anything is fetched ----
-
-NETWORK = 12.5  # MB/s that a forecast assumes of reading: 100 Mbit/s
+# ---- embedding ----
 
 
-@dataclass(frozen=True)
-class AreaForecast:
-    """What `embed_area` would take, before anything is fetched."""
+@dataclass
+class Tally:
+    """What a job did."""
 
-    jobs: int
-    done: int
-    acquisitions: int
-    read: int  # bytes
-    write: int  # bytes
-    model_seconds: float  # measured on made-up chips
-    network: float = NETWORK  # MB/s, assumed
-
-    @property
-    def seconds(self) -> float:
-        """Reading runs beside the model, so the slower of the two."""
-        return max(self.model_seconds, self.read / (self.network * 1e6))
-
-    def __str__(self) -> str:
-        lines = {
-            "tiles": f"{self.jobs - self.done:,} to embed, {self.done:,} done before, from {self.acquisitions} dates",
-            "to read": f"{self.read / 1e6:,.0f} MB",
-            "to write": f"{self.write / 1e6:,.1f} MB",
-            "minutes": f"{self.seconds / 60:,.1f}: the model {self.model_seconds / 60:,.1f} (measured on made-up chips), "
-            f"reading {self.read / self.network / 6e7:,.1f} (at {self.network:g} MB/s, assumed), side by side",
-        }
-        return "\n".join(f"{what:<10}{value}" for what, value in lines.items())
+    rows: int = 0  # written
+    empty: int = 0  # tiles with nothing to embed
+    unread: list[tuple[str, Exception]] = field(default_factory=list)  # (id, error) of tiles that could not be read
+    refused: list[tuple[str, Exception]] = field(default_factory=list)  # of tiles that do not look like their sensor's
+    bytes_read: int = 0  # of pixels
+    model_seconds: float = 0.0
+    waited_seconds: float = 0.0  # that the model waited for pixels
 
 
-def forecast_area(
-    clay, sensor, blocks, lacking, acquisitions, settings, overlap, components, batch_size, network
-) -> AreaForecast:
-    from clay_lib.areas.reading import estimate_bytes
+def embed_jobs(
+    clay: Clay,
+    client,
+    blocks: Sequence[Block],
+    out: Path,
+    metadata: dict,
+    settings: Settings,
+    *,
+    todo: set[str],
+    rows: set[str],
+    overlap: int | None,
+    batch_size: int,
+    bar,
+) -> Tally:
+    """Embed the jobs whose id is in todo, batch by batch, and publish rows and dense parts on the way.
 
+    rows: ids that have a row already and lack only the dense part. overlap: None for no dense features.
+    Batches are cut from all jobs, done or not, so that they and the last digits of their numbers are always the same.
+    """
+    shared = {name: metadata[name] for name in ("sensor", "gsd", "model", "weights", "configuration")}
+    folder, tally = rasters.dense_folder(out, metadata, overlap or 0), Tally()
+
+    def publish(results: list) -> None:
+        new, empty = [row for _, row in results if row], [name for name, row in results if row is None]
+        vectors.write_part(out, new, empty, shared, clay.model.config.dim, settings.store)
+
+    buffer = PartBuffer(publish, rows=PART_ROWS, seconds=PART_SECONDS)
     jobs = [job for block in blocks for job in block.jobs]
-    todo = [job for job in jobs if job.id in lacking]
-    fetched = [block for block in blocks if any(job.id in lacking for job in block.jobs)]
-    asked = fetched[:: max(1, len(fetched) // 64)]  # of many blocks, evenly spaced ones tell enough
-    read = (
-        sum(estimate_bytes(block.acquisition, block.geobox(overlap or 0)) for block in asked)
-        * len(fetched)
-        / max(1, len(asked))
-    )
-    dim, number = clay.model.config.dim, 2 if settings.store == "float16" else 1
-    write = len(todo) * (2 * dim * number + 700)
-    wide = settings.size + 2 * (overlap or 0)
-    if overlap is not None:
-        patch = clay.model.config.patch_size
-        write += len(todo) * ((wide // patch) ** 2 * dim * 2 + (settings.size // patch) ** 2 * 4 * (components or dim))
-    sides = [settings.size] + ([wide] if overlap else [])
-    seconds = sum(seconds_a_chip(clay, sensor, side, batch_size) for side in sides) if todo else 0.0
-    return AreaForecast(
-        len(jobs), len(jobs) - len(todo), len(acquisitions), round(read), write, seconds * len(todo), network
-    )
+    batches = [[job for job in jobs[k : k + batch_size] if job.id in todo] for k in range(0, len(jobs), batch_size)]
+    blocks = [block for block in blocks if any(job.id in todo for job in block.jobs)]
+    reads = read_ahead(client, blocks, overlap=overlap or 0, clouds=settings.clouds)
+    pixels = ((job, read) for job, read in reads if job.id in todo)
+    reported: set[str] = set()
+    with closing(reads), closing(pixels):
+        try:
+            for batch in filter(None, batches):
+                start = time.perf_counter()
+                read = [next(pixels) for _ in batch]
+                tally.waited_seconds += time.perf_counter() - start
+                tally.bytes_read += sum(pair[0].nbytes for _, pair in read if not isinstance(pair, Exception))
+                start = time.perf_counter()
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always", UserWarning)
+                    warnings.filterwarnings("ignore", EXPECTED)
+                    results = embed_batch(clay, read, settings, overlap)
+                tally.model_seconds += time.perf_counter() - start
+                for warning in caught:
+                    cause = str(warning.message).rpartition("Likely cause: ")[2]
+                    if cause not in reported:
+                        reported.add(cause)
+                        bar.clear()
+                        warn(f"{warning.message} (reported once, from tile {batch[0].tile.id} on)", warning.category)
+                done = []
+                for (job, pair), row in zip(read, results, strict=True):
+                    if isinstance(row, Exception):
+                        (tally.unread if row is pair else tally.refused).append((job.id, row))
+                        continue
+                    if row is not None and overlap is not None:
+                        rasters.write_patches(folder, job, row.pop("patches"))
+                    if job.id not in rows:
+                        done.append((job.id, row))
+                tally.rows += sum(row is not None for _, row in done)
+                tally.empty += sum(row is None for _, row in done)
+                buffer.add(*done)  # whole batches, also if interrupted: half a batch would have other last digits
+                bar.update(len(batch))
+                bar.set_postfix_str(f"{tally.bytes_read / 1e6:,.0f} MB of pixels")
+                if (failed := len(tally.unread) + len(tally.refused)) >= FAILURES and failed > tally.rows + tally.empty:
+                    break
+        finally:
+            buffer.flush()
+    return tally
 
 
-def seconds_a_chip(clay: Clay, sensor: Sensor, size: int, batch_size: int) -> float:
-    """Of embedding made-up chips of a sensor, after one batch that warms up."""
-    noise = np.random.default_rng(0).normal(size=(batch_size, len(sensor.bands), size, size)).astype(np.float32)
-    pixels = sensor.denormalize(noise)
-    told = dict(when="2023-06-10T10:30", lat=10.0, lon=20.0, check=False)
-    clay.embed(pixels[:1], sensor, **told).chip.cpu()
-    began = time.perf_counter()
-    clay.embed(pixels, sensor, **told).chip.cpu()
-    return (time.perf_counter() - began) / batch_size
+def embed_batch(clay: Clay, read: Sequence[tuple], settings: Settings, overlap: int | None) -> list:
+    """A row for each (job, (pixels, bands) or exception), as `vectors.write_part` takes it, with "patches" [h, w, D].
+
+    None: nothing there to embed; an exception: not readable, or not what its sensor's images look like.
+    The chip's vector is that of the tile alone, whether or not dense features are embedded with an overlap.
+    """
+    o = overlap or 0
+    core = slice(o, o + settings.size)
+    results: list = [pair if isinstance(pair, Exception) else None for _, pair in read]
+    valid = [k for k, (_, pair) in enumerate(read) if results[k] is None and np.isfinite(pair[0][:, core, core]).any()]
+    if not valid:
+        return results
+    wide = np.stack([read[k][1][0] for k in valid])  # [B, C, size + 2 o, size + 2 o]
+    pixels, jobs = wide[..., core, core], [read[k][0] for k in valid]
+    lat, lon = map(list, zip(*(job.tile.center for job in jobs), strict=True))
+    place = dict(when=[job.time for job in jobs], lat=lat, lon=lon, gsd=jobs[0].tile.gsd)
+    options = dict(bands=read[valid[0]][1][1], min_valid=settings.min_valid, **place)
+    try:
+        chips = clay.embed(pixels, jobs[0].acquisition.sensor, **options)
+        patches = (clay.embed(wide, jobs[0].acquisition.sensor, **options) if o else chips).patches  # [B, h, w, D]
+    except ContractError as error:
+        if len(valid) == 1:
+            results[valid[0]] = error
+        else:  # one bad tile must not lose the others
+            for k in valid:
+                (results[k],) = embed_batch(clay, [read[k]], settings, overlap)
+        return results
+    chip_vectors, means = chips.chip.cpu().numpy(), chips.mean.cpu().numpy()  # [B, D] each
+    for n, (k, job) in enumerate(zip(valid, jobs, strict=True)):
+        if np.isfinite(chip_vectors[n]).all():
+            results[k] = dict(
+                id=job.id,
+                tile=job.tile.id,
+                geometry=job.tile.polygon,
+                time=job.time,
+                items=[item.id for item in job.items],
+                cloud_cover=job.cloud_cover,
+                valid_share=float(np.isfinite(pixels[n]).mean()),
+                vector=chip_vectors[n],
+                patch_mean=means[n],
+                patches=None if overlap is None else patches[n].cpu().numpy().astype(np.float16),
+            )
+    return results
+
+
+def check_failures(tally: Tally, total: int) -> None:
+    """ContractError with the first tile that could not be read, or else was refused by the contract check."""
+    failures = tally.unread or tally.refused
+    if not failures:
+        return
+    name, error = failures[0]
+    if not isinstance(error, ContractError):
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        error = ContractError("reading", line, "pixels of every tile", "a server or file that fails again and again")
+    found = f"{error.found} ({len(failures)} of {total} tiles failed, the first {name})"
+    cause = f"{error.cause}; all other tiles are kept"
+    if tally.unread:
+        cause += ": the same command tries those that failed again"
+    raise ContractError(error.field, found, error.expected, cause)

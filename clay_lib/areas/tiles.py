@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -171,3 +172,10 @@ def crs_name(crs: str) -> str:
     return (
         str(code) if code else re.sub(r"[^a-z0-9]+", "", (operation.method_name if operation else known.name).lower())
     )
+
+
+def extent(tiles: Sequence[Tile]) -> tuple[Tile, int, int]:
+    """(north-western tile, rows, columns) of the rectangle around tiles of one grid and CRS."""
+    columns, rows = [tile.column for tile in tiles], [tile.row for tile in tiles]
+    corner = replace(tiles[0], column=min(columns), row=max(rows))
+    return corner, max(rows) - min(rows) + 1, max(columns) - min(columns) + 1

@@ -214,7 +214,7 @@ def test_command(table, tmp_path, capsys):
     assert len(hits) == 3 and [line.split()[-1] for line in printed[:3]] == hits.id.tolist()
     assert search_command(str(out), like="46.03,7.05", area="7.1,46.1,7.13,46.13", k=2) == 0
     assert main(["search", str(out), "--like", "7.05,46.03"]) == 2
-    assert "longitude handed in before latitude" in capsys.readouterr().err
+    assert "longitude before latitude" in capsys.readouterr().err
 
 
 def test_over_the_date_line(tmp_path, rng):
