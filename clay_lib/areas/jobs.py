@@ -37,7 +37,7 @@ BLOCK = 768  # pixels a side that are read at once, at most, where a tile is sma
 VERSION = 2  # of everything that happens between a file's pixels and a vector
 PART_ROWS, PART_SECONDS = 1024, 60.0  # rows are published when so many or so old; a kill loses no more than that
 # Usual at the edges of scenes and under clouds; the column valid_share has the numbers.
-EXPECTED = "(?s).*(their outcome is NaN|of the pixels missing)"
+EXPECTED = "(?s).*(their result is NaN|of the pixels missing)"
 FAILURES = 20  # so many tiles that fail, and most of those tried, end the job early
 
 

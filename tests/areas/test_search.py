@@ -1,4 +1,4 @@
-"""Search: exact, fast, honest about what it cannot answer."""
+"""Similarity search: exact, fast, and clear about what it cannot answer."""
 
 import json
 import time
@@ -10,19 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from pyproj import Geod
 from usearch.index import search as usearch_search
 
 from clay_lib.__main__ import main
-from clay_lib.areas.search import nearest, open_vectors, search, search_command, write_geojson
-from clay_lib.areas.vectors import done_ids, read_vectors, to_int8, write_part
+from clay_lib.areas.search import nearest, neighbors_kept, open_vectors, search, search_command, write_geojson
+from clay_lib.areas.vectors import done_ids, read_vectors, shrink, to_int8, write_part
 from clay_lib.errors import ContractError
 
-STEP = 0.01  # degrees between the middles of neighbouring tiles
-ABOUT = dict(sensor="sentinel-2-l2a", gsd=10.0, model="clay-mini", weights="ab" * 8, configuration="cd" * 8)
+STEP = 0.01  # degrees between the centers of neighboring tiles
+SHARED = dict(sensor="sentinel-2-l2a", gsd=10.0, model="clay-mini", weights="ab" * 8, configuration="cd" * 8)
 
 
-def rows_of(vectors, *, day="2023-06-10", side=20, west=7.0, south=46.0):
-    """Rows as embed_area hands them over: tiles in rows of `side`, row by row from the south-west."""
+def make_rows(vectors, *, day="2023-06-10", side=20, west=7.0, south=46.0):
+    """Rows as of embed_area: tiles in rows of `side`, row by row from the south-west."""
     rows = []
     for n, vector in enumerate(np.asarray(vectors, np.float32)):
         y, x = south + STEP * (n // side), west + STEP * (n % side)
@@ -32,8 +33,8 @@ def rows_of(vectors, *, day="2023-06-10", side=20, west=7.0, south=46.0):
     return rows
 
 
-def write(out, vectors, *, store="int8", about=ABOUT, **how):
-    write_part(out, rows_of(vectors, **how), (), about, len(vectors[0]), store)
+def write(out, vectors, *, store="int8", shared=SHARED, **layout):
+    write_part(out, make_rows(vectors, **layout), (), shared, len(vectors[0]), store)
     return out
 
 
@@ -43,36 +44,36 @@ def cosines(values, query):
 
 
 @pytest.fixture
-def table(tmp_path, rng):
-    return write(tmp_path, rng.normal(size=(400, 24)) + 1), rng
-
-
-@pytest.fixture
 def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def out(tmp_path, rng):
+    """A folder with the vectors of 20 x 20 tiles on one day."""
+    return write(tmp_path, rng.normal(size=(400, 24)) + 1)
+
+
 @pytest.mark.parametrize("share", [0, 0.6])
-def test_a_part_that_was_cut_short_is_named(table, rng, capsys, share):
-    out, _ = table
+def test_a_truncated_part_is_named(out, rng, capsys, share):
     write(out, rng.normal(size=(40, 24)) + 1, day="2023-07-10")
     (part, *_) = sorted(out.rglob("*.parquet"))[::-1]  # the second that is opened
     part.write_bytes(part.read_bytes()[: int(share * part.stat().st_size)])
     assert main(["search", str(out), "--like", "46.03,7.05"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and part.name in told and "copy it again, or delete the file" in told
-    for read in (lambda: read_vectors(out), lambda: done_ids(out, ABOUT["sensor"], ABOUT["configuration"])):
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and part.name in message and "copy it again, or delete the file" in message
+    for read in (lambda: read_vectors(out), lambda: done_ids(out, SHARED["sensor"], SHARED["configuration"])):
         with pytest.raises(ContractError, match=part.name):
             read()
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float16])
-@pytest.mark.parametrize("alike", [0.0, 5.0])  # 5: all vectors share one large part, cosines lie close together
-def test_neighbours_are_those_of_numpy(dtype, alike, rng):
-    values = rng.normal(size=(40_000, 48)) + alike
+@pytest.mark.parametrize("common", [0.0, 5.0])  # 5: all vectors share one large part, cosines lie close together
+def test_neighbors_are_those_of_numpy(dtype, common, rng):
+    values = rng.normal(size=(40_000, 48)) + common
     values = to_int8(values)[0] if dtype == np.int8 else values.astype(dtype)
-    some = rng.normal(size=48) + alike  # not a row of the table: has to be rounded to its type
-    for query, keep in ((values[11], None), (some, None), (some, rng.random(len(values)) < 0.3)):
+    other = rng.normal(size=48) + common  # not a row of the table: has to be rounded to its type
+    for query, keep in ((values[11], None), (other, None), (other, rng.random(len(values)) < 0.3)):
         truth = cosines(values, query)
         truth[~keep if keep is not None else []] = -np.inf
         rows, scores = nearest(values, query, 50, keep)
@@ -80,7 +81,7 @@ def test_neighbours_are_those_of_numpy(dtype, alike, rng):
         np.testing.assert_allclose(scores, truth[rows], rtol=0, atol=1e-12)
 
 
-def test_rounding_of_the_query_hides_no_neighbour(rng):
+def test_rounding_of_the_query_hides_no_neighbor(rng):
     """Vectors nearer to each other than int8 can tell the query: usearch alone misorders them, the search does not."""
     base = rng.normal(size=64)
     values = to_int8(base + 0.02 * rng.normal(size=(3000, 64)))[0]
@@ -91,7 +92,7 @@ def test_rounding_of_the_query_hides_no_neighbour(rng):
     assert nearest(values, query, 20)[0].tolist() == truth.tolist()
 
 
-def test_ties_zeros_and_scales():
+def test_ties_zeros_and_lengths():
     """Equal cosines keep the table's order, whatever the length of a row; rows of zeros are never hits."""
     values = np.array([[0, 0, 0], [2, 4, 6], [1, 2, 3], [-1, -2, -3], [20, 40, 60], [0, 0, 0], [3, 2, 1]], np.int8)
     rows, scores = nearest(values, np.array([1, 2, 3]), 7)
@@ -101,11 +102,10 @@ def test_ties_zeros_and_scales():
     assert nearest(many, values[1], 5)[0].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_place_an_id_and_a_vector_ask_the_same(table):
-    out, _ = table
+def test_a_place_an_id_and_a_vector_give_the_same_hits(out):
     vectors = open_vectors(out)
     assert vectors.values.dtype == np.int8
-    by_place = search(out, (46.03, 7.052), k=5)  # four rows up, five columns on, off the middle
+    by_place = search(out, (46.03, 7.052), k=5)  # row 3, column 5, off the center
     row = vectors.rows["id"].to_pylist().index("t0065_2023-06-10")
     by_vector = search(vectors, vectors.values[row], k=6)
     assert by_vector.id[0] == "t0065_2023-06-10" and by_vector.similarity[0] == pytest.approx(1)
@@ -117,15 +117,11 @@ def test_a_place_an_id_and_a_vector_ask_the_same(table):
     assert means.id.tolist() == by_place.id.tolist()
 
 
-def test_hits_keep_their_distance_and_date_and_area(table):
-    out, rng = table
-    later = dict(day="2024-07-01")
-    write(out, rng.normal(size=(400, 24)) + 1, **later)
+def test_hits_keep_distance_dates_and_area(out, rng):
+    write(out, rng.normal(size=(400, 24)) + 1, day="2024-07-01")
     place = (46.05, 7.05)
     assert "t0105" not in set(search(out, place, k=800).id.str[:5])  # neither on the one date nor on the other
     hits = search(out, place, k=800, apart=3000.0)
-    from pyproj import Geod
-
     middles = gpd.GeoSeries(shapely.centroid(hits.geometry.to_numpy()))
     far = Geod(ellps="WGS84").inv(*np.broadcast_arrays(7.05, 46.05, middles.x, middles.y))[2]
     assert 2900 < far.min() < 4000 and len(hits) < 800 - 2
@@ -140,17 +136,15 @@ def test_hits_keep_their_distance_and_date_and_area(table):
         search(out, place, sensor="naip")
 
 
-def test_of_several_dates_the_latest_that_fits_is_asked(table):
-    out, rng = table
+def test_of_several_dates_the_latest_that_fits_is_the_example(out, rng):
     write(out, rng.normal(size=(400, 24)) + 1, day="2024-07-01")
-    asked = search(out, (46.0, 7.0), k=1, apart=None)
-    assert asked.id[0] == "t0000_2024-07-01"
-    asked = search(out, (46.0, 7.0), k=1, apart=None, dates="2023-01-01/2023-12-31")
-    assert asked.id[0] == "t0000_2023-06-10" and asked.similarity[0] == pytest.approx(1)
+    hit = search(out, (46.0, 7.0), k=1, apart=None)
+    assert hit.id[0] == "t0000_2024-07-01"
+    hit = search(out, (46.0, 7.0), k=1, apart=None, dates="2023-01-01/2023-12-31")
+    assert hit.id[0] == "t0000_2023-06-10" and hit.similarity[0] == pytest.approx(1)
 
 
-def test_examples_follow_the_rule(table):
-    out, _ = table
+def test_examples_follow_rocchio(out):
     vectors = open_vectors(out)
     ids = vectors.rows["id"].to_pylist()
     units = vectors.values / np.linalg.norm(vectors.values.astype(float), axis=1, keepdims=True)
@@ -162,7 +156,7 @@ def test_examples_follow_the_rule(table):
 
 @pytest.mark.slow
 def test_examples_raise_precision_on_land(tmp_path):
-    """On test places of the mini-world, told apart by the shipped weights: three right and three wrong hits are named."""
+    """On test places of the mini-world with the shipped weights: three right and three wrong hits are given."""
     from clay_lib import Clay
     from clay_lib.clay import embed_chips
     from clay_lib.data.chips import world_chips
@@ -184,30 +178,20 @@ def test_examples_raise_precision_on_land(tmp_path):
     assert np.mean(helped) > np.mean(plain) + 0.03
 
 
-def test_geojson_opens_with_the_right_places(table, tmp_path):
-    out, _ = table
+def test_geojson_has_the_right_places(out, tmp_path):
     hits = search(out, (46.03, 7.05), k=7)
     again = gpd.read_file(write_geojson(hits, tmp_path / "hits.geojson"))
     assert again.id.tolist() == hits.id.tolist() and again.crs == "EPSG:4326"
     np.testing.assert_allclose(again.bounds, hits.bounds, atol=1e-7)
     np.testing.assert_allclose(again.similarity, hits.similarity, atol=1e-6)
     assert pd.to_datetime(again.time).tolist() == hits.time.tolist()
-    told = json.loads((tmp_path / "hits.geojson").read_text())
-    assert told["features"][0]["geometry"]["coordinates"][0][0][0] == pytest.approx(7, abs=0.3)  # longitude first
+    features = json.loads((tmp_path / "hits.geojson").read_text())["features"]
+    assert features[0]["geometry"]["coordinates"][0][0][0] == pytest.approx(7, abs=0.3)  # longitude first
 
 
-def test_command(table, tmp_path, capsys):
-    out, _ = table
-    options = [
-        "--like",
-        "46.03,7.05",
-        "--k",
-        "3",
-        "--positives",
-        '["46.1,7.1"]',
-        "--geojson",
-        str(tmp_path / "h.geojson"),
-    ]
+def test_command(out, tmp_path, capsys):
+    options = ["--like", "46.03,7.05", "--k", "3", "--positives", '["46.1,7.1"]']
+    options += ["--geojson", str(tmp_path / "h.geojson")]
     assert main(["search", str(out), *options]) == 0
     printed = capsys.readouterr().out.splitlines()
     hits = gpd.read_file(tmp_path / "h.geojson")
@@ -217,13 +201,12 @@ def test_command(table, tmp_path, capsys):
     assert "longitude before latitude" in capsys.readouterr().err
 
 
-def test_over_the_date_line(tmp_path, rng):
+def test_tiles_across_the_antimeridian(tmp_path, rng):
     """A tile in two parts is found from both of its sides, and its bounding box hides no other tile."""
-    rows = rows_of(rng.normal(size=(3, 8)), west=10.0, south=0.0)
-    rows[0]["geometry"] = shapely.MultiPolygon(
-        [shapely.box(179.9, -0.1, 180, 0.1), shapely.box(-180, -0.1, -179.9, 0.1)]
-    )
-    write_part(tmp_path, rows, (), ABOUT, 8, "float16")
+    rows = make_rows(rng.normal(size=(3, 8)), west=10.0, south=0.0)
+    halves = shapely.box([179.9, -180], -0.1, [180, -179.9], 0.1)
+    rows[0]["geometry"] = shapely.MultiPolygon(list(halves))
+    write_part(tmp_path, rows, (), SHARED, 8, "float16")
     for lon in (179.95, -179.95):
         assert search(tmp_path, (0.0, lon), k=9, apart=None).id[0] == rows[0]["id"]
         assert len(search(tmp_path, (0.0, lon), k=9)) == 2
@@ -231,13 +214,13 @@ def test_over_the_date_line(tmp_path, rng):
         search(tmp_path, (0.0, 90.0))
 
 
-def refused(match, *args, **how):
+def refused(match, *args, **options):
     with pytest.raises(ContractError, match=match):
-        search(*args, **how)
+        search(*args, **options)
 
 
-def test_errors(table, tmp_path, rng):
-    out, place = table[0], (46.03, 7.05)
+def test_errors(out, tmp_path):
+    place = 46.03, 7.05
     refused("k: found 0", out, place, k=0)
     refused("k: found 2.5", out, place, k=2.5)
     refused("outside of the area", out, (10.0, 10.0))
@@ -251,68 +234,74 @@ def test_errors(table, tmp_path, rng):
     (tmp_path / "empty").mkdir()
     refused("no GeoParquet", tmp_path / "empty", place)
     refused("dates", out, place, dates="yesterday")
-    write_part(tmp_path / "bare", [], ["t1"], ABOUT, 24, "int8")
+    write_part(tmp_path / "bare", [], ["t1"], SHARED, 24, "int8")
     refused("no rows", tmp_path / "bare", place)
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
     refused("geometry", tmp_path / "other.parquet", place)
 
 
 @pytest.mark.parametrize("name", ["model", "weights", "configuration"])
-def test_mixtures_are_refused(table, name):
-    out, rng = table
-    place, other = (46.03, 7.05), ABOUT | {name: "other"}
-    write(out, rng.normal(size=(4, 24)), about=other, day="2024-01-01")
+def test_mixtures_are_refused(out, rng, name):
+    place, other = (46.03, 7.05), SHARED | {name: "other"}
+    write(out, rng.normal(size=(4, 24)), shared=other, day="2024-01-01")
     refused(f"{name}: found 2", out, place)
     if name == "configuration":
-        assert len(search(open_vectors(out, configuration=ABOUT[name]), place, k=1000)) == 399
+        assert len(search(open_vectors(out, configuration=SHARED[name]), place, k=1000)) == 399
         assert main(["search", str(out), "--like", "46.0,7.0", "--configuration", "other"]) == 0
 
 
-def test_sensors_may_stand_side_by_side(table):
-    """Each has its own configuration; the model is one."""
-    out, rng = table
-    write(
-        out, rng.normal(size=(400, 24)), about=ABOUT | {"sensor": "naip", "configuration": "ef" * 8}, day="2023-06-11"
-    )
+def test_a_table_may_hold_several_sensors(out, rng):
+    """Each has its own configuration; the model is the same."""
+    naip = SHARED | {"sensor": "naip", "configuration": "ef" * 8}
+    write(out, rng.normal(size=(400, 24)), shared=naip, day="2023-06-11")
     assert set(search(out, (46.03, 7.05), k=900).sensor) == {"sentinel-2-l2a", "naip"}
     assert set(search(out, (46.03, 7.05), k=900, sensor="naip").sensor) == {"naip"}
 
 
-def test_not_a_number_in_a_table_is_named(tmp_path, rng):
+def test_nan_in_a_table_is_named(tmp_path, rng):
     vectors = rng.normal(size=(30, 8))
     vectors[17, 3] = np.nan
     write(tmp_path, vectors, store="float16")
     refused("NaN in row t0017_2023-06-10", tmp_path, (46.0, 7.0))
 
 
-def test_a_million_vectors_cost_a_fraction_of_a_float_product(rng):
-    """The bound is a ratio within one run, so that other work on the machine weighs on both."""
+def test_search_costs_a_fraction_of_a_float_product(rng):
+    """The bound is a ratio within one run, so that other work on the machine slows both."""
     values = rng.integers(-127, 128, (250_000, 192), dtype=np.int8)
     query = values[77].astype(np.float32)
-    took = {"search": [], "float32": []}
+    seconds = {"search": [], "float32": []}
     for _ in range(3):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         rows, _ = nearest(values, query, 20)
-        took["search"].append(time.perf_counter() - begin)
-        begin = time.perf_counter()
+        seconds["search"].append(time.perf_counter() - start)
+        start = time.perf_counter()
         wide = values.astype(np.float32)
         scores = wide @ query / np.sqrt(np.einsum("nd,nd->n", wide, wide))
-        took["float32"].append(time.perf_counter() - begin)
+        seconds["float32"].append(time.perf_counter() - start)
     assert rows[0] == 77 == scores.argmax()
-    print(took)
-    assert min(took["search"]) < 0.7 * min(took["float32"]), took
+    assert min(seconds["search"]) < 0.7 * min(seconds["float32"]), seconds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [192, 1024])
-def test_a_million_vectors_in_a_second(width, rng):
-    """Generous by three for a machine that is shared; the figures are printed."""
-    values = rng.integers(-127, 128, (1_000_000, width), dtype=np.int8)
-    took = []
+@pytest.mark.parametrize("dim", [192, 1024])
+def test_a_million_vectors_take_a_second(dim, rng):
+    """The bound is three seconds, for a machine that is shared."""
+    values, seconds = rng.integers(-127, 128, (1_000_000, dim), dtype=np.int8), []
     for n in range(3):
-        begin = time.perf_counter()
-        rows, _ = nearest(values, values[n] + 0.4 * rng.normal(size=width), 20)
-        took.append(time.perf_counter() - begin)
+        start = time.perf_counter()
+        rows, _ = nearest(values, values[n] + 0.4 * rng.normal(size=dim), 20)
+        seconds.append(time.perf_counter() - start)
         assert rows[0] == n
-    print(f"a million int8 vectors of {width}: {min(took):.2f} s")
-    assert min(took) < 3
+    print(f"a million int8 vectors of {dim}: {min(seconds):.2f} s")
+    assert min(seconds) < 3
+
+
+def test_neighbors_kept_after_compression():
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(200, 5)) @ rng.normal(size=(5, 32)) + 0.01 * rng.normal(size=(200, 32))).astype("f4")
+    vectors -= vectors.mean(0)
+    assert (neighbors_kept(vectors, shrink(vectors, "float32").vectors) == 1).all()
+    assert neighbors_kept(vectors, 7 * vectors).min() == 1
+    int8, few = (neighbors_kept(vectors, shrink(vectors, form).vectors).mean() for form in ("int8", "PCA-2"))
+    noise = neighbors_kept(vectors, rng.normal(size=(200, 8)), k=10).mean()
+    assert int8 > 0.9 > few > noise + 0.1 and noise == pytest.approx(10 / 199, abs=0.03)

@@ -1,4 +1,4 @@
-"""Vectors as files: what was written is read, by this library and by three others; parts are whole or absent."""
+"""Vectors as GeoParquet, read by this library and by three others; and in fewer bytes."""
 
 import datetime as dt
 import json
@@ -13,14 +13,15 @@ import shapely
 
 from clay_lib.areas import vectors
 from clay_lib.areas.tiles import Grid, tiles_of
+from clay_lib.areas.vectors import fit_components, from_int8, shrink, to_int8, write_part
 from clay_lib.errors import ContractError
 
 DIM = 24
 TILES = tiles_of(shapely.box(14.9, 50.0, 15.1, 50.1), Grid("utm", 10.0))
-ABOUT = dict(sensor="sentinel-2-l2a", gsd=10.0, model="clay", weights="0" * 16, configuration="1234567890123456")
+SHARED = dict(sensor="sentinel-2-l2a", gsd=10.0, model="clay", weights="0" * 16, configuration="1234567890123456")
 
 
-def some_rows(tiles=TILES):
+def make_rows(tiles=TILES):
     rng = np.random.default_rng(0)
     return [
         dict(
@@ -34,21 +35,22 @@ def some_rows(tiles=TILES):
 
 
 @pytest.mark.parametrize("store", vectors.STORES)
-def test_other_libraries_read_what_was_written(tmp_path, store):
-    rows = some_rows()
-    vectors.write_part(tmp_path, rows[:20], ["gone"], ABOUT, DIM, store)
-    vectors.write_part(tmp_path, rows[20:], [], ABOUT, DIM, store)
-    vectors.write_part(tmp_path, rows[20:], [], ABOUT, DIM, store)  # again: the same files
+def test_other_libraries_read_the_files(tmp_path, store):
+    rows = make_rows()
+    write_part(tmp_path, rows[:20], ["gone"], SHARED, DIM, store)
+    for _ in range(2):  # the second time, the same file
+        write_part(tmp_path, rows[20:], [], SHARED, DIM, store)
     rows = sorted(rows, key=lambda row: row["id"])
-    wanted = np.stack([row["vector"] for row in rows])
+    wanted, wanted_means = (np.stack([row[name] for row in rows]) for name in ("vector", "patch_mean"))
+    ids = [row["id"] for row in rows]
 
     table = vectors.read_vectors(tmp_path)
-    assert table["id"].to_pylist() == [row["id"] for row in rows]
-    found = vectors.as_matrix(table)
-    half = {"float16": 1e-3 * np.abs(wanted).max(), "int8": np.abs(wanted).max(1).max() / 254}[store]
-    assert np.abs(found - wanted).max() <= half * 1.01
-    assert np.abs(vectors.as_matrix(table, "patch_mean") - np.stack([r["patch_mean"] for r in rows])).max() <= 2 * half
-    assert vectors.done_ids(tmp_path, "sentinel-2-l2a", ABOUT["configuration"]) == ({r["id"] for r in rows}, {"gone"})
+    assert table["id"].to_pylist() == ids
+    values = vectors.as_matrix(table)
+    error = {"float16": 1e-3 * np.abs(wanted).max(), "int8": np.abs(wanted).max(1).max() / 254}[store]
+    assert np.abs(values - wanted).max() <= error * 1.01
+    assert np.abs(vectors.as_matrix(table, "patch_mean") - wanted_means).max() <= 2 * error
+    assert vectors.done_ids(tmp_path, "sentinel-2-l2a", SHARED["configuration"]) == (set(ids), {"gone"})
 
     frame = geopandas.read_parquet(tmp_path / "vectors").set_index("id")
     assert frame.crs == "EPSG:4326" and len(frame) == len(rows)
@@ -58,13 +60,11 @@ def test_other_libraries_read_what_was_written(tmp_path, store):
     near = geopandas.read_parquet(tmp_path / "vectors", bbox=TILES[0].polygon.buffer(-1e-3).bounds)
     assert TILES[0].id in near["tile"].tolist() and len(near) < len(rows)
 
-    files = f"{tmp_path}/vectors/**/*.parquet"
-    many, years, first = duckdb.sql(
-        f"select count(*), list_sort(list(distinct year)), min(vector[1]) from read_parquet('{files}')"
-    ).fetchall()[0]
-    assert (many, years) == (len(rows), [0, 2022, 2023])
+    query = "select count(*), list_sort(list(distinct year)), min(vector[1])"
+    count, years, least = duckdb.sql(f"{query} from read_parquet('{tmp_path}/vectors/**/*.parquet')").fetchall()[0]
+    assert (count, years) == (len(rows), [0, 2022, 2023])
     scale = table["scale"].to_numpy() if store == "int8" else 1
-    assert first == pytest.approx((found / np.reshape(scale, (-1, 1)))[:, 0].min(), abs=1e-6)
+    assert least == pytest.approx((values / np.reshape(scale, (-1, 1)))[:, 0].min(), abs=1e-6)
 
     opened = pyarrow.dataset.dataset(tmp_path / "vectors", partitioning="hive")
     assert opened.count_rows() == len(rows)
@@ -72,22 +72,22 @@ def test_other_libraries_read_what_was_written(tmp_path, store):
     assert kind.list_size == DIM and str(kind.value_type) == {"float16": "halffloat", "int8": "int8"}[store]
     assert str(opened.schema.field("time").type) == "timestamp[us, tz=UTC]"
     own = vectors.read_frame(tmp_path)
-    np.testing.assert_array_equal(np.stack(own["vector"]), found)
+    np.testing.assert_array_equal(np.stack(own["vector"]), values)
     assert own["time"].isna().sum() == 1 and own["cloud_cover"].isna().sum() == sum(k % 3 > 0 for k in range(len(rows)))
 
 
-def test_the_schema_is_geoparquet():
-    told = json.loads(vectors.schema(8).metadata[b"geo"])
-    column = told["columns"]["geometry"]
-    assert told["version"] == "1.1.0" and column["encoding"] == "WKB"
+def test_schema_is_geoparquet():
+    geo = json.loads(vectors.schema(8).metadata[b"geo"])
+    column = geo["columns"]["geometry"]
+    assert geo["version"] == "1.1.0" and column["encoding"] == "WKB"
     assert column["covering"]["bbox"]["xmax"] == ["bbox", "xmax"] and column["crs"]["id"]["code"] == 4326
     with pytest.raises(ContractError, match="store"):
         vectors.schema(8, "float64")
 
 
 def test_two_configurations_are_never_mixed(tmp_path):
-    vectors.write_part(tmp_path, some_rows(), [], ABOUT, DIM, "float16")
-    vectors.write_part(tmp_path, some_rows(), [], ABOUT | {"configuration": "abc"}, DIM, "int8")
+    write_part(tmp_path, make_rows(), [], SHARED, DIM, "float16")
+    write_part(tmp_path, make_rows(), [], SHARED | {"configuration": "abc"}, DIM, "int8")
     with pytest.raises(ContractError, match="2 under .* several configurations"):
         vectors.read_vectors(tmp_path)
     assert vectors.read_vectors(tmp_path, configuration="abc")["configuration"].unique().to_pylist() == ["abc"]
@@ -95,23 +95,60 @@ def test_two_configurations_are_never_mixed(tmp_path):
         vectors.read_vectors(tmp_path / "elsewhere")
 
 
-def test_a_part_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    vectors.write_part(tmp_path, some_rows()[:5], [], ABOUT, DIM, "float16")
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    write_part(tmp_path, make_rows()[:5], [], SHARED, DIM, "float16")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
 
-    def half(table, path, **_):
-        pq.ParquetWriter(path, table.schema)  # opened, begun, and then
+    def fail(table, path, **_):
+        pq.ParquetWriter(path, table.schema)  # opens the file
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(vectors.pq, "write_table", half)
+    monkeypatch.setattr(vectors.pq, "write_table", fail)
     with pytest.raises(OSError, match="No space"):
-        vectors.write_part(tmp_path, some_rows()[5:9], [], ABOUT, DIM, "float16")
+        write_part(tmp_path, make_rows()[5:9], [], SHARED, DIM, "float16")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == before
 
 
-def test_empty_vectors_and_only_empty_tiles(tmp_path):
-    values, scale = vectors.to_int8(np.zeros((2, 3), np.float32))
+def test_zero_vectors_and_only_empty_tiles(tmp_path):
+    values, scale = to_int8(np.zeros((2, 3), np.float32))
     assert not values.any() and (scale > 0).all()
-    vectors.write_part(tmp_path, [], ["a", "b"], ABOUT, DIM, "int8")
-    assert vectors.done_ids(tmp_path, "sentinel-2-l2a", ABOUT["configuration"]) == (set(), {"a", "b"})
+    write_part(tmp_path, [], ["a", "b"], SHARED, DIM, "int8")
+    assert vectors.done_ids(tmp_path, "sentinel-2-l2a", SHARED["configuration"]) == (set(), {"a", "b"})
     assert vectors.read_vectors(tmp_path).num_rows == 0
+
+
+@pytest.fixture
+def five_dimensions():
+    """200 vectors of 32 numbers that lie, but for a little noise, in 5 dimensions."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 32)) + 0.01 * rng.normal(size=(200, 32)) + 3
+    return values.astype(np.float32)
+
+
+def test_bytes_and_errors_of_every_form(five_dimensions):
+    expected = {"float32": (128, 0), "float16": (64, 1e-3), "int8": (36, 0.5 / 127), "PCA-5": (20, None),
+                "PCA-5 float16": (10, None), "PCA-5 int8": (9, None)}  # fmt: skip
+    for form, (size, error) in expected.items():
+        small = shrink(five_dimensions, form)
+        assert small.bytes == size and small.vectors.dtype == np.float32 and small.vectors.shape == (200, 32)
+        if error is not None:
+            relative = np.abs(small.vectors - five_dimensions).max(1) / np.abs(five_dimensions).max(1)
+            assert relative.max() <= error * 1.001
+    np.testing.assert_array_equal(shrink(five_dimensions, "int8").vectors, from_int8(*to_int8(five_dimensions)))
+
+
+def test_components_keep_distances_and_are_fitted_on_training_vectors(five_dimensions):
+    train, test = five_dimensions[:120], five_dimensions[120:]
+    small, pca = shrink(test, "PCA-5", fit_on=train).vectors, fit_components(train, 5)
+    before, after = (np.linalg.norm(x[:, None] - x, axis=2) for x in (test, small))
+    np.testing.assert_allclose(after, before, atol=0.15)
+    np.testing.assert_allclose(small, (test - pca.mean) @ pca.axes.T @ pca.axes + pca.mean, atol=1e-4)
+    np.testing.assert_allclose(small, test, atol=0.1)  # five dimensions hold all but the noise
+    np.testing.assert_allclose(pca.axes @ pca.axes.T, np.eye(5), atol=1e-5)
+    assert not np.allclose(shrink(test, "PCA-5").vectors, small)
+
+
+@pytest.mark.parametrize("form", ["", "int4", "PCA-33", "PCA-0", "PCA-x int8"])
+def test_unknown_forms_are_refused(five_dimensions, form):
+    with pytest.raises(ContractError, match="form"):
+        shrink(five_dimensions, form)
