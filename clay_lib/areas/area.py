@@ -175,7 +175,9 @@ def embed_area(
     vectors.schema(4, store)  # refuses an unknown store
     acquisitions = [acquisition_from_file(scene, sensor, when=dates)] if scene else None
     shape = acquisitions[0].footprint if area is None and acquisitions else parse_area(area)
-    acquisitions = acquisitions or find_acquisitions(sensor, shape, dates, archive=archive, url=url, max_cloud=max_cloud)
+    acquisitions = acquisitions or find_acquisitions(
+        sensor, shape, dates, archive=archive, url=url, max_cloud=max_cloud
+    )
     tiles = tiles_of(shape, grid_of(acquisitions[0].archive, size))
     blocks = work.plan(tiles, acquisitions, pick)
     jobs = [job for block in blocks for job in block.jobs]
@@ -313,7 +315,9 @@ def _bytes_per_tile(settings: work.Settings, config, overlap: int | None, compon
     return total
 
 
-def _seconds_per_tile(clay: Clay, sensor: Sensor, settings: work.Settings, overlap: int | None, batch_size: int) -> float:
+def _seconds_per_tile(
+    clay: Clay, sensor: Sensor, settings: work.Settings, overlap: int | None, batch_size: int
+) -> float:
     """Of embedding random chips, after one that warms up; with an overlap, tiles are embedded twice."""
     options, total = dict(when="2023-06-10T10:30", lat=10.0, lon=20.0, check=False), 0.0
     for size in [settings.size] + ([settings.size + 2 * overlap] if overlap else []):

@@ -156,7 +156,9 @@ def _file_stamp(acquisition: Acquisition) -> str:
                 with rasterio.open(name) as file:
                     pending += file.files
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(map(Path, files))]
-    return hashlib.sha256(repr((hrefs, acquisition.when and acquisition.when.isoformat(), stats)).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr((hrefs, acquisition.when and acquisition.when.isoformat(), stats)).encode()).hexdigest()[
+        :8
+    ]
 
 
 def outdated(ids: set[str], jobs: Sequence[Job]) -> set[str]:

@@ -95,7 +95,11 @@ class Mosaic:
         total, weight = np.zeros((n, n, self.dim), np.float32), np.zeros((n, n, 1), np.float32)
         # Along one side: (cells of the block, cells of the part) that the block and the tile before it, itself, and the
         # tile after it share.
-        shared = [(slice(0, o), slice(o + n, n + 2 * o)), (slice(0, n), slice(o, o + n)), (slice(n - o, n), slice(0, o))]
+        shared = [
+            (slice(0, o), slice(o + n, n + 2 * o)),
+            (slice(0, n), slice(o, o + n)),
+            (slice(n - o, n), slice(0, o)),
+        ]
         weights = blend_ramp(n, o)  # [n + 2 o]
         for dy, dx in np.ndindex(3, 3):
             path = self.parts.get((row + dy - 1, column + dx - 1))

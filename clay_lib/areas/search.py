@@ -177,7 +177,9 @@ def _open(data: ds.Dataset, name: str, column: str, configuration: str) -> Vecto
         parts.append(batch.select(KEPT))
         start += len(batch)
     _check_comparable(pa.concat_tables(origins).to_pandas(), name)
-    return Vectors(pa.Table.from_batches(parts).combine_chunks(), values, bounds, centers)  # one chunk: fast to take from
+    return Vectors(
+        pa.Table.from_batches(parts).combine_chunks(), values, bounds, centers
+    )  # one chunk: fast to take from
 
 
 def _stored(batch: pa.RecordBatch, name: str) -> np.ndarray:
@@ -332,7 +334,9 @@ def _filter(vectors: Vectors, sensor: str, dates, area) -> np.ndarray:
 
 def _days(dates) -> tuple[pd.Timestamp, pd.Timestamp]:
     try:
-        days = pd.to_datetime(dates.split("/") if isinstance(dates, str) else list(dates), utc=True, format="ISO8601").normalize()
+        days = pd.to_datetime(
+            dates.split("/") if isinstance(dates, str) else list(dates), utc=True, format="ISO8601"
+        ).normalize()
         return days[0], days[min(1, len(days) - 1)]
     except (ValueError, TypeError, IndexError) as error:
         raise ContractError("dates", repr(dates), '"2023-06-01/2023-08-31" or a pair of days', str(error)) from None

@@ -71,9 +71,7 @@ def schema(dim: int, store: str = "float16") -> pa.Schema:
 # ---- writing ----
 
 
-def write_part(
-    out: Path, rows: Sequence[dict], empty: Iterable[str], shared: dict, dim: int, store: str
-) -> list[Path]:
+def write_part(out: Path, rows: Sequence[dict], empty: Iterable[str], shared: dict, dim: int, store: str) -> list[Path]:
     """Publish rows, {column: value} with shapely geometries and float32 vectors, as one file a year.
 
     shared: the columns that are the same for all rows: sensor, gsd, model, weights, configuration. empty: ids of tiles
@@ -89,7 +87,9 @@ def write_part(
         table = table.replace_schema_metadata(table.schema.metadata | {EMPTY: json.dumps(empty).encode()})
         digest = hashlib.sha256("\n".join([*table["id"].to_pylist(), "", *empty]).encode()).hexdigest()[:16]
         path = run_folder(out, shared["sensor"], shared["configuration"]) / f"year={year}" / f"part-{digest}.parquet"
-        paths.append(atomic_write(path, lambda partial, table=table: pq.write_table(table, partial, compression="zstd")))
+        paths.append(
+            atomic_write(path, lambda partial, table=table: pq.write_table(table, partial, compression="zstd"))
+        )
         empty = []  # listed once, in the first of the files
     return paths
 
@@ -99,7 +99,9 @@ def _table(rows: Sequence[dict], shared: dict, dim: int, store: str) -> pa.Table
 
     shapes = [shapely.orient_polygons(row["geometry"]) for row in rows]
     columns: dict[str, object] = {name: [value] * len(rows) for name, value in shared.items()}
-    columns |= {name: [row[name] for row in rows] for name in ("id", "tile", "time", "items", "valid_share", "cloud_cover")}
+    columns |= {
+        name: [row[name] for row in rows] for name in ("id", "tile", "time", "items", "valid_share", "cloud_cover")
+    }
     columns["geometry"] = [shapely.to_wkb(shape) for shape in shapes]
     columns["bbox"] = [dict(zip(SIDES, shape.bounds, strict=True)) for shape in shapes]
     for name, scale in SCALES.items():
@@ -163,7 +165,9 @@ def read_vectors(
         found = configuration or f"{len(runs)} under {out}: {', '.join(sorted(runs)) or 'none'}"
         cause = "another folder, or a run that was stopped before its first part"
         if runs:
-            cause = "this folder holds several configurations (see OUT/configuration-*.json): choose with configuration="
+            cause = (
+                "this folder holds several configurations (see OUT/configuration-*.json): choose with configuration="
+            )
         expected = f"one of {sorted(runs)}" if runs else "vectors that `clay embed` wrote"
         raise ContractError("configuration", found, expected, cause)
     names = None if columns is None else [*dict.fromkeys(["id", *columns])]
