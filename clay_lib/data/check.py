@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from clay_lib.data.check_rules import FACTS, FEW, Facts, Finding, ImageSample, error, inspect_numbers, short, warning
-from clay_lib.datacube import Datacube, as_numpy, latlon_code, parse_when, per_chip
+from clay_lib.data.images import as_batch
+from clay_lib.datacube import Datacube, as_numpy, as_valid, latlon_code, parse_when, per_chip
 from clay_lib.errors import ContractError, number, warn
 from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor, check_wavelength
 
@@ -68,12 +69,12 @@ def inspect_image(
         names = tuple(sensor.band_names[i] for i in sensor.indices(bands))
     except Exception as problem:
         return [_caught("bands", bands, "names of bands", problem)]
-    chips, findings = None, []
+    chips = None
     try:
-        array = _batch(pixels, names, sensor)
+        array = as_batch(as_numpy(pixels), sensor, names)
         chips, findings = len(array), _inspect_pixels(array, names, sensor, in_decibel, valid)
-    except ContractError as problem:
-        findings = [_caught("pixels", pixels, "", problem)]
+    except Exception as problem:
+        findings = [_caught("pixels", pixels, "numbers", problem)]
     findings += [*_distance(gsd, sensor), *_place(lat, lon, chips, sensor), *_date(when, chips, sensor)]
     return sorted(findings, key=lambda f: f.level)
 
@@ -136,7 +137,7 @@ def check(
     from clay_lib.data.rasters import read_scene
 
     if (lat is None) != (lon is None):
-        raise ContractError("lat, lon", (lat, lon), "both, or neither", "half a place")
+        raise ContractError("lat, lon", (lat, lon), "both, or neither", "one of the two is missing")
     names = [None if name.strip() in ("-", "") else name.strip() for name in bands.split(",")] if bands else None
     source, units = Path(path).expanduser(), dict(in_decibel=in_decibel, scale=scale, offset=offset)
     scene = read_scene(source, sensor, bands=names, when=when or None, **units)
@@ -161,52 +162,18 @@ def _caught(field: str, value, expected: str, problem: Exception) -> Finding:
 # ---- pixels ----
 
 
-def _batch(pixels, names: tuple[str, ...], sensor: Sensor) -> np.ndarray:
-    """[B, C, H, W], or a ContractError about its shape."""
-    try:
-        array = as_numpy(pixels)
-    except Exception as problem:
-        array = np.array(f"{type(pixels).__name__} ({problem})"[:120])
-    if array.dtype.kind not in "iufb":
-        raise ContractError("pixels", f"dtype {array.dtype}", "numbers", "text, complex numbers or objects")
-    shape, C = array.shape, len(names)
-    if array.ndim not in (3, 4) or 0 in shape or shape[-3] != C:
-        cause = "bands left out of the array, or without bands=[...]"
-        if array.ndim == 2:
-            cause = "a single band without its axis: pixels[None]"
-        elif array.ndim not in (3, 4) or 0 in shape:
-            cause = "an empty or flat array"
-        elif shape[-1] == C:
-            cause = "bands last instead of first: numpy.moveaxis(pixels, -1, -3)"
-        elif array.ndim == 4 and shape[0] == C:
-            cause = "bands before chips: numpy.swapaxes(pixels, 0, 1)"
-        expected = f"[C, H, W] or [B, C, H, W] with C = {C} bands {list(names)} of {sensor.name}"
-        raise ContractError("pixels", f"shape {shape}", expected, cause)
-    return array.reshape(-1, *shape[-3:])
-
-
-def _mask(valid, shape: tuple[int, ...]) -> np.ndarray:
-    """[B, H, W] or [1, H, W] bool."""
-    mask, (B, _, H, W) = as_numpy(valid), shape
-    if mask.dtype.kind not in "iufb" or mask.shape not in ((H, W), (1, H, W), (B, H, W)):
-        expected = f"bool [{H}, {W}] or [{B}, {H}, {W}], True where measured"
-        cause = "the mask of another window, or one mask a band"
-        raise ContractError("valid", f"shape {mask.shape}, {mask.dtype}", expected, cause)
-    return (mask if mask.ndim == 3 else mask[None]) != 0
-
-
 def _inspect_pixels(array: np.ndarray, names, sensor: Sensor, in_decibel: bool, valid) -> list[Finding]:
     """A regular sample carries the statistics; the extremes are of all numbers. array [B, C, H, W]."""
     B, C, H, W = array.shape
-    measured = None if valid is None else _mask(valid, array.shape)
     step = max(1, min(H * W * B // SAMPLE, H * W // PER_CHIP))
     while step > 1 and math.gcd(step, W) > 1:  # else the sample would be a few columns
         step += 1
     sample = array.reshape(B, C, H * W)[..., ::step].astype(np.float64)  # [B, C, n]
-    every = array
-    if measured is not None:
-        sample = np.where(measured.reshape(len(measured), 1, H * W)[..., ::step], sample, np.nan)
-        every = array.transpose(0, 2, 3, 1)[np.broadcast_to(measured, (B, H, W))]
+    every, measured = array, None
+    if valid is not None:
+        measured = as_valid(valid, array.shape)
+        sample[~measured.reshape(B, C, H * W)[..., ::step]] = np.nan
+        every = array[measured]
     missing = np.isnan(sample)
     findings = [*_missing(missing, array, measured, names)]
     if missing.all():
@@ -224,7 +191,7 @@ def _missing(missing: np.ndarray, array: np.ndarray, measured, names) -> Iterato
     for chip in np.flatnonzero(shares == 1):  # the sample may have skipped the few measured pixels
         holes = np.isnan(array[chip]).any(0)
         if measured is not None:
-            holes = holes | ~measured[min(chip, len(measured) - 1)]
+            holes |= ~measured[chip].all(0)
         if holes.all():
             empty.append(int(chip))
     chips = empty or [*np.flatnonzero(shares > 0.5)]

@@ -90,18 +90,26 @@ def _fill_value(nodata) -> float | None:
         raise ContractError("nodata", repr(nodata), "one number, or None", cause) from None
 
 
-def _batch(values: np.ndarray, sensor: Sensor) -> np.ndarray:
-    """Numbers [C, H, W] or [B, C, H, W] -> [B, C, H, W]."""
+def as_batch(values: np.ndarray, sensor: Sensor, names: Sequence[str] | None = None) -> np.ndarray:
+    """Numbers [C, H, W] or [B, C, H, W] -> [B, C, H, W]. names: of the C bands there must be, None for any number."""
     if values.dtype.kind not in "iufb":
         expected = "an array or tensor of real numbers, xarray, or a path"
-        raise ContractError(
-            "pixels", f"dtype {values.dtype}", expected, "text, objects or complex numbers in the array"
-        )
-    if values.ndim not in (3, 4) or 0 in values.shape:
-        single = f"a single band without its axis: pixels[None], and bands=[...] of {sensor.name}"
-        cause = single if values.ndim == 2 else "an empty window, or too many axes"
-        raise ContractError("pixels", f"shape {values.shape}", SHAPES, cause)
-    return values.reshape(-1, *values.shape[-3:])
+        cause = "text, objects or complex numbers in the array"
+        raise ContractError("pixels", f"dtype {values.dtype}", expected, cause)
+    shape, C = values.shape, values.shape[-3] if names is None and values.ndim > 2 else len(names or sensor.bands)
+    if values.ndim not in (3, 4) or 0 in shape or shape[-3] != C:
+        cause = "an empty window, or too many axes"
+        if values.ndim == 2:
+            cause = f"a single band without its axis: pixels[None], and bands=[...] of {sensor.name}"
+        elif values.ndim in (3, 4) and 0 not in shape:
+            cause = "bands left out of the array, or other ones: name them with bands=[...]"
+            if shape[-1] == C:
+                cause = "bands last instead of first: numpy.moveaxis(pixels, -1, -3)"
+            elif values.ndim == 4 and shape[0] == C:
+                cause = "bands before chips: numpy.swapaxes(pixels, 0, 1)"
+        expected = SHAPES if names is None else f"{SHAPES} with C = {C} bands {list(names)} of {sensor.name}"
+        raise ContractError("pixels", f"shape {shape}", expected, cause)
+    return values.reshape(-1, *shape[-3:])
 
 
 def _native(values: np.ndarray, fills: Sequence[float | None], sensor: Sensor) -> np.ndarray:
@@ -134,16 +142,11 @@ def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
     except ValueError:
         cause = "images of different sizes: hand them in one by one, or crop them to one size"
         raise ContractError("pixels", "lists of unequal lengths", SHAPES, cause) from None
-    values, matched, C = _batch(values, sensor), None, len(sensor.bands)
+    values, matched = as_batch(values, sensor, sensor.band_names if bands is None else None), None
     if bands is not None:
         matched = match_bands([""] * values.shape[1], sensor, bands, "the array")
         values = values[:, list(matched.values())]
         masked = None if masked is None else masked.reshape(-1, *masked.shape[-3:])[:, list(matched.values())]
-    elif values.shape[1] != C:
-        expected = f"{SHAPES} with C = {C} bands {list(sensor.band_names)} of {sensor.name}"
-        last = values.shape[-1] == C
-        cause = "bands last: move them with np.moveaxis(pixels, -1, -3)" if last else "name them with bands=[...]"
-        raise ContractError("pixels", f"shape {np.shape(source)}", expected, cause)
     pixels = _native(values, [fill] * values.shape[1], sensor)
     if masked is not None:
         pixels[masked.reshape(pixels.shape)] = np.nan
@@ -190,7 +193,7 @@ def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None) -> Im
     read = _read_dataset if hasattr(source, "data_vars") else _read_dataarray
     values, fills, names, first, axes = read(source, sensor, bands)
     fills = [_fill_value(own) if fill is None else fill for own in fills]
-    pixels = _native(_batch(values, sensor), fills, sensor)
+    pixels = _native(as_batch(values, sensor), fills, sensor)
     return _image(pixels, sensor, names, when=_dates(first, axes.get("batch")), **_position(first, axes))
 
 
