@@ -38,7 +38,7 @@ from IPython.display import display
 
 from clay_lib import SENSORS, Clay, figures
 from clay_lib.clay import embed_chips
-from clay_lib.course.chip_map import agreement, chip_map, cut_tiles, neighbours, refit, show_map
+from clay_lib.course.chip_map import agreement, chip_map, cut_tiles, neighbors, refit, show_map
 from clay_lib.course.widgets import playground
 from clay_lib.data.images import most_measured
 from clay_lib.data.rasters import center_window, coarser, read_scene, write_raster
@@ -108,15 +108,15 @@ assert np.isfinite(made.pixels).all() and 0 < hidden.mean() < 1
 #
 # Move **hidden** and watch the third picture. Then try
 # - **bands**: choose two or three with the Ctrl key. The same network takes any of them, from any sensor;
-# - **told pixel size**, **told date**, **told place**: what the model is told beside the pixels. The image stays; only the
+# - **pixel size**, **date**, **place**: what the model is told beside the pixels. The image stays; only the
 #   model's belief changes. Does a wrong place make the error larger? Notebooks 01 to 03 say why;
-# - **draw of the mask**: other patches are hidden. How much of the error is luck?
+# - **seed of the mask**: other patches are hidden. How much of the error is luck?
 #
 # The number over the pictures is the mean error of the hidden pixels in standard deviations, beside that of the plainest
 # guess, the mean of the visible pixels of each band.
 
 # %%
-playground(clay, small, view.sensor, have=view.bands, gsd=view.gsd, mask_ratio=mask_ratio, seed=seed, **told)
+playground(clay, small, view.sensor, available=view.bands, gsd=view.gsd, mask_ratio=mask_ratio, seed=seed, **told)
 
 # %% [markdown]
 # ## What is it good for?
@@ -150,7 +150,7 @@ else:
 if mapped:
     thumbnails = [figures.rgb(p, **look) for p in squares.pixels]
     clicked = chip_map(
-        squares, vectors, background, outlines=outlines, thumbnails=thumbnails, truth=names, colours=colours
+        squares, vectors, background, outlines=outlines, thumbnails=thumbnails, truth=names, colors=colours
     )
     display(clicked)
 
@@ -163,13 +163,13 @@ if mapped:
 # %%
 if mapped:
     middle = int(np.argmin(np.hypot(squares.lat - view.lat, squares.lon - view.lon)))
-    order = [middle, *neighbours(vectors, middle, len(vectors))[0]]
+    order = [middle, *neighbors(vectors, middle, len(vectors))[0]]
     few = min(4, len(order) // 2)
     example = dict.fromkeys(order[:few], "like this") | dict.fromkeys(order[-few:], "unlike")
-    given = clicked.given if clicked.answers is not None else {int(n): name for n, name in example.items()}
+    given = clicked.labels if clicked.predictions is not None else {int(n): name for n, name in example.items()}
     answers = refit(vectors, given)
     kinds = sorted(set(given.values()))
-    shown = figures.class_colors(kinds) | clicked.colours
+    shown = figures.class_colors(kinds) | clicked.colors
     rows, columns = (side // tile for side in pixels.shape[1:])
     codes = np.zeros(rows * columns, np.uint8)  # 0: nothing was measured there
     codes[which] = np.searchsorted(kinds, answers) + 1

@@ -285,7 +285,7 @@ _ = figures.save(fig, out_dir / "neighbours.png")
 if not scene:
     once = np.unique(place, return_index=True)[1]  # one date a place: two dots would hide each other
     pictures = [thumbnails[n] for n in once]
-    about = dict(thumbnails=pictures, truth=labels[once], colours=colours)
+    about = dict(thumbnails=pictures, truth=labels[once], colors=colours)
     display(chip_map(chips[once], vectors[kind][once], world_background(world), **about))
 
 # %% [markdown]

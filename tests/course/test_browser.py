@@ -167,7 +167,7 @@ def test_a_notebook_runs_and_its_slider_and_map_answer(browser, lab):
     chips.nth(40).scroll_into_view_if_needed()
     start = time.perf_counter()
     chips.nth(40).click()
-    alike = chip_map.locator(".clay-neighbours")
+    alike = chip_map.locator(".clay-neighbors")
     until(lambda: alike.evaluate("picture => picture.naturalWidth") > 100, 30, "the neighbours of a clicked chip")
     clicked = time.perf_counter() - start
     assert "Chip 40" in chip_map.inner_text()
