@@ -40,8 +40,8 @@ from clay_lib import SENSORS, Clay, figures
 from clay_lib.clay import embed_chips
 from clay_lib.course.chip_map import agreement, chip_map, cut_tiles, neighbors, refit, show_map
 from clay_lib.course.widgets import playground
-from clay_lib.data.images import most_measured
-from clay_lib.data.rasters import center_window, coarser, read_scene, write_raster
+from clay_lib.data.rasters import coarser, read_scene, write_raster
+from clay_lib.data.scenes import center_window, most_measured
 from clay_lib.figures.maps import Layer
 from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.world.earth import CLASS_COLOURS, CLASSES, MiniWorld

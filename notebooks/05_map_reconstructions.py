@@ -41,8 +41,8 @@ from clay_lib import SENSORS, Clay, figures
 from clay_lib.clay import reconstruction_scores
 from clay_lib.course import checks
 from clay_lib.data.chips import Chips
-from clay_lib.data.images import most_measured
-from clay_lib.data.rasters import bounds_wgs84, center_window, read_scene, write_raster
+from clay_lib.data.rasters import bounds_wgs84, read_scene, write_raster
+from clay_lib.data.scenes import center_window, most_measured
 from clay_lib.encoder import patchify, unpatchify
 from clay_lib.figures.maps import Layer, show_on_map, static_map
 from clay_lib.runs.notebooks import output_folder, write_metrics

@@ -47,7 +47,8 @@ from clay_lib.clay import embed_chips, principal_components
 from clay_lib.course import checks
 from clay_lib.course.chip_map import chip_map, world_background
 from clay_lib.data.chips import Chips, world_chips
-from clay_lib.data.rasters import center_window, coarser, read_scene, write_raster
+from clay_lib.data.rasters import coarser, read_scene, write_raster
+from clay_lib.data.scenes import center_window
 from clay_lib.figures.maps import Layer, show_on_map, static_map
 from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.world.earth import CLASS_COLOURS, CLASSES, MiniWorld

@@ -251,7 +251,7 @@ def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | 
         assets={band: f"{band}.{layer.index}" for band, layer in layers.items()},
         nodata=MODIS_FILL if sensor.name == "modis" else None,
         shared_fill=shared[0] if shared else None,
-        alpha=any(layer.alpha or layer.masked for layer in layers.values()),
+        alpha=any(layer.masked for layer in layers.values()),
         **grid,
     )
     return Acquisition(sensor, archive, when, (item,))

@@ -354,15 +354,6 @@ def _step(axis: str, values: np.ndarray) -> float:
 # ---- windows of large images ----
 
 
-def most_measured(valid: np.ndarray, height: int, width: int) -> tuple[int, int]:
-    """(top, left) of the height x width window of valid [H, W] with the most measured pixels, nearest the center."""
-    counts = np.pad(valid.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    inside = counts[height:, width:] - counts[:-height, width:] - counts[height:, :-width] + counts[:-height, :-width]
-    rows, columns = np.nonzero(inside == inside.max())
-    distance = np.hypot(rows - (inside.shape[0] - 1) / 2, columns - (inside.shape[1] - 1) / 2)
-    return int(rows[distance.argmin()]), int(columns[distance.argmin()])
-
-
 @lru_cache(maxsize=8)
 def blend_ramp(cells: int, overlap: int) -> np.ndarray:
     """[cells + 2 overlap] weights along one side of a tile of `cells` that overlaps its neighbors.

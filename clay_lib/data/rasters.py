@@ -115,9 +115,7 @@ def read_scene(
         files = list(dict.fromkeys(layer.file for layer in layers.values()))
         finest = max(files, key=lambda file: file.width * file.height)
         box = _window(window, finest)
-        hidden = [
-            _OpenLayer(file, _alpha(file, sensor), "") for file in files if _alpha(file, sensor) or has_mask(file)
-        ]
+        hidden = [_OpenLayer(file, i, "") for file in files if (i := _alpha(file, sensor)) or has_mask(file)]
         try:
             pixels = np.stack([_read(layer, finest, box) for layer in layers.values()])  # [C, H, W]
             masks = [_read(layer, finest, box) for layer in hidden]
@@ -187,8 +185,7 @@ class Layer(Header):
     index: int  # 1-based
     dtype: str
     nodata: float | None
-    alpha: int  # 1-based; 0: none
-    masked: bool  # GDAL's mask, in the file or beside it
+    masked: bool  # by an alpha band, or by GDAL's mask in the file or beside it
 
 
 def read_header(path: str | Path) -> Header:
@@ -206,8 +203,8 @@ def find_layers(path, sensor: str | Sensor, bands: Bands = None) -> dict[str, La
     sensor, found = SENSORS.resolve(sensor), {}
     with _open_layers(path, sensor, bands) as (_, layers):
         for name, (file, i, _) in layers.items():
-            stored = (i, file.dtypes[i - 1], file.nodatavals[i - 1], _alpha(file, sensor), has_mask(file))
-            found[name] = Layer(*_grid(file), *stored)
+            masked = bool(_alpha(file, sensor)) or has_mask(file)
+            found[name] = Layer(*_grid(file), i, file.dtypes[i - 1], file.nodatavals[i - 1], masked)
     return found
 
 
@@ -224,17 +221,6 @@ def read_padded(path: str | Path, box: tuple[int, int, int, int], sensor: str | 
     missing = np.pad(scene.missing, around, constant_values=True)
     pixels = np.pad(scene.measured(), around, constant_values=np.nan)
     return replace(scene, pixels=pixels, missing=missing, transform=transform)
-
-
-def center_window(path: str | Path, most: int) -> tuple[int, int, int, int] | None:
-    """(column, row, width, height) of at most `most` pixels a side in a file's center; None: it is no larger."""
-    if not Path(path).is_file() and not str(path).startswith("/vsi") and "://" not in str(path):
-        return None  # a folder of single bands is read completely, and `read_scene` reports what is missing
-    header = read_header(path)
-    width, height = min(most, header.width), min(most, header.height)
-    if (width, height) == (header.width, header.height):
-        return None
-    return (header.width - width) // 2, (header.height - height) // 2, width, height
 
 
 # ---- place ----

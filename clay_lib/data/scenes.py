@@ -12,8 +12,7 @@ from rasterio.transform import Affine
 from rasterio.warp import transform
 
 from clay_lib.data.chips import Chips, shared_world
-from clay_lib.data.images import most_measured
-from clay_lib.data.rasters import Scene, center_window, locate, read_scene
+from clay_lib.data.rasters import Scene, locate, read_header, read_scene
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS
 
@@ -104,3 +103,23 @@ def crop(scene: Scene, side: int) -> Scene:
         part["transform"] = (a, b, a * left + b * top + c, d, e, d * left + e * top + f)
         part["lat"], part["lon"], _ = locate(CRS.from_user_input(scene.crs), Affine(*part["transform"]), height, width)
     return replace(scene, **part)
+
+
+def center_window(path: str | Path, most: int) -> tuple[int, int, int, int] | None:
+    """(column, row, width, height) of at most `most` pixels a side in a file's center; None: it is no larger."""
+    if not Path(path).is_file() and not str(path).startswith("/vsi") and "://" not in str(path):
+        return None  # a folder of single bands is read completely, and `read_scene` reports what is missing
+    header = read_header(path)
+    width, height = min(most, header.width), min(most, header.height)
+    if (width, height) == (header.width, header.height):
+        return None
+    return (header.width - width) // 2, (header.height - height) // 2, width, height
+
+
+def most_measured(valid: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """(top, left) of the height x width window of valid [H, W] with the most measured pixels, nearest the center."""
+    counts = np.pad(valid.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    inside = counts[height:, width:] - counts[:-height, width:] - counts[height:, :-width] + counts[:-height, :-width]
+    rows, columns = np.nonzero(inside == inside.max())
+    distance = np.hypot(rows - (inside.shape[0] - 1) / 2, columns - (inside.shape[1] - 1) / 2)
+    return int(rows[distance.argmin()]), int(columns[distance.argmin()])

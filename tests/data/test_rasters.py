@@ -10,10 +10,8 @@ from odc.geo.geobox import GeoBox
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.areas.archives import acquisition_from_file
 from clay_lib.areas.reading import read_acquisition
-from clay_lib.data.images import most_measured
 from clay_lib.data.rasters import (
     bounds_wgs84,
-    center_window,
     coarser,
     read_header,
     read_padded,
@@ -130,7 +128,6 @@ def test_folder_of_single_bands(tmp_path):
         write_raster(tmp_path / f"L8-B{number}-Red-River.tif", numbered(1) * number, **UTM)
     scene = read_scene(tmp_path, "landsat-c2l2-sr")
     assert scene.bands == SENSORS["landsat-c2l2-sr"].band_names and levels(scene) == [4, 3, 2, 5, 6, 7]
-    assert center_window(tmp_path, 4) is None  # a folder is read completely
     shutil.copy(tmp_path / "L8-B4-Red-River.tif", tmp_path / "L8-B4-Red-River-again.tif")
     with pytest.raises(ContractError, match="one layer a band"):
         read_scene(tmp_path, "landsat-c2l2-sr")
@@ -248,21 +245,12 @@ def test_unknown_crs_is_refused(crs):
         bounds_wgs84(crs, UTM["transform"], 8, 8)
 
 
-def test_windows_of_large_files(tmp_path):
+def test_windows_past_the_border(tmp_path):
     values = np.arange(3 * 30 * 40, dtype=np.float32).reshape(3, 30, 40) + 1
     path = write_raster(tmp_path / "a.tif", values, **UTM)
-    assert center_window(path, 20) == (10, 5, 20, 20) and center_window(path, 40) is None
     padded = read_padded(path, (-2, 20, 8, 16), "linz")  # extends past the left and the lower border
     np.testing.assert_array_equal(padded.pixels[:, :10, 2:], values[:, 20:, :6])
     assert padded.missing[:, 10:].all() and padded.missing[:, :, :2].all() and padded.missing.sum() == 3 * (128 - 60)
     assert np.isnan(padded.pixels[padded.missing]).all() and padded.transform[2::3] == (617280.0, 9624900.0)
     write_raster(path, values[:, :20], **UTM)
     assert read_header(path).height == 20  # a rewritten file is read again
-
-
-def test_most_measured_window_nearest_the_center():
-    valid = np.ones((20, 30), bool)
-    assert most_measured(valid, 8, 10) == (6, 10) and most_measured(valid, 20, 30) == (0, 0)
-    valid[:, 7:] = False
-    valid[0] = False
-    assert most_measured(valid, 8, 7) == (6, 0) and most_measured(valid, 19, 4) == (1, 3)

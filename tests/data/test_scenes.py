@@ -1,9 +1,11 @@
+"""Scenes for the notebooks: one object for a raster or the synthetic Earth, its chips and its windows."""
+
 import numpy as np
 import pytest
 
 from clay_lib import ContractError
 from clay_lib.data.rasters import write_raster
-from clay_lib.data.scenes import crop, cut_chips, open_scene
+from clay_lib.data.scenes import center_window, crop, cut_chips, most_measured, open_scene
 
 
 def test_synthetic_scene_and_its_file_are_the_same(tmp_path):
@@ -36,3 +38,17 @@ def test_crop_takes_the_most_measured_window():
     part = crop(scene, 16)
     assert part.pixels.shape[1:] == (16, 16) and part.valid.all() and part.labels.shape == (16, 16)
     assert part.transform[2] > scene.transform[2] and part.lon > scene.lon - 1e-5
+
+
+def test_most_measured_window_nearest_the_center():
+    valid = np.ones((20, 30), bool)
+    assert most_measured(valid, 8, 10) == (6, 10) and most_measured(valid, 20, 30) == (0, 0)
+    valid[:, 7:] = False
+    valid[0] = False
+    assert most_measured(valid, 8, 7) == (6, 0) and most_measured(valid, 19, 4) == (1, 3)
+
+
+def test_center_window_of_a_larger_file(tmp_path):
+    path = write_raster(tmp_path / "a.tif", np.ones((3, 30, 40)), crs=None, transform=None)
+    assert center_window(path, 20) == (10, 5, 20, 20) and center_window(path, 40) is None
+    assert center_window(tmp_path, 4) is None  # a folder is read completely
