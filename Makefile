@@ -32,7 +32,7 @@ lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with i
 gallery: $(READY)  ## the executed walk as a static site that opens from disk: papermill_runs/gallery/index.html
 	$(PY) -m clay_lib gallery
 
-kit: $(READY)  ## a folder for a room without network: KIT="--wheels true --archive true" for packages and a zip
+kit: $(READY)  ## a folder for a workshop without a network: KIT="--wheels true --archive true" for packages and a zip
 	$(PY) -m clay_lib kit $(KIT)
 
 notebooks: $(READY)  ## run the demo and put its outputs into notebooks/*.ipynb

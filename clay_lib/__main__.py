@@ -42,7 +42,7 @@ COMMANDS = {  # name: (module:function, what it does)
     "convert": ("clay_lib.checkpoint:convert", "write a checkpoint's encoder or whole model as safetensors"),
     "exercises": (
         "clay_lib.course.exercises:exercises",
-        "write notebooks/exercises from the solved exercises of the walk",
+        "write notebooks/exercises from the solved exercises of the notebooks",
     ),
     "search": ("clay_lib.areas.search:search_command", "find places that look like one, among embedded ones"),
     "sweep": (
@@ -51,7 +51,7 @@ COMMANDS = {  # name: (module:function, what it does)
     ),
     "archive": ("clay_lib.areas.local:archive", "write and serve an archive of the mini-world, for work offline"),
     "gallery": ("clay_lib.runs.gallery:write_site", "write the walk as a static site that opens without a network"),
-    "kit": ("clay_lib.course.kit:kit", "write a folder with all that a room without network needs"),
+    "kit": ("clay_lib.course.kit:kit", "write a folder with all that a workshop without a network needs"),
     "pair": ("clay_lib.__main__:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 

@@ -1,9 +1,9 @@
-"""Exercises and their solutions from one source: the walk's percent scripts, whose solved cells are tagged.
+"""Exercise notebooks, generated from tagged cells of the notebooks' percent scripts.
 
 In a script, an exercise is a markdown cell tagged `exercise`, then code cells tagged `given` (copied as they are),
-`solution` (one or more) and `check`. The walk runs all of them, so every demo proves that the checks accept the
-solutions. `notebooks/exercises/NN_name.ipynb` gets the same cells with stubs for solutions, hints and solutions folded,
-and of the walk's imports those that are used: it runs without the walk. CONTRIBUTING.md shows the format.
+`solution` (one or more) and `check`. Running the script proves that the checks accept the solutions.
+`notebooks/exercises/NN_name.ipynb` gets the same cells with stubs for solutions, hints and solutions folded, and the
+imports that these cells use, so that it runs alone. CONTRIBUTING.md shows the format.
 """
 
 from __future__ import annotations
@@ -23,29 +23,34 @@ from clay_lib.runs.notebooks import NOTEBOOKS, list_notebooks, read_script
 
 STARS = {"Easy": "★☆☆", "Medium": "★★☆", "Hard": "★★★"}
 CODE_TAGS = ("given", "solution", "check")
-YOURS = "...  # your lines"
+STUB = "...  # your lines"
+FORMAT = "`### Exercise 1: title`, `*Easy, 5 minutes*`, task, `**Hint.** ...`, then cells tagged solution and check"
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise as its script tells it. cells: (tag, source) in order, tags from CODE_TAGS."""
+    """One exercise of a script. cells: (tag, source) in order, tags from CODE_TAGS."""
 
-    title: str  # "Exercise 1: your own camera"
+    title: str  # "Exercise 1: a camera of your own"
     difficulty: str  # Easy, Medium or Hard
     minutes: int
     task: str
     hints: tuple[str, ...]
     cells: tuple[tuple[str, str], ...]
 
+    @property
+    def level(self) -> str:
+        return f"{STARS[self.difficulty]} {self.difficulty.lower()}"
+
 
 def exercises(out: str = "", *, overwrite: bool = False) -> int:
-    """Write the exercise notebooks, stubs in place of solutions, from the tagged cells of the walk.
+    """Write the exercise notebooks, with stubs in place of solutions, from the tagged cells of the notebooks.
 
     Example: clay exercises
 
     Args:
         out: the folder to write to; empty: notebooks/exercises
-        overwrite: write over notebooks that somebody has worked in
+        overwrite: overwrite notebooks that somebody has worked in
     """
     folder = Path(out) if out else NOTEBOOKS / "exercises"
     for script in list_notebooks():
@@ -53,19 +58,16 @@ def exercises(out: str = "", *, overwrite: bool = False) -> int:
         if text is None:
             continue
         if not overwrite and any(cell.get("execution_count") for cell in read_json(path).get("cells", [])):
-            raise ContractError(
-                "exercises",
-                f"a notebook that somebody has worked in, {path}",
-                "one as it was generated, or none",
-                "exercises were done in place: rename the file to keep them, or pass --overwrite",
-            )
+            found = f"a notebook that somebody has worked in, {path}"
+            cause = "exercises were done in place: rename the file to keep them, or pass --overwrite"
+            raise ContractError("exercises", found, "one as it was generated, or none", cause)
         atomic_write(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
         print(f"{path.name}: {len(read_exercises(script)[1])} exercises")
     return 0
 
 
 def exercise_text(script: Path) -> str | None:
-    """The exercise notebook of a walk's script as the text of its file, the same every time; None: no exercises."""
+    """The exercise notebook of a script as the text of its file, the same every time; None: no exercises."""
     import nbformat
 
     notebook = exercise_notebook(script)
@@ -73,27 +75,27 @@ def exercise_text(script: Path) -> str | None:
 
 
 def exercise_notebook(script: Path, *, solved: bool = False):
-    """The same in memory; solved: with the solutions in place of their stubs."""
+    """The exercise notebook of a script in memory; solved: with the solutions in place of their stubs."""
     from nbformat import v4
 
-    opening, found = read_exercises(script)
-    if not found:
+    opening, blocks = read_exercises(script)
+    if not blocks:
         return None
-    walk = read_script(script)
-    source = [source for _, source in opening] + [source for e in found for _, source in e.cells]
-    imports = _imports(walk, source, script.name)
-    cells = [v4.new_markdown_cell(_title(walk, script, found), id="title")]
+    notebook = read_script(script)
+    sources = [source for _, source in [*opening, *(cell for e in blocks for cell in e.cells)]]
+    imports = _imports(notebook, sources, script.name)
+    cells = [v4.new_markdown_cell(_title(notebook, script, blocks), id="title")]
     cells += [v4.new_code_cell(imports, id="imports")] if imports else []
     cells += [v4.new_code_cell(given, id=f"given-{k}") for k, (_, given) in enumerate(opening, start=1)]
-    for number, exercise in enumerate(found, start=1):
+    for number, exercise in enumerate(blocks, start=1):
         cells += _exercise_cells(number, exercise, solved)
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    # Its own jupytext formats: the project's would write a script beside it at every save.
+    # its own jupytext formats: those of the project would write a script beside it at every save
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}, "jupytext": {"formats": "ipynb"}}
     return v4.new_notebook(cells=cells, metadata=metadata)
 
 
-# ---- from the script
+# ---- reading a script
 
 
 def read_exercises(script: Path) -> tuple[list[tuple[str, str]], list[Exercise]]:
@@ -123,120 +125,101 @@ def _exercise(text: str, cells: list[tuple[str, str]], name: str) -> Exercise:
     return Exercise(head["title"], head["difficulty"], int(head["minutes"]), task, hints, tuple(cells))
 
 
-def _require(fine, name: str, found: str) -> None:
-    if not fine:
-        raise ContractError(
-            name,
-            found,
-            "`### Exercise 1: title`, `*Easy, 5 minutes*`, task, `**Hint.** ...`, then cells tagged solution and check",
-            "a tag or a line of the exercise format is missing; CONTRIBUTING.md shows it",
-        )
+def _require(holds, name: str, found: str) -> None:
+    if not holds:
+        cause = "a tag or a line of the exercise format is missing; CONTRIBUTING.md shows it"
+        raise ContractError(name, found, FORMAT, cause)
 
 
-# ---- to the notebook
+# ---- writing the notebook
 
 
 def stub(solution: str) -> str:
-    """A solution cell without what the learner is to write: bodies of functions, right sides of assignments.
-
-    Signatures, docstrings and imports stay.
-    """
+    """A solution cell without bodies of functions and right sides of assignments; signatures, docstrings, imports stay."""
     lines = solution.encode().split(b"\n")  # ast counts columns in bytes
     for node in reversed(ast.parse(solution).body):
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
-            lines[node.body[0].end_lineno : node.end_lineno] = [f"    {YOURS}".encode()]
+            lines[node.body[0].end_lineno : node.end_lineno] = [f"    {STUB}".encode()]
         elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value:
             first, last = node.value.lineno - 1, node.value.end_lineno - 1
             before, after = lines[first][: node.value.col_offset], lines[last][node.value.end_col_offset :]
             lines[first : last + 1] = [before + b"..." + after]
         elif not isinstance(node, (ast.Import, ast.ImportFrom)):
-            raise ContractError(
-                "solution",
-                ast.get_source_segment(solution, node).split("\n")[0],
-                "functions with docstrings, and assignments",
-                "a docstring is missing, or code that belongs into a cell tagged given",
-            )
+            found = ast.get_source_segment(solution, node).split("\n")[0]
+            cause = "a docstring is missing, or code that belongs into a cell tagged given"
+            raise ContractError("solution", found, "functions with docstrings, and assignments", cause)
     return b"\n".join(lines).decode()
 
 
 def _exercise_cells(number: int, exercise: Exercise, solved: bool) -> Iterator:
     from nbformat import v4
 
-    level = f"{STARS[exercise.difficulty]} {exercise.difficulty.lower()}, {exercise.minutes} minutes"
-    text = f"## {exercise.title}\n*{level}*\n\n{exercise.task}"
-    yield v4.new_markdown_cell(_one_folder_down(text), id=f"exercise-{number}")
-    last = max(i for i, (tag, _) in enumerate(exercise.cells) if tag == "check")
-    solutions = "\n\n\n".join(source for tag, source in exercise.cells if tag == "solution")
+    text = f"## {exercise.title}\n*{exercise.level}, {exercise.minutes} minutes*\n\n{exercise.task}"
+    yield v4.new_markdown_cell(_fix_links(text), id=f"exercise-{number}")
+    last_check = max(place for place, (tag, _) in enumerate(exercise.cells, start=1) if tag == "check")
     for place, (tag, source) in enumerate(exercise.cells, start=1):
         shown = stub(source) if tag == "solution" and not solved else source
         yield v4.new_code_cell(shown, id=f"exercise-{number}-{place}-{tag}")
-        if place == last + 1:
+        if place == last_check:
+            solutions = "\n\n\n".join(source for tag, source in exercise.cells if tag == "solution")
             folds = [_fold("Hint", hint) for hint in exercise.hints]
             folds.append(_fold("Solution", f"```python\n{solutions}\n```"))
-            yield v4.new_markdown_cell(_one_folder_down("\n\n".join(folds)), id=f"exercise-{number}-help")
+            yield v4.new_markdown_cell(_fix_links("\n\n".join(folds)), id=f"exercise-{number}-help")
 
 
 def _fold(summary: str, text: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
 
 
-def _title(walk, script: Path, found: list[Exercise]) -> str:
-    first = walk.cells[0].source
+def _title(notebook, script: Path, blocks: list[Exercise]) -> str:
+    first = notebook.cells[0].source
     heading = re.search(r"^# (.+)$", first, re.M)[1]
     question = re.search(r"^> .+$", first, re.M)
-    rows = [f"| {e.title} | {STARS[e.difficulty]} {e.difficulty.lower()} | {e.minutes} |" for e in found]
     return "\n".join(
         [
             f"# {heading}: exercises\n",
             *([f"{question[0]}\n"] if question else []),
-            f"They follow [{heading}](../{script.stem}.ipynb). About {sum(e.minutes for e in found)} minutes in all.\n",
+            f"They follow [{heading}](../{script.stem}.ipynb). About {sum(e.minutes for e in blocks)} minutes in all.\n",
             "| | difficulty | minutes |",
             "| --- | --- | --- |",
-            *rows,
+            *(f"| {e.title} | {e.level} | {e.minutes} |" for e in blocks),
             "",
-            "Write your lines in place of the dots, run that cell, then the check below it: it says what to mend, or in",
-            "one line that all is well. Under each check a hint and the solution are folded. To keep your work when the",
-            "project is updated, save this notebook under a name of your own.",
+            "Write your lines in place of the dots, run that cell, then the check below it: it says what to fix, or that",
+            "your answer is right. Hints and the solution are folded under each check. To keep your work when the project",
+            "is updated, save this notebook under a name of your own.",
         ]
     )
 
 
-def _one_folder_down(text: str) -> str:
-    """Links of the walk to its neighbours, from inside notebooks/exercises."""
+def _fix_links(text: str) -> str:
+    """Links to other notebooks, from inside notebooks/exercises."""
     return re.sub(r"\]\((\d\d_\w+\.ipynb)", r"](../\1", text)
 
 
 # ---- names
 
 
-def _imports(walk, cells: list[str], name: str) -> str:
-    """Those of the walk's imports that the cells use, in the walk's order; a name from nowhere is refused."""
+def _imports(notebook, cells: list[str], name: str) -> str:
+    """The imports of a notebook that these cells use, in its order; an undefined name is an error."""
     used, defined = names_of("\n".join(cells))
-    lacking, lines, group = used - defined - set(dir(builtins)), [], None
-    code = [ast.parse(c.source) for c in walk.cells if c.cell_type == "code"]
-    for node in (n for tree in code for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))):
-        wanted = [a for a in node.names if (a.asname or a.name.split(".")[0]) in lacking]
+    missing, lines, group = used - defined - set(dir(builtins)), [], None
+    trees = [ast.parse(c.source) for c in notebook.cells if c.cell_type == "code"]
+    for node in (n for tree in trees for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))):
+        names = {alias.asname or alias.name.split(".")[0]: alias for alias in node.names}
+        wanted = {bound: alias for bound, alias in names.items() if bound in missing}
         if not wanted:
             continue
-        lacking -= {a.asname or a.name.split(".")[0] for a in wanted}
-        root = (node.module if isinstance(node, ast.ImportFrom) else wanted[0].name).split(".")[0]
+        missing -= set(wanted)
+        node.names = list(wanted.values())
+        root = (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         kind = 0 if root in sys.stdlib_module_names else 2 if root == "clay_lib" else 1
-        lines += ([""] if group not in (None, kind) else []) + [ast.unparse(_only(node, wanted))]
+        lines += ([""] if group not in (None, kind) else []) + [ast.unparse(node)]
         group = kind
-    if lacking:
-        raise ContractError(
-            name,
-            f"{sorted(lacking)} in its exercises",
-            "names of the walk's imports, of cells tagged given, and of the exercises themselves",
-            "something that the walk computed earlier: compute it again in a cell tagged given",
-        )
+    if missing:
+        expected = "names that are imported, of cells tagged given, or of the exercises themselves"
+        cause = "something that the notebook computed earlier: compute it again in a cell tagged given"
+        raise ContractError(name, f"{sorted(missing)} in its exercises", expected, cause)
     return "\n".join(lines)
-
-
-def _only(node, names):
-    if isinstance(node, ast.Import):
-        return ast.Import(names=names)
-    return ast.ImportFrom(module=node.module, names=names, level=node.level)
 
 
 def names_of(source: str) -> tuple[set[str], set[str]]:

@@ -1,4 +1,4 @@
-"""Exercises come from the walk alone, run alone, hold no solution in sight, and are what is in git."""
+"""Exercise notebooks are generated from the notebooks, run alone, show no solution, and are what is in git."""
 
 import contextlib
 import io
@@ -12,10 +12,10 @@ from clay_lib.course import exercises
 from clay_lib.course.checks import Mistake
 from clay_lib.runs.notebooks import NOTEBOOKS, list_notebooks
 
-WALKS = [script for script in list_notebooks() if exercises.read_exercises(script)[1]]
-each = pytest.mark.parametrize("script", WALKS, ids=lambda script: script.stem)
+SCRIPTS = [script for script in list_notebooks() if exercises.read_exercises(script)[1]]
+each = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 
-WALK = '''# %% [markdown]
+BRICKS = '''# %% [markdown]
 # # 01 Bricks
 #
 # > **How many?**
@@ -56,21 +56,21 @@ print(repeat(WALL, "h w -> h w c", c=2).shape)
 
 
 @pytest.fixture
-def walk(tmp_path):
+def bricks(tmp_path):
     path = tmp_path / "01_bricks.py"
-    path.write_text(WALK)
+    path.write_text(BRICKS)
     return path
 
 
-def test_stubs_hints_and_solutions_stand_in_their_places(walk):
-    notebook = exercises.exercise_notebook(walk)
+def test_stubs_hints_and_folded_solutions(bricks):
+    notebook = exercises.exercise_notebook(bricks)
     nbformat.validate(notebook)
     cells = {c.id: c.source for c in notebook.cells}
     assert list(cells) == [
         "title", "imports", "given-1", "exercise-1", "exercise-1-1-solution", "exercise-1-2-check",
         "exercise-1-help", "exercise-1-3-given",
     ]  # fmt: skip
-    assert cells["imports"] == "import math\n\nimport torch\nfrom einops import repeat", "what is used, no more"
+    assert cells["imports"] == "import math\n\nimport torch\nfrom einops import repeat", "only what is used"
     assert cells["exercise-1-1-solution"] == (
         'def count(wall):\n    """wall [H, W] -> int."""\n    ...  # your lines\n\n\narea = ...  # in cm2, µ'
     )
@@ -82,7 +82,7 @@ def test_stubs_hints_and_solutions_stand_in_their_places(walk):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("count(WALL) * math.pi", "count(WALL) * walls_seen", "'walls_seen'"),
         ("*Easy, 5 minutes*", "Easy, 5 minutes", "Exercise 1: count"),
@@ -92,15 +92,15 @@ def test_stubs_hints_and_solutions_stand_in_their_places(walk):
         ('tags=["given"]\nWALL', 'tags=["solution"]\nWALL', "before the first exercise"),
     ],
 )
-def test_a_script_that_breaks_the_format_is_told_where(walk, old, new, told):
-    assert old in WALK
-    walk.write_text(WALK.replace(old, new))
-    with pytest.raises(ContractError, match=re.escape(told)):
-        exercises.exercise_notebook(walk)
+def test_a_script_that_breaks_the_format_raises(bricks, old, new, message):
+    assert old in BRICKS
+    bricks.write_text(BRICKS.replace(old, new))
+    with pytest.raises(ContractError, match=re.escape(message)):
+        exercises.exercise_notebook(bricks)
 
 
-def test_notebooks_that_somebody_worked_in_are_not_written_over(walk, tmp_path, monkeypatch):
-    monkeypatch.setattr(exercises, "list_notebooks", lambda: [walk])
+def test_notebooks_with_work_in_them_are_not_overwritten(bricks, tmp_path, monkeypatch):
+    monkeypatch.setattr(exercises, "list_notebooks", lambda: [bricks])
     path = tmp_path / "out/01_bricks.ipynb"
     assert exercises.exercises(str(tmp_path / "out")) == 0
     before = path.read_text()
@@ -111,65 +111,65 @@ def test_notebooks_that_somebody_worked_in_are_not_written_over(walk, tmp_path, 
     assert exercises.exercises(str(tmp_path / "out"), overwrite=True) == 0 and path.read_text() == before
 
 
-def test_saving_one_in_jupyter_leaves_no_script_beside_it(walk, tmp_path):
+def test_saving_one_in_jupyter_writes_no_script_beside_it(bricks, tmp_path):
     jupytext = pytest.importorskip("jupytext", reason="saves pairs of notebooks")
     from jupytext.config import load_jupytext_config
     from jupytext.formats import long_form_multiple_formats
 
     path = tmp_path / "01_bricks_exercises.ipynb"
-    path.write_text(exercises.exercise_text(walk))
+    path.write_text(exercises.exercise_text(bricks))
     config = load_jupytext_config(str(NOTEBOOKS))
-    assert config.default_formats("notebooks/exercises/01_bricks.ipynb"), "the project pairs every notebook it can"
+    assert config.default_formats("notebooks/exercises/01_bricks.ipynb"), "the project pairs every notebook"
     notebook = jupytext.read(path, config=config)
     formats = long_form_multiple_formats(notebook.metadata["jupytext"]["formats"])
     assert [f["extension"] for f in formats] == [".ipynb"]
 
 
 @each
-def test_what_is_in_git_is_what_the_walk_says(script):
+def test_exercises_in_git_are_up_to_date(script):
     path = NOTEBOOKS / "exercises" / f"{script.stem}.ipynb"
     assert path.is_file() and path.read_text() == exercises.exercise_text(script), "make exercises, and commit it"
 
 
-def test_every_notebook_of_the_walk_has_exercises():
-    assert {f"{number:02d}" for number in range(1, 13)} <= {script.stem[:2] for script in WALKS}
+def test_every_notebook_has_exercises():
+    assert {f"{number:02d}" for number in range(1, 13)} <= {script.stem[:2] for script in SCRIPTS}
 
 
-def test_no_exercises_without_a_walk():
-    assert {p.stem for p in (NOTEBOOKS / "exercises").glob("*.ipynb")} == {script.stem for script in WALKS}
+def test_no_exercises_without_a_notebook():
+    assert {p.stem for p in (NOTEBOOKS / "exercises").glob("*.ipynb")} == {script.stem for script in SCRIPTS}
 
 
 @each
-def test_at_least_three_each_with_words_and_a_check(script):
-    _, found = exercises.read_exercises(script)
-    assert len(found) >= 3
-    assert [int(re.match(r"Exercise (\d+): ", e.title)[1]) for e in found] == list(range(1, len(found) + 1))
-    for exercise in found:
+def test_at_least_three_exercises_with_a_task_and_a_check(script):
+    _, blocks = exercises.read_exercises(script)
+    assert len(blocks) >= 3
+    assert [int(re.match(r"Exercise (\d+): ", e.title)[1]) for e in blocks] == list(range(1, len(blocks) + 1))
+    for exercise in blocks:
         assert len(exercise.task) > 80 and 2 <= exercise.minutes <= 30
         assert any("checks.check_" in source for tag, source in exercise.cells if tag == "check")
 
 
 @each
-def test_solved_it_runs_alone_and_every_check_is_passed(script, monkeypatch):
+def test_a_solved_exercise_notebook_runs_alone_and_passes(script, monkeypatch):
     pytest.importorskip("matplotlib").use("agg")
     monkeypatch.chdir(NOTEBOOKS)
-    names, said = {"__name__": "__main__"}, []
+    names, output = {"__name__": "__main__"}, []
     for cell in exercises.exercise_notebook(script, solved=True).cells:
         if cell.cell_type == "code":
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(cell.source, cell.id, "exec"), names)
             if cell.id.endswith("check"):
-                said.append(out.getvalue())
-    assert said and all(text.startswith("Right. ") and text.count("\n") == text.count("Right. ") for text in said)
+                output.append(out.getvalue())
+    assert output and all(text.startswith("Right. ") and text.count("\n") == text.count("Right. ") for text in output)
 
 
 @each
-def test_unsolved_every_check_says_that_nothing_is_there(script):
+def test_every_check_rejects_the_stub(script):
     names = {"__name__": "__main__"}
     for cell in exercises.exercise_notebook(script).cells:
         if cell.id.endswith("check"):
             with pytest.raises(Mistake, match="nothing (here )?yet"):
                 exec(compile(cell.source, cell.id, "exec"), names)
         elif cell.cell_type == "code":
-            with contextlib.suppress(Exception):  # cells that show what the answer is good for
+            with contextlib.suppress(Exception):  # cells that use the answer
                 exec(compile(cell.source, cell.id, "exec"), names)

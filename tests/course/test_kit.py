@@ -1,11 +1,9 @@
-"""A kit holds what its notebooks need, says so truly, and is not made twice."""
-
-import json
+"""A kit holds what its notebooks need, reports what is missing, and is not made twice."""
 
 import pytest
 
+from clay_lib import ContractError
 from clay_lib.course import kit
-from clay_lib.errors import ContractError
 from clay_lib.files import read_json
 from clay_lib.runs.notebooks import ROOT
 
@@ -20,20 +18,20 @@ def test_an_unfinished_kit_is_not_checked(tmp_path):
 @pytest.mark.slow
 def test_a_kit_holds_what_its_notebooks_need_and_is_not_made_twice(tmp_path, capsys):
     home = tmp_path / "clay"
-    asked = dict(profile="smoke", only="01")
-    assert kit.kit(str(home), **asked) == 0
+    options = dict(profile="smoke", only="01")
+    assert kit.kit(str(home), **options) == 0
     assert "1 notebooks to run" in capsys.readouterr().out
     cached = sorted((home / "data" / "cache").glob("world-*.npz"))
     assert cached and read_json(home / "papermill_runs/smoke/01_embed_patches/metrics.json")
     for name in ("KIT.md", "wheels.txt", "gallery/index.html", "data/weights/clay-mini.safetensors", "Makefile"):
         assert (home / name).is_file(), name
     assert kit.sizes(home)["in all"] > kit.sizes(home)["cached chips"] > 0
-    assert kit.kit(str(home), **asked) == 0
-    assert "0 files copied, 0 notebooks to run" in capsys.readouterr().out, "nothing is done twice"
+    assert kit.kit(str(home), **options) == 0
+    assert "0 files copied, 0 notebooks to run" in capsys.readouterr().out
 
-    assert kit.kit(str(home), **asked, check=True) == 0
-    assert "nothing had to be made" in capsys.readouterr().out
+    assert kit.kit(str(home), **options, check=True) == 0
+    assert "nothing was missing" in capsys.readouterr().out
     cached[0].unlink()
-    assert kit.kit(str(home), **asked, check=True) == 1
-    assert f"made again: {cached[0].name}" in capsys.readouterr().out
-    assert json.loads((home / "papermill_runs/smoke/01_embed_patches/run.json").read_text())["ok"]
+    assert kit.kit(str(home), **options, check=True) == 1
+    assert f"missing: {cached[0].name}" in capsys.readouterr().out
+    assert read_json(home / "papermill_runs/smoke/01_embed_patches/run.json")["ok"]
