@@ -23,13 +23,13 @@ COMMANDS = {  # name: (module:function, what it does)
     "embed": ("clay_lib.areas.area:embed", "embed an area: vectors of its tiles, a raster of its patches"),
     "check": ("clay_lib.data.check:check", "tell whether a scene holds what its sensor's files hold"),
     "world": ("clay_lib.__main__:world", "write one chip of the mini-world as a GeoTIFF"),
-    "chips": ("clay_lib.data.makers:chips", "write a store of chips, of the mini-world or from scenes"),
+    "chips": ("clay_lib.runs.prepare:chips", "write a store of chips, of the mini-world or from scenes"),
     "bench": ("clay_lib.runs.bench:bench", "time the model, a training step, chip stores and loading on this machine"),
     "train": (
         "clay_lib.runs.pretrain:train",
         "train a model by a configuration; the same command goes on after a kill",
     ),
-    "targets": ("clay_lib.data.targets:targets", "compute a teacher's targets for the chips of a store, once"),
+    "targets": ("clay_lib.runs.prepare:targets", "compute a teacher's targets for the chips of a store, once"),
     "transfer": (
         "clay_lib.evaluation.transfer:transfer",
         "probe frozen weights on real labeled images, beside baselines",

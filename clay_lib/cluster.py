@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,3 +91,27 @@ def slurm_cluster(jobs: int, **options):
         raise ContractError("scheduler", f"slurm: {' '.join(str(error).split())}", expected, cause) from None
     cluster.scale(jobs=jobs)
     return cluster
+
+
+# ---- forecasts: what a job would take, from a small part of it ----
+
+
+def timed(work: Callable[[], object], *, warm_up: Callable[[], object]) -> float:
+    """Seconds of a call, after one that is not counted, since first calls are slower."""
+    warm_up()
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def forecast_lines(values: Mapping[str, str]) -> str:
+    """A forecast as lines of name and value."""
+    return "\n".join(f"{name:<16}{value}" for name, value in values.items())
+
+
+def forecast_table(unit: str, rows: Sequence[tuple[str, int, float, float]], note: str = "") -> str:
+    """A forecast as a table with its sum. unit: what is counted; rows: (name, count, bytes and seconds for all of it)."""
+    total = (f"all{note}", *(sum(row[k] for row in rows) for k in (1, 2, 3)))
+    lines = [f"{'to do':<34}{unit:>10}{'MB':>10}{'minutes':>9}"]
+    lines += [f"{name:<34}{n:>10}{size / 1e6:>10.1f}{seconds / 60:>9.2f}" for name, n, size, seconds in [*rows, total]]
+    return "\n".join(lines)

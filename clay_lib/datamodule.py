@@ -1,7 +1,7 @@
-"""Batches: each of one sensor, the sensors in turn, short ones repeated up to the longest.
+"""Data module: batches of one sensor each, the sensors in turn, short ones repeated up to the longest.
 
-Batches are counted through all epochs, and all that is drawn at random belongs to the number of a batch and to a chip's
-place in it. So a run can begin at any batch, and neither loading processes nor ranks change what is drawn.
+Batches are numbered through all epochs, and every random number is a function of a batch's number and a chip's place in
+it. So a run can resume at any batch, and neither workers nor ranks change what is drawn.
 """
 
 from __future__ import annotations
@@ -16,35 +16,11 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clay_lib.data.augment import flipped, shifted
+from clay_lib.data.augment import Draws, flipped, shifted
 from clay_lib.data.chips import Chips
 from clay_lib.datacube import Datacube, make_datacube
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Random numbers of one batch: a chip gets the same ones whichever process asks for it.
-
-    Counted, not drawn in turn: SplitMix64 (Steele et al. 2014) of the batch's key, the chip's place and a number.
-    """
-
-    key: tuple[int, ...]  # of the batch
-    places: np.ndarray  # [B] each chip's place in the batch of all ranks together
-
-    def __call__(self, what: str, count: int) -> np.ndarray:
-        """[B, count] uniform in [0, 1), float32; `what` names a stream of its own."""
-        key = np.random.SeedSequence([*self.key, *what.encode()]).generate_state(1, np.uint64)
-        x = (self.places.astype(np.uint64)[:, None] << np.uint64(32)) + np.arange(1, count + 1, dtype=np.uint64)
-        x = key + x * np.uint64(0x9E3779B97F4A7C15)  # unsigned numbers wrap around, as they should
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((x ^ (x >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
-
-    def batch(self, what: str, below: int) -> int:
-        """One whole number from 0 to below - 1 for all chips of the batch, on every rank."""
-        return int(np.random.default_rng([*self.key, *what.encode()]).integers(below))
 
 
 @dataclass(frozen=True)
@@ -57,6 +33,7 @@ class Batch:
     flips: np.ndarray  # [B] uint8, bits of augment.flipped
     draws: Draws
     targets: Tensor | None = None  # [B, teacher_dim] of the flipped chips, from a cache
+    number: int = 0  # of the batch, counted through all epochs
 
     def to(self, device, dtype: torch.dtype | None = None) -> Batch:
         targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
@@ -68,7 +45,7 @@ class Batch:
 
 
 def noise_batch(sensor: str, batch: int, pixels: int, teacher_dim: int | None = None) -> Batch:
-    """Noise in the shape of a sensor's chips, for timings; with a teacher's width, made-up targets too."""
+    """Noise in the shape of a sensor's chips, for timings; teacher_dim: with random targets of this width."""
     spec = SENSORS[sensor]
     noise = np.random.default_rng(0).normal(size=(batch, len(spec.bands), pixels, pixels))
     cube = make_datacube(spec.denormalize(noise), sensor, when="2023-06-10T10:30", lat=10.0, lon=20.0)
@@ -79,27 +56,32 @@ def noise_batch(sensor: str, batch: int, pixels: int, teacher_dim: int | None = 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which chips a batch holds, and what is drawn for them: all that a loading process needs to know."""
+    """Which chips a batch holds, and its random numbers: all that a loading process needs to know."""
 
     sensor: str
     indices: np.ndarray  # [B]
     draws: Draws
+    number: int = 0
 
 
 class Targets(Protocol):
-    """A cache of what a teacher says of chips."""
+    """A cache of a teacher's output for chips."""
 
     def lookup(self, sensor: str, hashes: np.ndarray, flips: np.ndarray) -> Tensor: ...
 
 
 class SensorBatches(Sampler[Plan]):
-    """Plans of the batches `span`, counted through all epochs, or of one epoch; the same for the same seed.
+    """Stateful sampler: plans of batches, each of one sensor; the same for the same seed.
 
-    repeats: how many batches a round holds of a sensor, 1 where unnamed; a training epoch ends when the sensor that
-    needs most rounds is through.
-    Every rank draws the same order and takes its own share, so that all ranks see the same sensor at a step, take the
-    same number of steps, and share no chip. Chips that do not fill a batch on every rank are filled up by repeats.
-    Without shuffling (validation) every epoch is the same and a sensor ends with its last chip.
+    Iterating yields the batches from `position` up to the next multiple of `every` (an epoch by default), or to `end`.
+    The position is the number of the next batch to train on. Iterating does not move it, since loading processes are
+    ahead of training: the training loop sets it, and `state_dict` and `load_state_dict` save and restore it.
+
+    repeats: how many batches a round holds of a sensor, 1 by default; a training epoch ends when the sensor that
+    needs most rounds is finished. Every rank draws the same order and takes its own share, so that all ranks see the
+    same sensor at a step, take the same number of steps, and share no chip. Chips that do not fill a batch on every
+    rank are completed by repeats. Without shuffling (validation) every epoch is the same and no chip repeats, except
+    to complete a sensor's last batch.
     """
 
     def __init__(
@@ -109,11 +91,11 @@ class SensorBatches(Sampler[Plan]):
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
-        span: tuple[int, int] | None = None,
         repeats: Mapping[str, int] | None = None,
+        every: int | None = None,
+        end: int | None = None,
     ):
         self.sizes, self.batch_size, self.seed, self.shuffle = dict(sizes), batch_size, seed, shuffle
-        self.span, self.epoch = span, 0
         ready = distributed.is_available() and distributed.is_initialized()
         self.rank, self.ranks = (distributed.get_rank(), distributed.get_world_size()) if ready else (0, 1)
         self.together = batch_size * self.ranks  # chips of a batch, of all ranks
@@ -129,21 +111,22 @@ class SensorBatches(Sampler[Plan]):
             if again < each and turn < own[k]
         ]
         self.turns = np.array(turns, np.int32)  # [batches of an epoch, (sensor, turn)]
+        self.position, self.every, self.end = 0, every or len(turns), end
         self._orders: tuple[int, list[np.ndarray]] | None = None
 
     @property
     def per_epoch(self) -> int:
         return len(self.turns)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
 
-    def __len__(self) -> int:
-        return self.per_epoch if self.span is None else self.span[1] - self.span[0]
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.position = state["position"]
 
     def __iter__(self) -> Iterator[Plan]:
-        first = self.epoch * self.per_epoch
-        for number in range(*(self.span or (first, first + self.per_epoch))):
+        stop = (self.position // self.every + 1) * self.every
+        for number in range(self.position, stop if self.end is None else min(stop, self.end)):
             yield self.plan(number)
 
     def plan(self, number: int) -> Plan:
@@ -153,12 +136,13 @@ class SensorBatches(Sampler[Plan]):
         if self._orders is None or self._orders[0] != epoch:
             self._orders = epoch, [self._order(epoch, k, n) for k, n in enumerate(self.sizes.values())]
         k, turn = self.turns[within].tolist()
-        mine = slice(turn * self.together + self.rank, (turn + 1) * self.together, self.ranks)
+        share = slice(turn * self.together + self.rank, (turn + 1) * self.together, self.ranks)
         places = self.rank + self.ranks * np.arange(self.batch_size)
-        return Plan(list(self.sizes)[k], self._orders[1][k][mine], Draws((self.seed, epoch, k, turn), places))
+        draws = Draws((self.seed, epoch, k, turn), places)
+        return Plan(list(self.sizes)[k], self._orders[1][k][share], draws, number)
 
     def _order(self, epoch: int, sensor: int, size: int) -> np.ndarray:
-        """Indices for all rounds: one permutation after the other, cut where they suffice."""
+        """Indices for all rounds: one permutation after the other, cut to length."""
         length = self.rounds * self.each[sensor] * self.together
         rng = np.random.default_rng([self.seed, epoch, sensor])
         turns = [rng.permutation(size) if self.shuffle else np.arange(size) for _ in range(-(-length // size))]
@@ -166,7 +150,7 @@ class SensorBatches(Sampler[Plan]):
 
 
 def rounds_of(sizes: Mapping[str, int], each: Sequence[int], together: int) -> list[int]:
-    """Rounds in which each sensor is through, `each` of its batches of `together` chips to a round."""
+    """Rounds that each sensor needs, with `each` of its batches of `together` chips to a round."""
     return [-(-size // (together * n)) for size, n in zip(sizes.values(), each, strict=True)]
 
 
@@ -177,13 +161,13 @@ def batches_per_epoch(sizes: Mapping[str, int], repeats: Mapping[str, int], toge
 
 
 class PlannedBatches(Dataset):
-    """Plan -> Batch: chips read, augmented and normalised together, without a loop over them.
+    """Plan -> Batch: chips read, augmented and normalized together, without a loop over them.
 
-    augment: each chip flipped at random and, with turns, each batch turned by a random quarter; place and time of a
-    fifth of the samples zeroed, as in the release; the colours of shifted_share of them shifted. crop: side in pixels
-    of a window cut out of every chip, at random places while augmenting and from the middle otherwise; None: whole
-    chips. targets: what a teacher said of the whole chips and their flips, so there are no windows and no turns with
-    them.
+    augment: each chip flipped at random and, with turns, each batch rotated by a random quarter; place and time of
+    unknown_share of the samples zeroed (a fifth in the release); the colors of shifted_share of them shifted.
+    crop: side in pixels of a window cut out of every chip, at random places while augmenting and from the middle
+    otherwise; None: complete chips. targets: a teacher's output for complete chips and their flips, so they exclude
+    windows and turns.
     """
 
     def __init__(
@@ -205,7 +189,7 @@ class PlannedBatches(Dataset):
                 "targets",
                 f"cached targets with crop={crop}, turns={self.turns}, shifted_share={shifted_share}",
                 "crop=None, turns=None or False, shifted_share=0",
-                "a cache knows whole chips and their flips; cut the chips to size first, or use a live teacher",
+                "a cache has targets of complete chips and their flips only; use smaller chips, or a live teacher",
             )
         self._hashes = {name: part.hashes for name, part in chips.items()} if targets is not None else {}
 
@@ -224,18 +208,18 @@ class PlannedBatches(Dataset):
         targets = None
         if self.targets is not None:
             targets = self.targets.lookup(sensor, self._hashes[sensor][indices], flips)
-        return Batch(sensor, cube, indices, flips, draws, targets)
+        return Batch(sensor, cube, indices, flips, draws, targets, plan.number)
 
     def _read(self, plan: Plan) -> tuple[Chips, np.ndarray]:
-        """The planned chips and their indices; where a store skips damaged ones, others of the batch stand in."""
+        """The planned chips and their indices; others of the batch replace damaged ones that a store skips."""
         chips = self.chips[plan.sensor]
         if not hasattr(chips, "take"):
             return chips[plan.indices], plan.indices
-        found, kept = chips.take(plan.indices)
+        readable, kept = chips.take(plan.indices)
         if kept.all():
-            return found, plan.indices
-        stand_in = np.arange(len(kept)) % len(found)
-        return found[stand_in], plan.indices[kept][stand_in]
+            return readable, plan.indices
+        replacement = np.arange(len(kept)) % len(readable)
+        return readable[replacement], plan.indices[kept][replacement]
 
     def _cropped(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
         """[B, C, H, W] -> [B, C, crop, crop], another window for each chip."""
@@ -250,7 +234,7 @@ class PlannedBatches(Dataset):
         return windows[np.arange(B), :, *corners.T]
 
     def _turned(self, pixels: np.ndarray, flips: np.ndarray, draws: Draws) -> np.ndarray:
-        """[B, C, H, W] flipped chip by chip; with turns, the batch turned by a quarter first."""
+        """[B, C, H, W] flipped chip by chip; with turns, the batch rotated by a quarter first."""
         pixels = np.rot90(pixels, draws.batch("turns", 4) if self.turns else 0, axes=(2, 3))
         turned = np.empty_like(pixels, order="C")
         for flip in range(4):
@@ -259,7 +243,7 @@ class PlannedBatches(Dataset):
 
 
 class ClayDataModule(L.LightningDataModule):
-    """Training and validation chips by sensor: any mapping of names to what has `Chips`' length, index and hashes."""
+    """Training and validation chips by sensor: Chips, StoredChips, or anything with their length, index and hashes."""
 
     def __init__(
         self,
@@ -292,18 +276,26 @@ class ClayDataModule(L.LightningDataModule):
         if wrong := {n: r for n, r in self.repeats.items() if n not in train or r < 1}:
             cause = "a sensor that is not trained on, or one to leave out"
             raise ContractError("repeats", wrong, f"1 or more of {sorted(train)}", cause)
-        self.span: tuple[int, int] | None = None  # batches of a run, counted through its epochs; None: one epoch
+        # Of a run: batches between two validations, the number of the batch that ends it, and its sampler.
+        self.every: int | None = None
+        self.end: int | None = None
+        self.sampler: SensorBatches | None = None
+        self._position = 0
 
-    def _loader(self, chips: Mapping[str, Chips], *, training: bool) -> DataLoader:
+    def state_dict(self) -> dict[str, int]:
+        """The position in the run: the number of the next batch to train on."""
+        return {"position": self._position} if self.sampler is None else self.sampler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self._position, self.sampler = state["position"], None
+
+    def _loader(self, chips: Mapping[str, Chips], *, training: bool, **span) -> DataLoader:
         sizes = {name: len(part) for name, part in chips.items()}
-        span = self.span if training else None
-        more = dict(shuffle=training, span=span, repeats=self.repeats)
-        sampler = SensorBatches(sizes, batch_size=self.batch_size, seed=self.seed, **more)
+        options = dict(batch_size=self.batch_size, seed=self.seed, shuffle=training, repeats=self.repeats)
         targets = self.targets if training else self.val_targets
-        data = PlannedBatches(chips, augment=training and self.augment, targets=targets, **self.options)
         return DataLoader(
-            data,
-            sampler=sampler,
+            PlannedBatches(chips, augment=training and self.augment, targets=targets, **self.options),
+            sampler=SensorBatches(sizes, **options, **span),
             batch_size=None,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
@@ -316,7 +308,10 @@ class ClayDataModule(L.LightningDataModule):
         return batches_per_epoch(sizes, self.repeats, self.batch_size * ranks)
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_chips, training=True)
+        loader = self._loader(self.train_chips, training=True, every=self.every, end=self.end)
+        self.sampler = loader.sampler
+        self.sampler.load_state_dict({"position": self._position})
+        return loader
 
     def val_dataloader(self) -> DataLoader | list:
         return self._loader(self.val_chips, training=False) if self.val_chips else []

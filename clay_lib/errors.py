@@ -6,8 +6,8 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping
-
-SHARE, COUNT, NONNEGATIVE = (0, 1), (1, math.inf), (0, math.inf)  # ranges of `check_ranges`
+from dataclasses import dataclass
+from typing import Annotated, get_args, get_type_hints
 
 
 class ContractError(ValueError):
@@ -48,11 +48,32 @@ def number(field: str, value: object) -> float:
     return out
 
 
-def check_ranges(values: Mapping, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
-    """Refuse numbers that are not finite or outside their range, both ends included. None means not set."""
-    for name, (low, high) in ranges.items():
-        value = values[name]
+@dataclass(frozen=True)
+class Range:
+    """Limits of a number, both included, for an annotation: `share: Annotated[float, Range(0, 1)]`."""
+
+    low: float
+    high: float = math.inf
+
+
+Share, Count, NonNegative = Annotated[float, Range(0, 1)], Annotated[int, Range(1)], Annotated[float, Range(0)]
+
+
+def check_ranges(values: Mapping, owner: object, where: str = "") -> None:
+    """Refuse numbers that are not finite or outside the Range in their annotation. None means not set.
+
+    owner: the function or dataclass whose arguments the values are. In a tuple, list or mapping every item is checked.
+    """
+    for name, hint in get_type_hints(owner, include_extras=True).items():
+        limits, value = _range_of(hint), values.get(name)
         items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else [value]
-        if any(item is not None and not (math.isfinite(item) and low <= item <= high) for item in items):
-            expected = f"{low} to {high}" if math.isfinite(high) else f"a number, at least {low}"
-            raise ContractError(f"configuration: {where}{name}", value, expected, "a typing mistake")
+        for item in items if limits else ():
+            if item is not None and not (math.isfinite(item) and limits.low <= item <= limits.high):
+                expected = f"{limits.low} to {limits.high}" if math.isfinite(limits.high) else f"at least {limits.low}"
+                raise ContractError(f"configuration: {where}{name}", value, expected, "a typing mistake")
+
+
+def _range_of(hint: object) -> Range | None:
+    if isinstance(hint, Range):
+        return hint
+    return next((limits for part in get_args(hint) if (limits := _range_of(part))), None)

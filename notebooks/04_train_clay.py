@@ -44,7 +44,8 @@ from clay_lib.evaluation import probes
 from clay_lib.files import CACHE
 from clay_lib.loss import reconstruction_loss, representation_loss
 from clay_lib.runs.notebooks import output_folder, write_metrics
-from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view, texture_teacher
+from clay_lib.runs.prepare import texture_teacher
+from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view
 from clay_lib.training import Snapshots, TrainSettings, schedule, train
 
 # %% tags=["parameters"]
@@ -234,12 +235,13 @@ trained = train(
     data,
     out=out_dir,
     teacher=guide,
-    start=Clay.load(start) if start else first_weights["a cosine basis"],
+    start=(Clay.load(start) if start else first_weights["a cosine basis"]).model,
     log_every=max(1, min(20, max_steps // 10)),
-    check_val_every_n_epoch=max(1, max_steps // len(data.train_dataloader()) // 5),
+    check_val_every_n_epoch=max(1, max_steps // data.batches_per_epoch() // 5),
     callbacks=(snapshots,),
 )
-trained.clay.save(CACHE / weights)
+clay = Clay(trained.model)
+clay.save(CACHE / weights)
 print(f"{max_steps} steps of {batch_size} chips; weights in data/cache/{weights}")
 
 # %% [markdown]
@@ -327,7 +329,7 @@ print(
 # band by band. A ratio of 1 means nothing was learned; half means half the error.
 
 # %%
-scores = pd.concat(reconstruction_scores(trained.clay, unseen[s], mask_ratio=scored_ratio, seed=seed) for s in sensors)
+scores = pd.concat(reconstruction_scores(clay, unseen[s], mask_ratio=scored_ratio, seed=seed) for s in sensors)
 summary = scores.groupby("sensor", sort=False)[["error", "mean_error"]].mean()
 summary["ratio"] = summary["error"] / summary["mean_error"]
 summary["worst band"] = scores.groupby("sensor", sort=False)["ratio"].max()
@@ -354,7 +356,7 @@ assert summary["error"].iloc[0] < newborn["error"].mean(), "it rebuilds unseen l
 corner = np.s_[..., :crop, :crop]
 asked = land[sensors[0]]
 asked = replace(asked, pixels=asked.pixels[corner], labels=asked.labels[corner])
-vectors = [embed_chips(trained.clay, part)["patch mean"] for part in (asked, unseen[sensors[0]])]
+vectors = [embed_chips(clay, part)["patch mean"] for part in (asked, unseen[sensors[0]])]
 train_x, test_x = probes.standardize(*vectors)
 knn = probes.knn_score(train_x, asked.land_cover, test_x, unseen[sensors[0]].land_cover, k=5)
 chance = 1 / len(np.unique(asked.land_cover))

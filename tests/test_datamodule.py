@@ -1,29 +1,106 @@
-"""What is drawn belongs to a batch's number and a chip's place: no process, rank or restart changes it."""
+"""Random numbers depend on a batch's number and a chip's place in it alone: not on workers, ranks or restarts."""
 
 import numpy as np
 import pytest
 import torch
-from test_training import fake_chips
+from fakes import fake_chips
 
-from clay_lib import ContractError
-from clay_lib.data.augment import LEFT_RIGHT, UP_DOWN
+from clay_lib import SENSORS, ContractError
+from clay_lib.data.augment import LEFT_RIGHT, UP_DOWN, Draws
 from clay_lib.datacube import make_datacube
-from clay_lib.datamodule import ClayDataModule, Draws, PlannedBatches, SensorBatches
+from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches, batches_per_epoch
 
 
-def whole_and_ranks(monkeypatch, sizes, batch_size, ranks=2):
-    whole = SensorBatches(sizes, batch_size=ranks * batch_size, seed=3)
+@pytest.fixture(scope="module")
+def data():
+    sizes = {"sentinel-2-l2a": 12, "naip": 5, "sentinel-1-rtc": 7}
+    return ClayDataModule({name: fake_chips(name, n) for name, n in sizes.items()}, batch_size=4)
+
+
+class TestBatches:
+    def test_sensors_take_turns(self, data):
+        batches = list(data.train_dataloader())
+        assert len(batches) == data.batches_per_epoch() == 9  # three sensors, the longest has three batches
+        assert [b.sensor for b in batches[:6]] == ["sentinel-2-l2a", "naip", "sentinel-1-rtc"] * 2
+        assert all(b.cube.pixels.shape[:2] == (4, len(SENSORS[b.sensor].bands)) for b in batches)
+
+    def test_an_epoch_holds_every_chip_and_short_sensors_repeat(self):
+        plans = list(SensorBatches({"a": 12, "b": 5}, batch_size=4, seed=1))
+        indices = {s: np.concatenate([p.indices for p in plans if p.sensor == s]) for s in "ab"}
+        assert sorted(indices["a"]) == list(range(12))
+        assert len(indices["b"]) == 12 and set(np.bincount(indices["b"])) == {2, 3}
+
+    def test_epochs_differ_and_repeat_by_seed(self):
+        def order(seed, epoch):
+            batches = SensorBatches({"a": 40}, batch_size=8, seed=seed)
+            batches.load_state_dict({"position": epoch * batches.per_epoch})
+            return np.concatenate([plan.indices for plan in batches]).tolist()
+
+        assert order(0, 1) == order(0, 1) != order(0, 2) != order(1, 2)
+
+    def test_ranks_share_an_epoch(self, monkeypatch):
+        ranks = []
+        for rank in range(2):
+            monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+            monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+            monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+            ranks.append(list(SensorBatches({"a": 24, "b": 24}, batch_size=4)))
+        assert [p.sensor for p in ranks[0]] == [p.sensor for p in ranks[1]]
+        for sensor in "ab":
+            first, second = (np.concatenate([p.indices for p in plans if p.sensor == sensor]) for plans in ranks)
+            assert not set(first) & set(second) and len(set(first) | set(second)) == 24
+
+    def test_augmentation_keeps_pixels_and_hides_a_fifth_of_the_places(self):
+        chips = fake_chips("naip", 400)
+        plan = next(iter(SensorBatches({"naip": 400}, batch_size=400)))
+        plain, turned = (PlannedBatches({"naip": chips}, augment=augment)[plan].cube for augment in (False, True))
+        torch.testing.assert_close(plain.pixels.mean((1, 2, 3)), turned.pixels.mean((1, 2, 3)))
+        unknown = (turned.latlon.abs().sum(1) == 0) & (turned.time.abs().sum(1) == 0)
+        assert 0.13 < unknown.float().mean() < 0.27
+        assert torch.equal(turned.latlon[~unknown], plain.latlon[~unknown])
+
+    def test_crops_are_windows_of_the_chips(self):
+        rows = np.arange(24, dtype=np.float32)
+        chips = fake_chips("naip", 50, size=24)
+        chips.pixels[:] = rows[:, None] * 100 + rows  # every pixel holds its position
+        data = PlannedBatches({"naip": chips}, augment=True, crop=16)
+        cut = data._cropped(chips.pixels, Draws((0,), np.arange(50)))
+        top, left = np.divmod(cut[:, 0, 0, 0], 100)
+        assert cut.shape == (50, 4, 16, 16) and len({*zip(top, left, strict=True)}) > 20 and max(*top, *left) == 8
+        assert (cut[:, 2, 15, 3] == cut[:, 0, 0, 0] + 1503).all()
+        draws = Draws((0,), np.arange(50))
+        middle = PlannedBatches({"naip": chips}, augment=False, crop=16)._cropped(chips.pixels, draws)
+        assert (middle[:, 0, 0, 0] == 404).all()
+        with pytest.raises(ContractError, match="crop"):
+            PlannedBatches({"naip": chips}, augment=False, crop=32)._cropped(chips.pixels, draws)
+
+    def test_no_training_chips_raise(self):
+        with pytest.raises(ContractError, match="train"):
+            ClayDataModule({"naip": fake_chips("naip", 4)[:0]})
+
+    def test_repeated_sensors_come_more_often_and_no_chip_is_left_out(self):
+        sizes, repeats = {"a": 12, "b": 5}, {"a": 2}
+        plans = list(SensorBatches(sizes, batch_size=4, repeats=repeats))
+        assert [plan.sensor for plan in plans] == ["a", "b", "a"] * 2
+        assert len(plans) == batches_per_epoch(sizes, repeats, 4)
+        for name, size in sizes.items():
+            assert set(np.concatenate([p.indices for p in plans if p.sensor == name])) == set(range(size))
+        assert len({plan.draws.key for plan in plans}) == len(plans)
+
+
+def all_and_ranks(monkeypatch, sizes, batch_size, ranks=2):
+    everything = SensorBatches(sizes, batch_size=ranks * batch_size, seed=3)
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: ranks)
     shares = []
     for rank in range(ranks):
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
         shares.append(SensorBatches(sizes, batch_size=batch_size, seed=3))
-    return whole, shares
+    return everything, shares
 
 
 class TestDraws:
-    def test_uniform_and_of_many_streams(self):
+    def test_uniform_and_independent_streams(self):
         draws = Draws((0, 1, 2), np.arange(1000))
         a, b = draws("a", 100), draws("b", 100)
         assert a.min() >= 0 and a.max() < 1
@@ -32,12 +109,12 @@ class TestDraws:
             assert abs(np.corrcoef(x.ravel(), y.ravel())[0, 1]) < 0.02
         assert np.array_equal(draws("a", 7), a[:, :7])
 
-    def test_ranks_share_out_what_one_process_draws(self, monkeypatch):
-        whole, shares = whole_and_ranks(monkeypatch, {"naip": 11, "linz": 6}, 2)
+    def test_ranks_share_the_draws_of_one_process(self, monkeypatch):
+        everything, shares = all_and_ranks(monkeypatch, {"naip": 11, "linz": 6}, 2)
         chips = {"naip": fake_chips("naip", 11, 24), "linz": fake_chips("linz", 6, 24)}
         data = PlannedBatches(chips, augment=True, crop=16)
-        for number in range(2 * len(whole)):
-            one = data[whole.plan(number)]
+        for number in range(2 * everything.per_epoch):
+            one = data[everything.plan(number)]
             for rank, share in enumerate(shares):
                 part = data[share.plan(number)]
                 assert part.sensor == one.sensor
@@ -47,18 +124,37 @@ class TestDraws:
                 assert np.array_equal(part.draws("mask", 9), one.draws("mask", 9)[rank::2])
 
 
-class TestSpans:
-    def test_a_run_that_begins_anywhere_sees_the_rest(self):
-        sizes = {"naip": 11, "linz": 6}
-        all_of_it = list(SensorBatches(sizes, batch_size=4, span=(0, 17)))
-        rest = list(SensorBatches(sizes, batch_size=4, span=(8, 17)))
-        assert len(rest) == 9
-        for a, b in zip(all_of_it[8:], rest, strict=True):
+class TestPosition:
+    sizes = {"naip": 11, "linz": 6}
+
+    def batches(self, **options):
+        return SensorBatches(self.sizes, batch_size=4, **options)
+
+    def test_a_restored_sampler_yields_the_rest(self):
+        complete, first = [*self.batches(every=17)], self.batches(every=17)
+        first.position = 8  # as the training loop leaves it after eight batches
+        restored = self.batches(every=17)
+        restored.load_state_dict(first.state_dict())
+        assert [plan.number for plan in restored] == list(range(8, 17))
+        for a, b in zip(complete[8:], restored, strict=True):
             assert a.sensor == b.sensor and a.draws.key == b.draws.key and np.array_equal(a.indices, b.indices)
-        first_epoch = np.concatenate([p.indices for p in all_of_it[:6] if p.sensor == "naip"])
+        first_epoch = np.concatenate([p.indices for p in complete[:6] if p.sensor == "naip"])
         assert sorted(np.bincount(first_epoch)) == [1] * 10 + [2]  # 12 places for 11 chips
 
-    def test_validation_sees_each_chip_once_and_always_alike(self):
+    def test_iterating_stops_at_multiples_and_at_the_end(self):
+        batches = self.batches(every=5, end=12)
+        for position, numbers in {0: range(5), 3: range(3, 5), 5: range(5, 10), 10: range(10, 12), 12: ()}.items():
+            batches.position = position
+            assert [plan.number for plan in batches] == [*numbers] == [plan.number for plan in batches]
+
+    def test_the_data_module_keeps_the_position(self):
+        data = ClayDataModule({"naip": fake_chips("naip", 12)}, batch_size=4)
+        data.load_state_dict({"position": 2})
+        assert [batch.number for batch in data.train_dataloader()] == [2]
+        data.sampler.position = 3
+        assert data.state_dict() == {"position": 3}
+
+    def test_validation_has_each_chip_once_and_is_the_same_every_time(self):
         data = ClayDataModule(
             {"naip": fake_chips("naip", 4)},
             {"naip": fake_chips("naip", 8), "linz": fake_chips("linz", 4)},
@@ -78,16 +174,16 @@ class TestSpans:
 
 
 class Rows:
-    """Targets that say which chip and which flip they are of."""
+    """Targets that hold the chip and the flip that they belong to."""
 
     def lookup(self, sensor, hashes, flips):
         return torch.from_numpy(np.stack([[int(h, 16) % 997 for h in hashes], flips], 1)).half()
 
 
 class TestTargets:
-    def test_they_are_of_the_chips_and_flips_of_the_batch(self):
+    def test_targets_match_chips_and_flips(self):
         chips = fake_chips("naip", 40, 16)
-        chips.pixels[:] += np.arange(16) + 3 * np.arange(16)[:, None]  # so that every flip is another picture
+        chips.pixels[:] += np.arange(16) + 3 * np.arange(16)[:, None]  # so that every flip differs
         batch = PlannedBatches({"naip": chips}, augment=True, targets=Rows())[
             SensorBatches({"naip": 40}, batch_size=40).plan(0)
         ]
@@ -100,13 +196,13 @@ class TestTargets:
             assert batch.targets[k].tolist() == [int(chips.hashes[index], 16) % 997, flip]
 
     @pytest.mark.parametrize("options", [{"crop": 8}, {"turns": True}])
-    def test_no_windows_and_no_turns_with_them(self, options):
+    def test_windows_and_turns_raise(self, options):
         with pytest.raises(ContractError, match="targets"):
             PlannedBatches({"naip": fake_chips("naip", 4)}, augment=True, targets=Rows(), **options)
 
 
 class TestDamage:
-    def test_others_of_the_batch_stand_in_for_skipped_chips(self):
+    def test_other_chips_replace_skipped_ones(self):
         class Damaged:
             chips = fake_chips("naip", 8)
 

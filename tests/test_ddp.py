@@ -1,4 +1,4 @@
-"""Two processes with b chips each train as one with 2 b does."""
+"""Two processes with b chips each train like one with 2 b chips."""
 
 import subprocess
 import sys
@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from test_training import MICRO, fake_chips
+from fakes import MICRO, fake_chips
 
 from clay_lib import Clay
 from clay_lib.datamodule import ClayDataModule
 from clay_lib.training import TrainSettings, train
 
 
-class Colours(torch.nn.Module):
-    """A teacher that knows the mean colour alone."""
+class Colors(torch.nn.Module):
+    """A teacher whose output is the mean color."""
 
     dim = MICRO.teacher_dim
 
@@ -24,7 +24,7 @@ class Colours(torch.nn.Module):
 
 
 def run(out, batch_size, **options):
-    """Twenty steps on three sensors, with all that is drawn at random while training."""
+    """Twenty steps on three sensors, with every kind of random numbers in training."""
     sizes = {"naip": 21, "sentinel-2-l2a": 16, "linz": 7}
     data = ClayDataModule(
         {name: fake_chips(name, n, size=24) for name, n in sizes.items()},
@@ -34,10 +34,10 @@ def run(out, batch_size, **options):
     )
     settings = TrainSettings(t_0=8, drop_all_bands=0.3, drop_half_bands=0.3, clip_gradient=1.0, max_steps=20)
     options = {"accelerator": "cpu", "progress": False, "log_every": 1, "val_every": 10, **options}
-    return train(MICRO, settings, data, out=out, teacher=Colours(), **options)
+    return train(MICRO, settings, data, out=out, teacher=Colors(), **options)
 
 
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+def test_two_processes_train_like_one_with_twice_the_batch(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     done = subprocess.run([*command, str(tmp_path / "two")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -48,7 +48,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     np.testing.assert_allclose(two["train/loss"], one.history["train/loss"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(two["val/loss"], one.history["val/loss"], atol=1e-5, rtol=0)
     state = Clay.load(tmp_path / "two" / "checkpoints" / "last.ckpt").model.state_dict()
-    for name, tensor in one.clay.model.state_dict().items():
+    for name, tensor in one.model.state_dict().items():
         torch.testing.assert_close(state[name], tensor, atol=1e-4, rtol=0)
 
 

@@ -1,34 +1,39 @@
-"""Splits: which chips train and which test. By blocks of land, or, to show what that saves one from, at random."""
+"""Splits and sampling: which tiles a training set is cut from, and which chips train, validate and test.
+
+Split by blocks of land, since neighbors are alike; a random split is here to show how much that flatters a score.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import geopandas
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clay_lib.errors import ContractError, number, warn
 
+if TYPE_CHECKING:
+    import geopandas
+
+COVER = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)  # ESA WorldCover codes
+LAND_TILES = 19_000  # about as many MGRS tiles hold land: what RELEASED was drawn from, and what `scale` refers to
+
 
 def spatial_blocks(lat, lon, degrees: float) -> np.ndarray:
     """The number of the degrees x degrees cell that each place lies in: [N], [N] in degrees -> [N] int64.
 
-    Cells are counted from (-90, -180), so a place keeps its number whatever other places stand beside it.
-    They narrow towards the poles; -180 and 180 are the same meridian.
+    Cells are counted from (-90, -180), so a place's number does not depend on other places. They narrow towards the
+    poles; -180 and 180 are the same meridian.
     """
     lat, lon = np.atleast_1d(np.asarray(lat, np.float64)), np.atleast_1d(np.asarray(lon, np.float64))
     if lon.shape != lat.shape:
-        raise ContractError("lon", lon.shape, lat.shape, "places were selected or sorted apart")
+        raise ContractError("lon", lon.shape, lat.shape, "lat and lon were selected or sorted separately")
     if not degrees > 0:
         raise ContractError("degrees", degrees, "> 0", "the block's edge in degrees is missing")
     if not (np.all(np.abs(lat) <= 90) and np.all(np.abs(lon) <= 360)):
         found = f"lat {lat.min()} to {lat.max()}, lon {lon.min()} to {lon.max()}"
-        cause = "lat and lon are swapped, NaN, or in the metres of a projection"
+        cause = "lat and lon are swapped, NaN, or in the meters of a projection"
         raise ContractError("lat, lon", found, "degrees: -90 to 90, -180 to 180 or 0 to 360", cause)
     columns = int(np.ceil(360 / degrees))
     row = np.floor((lat + 90) / degrees).astype(np.int64)
@@ -36,7 +41,7 @@ def spatial_blocks(lat, lon, degrees: float) -> np.ndarray:
 
 
 def split_by_blocks(blocks, fractions: Sequence[float] = (0.7, 0.3), seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Sorted index arrays, one per fraction, such that no block is in two of them: the score of a place never seen.
+    """Sorted index arrays, one per fraction, such that no block is in two of them: tests on unseen places.
 
     Blocks are drawn in random order, each to the split that is furthest behind its share of the chips, so the
     fractions hold to within a block and no split is empty.
@@ -44,12 +49,8 @@ def split_by_blocks(blocks, fractions: Sequence[float] = (0.7, 0.3), seed: int =
     blocks, fractions = np.asarray(blocks), _fractions(fractions)
     names, member, sizes = np.unique(blocks, return_inverse=True, return_counts=True)
     if len(names) < len(fractions):
-        raise ContractError(
-            "blocks",
-            f"{len(names)} block(s)",
-            f"at least {len(fractions)}, one per split",
-            "the blocks are larger than the area: use fewer degrees",
-        )
+        cause = "the blocks are larger than the area: use fewer degrees"
+        raise ContractError("blocks", f"{len(names)} block(s)", f"at least {len(fractions)}, one per split", cause)
     owner, filled = np.empty(len(names), int), np.zeros(len(fractions))
     for block in np.random.default_rng(seed).permutation(len(names)):
         owner[block] = np.argmin(filled / fractions)
@@ -58,9 +59,9 @@ def split_by_blocks(blocks, fractions: Sequence[float] = (0.7, 0.3), seed: int =
 
 
 def block_split(lat, lon, degrees: float, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0) -> np.ndarray:
-    """[N] "train", "val" or "test" by the block that a place lies in, whatever other places there are or come later.
+    """[N] "train", "val" or "test" by the block that a place lies in, whatever other places there are.
 
-    For sets that grow: a block's side is drawn from its number alone, so the fractions hold only on average.
+    For sets that grow: a block's split is drawn from its number alone, so the fractions hold only on average.
     """
     fractions = _fractions(fractions)
     if len(fractions) != 3:
@@ -71,9 +72,9 @@ def block_split(lat, lon, degrees: float, fractions: Sequence[float] = (0.7, 0.1
 
 
 def random_split(n: int, fractions: Sequence[float] = (0.7, 0.3), seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Sorted index arrays, one per fraction, chip by chip: neighbours fall on both sides, which flatters a score.
+    """Sorted index arrays, one per fraction, chip by chip: neighbors fall on both sides, which flatters a score.
 
-    Here only so that the gap to `split_by_blocks` can be shown.
+    Only to show the gap to `split_by_blocks`.
     """
     edges = np.round(np.cumsum(_fractions(fractions))[:-1] * n).astype(int)
     return tuple(np.sort(part) for part in np.split(np.random.default_rng(seed).permutation(n), edges))
@@ -106,19 +107,9 @@ def drop_overlaps(parts: Sequence[np.ndarray], corners: np.ndarray) -> list[np.n
 def _fractions(fractions: Sequence[float]) -> np.ndarray:
     parts = np.asarray(fractions, np.float64)
     if parts.ndim != 1 or len(parts) < 2 or not (parts > 0).all() or not np.isclose(parts.sum(), 1):
-        raise ContractError(
-            "fractions",
-            fractions,
-            "two or more, > 0, that sum to 1",
-            "the last share was left out, or given in percent",
-        )
+        cause = "the last share was left out, or given in percent"
+        raise ContractError("fractions", fractions, "two or more, > 0, that sum to 1", cause)
     return parts
-
-
-COVER = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)  # ESA WorldCover codes
-
-
-LAND_TILES = 19_000  # about as many MGRS tiles hold land: what RELEASED was drawn from, and what `scale` refers to
 
 
 @dataclass(frozen=True)
@@ -148,7 +139,7 @@ RELEASED = (  # as Clay v1 chose its places; 2,728 tiles once those chosen twice
 
 
 def cover_fractions(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """WorldCover codes [N, ...] -> {"cover_10": [N] float32, ...}, fractions of what is known (0 is not)."""
+    """WorldCover codes [N, ...] -> {"cover_10": [N] float32, ...}, fractions of the known pixels (0 is unknown)."""
     flat = np.asarray(labels).reshape(len(labels), -1)
     known = np.maximum((flat > 0).sum(1), 1)
     return {f"cover_{code}": ((flat == code).sum(1) / known).astype(np.float32) for code in COVER}
@@ -160,8 +151,8 @@ def sample_tiles(
     """The chosen tiles, each once, with `chosen_for`: the code of the rule that chose it first, 0 for diversity.
 
     tiles: any frame with the columns cover_10 ... cover_100 and one label a tile in its index. scale: factor on every
-    rule's numbers, for example len(tiles) / LAND_TILES for a small Earth; rounded up. A tile that has nothing of a
-    class is never drawn for it. The same tiles are chosen in whatever order the rows come.
+    rule's numbers, for example len(tiles) / LAND_TILES for a small Earth; rounded up. A tile without a class is never
+    drawn for it. The choice does not depend on the order of the rows.
     """
     fractions = _checked(tiles)
     scale = number("scale", scale)
@@ -172,7 +163,7 @@ def sample_tiles(
     for k, rule in enumerate(rules):
         rank = (fractions > 0).sum(1) if rule.cover is None else fractions[:, COVER.index(rule.cover)]
         rng = np.random.default_rng([seed, k])
-        shuffled = rng.permutation(canonical)  # so that ties do not fall to whoever is named first
+        shuffled = rng.permutation(canonical)  # so that ties do not fall to the first names
         order = shuffled[np.argsort(-rank[shuffled], kind="stable")]
         best = order[rank[order] > 0][: int(np.ceil(rule.among * scale))]
         for row in rng.permutation(best)[: int(np.ceil(rule.take * scale))]:
@@ -183,9 +174,7 @@ def sample_tiles(
 def split_tiles(
     tiles: geopandas.GeoDataFrame, *, degrees: float = 3.0, fractions=(0.7, 0.1, 0.2), seed: int = 0
 ) -> geopandas.GeoDataFrame:
-    """The tiles with a column `split`: train, val or test by the block of land that a tile's middle lies in."""
-    from clay_lib.data.splits import block_split
-
+    """The tiles with a column `split`: train, val or test by the block of land that a tile's center lies in."""
     box = tiles.geometry if tiles.crs is None else tiles.geometry.to_crs("EPSG:4326")
     west, south, east, north = box.bounds.to_numpy().T
     return tiles.assign(split=block_split((south + north) / 2, (west + east) / 2, degrees, fractions, seed))
@@ -195,13 +184,11 @@ def _checked(tiles) -> np.ndarray:
     """[N, 11] fractions in the order of COVER."""
     missing = [f"cover_{code}" for code in COVER if f"cover_{code}" not in tiles]
     if missing or not tiles.index.is_unique:
-        raise ContractError(
-            "tiles",
-            f"no column {missing[0]}" if missing else "two tiles with one label in the index",
-            "a row a tile, columns cover_10 ... cover_100",
-            "classes that do not occur still need a column of zeros" if missing else "frames put together",
-        )
+        found = f"no column {missing[0]}" if missing else "two tiles with one label in the index"
+        cause = "classes that do not occur still need a column of zeros" if missing else "concatenated frames"
+        raise ContractError("tiles", found, "a row a tile, columns cover_10 ... cover_100", cause)
     fractions = tiles[[f"cover_{code}" for code in COVER]].to_numpy(np.float64)
     if not ((fractions >= 0) & (fractions <= 1.0001)).all():
-        raise ContractError("tiles", f"{fractions.min()} to {fractions.max()}", "fractions, 0 to 1", "per cent, or NaN")
+        found = f"{fractions.min()} to {fractions.max()}"
+        raise ContractError("tiles", found, "fractions, 0 to 1", "percent, or NaN")
     return fractions

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clay_lib.checkpoint import convert
-from clay_lib.data.makers import WorldMaker
-from clay_lib.data.store import ChipStore, Made, write_chips
+from clay_lib.data.makers import Made, WorldMaker
+from clay_lib.data.store import ChipStore, write_chips
 from clay_lib.datacube import Datacube, make_datacube
 from clay_lib.datamodule import Batch, noise_batch
 from clay_lib.errors import ContractError

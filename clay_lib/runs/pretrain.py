@@ -1,112 +1,42 @@
-"""Pretraining by a configuration: what `clay train` does. The same command begins a run and goes on with it.
+"""Pretraining from a configuration file: the command `clay train`. The same command starts a run and resumes it.
 
 clay train --config run.yaml --settings.max_steps 10
 torchrun --nnodes 4 --nproc-per-node 8 -m clay_lib train --config run.yaml
+python -m clay_lib.runs.pretrain run.yaml      on a machine without jsonargparse
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from clay_lib.datamodule import Batch, batches_per_epoch, noise_batch
-from clay_lib.errors import COUNT, NONNEGATIVE, SHARE, ContractError, check_ranges
+import lightning as L
+import torch
+from torch import nn
+
+from clay_lib.clay import Clay
+from clay_lib.cluster import forecast_lines
+from clay_lib.data.chips import Chips, world_chips
+from clay_lib.data.store import ChipStore
+from clay_lib.data.targets import TargetCache
+from clay_lib.datamodule import Batch, ClayDataModule, PlannedBatches, SensorBatches, batches_per_epoch, noise_batch
+from clay_lib.encoder import patchify, unpatchify
+from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, check_ranges
 from clay_lib.files import write_json
-from clay_lib.model import ClayConfig
-from clay_lib.sensors import WORLD_SENSORS
-from clay_lib.training import SETTINGS_RANGES, ClayModule, TrainSettings
+from clay_lib.model import ClayConfig, ClayMAE
+from clay_lib.runs.prepare import find_function, find_teacher, is_function
+from clay_lib.sensors import SENSORS, WORLD_SENSORS
+from clay_lib.training import ClayModule, TrainSettings
 from clay_lib.training import train as run_training
 
-
-def forecast_run(config, settings, data, guide, epochs, devices, nodes, accelerator, precision) -> int:
-    """Measure a few real steps on this machine and tell what the whole run would take."""
-    import torch
-
-    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
-    bf16 = gpu if precision is None else precision.startswith("bf16")
-    torch.manual_seed(settings.seed)
-    module = ClayModule(config, settings, guide, cached=bool(data.targets)).to(device)
-    module.setup("fit")
-    optimizer = module.configure_optimizers()["optimizer"]
-    counts = data.counts()
-    width = config.teacher_dim if data.targets else None
-    batches = [
-        noise_batch(sensor, data.batch_size, data.crop or data.sizes.get(sensor, data.size), width).to(device)
-        for sensor in counts
-    ]
-
-    def step(batch: Batch) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = module.losses(batch, training=True)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def wait() -> float:
-        if gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    for batch in batches:  # each sensor's first step is slower
-        step(batch)
-    rounds, began = 0, wait()
-    while rounds < 2 or (time.perf_counter() - began < 10 and rounds < 50):
-        for batch in batches:
-            step(batch)
-        rounds += 1
-    each = (wait() - began) / (rounds * len(batches))  # seconds a batch
-
-    ranks = (devices or 1) * (nodes or 1)
-    batches_an_epoch = batches_per_epoch(counts, data.repeats, data.batch_size * ranks)
-    steps = settings.max_steps if epochs is None else steps_of(batches_an_epoch, epochs, settings.accumulate)
-    hours = steps * settings.accumulate * each / 3600
-    chips = steps * settings.accumulate * data.batch_size * ranks
-    name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    kind = "GPU-hours" if gpu else "process-hours"
-    lines = {
-        "chips": f"{sum(counts.values()):,} of {len(counts)} sensors",
-        "chips seen": f"{chips:,} in {steps * settings.accumulate / batches_an_epoch:.2f} epochs",
-        "steps": f"{steps:,} of {settings.accumulate} x {ranks} x {data.batch_size} chips",
-        "measured": f"{data.batch_size / each:.1f} chips/s on {name}, one process, {rounds * len(batches)} steps, no loading",
-        "hours": f"{hours:,.2f}",
-        kind: f"{hours * ranks:,.2f}",
-    }
-    print("\n".join(f"{what:<16}{value}" for what, value in lines.items()))
-    if ranks > 1:
-        print(
-            f"Arithmetic: {ranks} processes are taken to be as fast as the one measured, with nothing lost between them."
-        )
-    return 0
-
-
-def steps_of(batches: int, epochs: float, accumulate: int) -> int:
-    return max(1, round(epochs * batches / accumulate))
-
-
-# ---- What a training configuration names: the model, the chips, the teacher and the first weights ----
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from clay_lib.clay import Clay
-    from clay_lib.data.chips import Chips
-    from clay_lib.datamodule import ClayDataModule
-
-TEACHERS = {"stand-in": "clay_lib.teacher:stand_in_teacher", "textures": "clay_lib.teacher:texture_teacher"}
-DATA_RANGES = {
-    **dict.fromkeys(("cloud_cover", "unknown_share", "shifted_share"), SHARE),
-    **dict.fromkeys(("chips", "size", "sizes", "crop", "dates", "batch_size", "repeats"), COUNT),
-    **dict.fromkeys(("val_chips", "world", "workers"), NONNEGATIVE),
-}
+Size = Annotated[int, Range(0)]
 
 
 @dataclass(frozen=True)
@@ -121,10 +51,16 @@ class ModelChoice:
     size: str = "tiny"
     changes: dict[str, Any] = field(default_factory=dict)
 
+    def config(self, teacher_dim: int | None) -> ClayConfig:
+        """The model's configuration, with a projection as wide as the teacher's output."""
+        check_names(self.changes, ClayConfig, "model.changes.")
+        width = {} if teacher_dim is None else {"teacher_dim": teacher_dim}
+        return ClayConfig.named(self.size, **{**width, **self.changes})
+
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Chips to train on: those of a store, or of the mini-world, which are made at the first run and kept.
+    """Chips to train on: from a store, or of the mini-world, generated at the first run and cached.
 
     Args:
         store: folder or URL of a chip store; empty: the mini-world
@@ -134,8 +70,8 @@ class DataChoice:
         val_chips: mini-world chips of each sensor to validate on; 0: no validation, from a store neither
         size: pixels a side of a mini-world chip
         sizes: the same for single sensors
-        crop: pixels a side of a random window; null: whole chips
-        dates: dates at which a mini-world place is seen
+        crop: pixels a side of a random window; null: complete chips
+        dates: dates on which a mini-world place is observed
         cloud_cover: share of the mini-world under clouds
         world: seed of the mini-world
         batch_size: chips, of one process
@@ -143,29 +79,29 @@ class DataChoice:
         augment: flips, and place and time unknown in a share of samples
         turns: quarter turns too; null: unless targets are cached
         unknown_share: of samples whose place and time are zeroed
-        shifted_share: of samples whose colours are shifted; see augment.shifted
-        repeats: batches of single sensors in a round of all, 1 where unnamed, such as {naip: 3}
+        shifted_share: of samples whose colors are shifted; see augment.shifted
+        repeats: batches of single sensors in a round of all, 1 by default, such as {naip: 3}
         targets: folder or URL of cached teacher targets; empty: none
     """
 
     store: str = ""
     sensors: list[str] = field(default_factory=list)
     on_damage: str = "raise"
-    chips: dict[str, int] = field(default_factory=dict)
-    val_chips: int = 22
-    size: int = 64
-    sizes: dict[str, int] = field(default_factory=dict)
-    crop: int | None = None
-    dates: int = 1
-    cloud_cover: float = 0.0
-    world: int = 0
-    batch_size: int = 16
-    workers: int = 0
+    chips: dict[str, Count] = field(default_factory=dict)
+    val_chips: Size = 22
+    size: Count = 64
+    sizes: dict[str, Count] = field(default_factory=dict)
+    crop: Count | None = None
+    dates: Count = 1
+    cloud_cover: Share = 0.0
+    world: Size = 0
+    batch_size: Count = 16
+    workers: Size = 0
     augment: bool = True
     turns: bool | None = None
-    unknown_share: float = 0.2
-    shifted_share: float = 0.0
-    repeats: dict[str, int] = field(default_factory=dict)
+    unknown_share: Share = 0.2
+    shifted_share: Share = 0.0
+    repeats: dict[str, Count] = field(default_factory=dict)
     targets: str = ""
 
     def counts(self) -> dict[str, int]:
@@ -173,164 +109,44 @@ class DataChoice:
         if not self.store:
             return self.chips or dict.fromkeys(WORLD_SENSORS, 176)
         if self.chips:
-            raise ContractError(
-                "data.chips",
-                f"{self.chips} with store {self.store}",
-                "either: a store's chips are all used; data.sensors chooses among them",
-                "settings of the mini-world left over",
-            )
-        from clay_lib.data.store import ChipStore
-
+            expected = "one of them: a store's chips are all used; data.sensors chooses among them"
+            raise ContractError("data.chips", f"{self.chips} with store {self.store}", expected, "leftover settings")
         table = ChipStore.open(self.store).table
         counts = table[table["split"] == "train"]["sensor"].value_counts().to_dict()
         missing = [name for name in self.sensors if name not in counts]
         if missing or not counts:
-            raise ContractError(
-                "data.sensors",
-                missing or "no chip to train on",
-                f"some of {sorted(counts)}",
-                "a misspelt name, or a store without a train split",
-            )
+            cause = "a misspelled name, or a store without a train split"
+            raise ContractError("data.sensors", missing or "no chip to train on", f"some of {sorted(counts)}", cause)
         return {name: counts[name] for name in (self.sensors or sorted(counts))}
 
+    def load(self, seed: int = 0, teacher: nn.Module | None = None) -> ClayDataModule:
+        """The chips, ready to train on. teacher: the one whose cached targets to use; None: the cache has only one."""
+        train, val = self._from_store() if self.store else self._from_world()
+        targets = val_targets = None
+        if self.targets:
+            targets = TargetCache(self.targets) if teacher is None else TargetCache.open(self.targets, teacher)
+            val_targets = targets if all(targets.has(name, part.hashes).all() for name, part in val.items()) else None
+        names = ("batch_size", "workers", "augment", "crop", "turns", "unknown_share", "shifted_share", "repeats")
+        options = {name: getattr(self, name) for name in names}
+        return ClayDataModule(train, val, seed=seed, targets=targets, val_targets=val_targets, **options)
 
-def model_config(choice: ModelChoice, teacher: nn.Module | None, data: DataChoice) -> ClayConfig:
-    """The model's configuration, as wide in its projection as the teacher is."""
-    check_names(choice.changes, [f.name for f in fields(ClayConfig)], "model.changes.")
-    width = {}
-    if teacher is not None:
-        width = {"teacher_dim": teacher.dim}
-    elif data.targets:
-        from clay_lib.data.targets import TargetCache
+    def _from_world(self) -> tuple[dict[str, Chips], dict[str, Chips]]:
+        def generate(sensor: str, count: int, split: str, dates: int) -> Chips:
+            size = self.sizes.get(sensor, self.size)
+            options = dict(size=size, seed=self.world, cloud_cover=self.cloud_cover)
+            return world_chips(sensor, count, split=split, dates=dates, **options)
 
-        width = {"teacher_dim": TargetCache(data.targets).dim}
-    return ClayConfig.named(choice.size, **{**width, **choice.changes})
+        train = {sensor: generate(sensor, count, "train", self.dates) for sensor, count in self.counts().items()}
+        val = {sensor: generate(sensor, self.val_chips, "val", 1) for sensor in train if self.val_chips}
+        return train, val
 
-
-def load_data(choice: DataChoice, seed: int = 0, teacher: nn.Module | None = None) -> ClayDataModule:
-    """The chips of a choice, ready to train on. teacher: whose cached targets are wanted; None: there is one only."""
-    from clay_lib.datamodule import ClayDataModule
-
-    train, val = _from_store(choice) if choice.store else _from_world(choice)
-    targets = val_targets = None
-    if choice.targets:
-        from clay_lib.data.targets import TargetCache
-
-        targets = TargetCache(choice.targets) if teacher is None else TargetCache.open(choice.targets, teacher)
-        val_targets = targets if all(targets.has(name, part.hashes).all() for name, part in val.items()) else None
-    return ClayDataModule(
-        train,
-        val,
-        batch_size=choice.batch_size,
-        seed=seed,
-        workers=choice.workers,
-        augment=choice.augment,
-        crop=choice.crop,
-        turns=choice.turns,
-        unknown_share=choice.unknown_share,
-        shifted_share=choice.shifted_share,
-        repeats=choice.repeats,
-        targets=targets,
-        val_targets=val_targets,
-    )
-
-
-def _from_world(choice: DataChoice) -> tuple[dict[str, Chips], dict[str, Chips]]:
-    from clay_lib.data.chips import world_chips
-
-    def make(sensor: str, count: int, split: str) -> Chips:
-        size = choice.sizes.get(sensor, choice.size)
-        return world_chips(
-            sensor,
-            count,
-            split=split,
-            size=size,
-            seed=choice.world,
-            dates=choice.dates if split == "train" else 1,
-            cloud_cover=choice.cloud_cover,
+    def _from_store(self) -> tuple[dict, dict]:
+        store = ChipStore.open(self.store, on_damage=self.on_damage)
+        existing = set(store.table[["sensor", "split"]].itertuples(index=False, name=None))
+        return tuple(
+            {name: store.sensor(name, split=split, labels=False) for name in self.counts() if (name, split) in existing}
+            for split in ("train", "val" if self.val_chips else "")
         )
-
-    train = {sensor: make(sensor, count, "train") for sensor, count in choice.counts().items()}
-    val = {sensor: make(sensor, choice.val_chips, "val") for sensor in train if choice.val_chips}
-    return train, val
-
-
-def _from_store(choice: DataChoice) -> tuple[dict, dict]:
-    from clay_lib.data.store import ChipStore
-
-    store = ChipStore.open(choice.store, on_damage=choice.on_damage)
-    kept = store.table[["sensor", "split"]].drop_duplicates().itertuples(index=False, name=None)
-    both, known = ("train", "val" if choice.val_chips else ""), set(kept)
-    return tuple(
-        {name: store.sensor(name, split=split, labels=False) for name in choice.counts() if (name, split) in known}
-        for split in both
-    )
-
-
-def find_teacher(name: str | None) -> nn.Module | None:
-    """The teacher of a configuration: a module with `dim`; see `training.ask` for what it is shown."""
-    if name is None or name in ("", "none", "null"):
-        return None
-    path = TEACHERS.get(name, name)
-    if _is_function(path):
-        return _function("teacher", path, f"one of {list(TEACHERS)}, a folder, a hub name")()
-    from clay_lib.teacher import load_teacher
-
-    return load_teacher(path)
-
-
-def find_start(name: str, config: ClayConfig, seed: int) -> Clay | None:
-    """The first weights of a run: a file's, or those that a function of configuration and seed gives."""
-    if not name:
-        return None
-    if _is_function(name):
-        return _function("start", name, "a file of weights")(config, seed)
-    from clay_lib.clay import Clay
-
-    return Clay.load(name)
-
-
-def _is_function(name: str) -> bool:
-    return ":" in name and not name.startswith("hub:") and not Path(name).exists()
-
-
-def _function(field_name: str, path: str, others: str):
-    module, _, function = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ContractError(
-            field_name,
-            f"{path}: {error}",
-            f"{others}, or package.module:function",
-            "a misspelt name, or a package that is not installed",
-        ) from None
-
-
-def check_names(given: Mapping, known: list[str], where: str) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise ContractError(
-                f"configuration: {where}{name}",
-                "no such key",
-                f"{where}{near[0]}" if near else f"one of {known}",
-                "a misspelt key",
-            )
-
-
-# ---- Pretraining by a configuration: what `clay train` does. The same command begins a run and goes on wi ----
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from clay_lib.datamodule import Batch, ClayDataModule
-    from clay_lib.model import ClayConfig
-
-RANGES = {
-    **dict.fromkeys(("log_every", "val_every", "checkpoint_steps", "devices", "nodes"), COUNT),
-    **dict.fromkeys(("epochs", "threads", "pictures_every", "checkpoint_minutes"), NONNEGATIVE),
-}
 
 
 def train(
@@ -341,83 +157,82 @@ def train(
     teacher: str | None = None,
     start: str = "",
     out: str = "papermill_runs/train",
-    epochs: float | None = None,
+    epochs: NonNegative | None = None,
     accelerator: str = "auto",
     precision: str | None = None,
-    devices: int | None = None,
-    nodes: int | None = None,
-    threads: int = 0,
-    log_every: int = 10,
-    val_every: int | None = None,
-    pictures_every: int = 0,
-    checkpoint_steps: int | None = None,
-    checkpoint_minutes: float = 5.0,
+    devices: Count | None = None,
+    nodes: Count | None = None,
+    threads: Size = 0,
+    log_every: Count = 10,
+    val_every: Count | None = None,
+    pictures_every: Size = 0,
+    checkpoint_steps: Count | None = None,
+    checkpoint_minutes: NonNegative = 5.0,
     weights_dtype: str = "float32",
     progress: bool = True,
     forecast: bool = False,
 ) -> int:
-    """Train a model. Started again with the same `out`, it goes on from its last checkpoint.
+    """Train a model. Run again with the same `out`, it resumes from its last checkpoint.
 
     Args:
         model: size and changes
         data: the chips
-        settings: optimiser, schedule and losses, by default those of the release
+        settings: optimizer, schedule and losses, by default those of the release
         teacher: null, stand-in, textures, a folder or hub name with DINOv2 weights, or package.module:function
-        start: weights to begin with, or package.module:function of configuration and seed; empty: random ones
+        start: weights to start from, or package.module:function of configuration and seed; empty: random ones
         out: folder for checkpoints, log/metrics.csv, pictures, weights.safetensors, config.yaml and run.json
         epochs: instead of settings.max_steps
         accelerator: auto, cpu, gpu or mps
         precision: null: bf16-mixed on a GPU, 32-true elsewhere
         devices: processes on each node; null: all GPUs, or one CPU process
         nodes: of a cluster
-        threads: of a CPU process; 0: as torch likes
+        threads: of a CPU process; 0: torch's default
         log_every: steps between rows in metrics.csv
         val_every: steps between validations; null: every epoch
-        pictures_every: steps between pictures of reconstructions; 0: none
+        pictures_every: steps between figures of reconstructions; 0: none
         checkpoint_steps: steps between checkpoints; null: by time alone
         checkpoint_minutes: minutes between checkpoints
         weights_dtype: of weights.safetensors: float32, bfloat16 or float16
         progress: show a bar
-        forecast: measure some steps, tell what the run would take, and do nothing else
+        forecast: measure some steps, print what the run would take, and stop
     """
-    asked = {k: asdict(v) if is_dataclass(v) else v for k, v in locals().items() if k != "forecast"}
-    check_ranges(asked, RANGES)
-    check_ranges(asked["data"], DATA_RANGES, "data.")
-    check_ranges(asked["settings"], SETTINGS_RANGES, "settings.")
-    import torch
-
+    request = {k: asdict(v) if is_dataclass(v) else v for k, v in locals().items() if k != "forecast"}
+    check_ranges(request, train)
+    check_ranges(request["data"], DataChoice, "data.")
+    check_ranges(request["settings"], TrainSettings, "settings.")
     if threads:
         torch.set_num_threads(threads)
     devices, nodes = _processes(devices, nodes)
-    guide = find_teacher(teacher)
-    config = model_config(model, guide, data)
     ranks = (devices or 1) * (nodes or 1)
-    if forecast:
-        return forecast_run(config, settings, data, guide, epochs, devices, nodes, accelerator, precision)
-
-    chips = load_data(data, settings.seed, guide)
+    network = find_teacher(teacher)
+    cache = TargetCache(data.targets) if data.targets and network is None else None
+    taught_by = network or cache
+    config = model.config(None if taught_by is None else taught_by.dim)
+    per_epoch = batches_per_epoch(data.counts(), data.repeats, data.batch_size * ranks)
     if epochs is not None:
-        settings = replace(settings, max_steps=steps_of(chips.batches_per_epoch(ranks), epochs, settings.accumulate))
+        settings = replace(settings, max_steps=max(1, round(epochs * per_epoch / settings.accumulate)))
+    if forecast:
+        print(forecast_training(config, settings, data, network, per_epoch, ranks, accelerator, precision))
+        return 0
+
+    chips = data.load(settings.seed, network)
     folder = Path(out)
     leader = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     if leader:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_same_data(folder, asked)
-        (folder / "config.yaml").write_text(_yaml(asked))
-        print(summary(config, guide))
-    began = find_start(start, config, settings.seed)
+        _check_same_data(folder, request)
+        (folder / "config.yaml").write_text(_yaml(request))
+        print(summary(config, network))
     callbacks = ()
     if pictures_every:
-        from clay_lib.training import Pictures
-
-        callbacks = (Pictures(one_of_each(chips), folder / "pictures", every=pictures_every),)
+        callbacks = (ReconstructionFigures(example_batches(chips), folder / "pictures", every=pictures_every),)
     trained = run_training(
         config,
         settings,
         chips,
         out=folder,
-        teacher=guide,
-        start=began,
+        teacher=network,
+        start=find_start(start, config, settings.seed),
         resume=True,
         accelerator=accelerator,
         devices=devices,
@@ -434,15 +249,15 @@ def train(
     if not leader:
         return 0
     if trained.signal is not None:
-        print(f"stopped by signal {trained.signal} after {trained.steps} steps; the same command goes on")
+        print(f"stopped by signal {trained.signal} after {trained.steps} steps; run the same command to resume")
         return 128 + trained.signal
-    weights = trained.clay.save(folder / "weights.safetensors", dtype=getattr(torch, weights_dtype))
-    seen = trained.steps * settings.accumulate * data.batch_size * ranks
+    weights = Clay(trained.model).save(folder / "weights.safetensors", dtype=getattr(torch, weights_dtype))
+    total = trained.steps * settings.accumulate * data.batch_size * ranks
     report = {
         "steps": trained.steps,
-        "chips seen": seen,
+        "chips seen": total,
         "hours": round(trained.seconds / 3600, 4),
-        "chips a second": round(seen / max(trained.seconds, 1e-9), 2),
+        "chips a second": round(total / max(trained.seconds, 1e-9), 2),
         "processes": ranks,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -450,30 +265,136 @@ def train(
         "seed": settings.seed,
     }
     write_json(folder / "run.json", report)
-    print(f"{trained.steps} steps, {seen:,} chips, {report['hours']:.2f} h; weights in {weights}")
+    print(f"{trained.steps} steps, {total:,} chips, {report['hours']:.2f} h; weights in {weights}")
     return 0
 
 
-def one_of_each(data: ClayDataModule) -> list[Batch]:
-    """The first four validation chips of each sensor (training chips where there are none), as they are."""
-    from clay_lib.datamodule import PlannedBatches, SensorBatches
+STARTS = {"clay_lib.birth:born": "clay_lib.clay:cosine_initialized"}  # former names
 
-    chips = data.val_chips or data.train_chips
-    options = data.options | {"turns": False}
-    loader = PlannedBatches(chips, augment=False, **options)
-    sizes = [
-        SensorBatches({name: min(4, len(part))}, batch_size=min(4, len(part)), shuffle=False)
-        for name, part in chips.items()
+
+def find_start(name: str, config: ClayConfig, seed: int) -> ClayMAE | None:
+    """The first weights of a run: from a file, or from a function of configuration and seed."""
+    if not name:
+        return None
+    if not is_function(name):
+        return Clay.load(name).model
+    start = find_function("start", STARTS.get(name, name), "a file of weights")(config, seed)
+    return getattr(start, "model", start)
+
+
+def forecast_training(
+    config: ClayConfig,
+    settings: TrainSettings,
+    data: DataChoice,
+    teacher: nn.Module | None,
+    per_epoch: int,
+    ranks: int,
+    accelerator: str = "auto",
+    precision: str | None = None,
+) -> str:
+    """What a run would take, from a few real steps on this machine; per_epoch: batches that each rank takes."""
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    bf16 = gpu if precision is None else precision.startswith("bf16")
+    torch.manual_seed(settings.seed)
+    module = ClayModule(config, settings, teacher, cached=bool(data.targets)).to(device)
+    module.setup("fit")
+    optimizer = module.configure_optimizers()["optimizer"]
+    counts = data.counts()
+    width = config.teacher_dim if data.targets else None
+    batches = [
+        noise_batch(sensor, data.batch_size, data.crop or data.sizes.get(sensor, data.size), width).to(device)
+        for sensor in counts
     ]
-    return [loader[sampler.plan(0)] for sampler in sizes]
+
+    def one_round() -> float:
+        """A step on each sensor's batch; the time when they are done."""
+        for batch in batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = module.losses(batch, training=True)["loss"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    began = now = one_round()  # each sensor's first step is slower, and not counted
+    rounds = 0
+    while rounds < 2 or (now - began < 10 and rounds < 50):
+        now, rounds = one_round(), rounds + 1
+    each = (now - began) / (rounds * len(batches))  # seconds a batch
+
+    steps = settings.max_steps
+    hours = steps * settings.accumulate * each / 3600
+    chips = steps * settings.accumulate * data.batch_size * ranks
+    machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+    speed, measured = data.batch_size / each, rounds * len(batches)
+    lines = {
+        "chips": f"{sum(counts.values()):,} of {len(counts)} sensors",
+        "chips seen": f"{chips:,} in {steps * settings.accumulate / per_epoch:.2f} epochs",
+        "steps": f"{steps:,} of {settings.accumulate} x {ranks} x {data.batch_size} chips",
+        "measured": f"{speed:.1f} chips/s on {machine}, one process, {measured} steps, no loading",
+        "hours": f"{hours:,.2f}",
+        "GPU-hours" if gpu else "process-hours": f"{hours * ranks:,.2f}",
+    }
+    note = f"\nArithmetic: {ranks} processes are taken to be as fast as the one measured, with no losses between them."
+    return forecast_lines(lines) + (note if ranks > 1 else "")
+
+
+class ReconstructionFigures(L.Callback):
+    """A figure a sensor, every so many steps: the visible patches, the reconstruction, the original.
+
+    The same patches are hidden each time. It draws nothing from the run's random numbers, and changes nothing in it.
+    """
+
+    def __init__(self, batches: list[Batch], folder: str | Path, *, every: int):
+        self.batches, self.folder, self.every = batches, Path(folder), every
+        self.drawn = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: ClayModule, *_) -> None:
+        if module.step % self.every == 0 and module.step != self.drawn and trainer.is_global_zero:
+            self.drawn = module.step
+            for batch in self.batches:
+                self._draw(module, batch)
+
+    @torch.no_grad()
+    def _draw(self, module: ClayModule, batch: Batch) -> None:
+        import matplotlib.pyplot as plt
+
+        from clay_lib import figures
+
+        P, truth = module.model.config.patch_size, batch.cube.pixels
+        patches = patchify(truth, P)  # [B, L, C*P*P]
+        noise = torch.from_numpy(batch.draws("mask", patches.shape[1]))
+        out = module.model(batch.cube.to(module.device), noise=noise.to(module.device))
+        layout = {"grid": out.encoded.grid, "patch_size": P, "size": truth.shape[-2:]}
+        rebuilt = unpatchify(out.reconstruction, **layout).float().cpu()
+        hidden = out.encoded.mask.bool().cpu()[:, :, None]
+        visible = unpatchify(patches.masked_fill(hidden, float("nan")), **layout)
+        shown = [
+            figures.rgb(x, batch.sensor, like=truth[k], normalized=True)
+            for k in range(len(truth))
+            for x in (visible[k], rebuilt[k], truth[k])
+        ]
+        titles = ["visible", f"step {module.step}", "original"]
+        gsd = SENSORS[batch.sensor].gsd
+        figure = figures.show_row(shown, titles, columns=3, size=1.6, gsd=gsd, title=batch.sensor)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        figures.save(figure, self.folder / f"{batch.sensor}-{module.step:07d}.png")
+        plt.close(figure)
+
+
+def example_batches(data: ClayDataModule) -> list[Batch]:
+    """The first four validation chips of each sensor (training chips if there are none), not augmented."""
+    chips = data.val_chips or data.train_chips
+    loader = PlannedBatches(chips, augment=False, **data.options | {"turns": False})
+    sizes = {name: min(4, len(part)) for name, part in chips.items()}
+    return [loader[SensorBatches({name: n}, batch_size=n, shuffle=False).plan(0)] for name, n in sizes.items()]
 
 
 def summary(config: ClayConfig, teacher: nn.Module | None = None) -> str:
     """Parameters of each part, in a few lines."""
-    import torch
-
-    from clay_lib.model import ClayMAE
-
     with torch.device("meta"):
         model = ClayMAE(config)
     parts = {"encoder": model.encoder, "decoder": model.decoder, "projection": model.proj}
@@ -486,48 +407,51 @@ def summary(config: ClayConfig, teacher: nn.Module | None = None) -> str:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A configuration's arguments for `train`, on a machine where jsonargparse, which reads the command's, is missing."""
+    """A configuration's arguments for `train`, where jsonargparse is missing. YAML reads 1e-3 as text: write 1.0e-3."""
     import yaml
 
-    kinds = {"model": ModelChoice, "data": DataChoice, "settings": TrainSettings}
-    known = [name for name in train.__kwdefaults__]
     values = yaml.safe_load(Path(path).read_text()) or {}
-    check_names(values, known, "")
-    for name, kind in kinds.items():
+    check_names(values, train, "")
+    for name, kind in {"model": ModelChoice, "data": DataChoice, "settings": TrainSettings}.items():
         part = values.get(name) or {}
-        check_names(part, [f.name for f in fields(kind)], f"{name}.")
-        floats = {f.name for f in fields(kind) if "float" in str(f.type)}  # YAML reads 1e-3 as text
-        part = {k: float(v) if k in floats and isinstance(v, str) else v for k, v in part.items()}
-        values[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()})
+        check_names(part, kind, f"{name}.")
+        values[name] = kind(**part)
     return values
 
 
+def check_names(given: Mapping, owner: type | Callable, where: str) -> None:
+    """ContractError for a key that is no argument of the function or dataclass; it names the nearest one."""
+    known: Iterable[str] = [f.name for f in fields(owner)] if is_dataclass(owner) else owner.__kwdefaults__
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            expected = f"{where}{near[0]}" if near else f"one of {[*known]}"
+            raise ContractError(f"configuration: {where}{name}", "no such key", expected, "a misspelled key")
+
+
 def _processes(devices: int | None, nodes: int | None) -> tuple[int | None, int | None]:
-    """Processes a node, and nodes: as asked for, else as torchrun started us."""
+    """Processes a node, and nodes: as requested, or else as torchrun started us."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         each = int(os.environ["LOCAL_WORLD_SIZE"])
         return devices or each, nodes or int(os.environ["WORLD_SIZE"]) // each
     return devices, nodes
 
 
-def _check_same_data(folder: Path, asked: dict[str, Any]) -> None:
-    """A run goes on with the chips, the teacher and the processes that it was begun with: batches are counted by them."""
+def _check_same_data(folder: Path, request: dict[str, Any]) -> None:
+    """A run resumes with the chips, teacher and processes that it was started with: its batches depend on them."""
     import yaml
 
     if not (folder / "config.yaml").is_file() or not any((folder / "checkpoints").glob("*.ckpt")):
         return
-    old, new = yaml.safe_load((folder / "config.yaml").read_text()), yaml.safe_load(_yaml(asked))
+    old, new = yaml.safe_load((folder / "config.yaml").read_text()), yaml.safe_load(_yaml(request))
     free = {"workers", "on_damage"}
     pairs = {f"data.{k}": (old["data"].get(k), v) for k, v in new["data"].items() if k not in free}
     pairs |= {k: (old.get(k), new[k]) for k in ("teacher", "devices", "nodes")}
     differs = {k: both for k, both in pairs.items() if both[0] != both[1]}
     if differs:
-        raise ContractError(
-            "resume",
-            ", ".join(f"{k} {now}" for k, (_, now) in differs.items()),
-            ", ".join(f"{k} {before}" for k, (before, _) in differs.items()) + f", as {folder} was begun",
-            "a changed configuration; write to another folder to begin anew",
-        )
+        changed, before = (", ".join(f"{k} {both[i]}" for k, both in differs.items()) for i in (1, 0))
+        cause = "a changed configuration; write to another folder to start again"
+        raise ContractError("resume", changed, f"{before}, as {folder} was started", cause)
 
 
 def _yaml(values: dict[str, Any]) -> str:
@@ -537,5 +461,5 @@ def _yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
-if __name__ == "__main__":  # without jsonargparse: python -m clay_lib.runs.pretrain run.yaml
+if __name__ == "__main__":  # without jsonargparse
     sys.exit(train(**read_config(sys.argv[1])))

@@ -19,7 +19,7 @@
 # minute on one thread.
 
 # %%
-from clay_lib import ClayConfig
+from clay_lib import Clay, ClayConfig
 from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
 from clay_lib.data.chips import world_chips
 from clay_lib.datamodule import ClayDataModule
@@ -54,12 +54,14 @@ settings = TrainSettings(
 )  # fmt: skip
 data = ClayDataModule({sensor: land}, {sensor: unseen}, batch_size=batch_size, seed=seed)
 trained = train(
-    config, settings, data, out=out_dir, start=cosine_initialized(config, seed), check_val_every_n_epoch=steps
+    config, settings, data, out=out_dir, start=cosine_initialized(config, seed).model, check_val_every_n_epoch=steps
 )
 
+clay = Clay(trained.model)
+
 # %%
-scores = reconstruction_scores(trained.clay, unseen, mask_ratio=scored_ratio, seed=seed)
-train_x, test_x = probes.standardize(*(embed_chips(trained.clay, part)["patch mean"] for part in (land, unseen)))
+scores = reconstruction_scores(clay, unseen, mask_ratio=scored_ratio, seed=seed)
+train_x, test_x = probes.standardize(*(embed_chips(clay, part)["patch mean"] for part in (land, unseen)))
 knn = probes.knn_score(train_x, land.land_cover, test_x, unseen.land_cover, k=5)
 ratio = float(scores["error"].mean() / scores["mean_error"].mean())
 print(f"hidden pixels: {ratio:.2f} of the visible mean's error; land cover by five neighbours: {knn:.0%}")

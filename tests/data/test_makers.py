@@ -7,7 +7,6 @@ import pytest
 import shapely
 
 from clay_lib import ContractError
-from clay_lib import __main__ as cli
 from clay_lib.data.makers import SceneMaker, WorldMaker, date_in_name, footprint, scenes_in, world_tiles
 from clay_lib.data.rasters import write_raster
 from clay_lib.data.splits import LAND_TILES, block_split, sample_tiles
@@ -111,44 +110,6 @@ def test_folders_of_scenes(tmp_path):
     with pytest.raises(ContractError, match="without rasters"):
         (tmp_path / "none").mkdir()
         scenes_in(tmp_path / "none", "naip")
-
-
-def test_the_command_tells_before_writes_and_checks_after(tmp_path, capsys):
-    out = str(tmp_path / "store")
-    ask = [
-        "chips",
-        out,
-        "--sensors",
-        "naip,linz",
-        "--count",
-        "6",
-        "--size",
-        "32",
-        "--jobs",
-        "1",
-        "--split",
-        "train,val",
-    ]
-    assert cli.main([*ask, "--forecast"]) == 0
-    said = capsys.readouterr().out
-    assert "naip-32" in said and "linz-32" in said and "minutes" in said and not (tmp_path / "store").exists()
-    assert cli.main(ask) == 0
-    assert "24 new chips" in capsys.readouterr().out
-    store = ChipStore.open(out)
-    assert len(store.sensor("linz", split="val")) == 6 and store.index["time"].notna().all()
-    scene(tmp_path)
-    scenes = ["chips", out, "--scenes", str(tmp_path), "--sensor", "naip", "--size", "32", "--jobs", "1"]
-    assert cli.main(scenes) == 0 and "5 new chips" in capsys.readouterr().out
-    assert cli.main(scenes) == 0 and "0 new chips" in capsys.readouterr().out
-    assert cli.main(["chips", out, "--check"]) == 0 and "29 of 29 chips are whole" in capsys.readouterr().out
-    shard = store.table.query("sensor == 'linz' and split == 'val'")["shard"].iloc[0]
-    (tmp_path / "store" / shard / "pixels/c/0/0/0/0").write_bytes(b"")
-    assert cli.main(["chips", out, "--check"]) == 1
-    assert shard in capsys.readouterr().out
-    assert cli.main(["chips", out, "--mend"]) == 1 and "1 shards are forgotten" in capsys.readouterr().out
-    assert cli.main(ask) == 0 and "6 new chips" in capsys.readouterr().out
-    assert cli.main(["chips", out, "--check"]) == 0 and "29 of 29 chips are whole" in capsys.readouterr().out
-    assert cli.main(["chips", out, "--scenes", str(tmp_path)]) == 2
 
 
 def test_real_scenes_go_into_a_store_and_come_back(tmp_path, realdata):

@@ -1,8 +1,7 @@
-"""The store of chips: what is written is what is read, by this reader and by zarr's own; damage is found and named."""
+"""Chip stores: round trips through this reader and zarr's own, damage, and several writers."""
 
 from __future__ import annotations
 
-import json
 import pickle
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,9 @@ import zarr
 
 from clay_lib import ContractError
 from clay_lib.data.chips import Chips
-from clay_lib.data.store import ChipStore, Made, write_chips
+from clay_lib.data.makers import Made
+from clay_lib.data.store import ChipStore, write_chips
+from clay_lib.files import locked
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def _numbered(maker: Numbered, numbers) -> Made | None:
     return Made(Chips(maker.sensor, pixels, labels, lat, lon, when), shapes, splits, "numbers")
 
 
-def whole(count: int, **how) -> Chips:
-    return _numbered(Numbered(count, **how), [n for n in range(count) if n % 10 != 3]).chips
+def all_chips(count: int, **options) -> Chips:
+    return _numbered(Numbered(count, **options), [n for n in range(count) if n % 10 != 3]).chips
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,8 @@ def store(tmp_path_factory):
     return url
 
 
-def test_what_is_written_is_what_is_read(store):
-    chips, truth = ChipStore.open(store).sensor("naip"), whole(40)
+def test_written_chips_are_read_back(store):
+    chips, truth = ChipStore.open(store).sensor("naip"), all_chips(40)
     assert len(chips) == 36 and chips.sensor == "naip"
     order = np.random.default_rng(0).permutation(36)[:20]
     for index in (order, slice(3, 30, 4), truth.lat > 2):
@@ -70,13 +71,13 @@ def test_what_is_written_is_what_is_read(store):
         for name in ("pixels", "labels", "lat", "lon"):
             np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
         assert [w[:16] for w in got.when] == want.when.tolist()
-        assert replace(got).hashes.tolist() == want.hashes.tolist()  # computed anew
+        assert replace(got).hashes.tolist() == want.hashes.tolist()  # computed again
     assert chips[[4]].place_and_time["when"] == [None]  # number 5: 3 is left out
     assert pickle.loads(pickle.dumps(chips))[order].hashes.tolist() == truth.hashes[order].tolist()
     assert not ChipStore.open(store).sensor("naip", labels=False)[:2].labels.any()
 
 
-def test_the_index_tells_where_when_and_what(store):
+def test_index_columns(store):
     opened = ChipStore.open(store)
     index = opened.index
     assert isinstance(index, geopandas.GeoDataFrame) and index.crs.to_epsg() == 4326 and len(index) == 36
@@ -86,11 +87,11 @@ def test_the_index_tells_where_when_and_what(store):
     assert len(opened.sensor("naip", split="val")) + len(opened.sensor("naip", split="train")) == 36
     assert set(opened.sensor("naip", split="val").hashes) == set(index["content_hash"][index["split"] == "val"])
     part = next((store / "index" / "naip-16").iterdir())
-    assert geopandas.read_parquet(part).crs.to_epsg() == 4326  # GeoParquet for everybody
+    assert geopandas.read_parquet(part).crs.to_epsg() == 4326
 
 
 def test_zarr_reads_the_shards(store):
-    index, truth = ChipStore.open(store).index, whole(40)
+    index, truth = ChipStore.open(store).index, all_chips(40)
     for shard, rows in index.groupby("shard"):
         group = zarr.open_group(store, mode="r")[shard]
         assert group["pixels"].shards == (len(rows), 4, 16, 16) and group["pixels"].chunks == (1, 4, 16, 16)
@@ -100,12 +101,12 @@ def test_zarr_reads_the_shards(store):
 
 
 def test_writing_again_adds_only_what_is_new(tmp_path):
-    def write(count, **how):
-        return write_chips(tmp_path / "s", [Numbered(count, **how)], chips_per_part=16, jobs=1, progress=False)
+    def write(count, **options):
+        return write_chips(tmp_path / "s", [Numbered(count, **options)], chips_per_part=16, jobs=1, progress=False)
 
     assert (write(20), write(20), write(40)) == (18, 0, 18)
     first = ChipStore.open(tmp_path / "s").sensor("naip").hashes
-    assert sorted(first) == sorted(whole(40).hashes)
+    assert sorted(first) == sorted(all_chips(40).hashes)
     assert write(10, recipe="renamed") == 9 and len(ChipStore.open(tmp_path / "s")) == 36  # the same content, once
     assert write(10, sensor="linz") == 9
     assert len(ChipStore.open(tmp_path / "s").sensor("linz")) == 9
@@ -120,19 +121,19 @@ def test_many_parts_are_gathered_into_one_index(tmp_path, monkeypatch):
     write_chips(tmp_path, [Numbered(12)], chips_per_part=2, jobs=1, progress=False)
     gathered = (tmp_path / "index.parquet").read_bytes()
     write_chips(tmp_path, [Numbered(16)], chips_per_part=2, jobs=1, progress=False)
-    assert (tmp_path / "index.parquet").read_bytes() == gathered  # two more are no reason to write it anew
-    assert ChipStore.open(tmp_path).sensor("naip").hashes.tolist() == whole(16).hashes.tolist()
+    assert (tmp_path / "index.parquet").read_bytes() == gathered  # not rewritten for two more
+    assert ChipStore.open(tmp_path).sensor("naip").hashes.tolist() == all_chips(16).hashes.tolist()
     for part in (tmp_path / "index" / "naip-16").iterdir():
         if int(part.stem.split("-")[1]) < 12:
             part.write_bytes(b"not read any more")
-    assert len(ChipStore.open(tmp_path)) == len(whole(16))
+    assert len(ChipStore.open(tmp_path)) == len(all_chips(16))
 
 
 def test_object_storage_by_url():
     write_chips("memory://bucket/chips", [Numbered(20)], chips_per_part=8, progress=False)
     chips = ChipStore.open("memory://bucket/chips").sensor("naip")
-    assert chips[np.arange(18)[::-1]].hashes.tolist() == whole(20).hashes[::-1].tolist()
-    np.testing.assert_array_equal(chips[:].pixels, whole(20).pixels)
+    assert chips[np.arange(18)[::-1]].hashes.tolist() == all_chips(20).hashes[::-1].tolist()
+    np.testing.assert_array_equal(chips[:].pixels, all_chips(20).pixels)
     assert ChipStore.open("memory://bucket/chips").check() == []
     assert write_chips("memory://bucket/chips", [Numbered(20)], chips_per_part=8, progress=False) == 0
 
@@ -156,7 +157,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_found_named_and_skipped_if_told(tmp_path, damage):
+def test_damage_is_found_named_and_skipped_on_request(tmp_path, damage):
     write_chips(tmp_path, [Numbered(40)], chips_per_part=16, jobs=1, progress=False)
     assert ChipStore.open(tmp_path).check() == []
     shard = ChipStore.open(tmp_path).table["shard"].iloc[20]
@@ -171,12 +172,12 @@ def test_damage_is_found_named_and_skipped_if_told(tmp_path, damage):
     with pytest.warns(UserWarning, match=shard):
         chips, kept = ChipStore.open(tmp_path, on_damage="skip").sensor("naip").take(every)
     np.testing.assert_array_equal(kept, ~lost)
-    np.testing.assert_array_equal(chips.pixels, whole(40).pixels[~lost])
-    assert store.without([found]).sensor("naip")[:].hashes.tolist() == whole(40).hashes[~lost].tolist()
+    np.testing.assert_array_equal(chips.pixels, all_chips(40).pixels[~lost])
+    assert store.without([found]).sensor("naip")[:].hashes.tolist() == all_chips(40).hashes[~lost].tolist()
 
 
-def test_chips_that_are_not_the_index_s_are_found(tmp_path):
-    """Shards swapped by a careless copy: every checksum is right, and yet nothing is."""
+def test_swapped_shards_are_found(tmp_path):
+    """By a careless copy: every checksum is right, but no chip is."""
     write_chips(tmp_path, [Numbered(40)], chips_per_part=20, jobs=1, progress=False)
     one, two = sorted(set(ChipStore.open(tmp_path).table["shard"]))
     (tmp_path / one).rename(tmp_path / "x")
@@ -185,21 +186,21 @@ def test_chips_that_are_not_the_index_s_are_found(tmp_path):
     assert sum(len(damage.hashes) for damage in ChipStore.open(tmp_path).check()) == 36
 
 
-def test_only_leftovers_of_the_dead_are_cleaned(tmp_path):
+def test_only_leftovers_of_killed_writers_are_deleted(tmp_path):
     write_chips(tmp_path, [Numbered(20)], chips_per_part=16, jobs=1, progress=False)
     kept = ChipStore.open(tmp_path).table["shard"].iloc[0]
-    dead = {"host": "elsewhere", "pid": 1, "born": 0.0, "seen": 0.0}
-    sessions = {"0000dead": dead, "0000beef": dead | {"seen": 4e9}}
-    for session, who in sessions.items():
-        (tmp_path / "writers" / f"{session}.json").write_text(json.dumps(who))
+    for session in ("0000dead", "0000beef"):
+        (tmp_path / "writers" / f"{session}.lock").touch()
         (tmp_path / "naip-16" / f"numbered-00000100-00000115-{session}").mkdir()
         (tmp_path / f"{kept.rsplit('-', 1)[0]}-{session}").mkdir()  # lost the race for a part that exists
+    (tmp_path / "writers" / "00000old.json").write_text("{}")  # a session of before, when writers had no locks
     (tmp_path / "targets").mkdir()
     (tmp_path / "naip-16" / "notes").mkdir()
-    write_chips(tmp_path, [Numbered(20)], chips_per_part=16, jobs=1, progress=False)
+    with locked(tmp_path / "writers" / "0000beef.lock", "session"):  # its writer lives
+        write_chips(tmp_path, [Numbered(20)], chips_per_part=16, jobs=1, progress=False)
     left = {path.name.rsplit("-", 1)[-1] for path in (tmp_path / "naip-16").iterdir()}
     assert "0000beef" in left and "0000dead" not in left and "notes" in left and (tmp_path / "targets").is_dir()
-    assert [path.name for path in (tmp_path / "writers").iterdir()] == ["0000beef.json"]
+    assert [path.name for path in (tmp_path / "writers").iterdir()] == ["0000beef.lock"]
     assert ChipStore.open(tmp_path).check() == []
 
 
@@ -216,27 +217,15 @@ class Overtaken(Numbered):
         return make
 
 
-def test_of_two_writers_the_first_wins(tmp_path):
+def test_the_first_of_two_writers_wins(tmp_path):
     Overtaken.url = tmp_path
     assert write_chips(tmp_path, [Overtaken(40)], chips_per_part=16, jobs=1, progress=False) == 0
     shards = {f"naip-16/{path.name}" for path in (tmp_path / "naip-16").iterdir() if path.is_dir()}
     assert shards == set(ChipStore.open(tmp_path).table["shard"]) and ChipStore.open(tmp_path).check() == []
-    assert ChipStore.open(tmp_path).sensor("naip").hashes.tolist() == whole(40).hashes.tolist()
+    assert ChipStore.open(tmp_path).sensor("naip").hashes.tolist() == all_chips(40).hashes.tolist()
 
 
-def test_a_writer_taken_for_dead_commits_no_more(tmp_path):
-    class Forgotten(Numbered):
-        def part(self, numbers):
-            make = super().part(numbers)
-            return lambda: ([sign.unlink() for sign in (tmp_path / "writers").iterdir()], make())[1]
-
-    with pytest.raises(ContractError, match="took this one for dead"):
-        write_chips(tmp_path, [Forgotten(20)], jobs=1, progress=False)
-    assert len(ChipStore.open(tmp_path)) == 0
-    assert write_chips(tmp_path, [Numbered(20)], jobs=1, progress=False) == 18
-
-
-def test_wrong_input_is_told(store, tmp_path):
+def test_wrong_input_raises(store, tmp_path):
     (tmp_path / "letter.txt").write_text("not chips")
     wrong = {
         "url: found .*no store": lambda: ChipStore.open(tmp_path),

@@ -1,4 +1,4 @@
-"""Writers killed with SIGKILL at random moments: the store opens, holds whole chips only, and a rerun finishes it."""
+"""Writers killed with SIGKILL at random moments: the store opens, holds complete chips only, and a rerun completes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAKERS = [Numbered(60), Numbered(60, sensor="linz")]
 PART = 2  # chips: many small parts, so that a kill falls into every step of making one
 # Forks a writer for every line it reads, which takes milliseconds where a fresh interpreter takes seconds.
-NURSERY = """
+FORKER = """
 import os, sys
 from test_store_kill import MAKERS, PART, write_chips
 for line in sys.stdin:
@@ -40,12 +40,12 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def nursery():
+def forker():
     """start(url, jobs) -> (pid of a writer, call that waits for its end)."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with subprocess.Popen([sys.executable, "-c", NURSERY], cwd=ROOT, env=env, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", FORKER], cwd=ROOT, env=env, **pipes) as process:
 
         def start(url: Path, jobs: int):
             print(jobs, url, file=process.stdin, flush=True)
@@ -82,9 +82,9 @@ def hashes(url: Path) -> dict[str, list[str]]:
     return found
 
 
-def assert_whole_part_of(found: dict, everything: dict) -> None:
-    for name, some in found.items():
-        assert some == [one for one in everything[name] if one in set(some)]
+def assert_part_of(found: dict, everything: dict) -> None:
+    for name, subset in found.items():
+        assert subset == [one for one in everything[name] if one in set(subset)]
 
 
 def assert_finished(url: Path, everything: dict) -> None:
@@ -95,28 +95,28 @@ def assert_finished(url: Path, everything: dict) -> None:
     assert list((url / "writers").iterdir()) == []
 
 
-def test_writers_killed_at_random_moments(tmp_path, undisturbed, nursery):
+def test_writers_killed_at_random_moments(tmp_path, undisturbed, forker):
     rng, sizes = random.Random(0), []
     write_chips(tmp_path, [Numbered(2)], chips_per_part=PART, jobs=1, progress=False)
     for kill in range(14):
         enough = commits(tmp_path) + rng.randint(1, 3) * (kill % 7 > 0)  # or before anything is written
-        writer, ended = nursery(tmp_path, 1)
+        writer, ended = forker(tmp_path, 1)
         wait(lambda least=enough: commits(tmp_path) >= least)
         time.sleep(rng.uniform(0, 0.05))
         os.kill(writer, signal.SIGKILL)
         ended()
         found = hashes(tmp_path)
-        assert_whole_part_of(found, undisturbed)
+        assert_part_of(found, undisturbed)
         sizes.append(sum(map(len, found.values())))
     assert sizes == sorted(sizes) and 20 < sizes[-1] < 2 * len(undisturbed["naip"]), sizes  # none came too late
     assert_finished(tmp_path, undisturbed)
 
 
-def test_a_writer_and_a_worker_of_many_are_killed(tmp_path, undisturbed, nursery):
+def test_a_writer_and_a_worker_of_many_are_killed(tmp_path, undisturbed, forker):
     sizes = []
     for victim in ("a worker", "the writer"):
         before = commits(tmp_path)
-        writer, ended = nursery(tmp_path, 2)
+        writer, ended = forker(tmp_path, 2)
         wait(lambda least=before + 2: commits(tmp_path) >= least, 120)
         workers = [p for p in psutil.Process(writer).children(recursive=True) if "LokyProcess" in " ".join(p.cmdline())]
         assert len(workers) == 2
@@ -124,7 +124,7 @@ def test_a_writer_and_a_worker_of_many_are_killed(tmp_path, undisturbed, nursery
         ended()
         wait(lambda those=workers: not any(p.is_running() and p.status() != "zombie" for p in those))  # by themselves
         found = hashes(tmp_path)
-        assert_whole_part_of(found, undisturbed)
+        assert_part_of(found, undisturbed)
         sizes.append(sum(map(len, found.values())))
     assert 0 < sizes[0] < sizes[1] < 2 * len(undisturbed["naip"]), sizes
     assert_finished(tmp_path, undisturbed)

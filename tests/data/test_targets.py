@@ -1,4 +1,4 @@
-"""Cached targets are the live teacher's, and none is served for another chip, another teacher or another sensor."""
+"""Cached targets equal the live teacher's output, and belong to one chip, teacher and normalization."""
 
 import pickle
 import time
@@ -10,7 +10,7 @@ import torch
 
 from clay_lib import SENSORS, ClayConfig, ContractError
 from clay_lib.data.chips import Chips
-from clay_lib.data.targets import TargetCache, fill_targets, fingerprint, missing, shown_as
+from clay_lib.data.targets import TargetCache, fill_targets, fingerprint, sensor_folder
 from clay_lib.datamodule import ClayDataModule
 from clay_lib.sensors import Sensor
 from clay_lib.teacher import Teacher, TextureTeacher, stand_in_teacher, teacher_view
@@ -19,7 +19,7 @@ from clay_lib.training import ClayModule
 MICRO = ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=64)
 
 
-def some_chips(sensor="naip", n=6, size=16, seed=0):
+def random_chips(sensor="naip", n=6, size=16, seed=0):
     spec, rng = SENSORS[sensor], np.random.default_rng(seed)
     mean, std = spec.statistics()
     level = rng.normal(size=(n, len(mean), size, size)) * std[:, None, None] + mean[:, None, None]
@@ -34,16 +34,16 @@ def teacher():
 
 
 class Counting(torch.nn.Module):
-    """A teacher that counts what it is asked."""
+    """A teacher that counts its images."""
 
-    asked = 0
+    count = 0
 
     def __init__(self, dim=3):
         super().__init__()
         self.dim = dim
 
     def forward(self, rgb):
-        self.asked += len(rgb)
+        self.count += len(rgb)
         return rgb.mean((2, 3)).repeat(1, self.dim)[:, : self.dim]
 
 
@@ -51,9 +51,9 @@ def files(folder):
     return sorted((folder / "targets").glob("*/*/*"))
 
 
-def test_a_target_is_what_the_live_teacher_says_of_the_flipped_chip(tmp_path, teacher):
+def test_targets_equal_the_live_teacher_on_flipped_chips(tmp_path, teacher):
     for sensor in ("naip", "sentinel-1-rtc"):
-        chips = some_chips(sensor)
+        chips = random_chips(sensor)
         cache = fill_targets(chips, teacher, tmp_path, batch_size=4, progress=False)
         order, flips = np.array([3, 0, 5, 3]), np.array([0, 1, 2, 3], np.uint8)
         found = cache.lookup(sensor, chips.hashes[order], flips)
@@ -62,29 +62,29 @@ def test_a_target_is_what_the_live_teacher_says_of_the_flipped_chip(tmp_path, te
             pixels = torch.from_numpy(SENSORS[sensor].normalize(chips.pixels[order[k : k + 1]])).flip(dims)
             live = teacher(teacher_view(pixels, SENSORS[sensor]))[0]
             torch.testing.assert_close(found[k].float(), live, rtol=2**-10, atol=1e-4)
-        assert (found[0].float() - found[3].float()).abs().max() > 1e-2  # a flip is seen
+        assert (found[0].float() - found[3].float()).abs().max() > 1e-2  # a flip changes the target
 
 
-def test_only_what_is_missing_is_asked(tmp_path):
-    chips, teacher = some_chips(n=6), Counting()
+def test_only_missing_targets_are_computed(tmp_path):
+    chips, teacher = random_chips(n=6), Counting()
     fill_targets(chips[:4], teacher, tmp_path, batch_size=3, flips=(0, 2), progress=False)
-    assert teacher.asked == 8
+    assert teacher.count == 8
     cache = fill_targets(chips, teacher, tmp_path, batch_size=3, progress=False)
-    assert teacher.asked == 24 and not missing(chips, cache, (0, 1, 2, 3)).any()
+    assert teacher.count == 24 and not cache.missing(chips, (0, 1, 2, 3)).any()
     before = {file: file.stat().st_mtime_ns for file in files(tmp_path)}
     twice = chips[np.array([0, 0, 5])]
     fill_targets(twice, teacher, tmp_path, progress=False)
-    assert teacher.asked == 24 and before == {file: file.stat().st_mtime_ns for file in files(tmp_path)}
+    assert teacher.count == 24 and before == {file: file.stat().st_mtime_ns for file in files(tmp_path)}
 
 
-def test_a_content_that_comes_twice_is_asked_once(tmp_path):
+def test_equal_chips_are_computed_once(tmp_path):
     teacher = Counting()
-    fill_targets(some_chips()[np.array([0, 1, 0, 1, 0])], teacher, tmp_path, flips=(0,), progress=False)
-    assert teacher.asked == 2
+    fill_targets(random_chips()[np.array([0, 1, 0, 1, 0])], teacher, tmp_path, flips=(0,), progress=False)
+    assert teacher.count == 2
 
 
 def test_a_changed_chip_has_no_target(tmp_path, teacher):
-    chips = some_chips()
+    chips = random_chips()
     cache = fill_targets(chips, teacher, tmp_path, flips=(0,), progress=False)
     pixels = chips.pixels.copy()
     pixels[2, 0, 5, 5] += 1
@@ -97,7 +97,7 @@ def test_a_changed_chip_has_no_target(tmp_path, teacher):
 
 
 def test_a_changed_teacher_or_sensor_has_no_target(tmp_path, teacher, monkeypatch):
-    chips = some_chips()
+    chips = random_chips()
     fill_targets(chips, teacher, tmp_path, flips=(0,), progress=False)
     other = stand_in_teacher(size=28)
     assert fingerprint(other) == fingerprint(teacher)
@@ -122,13 +122,13 @@ def test_a_changed_teacher_or_sensor_has_no_target(tmp_path, teacher, monkeypatc
 
     naip = SENSORS["naip"]
     brighter = Sensor("naip", [replace(band, mean=band.mean + 1) for band in naip.bands], naip.gsd, naip.rgb)
-    before = shown_as("naip")
-    monkeypatch.setitem(SENSORS._sensors, "naip", brighter)
-    assert shown_as("naip") != before and not TargetCache(cache.url).has("naip", chips.hashes).any()
+    before = sensor_folder("naip")
+    monkeypatch.setitem(SENSORS, "naip", brighter)
+    assert sensor_folder("naip") != before and not TargetCache(cache.url).has("naip", chips.hashes).any()
 
 
-def test_the_loss_is_the_same_with_and_without(tmp_path, teacher):
-    chips = {"naip": some_chips("naip", 8), "linz": some_chips("linz", 5)}
+def test_the_loss_is_the_same_with_a_cache(tmp_path, teacher):
+    chips = {"naip": random_chips("naip", 8), "linz": random_chips("linz", 5)}
     for part in chips.values():
         cache = fill_targets(part, teacher, tmp_path, progress=False)
     loaders = [ClayDataModule(chips, batch_size=4, turns=False, targets=t).train_dataloader() for t in (None, cache)]
@@ -139,16 +139,16 @@ def test_the_loss_is_the_same_with_and_without(tmp_path, teacher):
     seen = set()
     for a, b in zip(*loaders, strict=True):
         seen |= set(a.flips.tolist())
-        here, there = live.losses(a, training=True), cached.losses(b, training=True)
-        torch.testing.assert_close(there["reconstruction"], here["reconstruction"], rtol=0, atol=0)
-        torch.testing.assert_close(there["representation"], here["representation"], rtol=0, atol=2e-3)
-        torch.testing.assert_close(there["loss"], here["loss"], rtol=0, atol=1e-4)
-        assert 0 < float(there["representation"].detach()) < 2
+        direct, looked_up = live.losses(a, training=True), cached.losses(b, training=True)
+        torch.testing.assert_close(looked_up["reconstruction"], direct["reconstruction"], rtol=0, atol=0)
+        torch.testing.assert_close(looked_up["representation"], direct["representation"], rtol=0, atol=2e-3)
+        torch.testing.assert_close(looked_up["loss"], direct["loss"], rtol=0, atol=1e-4)
+        assert 0 < float(looked_up["representation"].detach()) < 2
     assert seen == {0, 1, 2, 3}
 
 
-def test_damage_is_told_by_name_and_mended_by_deleting(tmp_path, teacher):
-    chips = some_chips()
+def test_damage_names_the_file_and_deleting_it_repairs(tmp_path, teacher):
+    chips = random_chips()
     cache = fill_targets(chips, teacher, tmp_path, flips=(0,), progress=False)
     (part,) = [file for file in files(tmp_path) if file.suffix == ".npy"]
     whole = part.read_bytes()
@@ -168,8 +168,8 @@ def test_damage_is_told_by_name_and_mended_by_deleting(tmp_path, teacher):
     assert part.read_bytes() == whole and again.has("naip", chips.hashes).all()
 
 
-def test_object_storage_gives_the_same(teacher):
-    chips = some_chips()
+def test_object_storage_gives_the_same_targets(teacher):
+    chips = random_chips()
     url = "memory://bucket/chips-with-targets"
     cache = fill_targets(chips, teacher, url, batch_size=4, progress=False)
     flips = np.array([3, 2, 1, 0, 0, 0], np.uint8)
@@ -178,17 +178,17 @@ def test_object_storage_gives_the_same(teacher):
     assert found.isfinite().all() and found.abs().max() > 0
 
 
-def test_a_batch_is_found_in_less_than_a_thousandth_of_a_second(tmp_path, monkeypatch):
-    chips = some_chips(n=600, size=8)
+def test_lookup_of_a_batch_takes_less_than_a_millisecond(tmp_path, monkeypatch):
+    chips = random_chips(n=600, size=8)
     monkeypatch.setattr("clay_lib.data.targets.PART_ROWS", 200)
     cache = fill_targets(chips, Counting(1024), tmp_path, batch_size=50, progress=False)
     assert len(files(tmp_path)) > 10
     rng, times = np.random.default_rng(0), []
     cache = pickle.loads(pickle.dumps(cache))
     for _ in range(60):
-        asked, flips = rng.integers(0, 600, 64), rng.integers(0, 4, 64).astype(np.uint8)
-        hashes = chips.hashes[asked]
+        indices, flips = rng.integers(0, 600, 64), rng.integers(0, 4, 64).astype(np.uint8)
+        hashes = chips.hashes[indices]
         start = time.perf_counter()
         cache.lookup("naip", hashes, flips)
         times.append(time.perf_counter() - start)
-    assert min(times) < 1e-3, times  # the machine may be busy; the code is not
+    assert min(times) < 1e-3, times  # the fastest, since the machine may be busy

@@ -1,4 +1,4 @@
-"""A teacher cache that is filled and killed again and again ends with every target once, as if nobody had killed it."""
+"""A target cache whose writers are killed repeatedly ends with every target once, like one filled without a kill."""
 
 import subprocess
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_targets import some_chips
+from test_targets import random_chips
 
 from clay_lib.data.targets import TargetCache
 
-# A fresh interpreter that imports once and then forks, since a start would else take longer than what is tested.
+# An interpreter that imports once and then forks, since starting one takes longer than filling the cache.
 DRIVER = '''
 import os, random, signal, sys, time
 import numpy as np
@@ -19,12 +19,12 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 import tqdm.auto
-from clay_lib import targets, training
-from test_targets import Counting, some_chips
+from clay_lib.data import targets
+from test_targets import Counting, random_chips
 
 KILLS, CHIPS, FLIPS = 25, 400, (0, 1, 2, 3)
 targets.PART_ROWS = 24
-chips, folder = some_chips(n=CHIPS, size=8), sys.argv[2]
+chips, folder = random_chips(n=CHIPS, size=8), sys.argv[2]
 chips.hashes
 
 class Slow(Counting):
@@ -83,16 +83,16 @@ print(kills, "kills,", len(set(reached) - {0}), "states between:", reached, roun
 
 
 @pytest.mark.slow
-def test_kills_lose_and_double_nothing(tmp_path):
+def test_kills_lose_and_duplicate_nothing(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(killed), str(whole)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout)
     kills, _, states = done.stdout.split()[:3]
-    assert int(kills) >= 20 and int(states) >= 5, done.stdout  # in the midst of the work, not before or after it
+    assert int(kills) >= 20 and int(states) >= 5, done.stdout  # during the work, not before or after it
 
-    chips = some_chips(n=400, size=8)
+    chips = random_chips(n=400, size=8)
     for flip in range(4):
         asked = np.full(400, flip)
         a, b = (TargetCache(folder).lookup("naip", chips.hashes, asked) for folder in (killed, whole))

@@ -1,0 +1,253 @@
+"""Preparing data for pretraining: the commands `clay chips` and `clay targets`, and teachers by name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from clay_lib.cluster import forecast_table, timed
+from clay_lib.data.chips import encode, native, world_chips
+from clay_lib.data.makers import Maker, Part, WorldMaker, missing_parts, scenes_in
+from clay_lib.data.store import ChipStore, index_parts, write_chips
+from clay_lib.data.targets import FLIPS, TABLE, compute_targets, fill_targets, open_or_create
+from clay_lib.datacube import make_datacube
+from clay_lib.errors import ContractError
+from clay_lib.files import filesystem
+from clay_lib.sensors import SENSORS, WORLD_SENSORS
+from clay_lib.teacher import (
+    RELEASED,
+    TextureTeacher,
+    load_teacher,
+    stand_in_teacher,
+    teacher_view,
+    texture_statistics,
+)
+
+
+def chips(
+    out: str,
+    *,
+    sensors: str = "sentinel-2-l2a",
+    count: int = 1000,
+    size: int = 128,
+    split: str = "train",
+    places: int = 4,
+    dates: int = 2,
+    cloud_cover: float = 0.0,
+    seed: int = 0,
+    scenes: str = "",
+    sensor: str = "",
+    when: str = "",
+    scale: float = 1.0,
+    offset: float = 0.0,
+    max_missing: float = 0.05,
+    block_degrees: float = 1.0,
+    chips_per_part: int = 256,
+    jobs: int = -1,
+    forecast: bool = False,
+    check: bool = False,
+    mend: bool = False,
+) -> int:
+    """Add chips to a store: of the mini-world, sampled by land cover, or cut from scenes. The same command resumes.
+
+    Args:
+        out: the store: a folder, or a URL such as s3://bucket/chips
+        sensors: of the mini-world, by name, separated by commas, or "all"
+        count: chips of each sensor, including those that the store has
+        size: pixels a side
+        split: train, val or test, separated by commas; `count` chips of each. Scenes are split by blocks of land
+        places: in a tile of the mini-world
+        dates: of a place
+        cloud_cover: share under clouds, 0 to 1
+        seed: of the mini-world, its sample, and the scenes' split
+        scenes: a raster, or a folder of them, to cut instead; bands in single files: a folder a scene
+        sensor: that took the scenes
+        when: the scenes' date; without it, the date in each file's name
+        scale: native = value * scale + offset, for scenes in other units
+        offset: see scale
+        max_missing: chips of a scene with a larger share of missing values are left out
+        block_degrees: side of the blocks of land by which scenes are split
+        chips_per_part: chips in a shard, and what a killed process loses
+        jobs: processes; -1: one a core
+        forecast: print what it would take, and stop
+        check: compare the complete store with its checksums and stop; exit code 1 if something is damaged
+        mend: with check: remove damaged shards from the index, so that the commands that wrote them make them again
+    """
+    if check or mend:
+        return _check(out, mend)
+    if count < 1 or size < 8 or chips_per_part < 1:
+        found = (count, size, chips_per_part)
+        raise ContractError("count, size, chips_per_part", found, ">= 1, 8, 1", "a typing mistake")
+    if scenes:
+        options = dict(when=when or None, scale=scale, offset=offset, max_missing=max_missing, degrees=block_degrees)
+        makers: list[Maker] = list(scenes_in(scenes, SENSORS[sensor].name, size=size, seed=seed, **options))
+    else:
+        options = dict(size=size, seed=seed, places=places, dates=dates, cloud_cover=cloud_cover)
+        names = WORLD_SENSORS if sensors == "all" else sensors.split(",")
+        makers = [WorldMaker(SENSORS[s].name, count, split=part, **options) for part in split.split(",") for s in names]
+    print(_forecast_chips(out, makers, chips_per_part, jobs), flush=True)
+    if not forecast:
+        new = write_chips(out, makers, chips_per_part=chips_per_part, jobs=jobs)
+        store = ChipStore.open(out)
+        print(f"{new} new chips; {out} holds {len(store)}")
+        for (name, side, part), n in store.table.groupby(["sensor", "size", "split"]).size().items():
+            print(f"  {f'{name}-{side}, {part}':<30}{n:>9}")
+    return 0
+
+
+def _forecast_chips(out: str, makers: list[Maker], chips_per_part: int, jobs: int) -> str:
+    """Chips, bytes and minutes of what is still to be made, measured on a few chips of each sensor and size."""
+    fs, root = filesystem(out)
+    parts = missing_parts(makers, index_parts(fs, root), chips_per_part)
+    processes = min(jobs if jobs > 0 else os.cpu_count() or 1, len(parts)) or 1
+    kinds: dict[str, list[Part]] = {}
+    for part in parts:
+        kinds.setdefault(part.kind, []).append(part)
+    rows = []
+    for kind, same in kinds.items():
+        maker = next(maker for maker in makers if f"{maker.sensor}-{maker.size}" == kind)
+        size, seconds = _measure(maker, same[0].numbers)
+        count = sum(len(part.numbers) for part in same)
+        rows.append((kind, count, count * size, count * seconds / processes))
+    return forecast_table("chips", rows, f", with {processes} processes")
+
+
+def _measure(maker: Maker, numbers: range, most: int = 6) -> tuple[float, float]:
+    """(stored bytes, seconds) a chip."""
+    numbers, sizes = numbers[:most], []
+
+    def make() -> None:
+        made = maker.part(numbers)()
+        if made is not None:  # none of them was fit to keep
+            arrays = {"pixels": native(made.chips), "labels": made.chips.labels}
+            sizes.append(sum(map(len, encode(arrays).values())))
+
+    seconds = timed(make, warm_up=maker.part(numbers[:1]))
+    return sum(sizes) / len(numbers), seconds / len(numbers)
+
+
+def _check(out: str, mend: bool) -> int:
+    store = ChipStore.open(out)
+    damaged = store.check()
+    for damage in damaged:
+        print(f"{out}/{damage.shard}: {damage.reason}; {len(damage.hashes)} chips lost")
+    print(f"{len(store) - sum(len(d.hashes) for d in damaged)} of {len(store)} chips are intact")
+    if mend and damaged:
+        store.forget(damaged)
+        print(f"{len(damaged)} shards removed from the index: run the commands that wrote them again")
+    return 1 if damaged else 0
+
+
+def targets(
+    store: str,
+    *,
+    teacher: str = RELEASED,
+    sensors: str = "all",
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: str = "float32",
+    forecast: bool = False,
+) -> int:
+    """Compute the teacher's targets for all chips of a store, training chips in four flips. The same command resumes.
+
+    Args:
+        store: folder or URL of the chips; the targets are kept in its folder targets
+        teacher: a folder or hub name with DINOv2 weights, stand-in, textures, or package.module:function
+        sensors: names, separated by commas, or "all"
+        batch_size: images in one pass of the teacher
+        device: auto, cpu or cuda
+        precision: of the teacher's weights: float32 or bfloat16, which are two teachers to the cache
+        forecast: print what it would take, and stop
+    """
+    if precision not in ("float32", "bfloat16") or batch_size < 1:
+        found = (precision, batch_size)
+        raise ContractError("precision, batch_size", found, "float32 or bfloat16, at least 1", "a mistyped option")
+    chip_store = ChipStore.open(store)
+    known = sorted(set(chip_store.table["sensor"]))
+    names = known if sensors == "all" else sensors.split(",")
+    if unknown := sorted(set(names) - set(known)):
+        raise ContractError("sensors", unknown, f"some of {known}", "not in this store")
+    network = find_teacher(teacher)
+    if network is None:
+        raise ContractError("teacher", teacher, "a teacher", "none was named")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    network = network.to(device, getattr(torch, precision) if precision != "float32" else None)
+    cache = open_or_create(store, network)
+
+    table = chip_store.table[chip_store.table["sensor"].isin(names)]
+    work = []
+    for sensor, size, split in table.groupby(["sensor", "size", "split"]).size().index:
+        chips = chip_store.sensor(sensor, split=split, size=int(size), labels=False)
+        flips = FLIPS if split == "train" else (0,)
+        work.append((f"{sensor} {size} px {split}", chips, flips, int(cache.missing(chips, flips).sum())))
+    print(f"teacher {cache.teacher}, {cache.fingerprint}, {cache.dim} numbers; on {device}")
+    todo = [chips for _, chips, _, count in work if count]
+    seconds = _seconds_a_target(network, todo[0], batch_size) if todo else 0.0
+    size = 2 * cache.dim + TABLE.itemsize  # bytes of a target
+    print(forecast_table("targets", [(name, n, n * size, n * seconds) for name, _, _, n in work]), flush=True)
+    if forecast:
+        return 0
+    for name, chips, flips, count in work:
+        if count:
+            fill_targets(chips, network, store, batch_size=batch_size, flips=flips, label=name)
+    total = sum(count for *_, count in work)
+    print(f"{total} targets computed; `data.targets: {store}` in a training configuration uses them")
+    return 0
+
+
+def _seconds_a_target(teacher: nn.Module, chips, batch_size: int) -> float:
+    """Measured on up to a batch of the first chips."""
+    some = chips[: min(batch_size, 4 if next(teacher.parameters(), None) is not None else 16, len(chips))]
+    warm_up = lambda: compute_targets(teacher, some[:1], 0)  # noqa: E731
+    return timed(lambda: compute_targets(teacher, some, 0), warm_up=warm_up) / len(some)
+
+
+# ---- teachers by name ----
+
+
+def texture_teacher(chips: int = 44, size: int = 64) -> TextureTeacher:
+    """The texture teacher, fitted on this many mini-world chips of each of its sensors; they are generated once."""
+    statistics = []
+    for sensor in WORLD_SENSORS:
+        cube = make_datacube(world_chips(sensor, chips, size=size).pixels, sensor)
+        statistics += [texture_statistics(teacher_view(p, SENSORS[sensor]).float()) for p in cube.pixels.split(16)]
+    return TextureTeacher(torch.cat(statistics)).eval()
+
+
+TEACHERS: dict[str, Callable[[], nn.Module]] = {
+    "stand-in": stand_in_teacher,
+    "textures": texture_teacher,
+    "clay_lib.textures:texture_teacher": texture_teacher,  # its former place
+}
+
+
+def find_teacher(name: str | None) -> nn.Module | None:
+    """A teacher by name: null, stand-in, textures, package.module:function, or a folder or hub name of DINOv2."""
+    if name in (None, "", "none", "null"):
+        return None
+    if name in TEACHERS:
+        return TEACHERS[name]()
+    if is_function(name):
+        return find_function("teacher", name, f"one of {list(TEACHERS)[:2]}, a folder, a hub name")()
+    return load_teacher(name)
+
+
+def is_function(name: str) -> bool:
+    """Whether a configuration's value names a function, as package.module:function."""
+    return ":" in name and not name.startswith("hub:") and not Path(name).exists()
+
+
+def find_function(field: str, path: str, alternatives: str) -> Callable:
+    """The function at package.module:function; ContractError if there is none."""
+    module, _, function = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        cause = "a misspelled name, or a package that is not installed"
+        expected = f"{alternatives}, or package.module:function"
+        raise ContractError(field, f"{path}: {error}", expected, cause) from None
