@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from test_targets import Counting, some_chips
+from test_targets import Counting, random_chips
 
 from clay_lib import SENSORS, ClayConfig, ContractError
 from clay_lib import __main__ as cli
@@ -136,7 +136,7 @@ def test_pages_gpu_hours_and_stores_follow_from_its_figures():
 
 
 def test_target_cache_takes_the_bytes_that_the_page_states(tmp_path):
-    fill_targets(some_chips(n=200, size=8), Counting(1024), tmp_path, progress=False)
+    fill_targets(random_chips(n=200, size=8), Counting(1024), tmp_path, progress=False)
     written = sum(file.stat().st_size for file in (tmp_path / "targets").glob("*/*/*.npy"))
     flips, width, key = map(int, re.search(r"chips x (\d) flips x \((\d+) x 2 \+ (\d+)\)", PAGE).groups())
     assert written == pytest.approx(200 * flips * (2 * width + key), rel=0.002)
