@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "widgets": "playground wavelength_slider",
-        "chip_map": "ChipMap cut_tiles world_background",
+        "chip_map": "ChipMap agreement neighbors refit scene_background show_map world_background write_map",
         "checks": "Check Mistake",
     },
 )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
-from einops import rearrange
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure
@@ -23,8 +23,8 @@ from clay_lib import figures
 from clay_lib.areas.search import nearest
 from clay_lib.course.widgets import Widget, image_widget, png_bytes
 from clay_lib.data.chips import Chips
-from clay_lib.data.rasters import Scene
-from clay_lib.encoder import MIN_VALID
+from clay_lib.data.rasters import Scene, coarser, write_raster
+from clay_lib.data.scenes import DEGREES_A_PIXEL
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.probes import fit_linear, standardize
 from clay_lib.figures.images import scale_bar
@@ -84,32 +84,14 @@ def agreement(predictions: np.ndarray, truth: np.ndarray, labels: Mapping[int, s
     return float((predictions[rest] == truth[rest]).mean())
 
 
-def cut_tiles(scene: Scene, side: int, *, min_valid: float = MIN_VALID) -> tuple[Chips, np.ndarray, np.ndarray]:
-    """Cut a scene into square tiles -> N chips, NaN where nothing was measured; their corners [N, 4, 2], lon and lat in
-    degrees; and their numbers [N], counted row by row.
-
-    Tiles with a smaller measured share than min_valid are left out, and so are incomplete ones at the edges.
-    """
+def scene_background(scene: Scene) -> Layer:
+    """A scene in color, to lay chips of `data.cut_chips` on. One without a CRS lies at 0, 0: the map shows no true place."""
+    look = dict(valid=scene.valid, in_decibel=scene.in_decibel)
+    image = figures.rgb(scene.measured(), scene.sensor, scene.bands, **look)
+    crs, matrix = scene.crs or DEGREES, scene.transform
     if scene.crs is None:
-        raise ContractError("scene", "no place", "a file with a CRS and a transform", "an image without georeference")
-    rows, columns = (n // side for n in scene.pixels.shape[1:])
-    inner = scene.measured()[:, : rows * side, : columns * side]
-    tiles = rearrange(inner, "C (h p) (w q) -> (h w) C p q", p=side, q=side)
-    number = np.flatnonzero(np.isfinite(tiles).mean((1, 2, 3)) >= min_valid)
-    if not len(number):
-        found = f"{scene.valid.mean():.0%} of {scene.pixels.shape[1]} x {scene.pixels.shape[2]} pixels measured"
-        expected = f"a tile of {side} x {side} measured pixels"
-        raise ContractError("scene", found, expected, "an image of nodata, or tiles larger than the image")
-    top, left = side * np.stack(np.divmod(number, columns)).astype(float)
-    # four corners and the center of each tile: [5, N]
-    column = left + side * np.array([[0], [1], [1], [0], [0.5]])
-    row = top + side * np.array([[0], [0], [1], [1], [0.5]])
-    a, b, c, d, e, f = scene.transform
-    x, y = a * column + b * row + c, d * column + e * row + f
-    lon, lat = (np.reshape(v, x.shape) for v in transform(scene.crs, DEGREES, x.ravel(), y.ravel()))
-    labels, when = np.zeros((len(number), side, side), np.uint8), np.full(len(number), scene.when or "")
-    chips = Chips(scene.sensor.name, tiles[number], labels, lat[4], lon[4], when)
-    return chips, np.stack([lon[:4], lat[:4]], axis=-1).transpose(1, 0, 2), number
+        matrix = (DEGREES_A_PIXEL, 0.0, 0.0, 0.0, -DEGREES_A_PIXEL, 0.0)
+    return Layer("scene", image, crs, matrix, valid=scene.valid)
 
 
 def world_background(world: MiniWorld, step: float = 1.0) -> Layer:
@@ -185,6 +167,20 @@ def show_map(
         keys = [Patch(facecolor=colors[name], edgecolor=INK, lw=0.4, label=_short(name)) for name in present]
         fig.legend(handles=keys, loc="outside lower center", ncols=min(4, max(len(keys), 1)), fontsize=8)
     return fig
+
+
+def write_map(path: str | Path, scene: Scene, side: int, kept: np.ndarray, names: Sequence[str]) -> Path:
+    """Names [N] of the tiles that `data.cut_chips` kept, as a GeoTIFF with one pixel a tile: codes from 1, 0 for no data.
+
+    The band's description lists the codes.
+    """
+    classes, codes = np.unique(names, return_inverse=True)
+    rows, columns = (n // side for n in scene.pixels.shape[1:])
+    raster = np.zeros(rows * columns, np.uint8)
+    raster[kept] = codes + 1
+    key = ", ".join(f"{code} {name}" for code, name in enumerate(classes, start=1))
+    place = dict(crs=scene.crs, transform=scene.transform and coarser(scene.transform, side), nodata=0)
+    return write_raster(path, raster.reshape(rows, columns), descriptions=[key], **place)
 
 
 def _short(name: str) -> str:
@@ -305,8 +301,8 @@ def chip_map(
 ) -> ChipMap:
     """Chips on a map: click one to see its neighbors, label some, and a linear probe colors the rest.
 
-    vectors [N, D]: their embeddings. background: `world_background`, or the scene as a Layer. outlines [N, 4, 2]: of
-    `cut_tiles`. thumbnails: N of [H, W, 3], by default the chips at a fixed brightness. truth [N]: names, if known,
+    vectors [N, D]: their embeddings. background: of `world_background` or `scene_background`. outlines [N, 4, 2]: of
+    `data.cut_chips`. thumbnails: N of [H, W, 3], by default the chips at a fixed brightness. truth [N]: names, if known,
     to count how often the probe is right. colors: {label: color} to choose from; any other label can be typed.
     """
     if thumbnails is None:
@@ -314,4 +310,6 @@ def chip_map(
     truth = None if truth is None else np.asarray(truth)
     colors = colors or ({} if truth is None else figures.class_colors(truth.tolist()))
     lat, lon = np.asarray(chips.lat, float), np.asarray(chips.lon, float)
+    if outlines is not None and np.isnan(lat).all():  # of a scene without a CRS
+        lon, lat = outlines.mean(axis=1).T
     return ChipMap(Atlas(lat, lon, vectors, thumbnails, outlines, truth), background, colors)

@@ -16,6 +16,8 @@ from clay_lib.data.rasters import Scene, locate, read_header, read_scene
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS
 
+DEGREES_A_PIXEL = 1e-4  # where a scene without a CRS is drawn on a map
+
 
 def open_scene(
     path: str | Path = "",
@@ -58,9 +60,9 @@ def open_scene(
     )
 
 
-def cut_chips(scene: Scene, side: int, *, min_valid: float = 0.5) -> tuple[Chips, np.ndarray | None, np.ndarray]:
+def cut_chips(scene: Scene, side: int, *, min_valid: float = 0.5) -> tuple[Chips, np.ndarray, np.ndarray]:
     """The complete tiles of a scene as N chips [N, C, side, side], NaN where nothing was measured; their corners
-    [N, 4, 2], lon and lat in degrees, None without a CRS; and which of the rows x columns tiles they are, row by row [N].
+    [N, 4, 2], lon and lat in degrees (without a CRS: pixels x DEGREES_A_PIXEL east and south of 0, 0); and which of the rows x columns tiles they are, row by row [N].
 
     Tiles of which a smaller share than min_valid was measured are left out. ContractError if none is left.
     """
@@ -76,18 +78,19 @@ def cut_chips(scene: Scene, side: int, *, min_valid: float = 0.5) -> tuple[Chips
     if scene.labels is not None:
         cover = rearrange(scene.labels[: rows * side, : columns * side], "(h p) (w q) -> (h w) p q", p=side, q=side)
         labels = cover[kept]
-    when = np.full(len(kept), scene.when or "")
-    lat = lon = np.full(len(kept), np.nan)
-    if scene.crs is None:
-        return Chips(scene.sensor.name, tiles[kept], labels, lat, lon, when), None, kept
     top, left = side * np.stack(np.divmod(kept, columns)).astype(float)
     x = left + side * np.array([[0], [1], [1], [0], [0.5]])  # [5, N]: four corners and the center
     y = top + side * np.array([[0], [0], [1], [1], [0.5]])
-    a, b, c, d, e, f = scene.transform
-    eastings, northings = a * x + b * y + c, d * x + e * y + f
-    lon, lat = (np.reshape(v, x.shape) for v in transform(scene.crs, "EPSG:4326", eastings.ravel(), northings.ravel()))
-    corners = np.stack([lon[:4], lat[:4]], axis=-1).transpose(1, 0, 2)
-    return Chips(scene.sensor.name, tiles[kept], labels, lat[4], lon[4], when), corners, kept
+    if scene.crs is None:
+        corners = np.stack([x[:4], -y[:4]], axis=-1) * DEGREES_A_PIXEL
+        lat = lon = np.full((5, len(kept)), np.nan)
+    else:
+        a, b, c, d, e, f = scene.transform
+        places = transform(scene.crs, "EPSG:4326", (a * x + b * y + c).ravel(), (d * x + e * y + f).ravel())
+        lon, lat = (np.reshape(v, x.shape) for v in places)
+        corners = np.stack([lon[:4], lat[:4]], axis=-1)
+    chips = Chips(scene.sensor.name, tiles[kept], labels, lat[4], lon[4], np.full(len(kept), scene.when or ""))
+    return chips, corners.transpose(1, 0, 2), kept
 
 
 def crop(scene: Scene, side: int) -> Scene:

@@ -2,12 +2,21 @@
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
-from clay_lib import SENSORS, ContractError
-from clay_lib.course.chip_map import agreement, chip_map, cut_tiles, neighbors, refit, world_background
+from clay_lib.course.chip_map import (
+    agreement,
+    chip_map,
+    neighbors,
+    refit,
+    scene_background,
+    world_background,
+    write_map,
+)
 from clay_lib.data.chips import Chips
-from clay_lib.data.rasters import bounds_wgs84, read_scene, write_raster
+from clay_lib.data.rasters import read_scene
+from clay_lib.data.scenes import cut_chips, open_scene
 from clay_lib.figures.maps import Layer
 from clay_lib.world.earth import MiniWorld
 
@@ -83,30 +92,25 @@ def test_no_tile_server_and_a_still_figure(widget):
     assert "image/png" in widget._repr_mimebundle_() and len(widget.still) < 400_000
 
 
-def test_tiles_lie_where_the_scene_lies(tmp_path):
-    world = MiniWorld(0)
-    chip = world.observe(world.place(40, 1, "test"), "sentinel-2-l2a", "2023-06-10T10:30", (40, 56))
-    place = dict(crs=chip.crs, transform=chip.transform, descriptions=SENSORS["sentinel-2-l2a"].band_names)
-    write_raster(tmp_path / "s.tif", chip.pixels, **place)
-    chips, outlines, numbers = cut_tiles(read_scene(tmp_path / "s.tif", "sentinel-2-l2a"), 16)
-    assert chips.pixels.shape == (6, 10, 16, 16) and outlines.shape == (6, 4, 2) and numbers.tolist() == [*range(6)]
-    np.testing.assert_array_equal(chips.pixels[4], chip.pixels[:, 16:32, 16:32])
-    a, b, x, d, e, y = chip.transform
-    west, south, east, north = bounds_wgs84(chip.crs, (a, b, x + 16 * a, d, e, y + 16 * e), 16, 16)
-    low, high = outlines[4].min(axis=0), outlines[4].max(axis=0)
-    np.testing.assert_allclose([*low, *high], [west, south, east, north], atol=1e-6)
-    assert south < chips.lat[4] < north and west < chips.lon[4] < east
+def test_map_of_names_has_a_pixel_a_tile(tmp_path):
+    scene = open_scene(size=40)
+    scene.missing[:, :16, :16] = True
+    _, _, kept = cut_chips(scene, 16)
+    with rasterio.open(write_map(tmp_path / "map.tif", scene, 16, kept, ["town", "woods", "town"])) as file:
+        np.testing.assert_array_equal(file.read(1), [[0, 1], [2, 1]])
+        assert (file.nodata, file.descriptions) == (0, ("1 town, 2 woods",)) and str(file.crs) == scene.crs
+        assert file.transform.a == pytest.approx(16 * scene.transform[0])
 
-    holes = chip.pixels.copy()
-    holes[:, :16, 16:32] = holes[:, 16:32, :6] = 0
-    write_raster(tmp_path / "h.tif", holes, nodata=0, **place)
-    rest, corners, numbers = cut_tiles(read_scene(tmp_path / "h.tif", "sentinel-2-l2a"), 16)
-    assert numbers.tolist() == [0, 2, 3, 4, 5] and np.isnan(rest.pixels[2][:, :, :6]).all()
-    assert np.isfinite(rest.pixels[2][:, :, 6:]).all() and (corners == outlines[numbers]).all()
 
-    Image.fromarray(np.zeros((40, 56, 3), np.uint8)).save(tmp_path / "photo.png")
-    with pytest.raises(ContractError, match="no place"):
-        cut_tiles(read_scene(tmp_path / "photo.png", "naip", bands=["red", "green", "blue"]), 16)
+def test_image_without_a_crs_has_a_map_too(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 56, 3), np.uint8)).save(tmp_path / "photo.png")
+    scene = read_scene(tmp_path / "photo.png", "naip", bands=["red", "green", "blue"])
+    chips, corners, _ = cut_chips(scene, 16)
+    layer = scene_background(scene)
+    west, north = layer.transform[2], layer.transform[5]
+    assert corners[0].tolist()[0] == [west, north] and np.isnan(chips.lat).all()
+    widget = chip_map(chips, np.eye(6), layer, outlines=corners, thumbnails=[layer.values] * 6)
+    assert np.isfinite(widget.atlas.lat).all()
 
 
 def test_the_background_is_the_mini_worlds_land_cover():
