@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clay_lib.data.check_rules import FACTS, FEW, Facts, Finding, ImageSample, error, inspect_numbers, short, warning
+from clay_lib.data import check_rules as rules
+from clay_lib.data.check_rules import FACTS, FEW, Facts, Finding, ImageSample, error, short, warning
 from clay_lib.data.images import as_batch
 from clay_lib.datacube import Datacube, as_numpy, as_valid, latlon_code, parse_when, per_chip
 from clay_lib.errors import ContractError, number, warn
@@ -69,12 +70,13 @@ def inspect_image(
         names = tuple(sensor.band_names[i] for i in sensor.indices(bands))
     except Exception as problem:
         return [_caught("bands", bands, "names of bands", problem)]
-    chips = None
     try:
         array = as_batch(as_numpy(pixels), sensor, names)
-        chips, findings = len(array), _inspect_pixels(array, names, sensor, in_decibel, valid)
+        valid = None if valid is None else as_valid(valid, array.shape)
     except Exception as problem:
-        findings = [_caught("pixels", pixels, "numbers", problem)]
+        chips, findings = None, [_caught("pixels", pixels, "numbers", problem)]
+    else:
+        chips, findings = len(array), _inspect_pixels(array, names, sensor, in_decibel, valid)
     findings += [*_distance(gsd, sensor), *_place(lat, lon, chips, sensor), *_date(when, chips, sensor)]
     return sorted(findings, key=lambda f: f.level)
 
@@ -163,35 +165,50 @@ def _caught(field: str, value, expected: str, problem: Exception) -> Finding:
 
 
 def _inspect_pixels(array: np.ndarray, names, sensor: Sensor, in_decibel: bool, valid) -> list[Finding]:
-    """A regular sample carries the statistics; the extremes are of all numbers. array [B, C, H, W]."""
+    """A regular sample carries the statistics; the extremes are of all numbers. array, valid [B, C, H, W]."""
     B, C, H, W = array.shape
     step = max(1, min(H * W * B // SAMPLE, H * W // PER_CHIP))
     while step > 1 and math.gcd(step, W) > 1:  # else the sample would be a few columns
         step += 1
     sample = array.reshape(B, C, H * W)[..., ::step].astype(np.float64)  # [B, C, n]
-    every, measured = array, None
     if valid is not None:
-        measured = as_valid(valid, array.shape)
-        sample[~measured.reshape(B, C, H * W)[..., ::step]] = np.nan
-        every = array[measured]
+        sample[~valid.reshape(B, C, H * W)[..., ::step]] = np.nan
+    every = array if valid is None else array[valid]
     missing = np.isnan(sample)
-    findings = [*_missing(missing, array, measured, names)]
+    findings = [*_missing(missing, array, valid, names)]
     if missing.all():
         return findings
     low, high = (float(least.reduce(every, axis=None)) for least in (np.fmin, np.fmax))
     pooled = sample.transpose(1, 0, 2).reshape(C, -1)
     image = ImageSample(sensor, tuple(names), pooled, array.dtype, low, high, bool(in_decibel))
-    return findings + ([*_mixed_units(sample, image)] or inspect_numbers(image))
+    return findings + ([*_mixed_units(sample, image)] or _inspect_numbers(image))
 
 
-def _missing(missing: np.ndarray, array: np.ndarray, measured, names) -> Iterator[Finding]:
+def _inspect_numbers(s: ImageSample) -> list[Finding]:
+    """All findings about the numbers; a finding about units silences those that would only follow from it."""
+    findings = []
+    if not -900 < s.low <= s.high < 32767:  # where codes and infinities lie
+        findings = [*rules.infinite(s), *rules.nodata_codes(s)]
+        s = s.without(np.isin(s.values, rules.CODES) | np.isinf(s.values))
+    findings += rules.zeros(s)
+    least, most = s.percentiles[0], s.percentiles[100]
+    if not ((s.count > 0) & ((least != most) | (most != 0))).any():
+        return findings
+    filled = (s.values == 0).all(0)
+    s = s.without(filled) if filled.any() and not s.facts.bits else s
+    units = [*(rules.radar_units(s) if s.sensor.decibel else rules.optical_units(s))]
+    rest = [rules.constant, rules.negative, rules.repeated, rules.offset_kept, rules.out_of_order, rules.far_from_mean]
+    return findings + (units or [finding for rule in rest for finding in rule(s)])
+
+
+def _missing(missing: np.ndarray, array: np.ndarray, valid, names) -> Iterator[Finding]:
     """missing: [B, C, n] of the sample."""
     shares = missing.any(1).mean(1)  # a pixel is missing where any band is
     empty = []
     for chip in np.flatnonzero(shares == 1):  # the sample may have skipped the few measured pixels
         holes = np.isnan(array[chip]).any(0)
-        if measured is not None:
-            holes |= ~measured[chip].all(0)
+        if valid is not None:
+            holes |= ~valid[chip].all(0)
         if holes.all():
             empty.append(int(chip))
     chips = empty or [*np.flatnonzero(shares > 0.5)]

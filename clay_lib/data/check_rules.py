@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import combinations
 
 import numpy as np
@@ -35,12 +35,7 @@ class Finding:
         return f"{self.field}: found {self.found}; expected {self.expected}. Likely cause: {self.cause}"
 
 
-def error(field: str, found: str, expected: str, cause: str) -> Finding:
-    return Finding("error", field, found, expected, cause)
-
-
-def warning(field: str, found: str, expected: str, cause: str) -> Finding:
-    return Finding("warning", field, found, expected, cause)
+error, warning = partial(Finding, "error"), partial(Finding, "warning")
 
 
 @dataclass(frozen=True)
@@ -141,23 +136,6 @@ class ImageSample:
 def short(value: float) -> str:
     """Three figures below a thousand, integers above."""
     return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
-
-
-def inspect_numbers(s: ImageSample) -> list[Finding]:
-    """All findings about the numbers; a finding about units silences those that would only follow from it."""
-    findings = []
-    if not -900 < s.low <= s.high < 32767:  # where codes and infinities lie
-        findings = [*infinite(s), *nodata_codes(s)]
-        s = s.without(np.isin(s.values, CODES) | np.isinf(s.values))
-    findings += zeros(s)
-    least, most = s.percentiles[0], s.percentiles[100]
-    if not ((s.count > 0) & ((least != most) | (most != 0))).any():
-        return findings
-    filled = (s.values == 0).all(0)
-    s = s.without(filled) if filled.any() and not s.facts.bits else s
-    units = [*(radar_units(s) if s.sensor.decibel else optical_units(s))]
-    others = (constant, negative, repeated, offset_kept, out_of_order, far_from_mean)
-    return findings + (units or [finding for rule in others for finding in rule(s)])
 
 
 # ---- missing pixels ----

@@ -464,19 +464,13 @@ def _pair_files(images, labels) -> list[tuple[Path, Path]]:
 
 
 def _check_same_grid(image: Header, label: Header) -> None:
-    def describe(header: Header) -> str:
-        (a, _, c, _, _, f), crs = header.transform, header.crs or "no CRS"
-        return f"{header.height} x {header.width} pixels, {crs}, corner {c:g}, {f:g}, pixel {a:g}"
-
     same = (image.height, image.width) == (label.height, label.width)
     if image.crs is not None and label.crs is not None:
         close = np.allclose(image.transform, label.transform, rtol=1e-6, atol=1e-3 * abs(image.transform[0]))
         same = same and image.crs == label.crs and close
     if not same:
-        found = f"{Path(label.path).name}: {describe(label)}"
-        expected = f"the grid of {Path(image.path).name}: {describe(image)}"
         cause = "labels of another resolution, extent or projection: warp them to the image's grid, nearest neighbor"
-        raise ContractError("labels", found, expected, cause)
+        raise ContractError("labels", str(label), f"the grid of {image}", cause)
 
 
 def _read_labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None, window=None) -> np.ndarray:

@@ -166,6 +166,11 @@ class Header:
     crs: CRS | None
     transform: tuple[float, ...]
 
+    def __str__(self) -> str:
+        (a, _, c, _, _, f), crs = self.transform, self.crs or "no CRS"
+        size = f"{self.height} x {self.width} pixels of {a:g}"
+        return f"{Path(self.path).name}: {size} from {c:.7g}, {f:.7g}, {crs}"
+
     def at(self, column: float, row: float) -> tuple[float, float]:
         """(lat, lon) of a position in pixels from the upper left corner; NaN without a CRS."""
         return (math.nan, math.nan) if self.crs is None else _lat_lon(self.crs, Affine(*self.transform), column, row)
@@ -191,11 +196,11 @@ class Layer(Header):
 def read_header(path: str | Path) -> Header:
     """Never cached, since in a notebook the file may have been rewritten."""
     with open_raster(path) as file:
-        return Header(*_grid(file))
+        return _header(file)
 
 
-def _grid(file: rasterio.DatasetReader) -> tuple:
-    return file.name, file.height, file.width, file.crs, tuple(file.transform)[:6]
+def _header(file: rasterio.DatasetReader) -> Header:
+    return Header(file.name, file.height, file.width, file.crs, tuple(file.transform)[:6])
 
 
 def find_layers(path, sensor: str | Sensor, bands: Bands = None) -> dict[str, Layer]:
@@ -203,8 +208,8 @@ def find_layers(path, sensor: str | Sensor, bands: Bands = None) -> dict[str, La
     sensor, found = SENSORS.resolve(sensor), {}
     with _open_layers(path, sensor, bands) as (_, layers):
         for name, (file, i, _) in layers.items():
-            masked = bool(_alpha(file, sensor)) or has_mask(file)
-            found[name] = Layer(*_grid(file), i, file.dtypes[i - 1], file.nodatavals[i - 1], masked)
+            stored = dict(index=i, dtype=file.dtypes[i - 1], nodata=file.nodatavals[i - 1])
+            found[name] = Layer(**vars(_header(file)), **stored, masked=bool(_alpha(file, sensor)) or has_mask(file))
     return found
 
 
@@ -430,7 +435,7 @@ def _read(layer: _OpenLayer, finest, box: Window) -> np.ndarray:
     same_footprint = file.crs == finest.crs and np.allclose(file.bounds, finest.bounds, atol=slack, rtol=0)
     if not same_footprint or finest.crs is None:
         cause = "files of two scenes in one folder, or a band cropped or reprojected differently"
-        raise ContractError("path", _footprint(file), f"the footprint of {_footprint(finest)}", cause)
+        raise ContractError("path", str(_header(file)), f"the footprint of {_header(finest)}", cause)
     part = from_bounds(*finest.window_bounds(box), transform=file.transform)
     shape = (int(box.height), int(box.width))
     return read(window=part, out_shape=shape, resampling=Resampling.bilinear, boundless=False)
@@ -448,10 +453,6 @@ def _window(window, file) -> Window:
         expected = f"(column, row, width, height) within {file.width} columns x {file.height} rows"
         raise ContractError("window", repr(window), expected, "rows and columns swapped, or a window past the edge")
     return Window(column, row, width, height)
-
-
-def _footprint(file) -> str:
-    return f"{Path(file.name).name}: {file.shape} at {tuple(round(v, 1) for v in file.bounds)}"
 
 
 def _first_line(error: Exception) -> str:
