@@ -126,3 +126,42 @@ def most_measured(valid: np.ndarray, height: int, width: int) -> tuple[int, int]
     rows, columns = np.nonzero(inside == inside.max())
     distance = np.hypot(rows - (inside.shape[0] - 1) / 2, columns - (inside.shape[1] - 1) / 2)
     return int(rows[distance.argmin()]), int(columns[distance.argmin()])
+
+
+def world(
+    out: str,
+    *,
+    land_cover: int = 40,
+    index: int = 0,
+    split: str = "test",
+    sensor: str = "sentinel-2-l2a",
+    when: str = "2023-06-10T10:30",
+    size: int = 256,
+    cloud_cover: float = 0.0,
+    seed: int = 0,
+) -> int:
+    """Write a place in the mini-world as a GeoTIFF in the sensor's native numbers.
+
+    Example: clay world data/cache/field.tif --sensor landsat-c2l2-sr --land_cover 40
+
+    Args:
+        out: the file to write, such as data/cache/field.tif
+        land_cover: WorldCover code of the place's center, such as 10 (trees), 40 (crops), 50 (town)
+        index: which of the places of this class
+        split: train, val or test
+        sensor: one of the registered sensors
+        when: local solar time
+        size: pixels a side
+        cloud_cover: share under clouds, 0 to 1
+        seed: the Earth's
+    """
+    from clay_lib.data.rasters import write_raster
+    from clay_lib.world.earth import MiniWorld
+
+    earth = MiniWorld(seed)
+    chip = earth.observe(earth.place(land_cover, index, split), sensor, when, size, cloud_cover)
+    names = SENSORS[sensor].band_names
+    path = write_raster(out, chip.pixels, crs=chip.crs, transform=chip.transform, descriptions=names)
+    shape = " x ".join(map(str, chip.pixels.shape))
+    print(f"{path}: {shape} at {chip.lat:.4f}, {chip.lon:.4f}, {chip.crs}, {chip.when:%Y-%m-%d %H:%M}")
+    return 0

@@ -294,3 +294,14 @@ def _without_paths(text: str) -> str:
     """Paths inside the repository become relative; a kernel's temporary file becomes <cell>."""
     text = text.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
     return re.sub(r"/[\w/.-]*/ipykernel_\d+/\d+\.py", "<cell>", text)
+
+
+def pair(run: str = "papermill_runs/demo") -> int:
+    """Write the .ipynb beside each script, with the outputs of a finished run.
+
+    Args:
+        run: the folder with the executed notebooks
+    """
+    for path in pair_notebooks(Path(run)):
+        print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")
+    return 0

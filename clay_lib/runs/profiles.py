@@ -6,7 +6,7 @@ from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -18,6 +18,7 @@ from clay_lib.files import read_json, read_yaml
 from clay_lib.runs.gallery import write_gallery
 from clay_lib.runs.notebooks import NOTEBOOKS, RUNS, RunResult, list_notebooks, read_script, run_notebook
 from clay_lib.runs.parameters import check_parameters, read_parameters
+from clay_lib.sensors import SENSORS
 
 T = TypeVar("T")
 
@@ -175,3 +176,38 @@ def _expected_minutes(profile: Profile, scripts: Sequence[Path], out: Path) -> s
     unknown = f" and {len(minutes) - len(known)} not yet measured" if len(known) < len(minutes) else ""
     duration = f"about {sum(known):.1f} min{unknown}" if known else "duration not yet measured"
     return f"profile {profile.name}: {len(scripts)} notebooks, {duration}"
+
+
+def run(
+    profile: str = "demo", *, only: str = "", scene: str = "", sensor: str = "", overrides: dict[str, Any] | None = None
+) -> int:
+    """Run the notebooks headless; results and index.html land in papermill_runs/PROFILE.
+
+    Example: clay run smoke --only 01,04
+
+    Args:
+        profile: a name in papermill_runs/profiles, or a path to a YAML file
+        only: notebooks by number or name, separated by commas, such as 01,04
+        scene: a GeoTIFF of your own, or a folder of single-band files: only the notebooks that take one run on it;
+            results then land in papermill_runs/PROFILE-scene
+        sensor: the sensor that took the scene, such as sentinel-2-l2a
+        overrides: further parameters for every notebook that has them
+    """
+    names = [name for name in only.split(",") if name] or None
+    overrides, out = dict(overrides or {}), None
+    if scene or sensor:
+        overrides |= _own_scene(scene, sensor)
+        names = names or notebooks_for_scene(profile)
+        out = RUNS / f"{read_profile(profile).name}-scene"  # other results stay
+    results = run_profile(profile, notebooks=names, overrides=overrides, out=out)
+    return 0 if all(result.ok for result in results) else 1
+
+
+def _own_scene(scene: str, sensor: str) -> dict[str, str]:
+    path = Path(scene).expanduser().resolve()
+    if not scene or not path.exists():
+        cause = "a misspelled path" if scene else "a sensor was named without a scene"
+        raise ContractError("scene", scene or "none", "a GeoTIFF file, or a folder of single-band files", cause)
+    if not sensor:
+        raise ContractError("sensor", "none", f"one of {list(SENSORS)}", "a scene was named without its sensor")
+    return {"scene": str(path), "sensor": SENSORS[sensor].name}
