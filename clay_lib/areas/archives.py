@@ -56,10 +56,8 @@ def archives_of(sensor: str | Sensor) -> list[Archive]:
     sensor = SENSORS.resolve(sensor)
     archives = _profiles().get(sensor.name)
     if not archives:
-        raise ContractError(
-            "sensor", sensor.name, f"one of {list(_profiles())}",
-            "a sensor without a public archive: open its files with acquisition_from_file",
-        )  # fmt: skip
+        cause = "a sensor without a public archive: open its files with acquisition_from_file"
+        raise ContractError("sensor", sensor.name, f"one of {list(_profiles())}", cause)
     return list(archives)
 
 
@@ -68,8 +66,7 @@ def choose_archive(sensor: Sensor, archive: str | Archive | None) -> Archive:
     if isinstance(archive, Archive):
         return archive
     by_name = {profile.name: profile for profile in archives_of(sensor)}
-    if archive is None:
-        return next(iter(by_name.values()))
+    archive = next(iter(by_name)) if archive is None else archive
     if archive not in by_name:
         raise ContractError("archive", repr(archive), f"one of {list(by_name)} for {sensor.name}", "a misspelled name")
     return by_name[archive]
@@ -106,16 +103,11 @@ def find_acquisitions(
     items = [item for item in items if shapely.geometry.shape(item.geometry).intersects(shape)]
     clear = [item for item in items if (item.properties.get("eo:cloud_cover") or 0) <= max_cloud]
     if not clear:
-        raise ContractError(
-            "search",
-            f"{len(items)} items, none with at most {max_cloud:g} % of clouds" if items else "no items",
-            f"{sensor.name} in {archive.name} ({archive.url}), {start:%Y-%m-%d} to {end:%Y-%m-%d}, "
-            f"around {shape.centroid.y:.3f}, {shape.centroid.x:.3f}",
-            "clouds: allow more, or a longer time"
-            if items
-            else "another area or date (longitude comes first), or a server without the collection "
-            f"{archive.collection or archive.name!r}",
-        )
+        found, cause = "no items", f"another area or date (longitude comes first), or no {archive.collection} there"
+        if items:
+            found, cause = f"{len(items)} items, none with at most {max_cloud:g} % of clouds", "clouds: allow more"
+        where = f"{sensor.name} in {archive.name} ({archive.url}) around {shape.centroid.y:.3f}, {shape.centroid.x:.3f}"
+        raise ContractError("search", found, f"{where}, {start:%Y-%m-%d} to {end:%Y-%m-%d}", cause)
     groups: dict = {}
     for item in sorted(clear, key=lambda item: (moment_of(item), item.id)):
         key = item.collection_id if archive.kind == "static" else solar_day(item)  # an aerial survey takes a season
@@ -137,12 +129,11 @@ def _search(archive: Archive, shape: shapely.Geometry, start: datetime, end: dat
         search = client.search(collections=[archive.collection], bbox=shape.bounds, datetime=[start, end], limit=PAGE)
         return list(search.items())
     except (APIError, requests.RequestException, pystac.STACError, ValueError, KeyError) as error:
-        raise ContractError(
-            "archive", f"{archive.url}: {type(error).__name__} {' '.join(str(error).split())[:300]}",
-            "a STAC catalog that answers",
-            f"no network, a wrong address, or a server that failed {RETRIES + 1} times: try again, or work offline with "
-            "`clay archive` and url=",
-        )  from None  # fmt: skip
+        found = f"{archive.url}: {type(error).__name__} {' '.join(str(error).split())[:300]}"
+        cause = (
+            f"no network, a wrong address, or a server that failed {RETRIES + 1} times: `clay archive` works offline"
+        )
+        raise ContractError("archive", found, "a STAC catalog that answers", cause) from None
 
 
 def _interval(dates) -> tuple[datetime, datetime]:
@@ -153,9 +144,7 @@ def _interval(dates) -> tuple[datetime, datetime]:
         start, end = ends * 2 if len(ends) == 1 else ends
     except (ValueError, TypeError, AttributeError):
         expected = "'2023-06-01/2023-08-31', one day, or a pair of dates"
-        raise ContractError(
-            "dates", repr(dates), expected, "another order of day and month, or one date too many"
-        ) from None
+        raise ContractError("dates", repr(dates), expected, "day and month swapped, or a third date") from None
     start, end = (day if isinstance(day, datetime) else datetime(day.year, day.month, day.day) for day in (start, end))
     if (end.hour, end.minute, end.second) == (0, 0, 0):
         end = end.replace(hour=23, minute=59, second=59)
@@ -183,18 +172,15 @@ def parse_area(area) -> shapely.Geometry:
         except (TypeError, ValueError):
             valid = False
         if not valid:
-            raise ContractError(
-                "area", repr(area), "(west, south, east, north) in degrees, a geometry, or a file of one",
-                "another order of the four numbers, or an area across the antimeridian: cut it in two",
-            )  # fmt: skip
+            expected = "(west, south, east, north) in degrees, a geometry, or a file of one"
+            cause = "another order of the four numbers, or an area across the antimeridian: cut it in two"
+            raise ContractError("area", repr(area), expected, cause)
         area = shapely.box(west, south, east, north)
     west, south, east, north = area.bounds
     if area.is_empty or not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
-        raise ContractError(
-            "area", "an empty geometry" if area.is_empty else f"bounds {tuple(round(v, 3) for v in area.bounds)}",
-            "degrees, longitude -180 to 180, latitude -90 to 90",
-            "meters of a projection: pass a GeoDataFrame with its CRS, or degrees",
-        )  # fmt: skip
+        found = "an empty geometry" if area.is_empty else f"bounds {tuple(round(v, 3) for v in area.bounds)}"
+        cause = "meters of a projection: pass a GeoDataFrame with its CRS, or degrees"
+        raise ContractError("area", found, "degrees, longitude -180 to 180, latitude -90 to 90", cause)
     return area
 
 
@@ -223,10 +209,8 @@ def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | 
     layers = find_layers(path, sensor, bands)
     finest = max(layers.values(), key=lambda layer: layer.height * layer.width)
     if finest.crs is None:
-        raise ContractError(
-            "path", f"{path}, without a CRS", "a raster with its place on Earth",
-            "a plain image, or an export without georeference: embed it with Clay.embed instead",
-        )  # fmt: skip
+        cause = "a plain image, or an export without georeference: embed it with Clay.embed instead"
+        raise ContractError("path", f"{path}, without a CRS", "a raster with its place on Earth", cause)
     when = parse_when(when)
     when = when if when is None or when.tzinfo else when.replace(tzinfo=UTC)
     shape = _outline(*bounds_wgs84(finest.crs, finest.transform, finest.height, finest.width))
@@ -260,9 +244,10 @@ def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | 
 def _outline(west: float, south: float, east: float, north: float) -> shapely.Geometry:
     """A box in WGS84; two where west > east, across the antimeridian."""
     if west < -180.001 or east > 180.001:
-        raise ContractError(
-            "path", f"longitudes {west:.6g} to {east:.6g}", "-180 to 180 in a raster in degrees",
-            "a raster across the antimeridian, or longitudes to 360: reproject it to UTM (gdalwarp -t_srs), or cut it",
-        )  # fmt: skip
+        found, expected = f"longitudes {west:.6g} to {east:.6g}", "-180 to 180 in a raster in degrees"
+        cause = (
+            "a raster across the antimeridian, or longitudes to 360: reproject it to UTM (gdalwarp -t_srs), or cut it"
+        )
+        raise ContractError("path", found, expected, cause)
     box = shapely.box(west, south, east, north)
     return box if west <= east else cut_at_antimeridian(box)

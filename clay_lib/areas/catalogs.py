@@ -94,9 +94,6 @@ def _interval(item: pystac.Item) -> tuple[datetime | None, datetime | None]:
 
 
 def _overlaps(first: datetime | None, last: datetime | None, start: datetime, end: datetime) -> bool:
-    """None: open to that side."""
-    return (first is None or _utc(first) <= end) and (last is None or _utc(last) >= start)
-
-
-def _utc(when: datetime) -> datetime:
-    return when.replace(tzinfo=when.tzinfo or UTC)
+    """Whether two intervals overlap; None: open to that side. Times without a zone are UTC."""
+    first, last = (when and when.replace(tzinfo=when.tzinfo or UTC) for when in (first, last))
+    return (first is None or first <= end) and (last is None or last >= start)

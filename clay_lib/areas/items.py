@@ -53,9 +53,8 @@ class Archive:
     signing: str = ""
 
     def __post_init__(self):
-        gsd = self.gsd or (SENSORS[self.sensor].gsd if self.sensor in SENSORS else 0.0)
-        object.__setattr__(self, "gsd", float(gsd))
-        object.__setattr__(self, "mask_bits", tuple((low, high, tuple(values)) for low, high, values in self.mask_bits))
+        own = SENSORS[self.sensor].gsd if self.sensor in SENSORS else 0.0
+        object.__setattr__(self, "gsd", float(self.gsd or own))
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +134,9 @@ def solar_day(item: pystac.Item) -> date:
 def _source(item: pystac.Item, archive: Archive, key: str, *, scaled: bool = True) -> Source:
     name, _, number = key.partition(".")
     if name not in item.assets:
-        product = f"{archive.collection or archive.name} of {archive.sensor}"
-        raise ContractError(
-            "item", f"{item.id}, which has {sorted(item.assets)}", f"the asset {name!r}",
-            f"another product than {product}, or an item published without this band",
-        )  # fmt: skip
+        found, product = f"{item.id}, which has {sorted(item.assets)}", archive.collection or archive.name
+        cause = f"another product than {product}, or an item published without this band"
+        raise ContractError("item", found, f"the asset {name!r}", cause)
     asset, index = item.assets[name], int(number or 1)
     extra = asset.extra_fields
     bands = extra.get("raster:bands") or extra.get("bands") or []
@@ -170,9 +167,7 @@ def _href(asset: pystac.Asset, archive: Archive, item: pystac.Item) -> str:
     alternate = asset.extra_fields.get("alternate", {}).get(archive.alternate, {})
     href = alternate.get("href") or asset.get_absolute_href() or asset.href
     if "://" not in href and not href.startswith("/"):
-        raise ContractError(
-            "item", f"{item.id}: {href}", "an absolute address", "a relative link in an item without one"
-        )
+        raise ContractError("item", f"{item.id}: {href}", "an absolute address", "an item without its own address")
     return href
 
 
@@ -180,11 +175,11 @@ def _scaling(item: pystac.Item, archive: Archive, metadata: dict, key: str, defa
     """scale or offset from an item's metadata, else from the archive's profile."""
     value = metadata.get(f"raster:{key}", metadata.get(key, archive.scaling.get(key, default)))
     if value is None:
-        raise ContractError(
-            "item", f"{item.id}, without {key} in its raster:bands",
-            f"{key}, since {archive.sensor} is stored in more than one unit",
-            "an item of another archive, or of an older catalog",
-        )  # fmt: skip
+        found, cause = (
+            f"{item.id}, without {key} in its raster:bands",
+            "an item of another archive, or an older catalog",
+        )
+        raise ContractError("item", found, f"{key}, since {archive.sensor} is stored in several units", cause)
     return float(value)
 
 
@@ -199,11 +194,9 @@ def _baseline_offset(item: pystac.Item, metadata: dict) -> float:
     except (TypeError, ValueError):
         baseline = None
     if baseline is None and offset is None:
-        raise ContractError(
-            "item", f"{item.id}, without s2:processing_baseline",
-            f"the processing baseline: since {OFFSET_BASELINE:05.2f} the numbers carry an offset of 1000",
-            "an item of another archive: subtract the offset from its files and open them with acquisition_from_file",
-        )  # fmt: skip
+        expected = f"the processing baseline: since {OFFSET_BASELINE:05.2f} the numbers carry an offset of 1000"
+        cause = "another archive: subtract the offset from its files and open them with acquisition_from_file"
+        raise ContractError("item", f"{item.id}, without s2:processing_baseline", expected, cause)
     if baseline is not None and baseline < OFFSET_BASELINE:
         return 0.0
     return float(offset) if offset else BASELINE_OFFSET if baseline is not None else 0.0

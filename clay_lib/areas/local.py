@@ -149,13 +149,11 @@ def archive(
         raise ContractError("lat, lon", (lat, lon), "both, or neither", "one of the two options is missing")
     place = None if lat is None else Place(lat, lon)
     if not (Path(folder) / "items.json").is_file():
-        events = [Event(event)] if event else []
-        write_archive(folder, sensors=sensors.split(","), place=place, extent=extent, dates=dates.split(","),
-                      events=events, seed=seed)  # fmt: skip
-    collections: dict[str, list] = defaultdict(list)
-    for item in json.loads((Path(folder) / "items.json").read_text())["features"]:
-        collections[item["collection"]].append(item)
-    for collection, items in collections.items():
+        world = dict(place=place, extent=extent, events=[Event(event)] if event else [], seed=seed)
+        write_archive(folder, sensors=sensors.split(","), dates=dates.split(","), **world)
+    features = json.loads((Path(folder) / "items.json").read_text())["features"]
+    for collection in dict.fromkeys(item["collection"] for item in features):
+        items = [item for item in features if item["collection"] == collection]
         west, south, east, north = items[0]["bbox"]
         print(f"{collection}: {len(items)} items at {west:.4f},{south:.4f},{east:.4f},{north:.4f}")
     if serve:
@@ -231,21 +229,12 @@ def _add_raster(folder: Path, archive: Archive, source: str | Path | Scene) -> d
 
 
 def write_item(
-    folder: Path,
-    archive: Archive,
-    name: str,
-    pixels: np.ndarray,
-    missing: np.ndarray,
-    labels: np.ndarray | None,
-    cloud: np.ndarray,
-    crs: str,
-    transform: tuple[float, ...],
-    when: datetime,
+    folder: Path, archive: Archive, name: str, pixels, missing, labels, cloud, crs: str, transform, when: datetime
 ) -> dict:
     """Write the files of one scene below a folder -> its STAC item, with addresses relative to the folder.
 
-    pixels [C, H, W]: native numbers, all bands of the sensor in its order; missing [C, H, W]; labels [H, W]: WorldCover
-    codes; cloud [H, W]; when: UTC.
+    pixels [C, H, W]: native numbers, all bands of the sensor in its order; missing [C, H, W] and cloud [H, W]: bool;
+    labels [H, W]: WorldCover codes, or None; transform: (a, b, c, d, e, f); when: UTC.
     """
     bands, root = SENSORS[archive.sensor].band_names, Path(archive.sensor) / name
     epsg = CRS.from_user_input(crs).to_epsg()
@@ -350,36 +339,24 @@ def _write_catalog(folder: Path, items: list[dict]) -> None:
     """A static catalog in LINZ's layout: a survey is a collection, with its tiles in the same folder."""
     surveys: dict[str, list[dict]] = defaultdict(list)
     for item in items:
-        for asset in item["assets"].values():
-            asset["href"] = f"../../{asset['href']}"
         surveys[item["properties"]["start_datetime"][:10]].append(item)
-    children = []
+    common, children = {"stac_version": "1.0.0", "description": "aerial surveys"}, []
     for day, tiles in surveys.items():
         name = f"survey_{day[:4]}_0.5m/{day}"
         for tile in tiles:
-            assets = {key: {"href": asset["href"], "type": asset["type"]} for key, asset in tile["assets"].items()}
+            assets = {k: {"href": f"../../{v['href']}", "type": v["type"]} for k, v in tile["assets"].items()}
             times = {key: value for key, value in tile["properties"].items() if "datetime" in key}
-            write_json(
-                folder / name / f"{tile['id']}.json", tile | {"collection": day, "assets": assets, "properties": times}
-            )
+            content = tile | {"collection": day, "assets": assets, "properties": times}
+            write_json(folder / name / f"{tile['id']}.json", content)
         boxes = np.array([tile["bbox"] for tile in tiles])
+        bbox = [*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()]
         interval = [tiles[0]["properties"]["start_datetime"], tiles[-1]["properties"]["end_datetime"]]
-        extent = {
-            "spatial": {"bbox": [[*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()]]},
-            "temporal": {"interval": [interval]},
-        }
+        extent = {"spatial": {"bbox": [bbox]}, "temporal": {"interval": [interval]}}
         links = [{"rel": "item", "href": f"./{tile['id']}.json"} for tile in tiles]
-        survey = {
-            "type": "Collection",
-            "stac_version": "1.0.0",
-            "id": day,
-            "description": "aerial",
-            "license": "CC0-1.0",
-        }
-        write_json(folder / name / "collection.json", survey | {"extent": extent, "links": links})
+        survey = {"type": "Collection", "id": day, "license": "CC0-1.0", "extent": extent, "links": links}
+        write_json(folder / name / "collection.json", common | survey)
         children.append({"rel": "child", "href": f"./{name}/collection.json"})
-    root = {"type": "Catalog", "stac_version": "1.0.0", "id": "static", "description": "aerial surveys"}
-    write_json(folder / "catalog.json", root | {"links": children})
+    write_json(folder / "catalog.json", common | {"type": "Catalog", "id": "static", "links": children})
 
 
 # ---- servers ----
@@ -424,8 +401,7 @@ def serve_archive(folder: str | Path, *, port: int = 0) -> Iterator[str]:
 
 def rustac() -> str | None:
     """Path of the program: beside this Python, else on the PATH."""
-    beside = Path(sys.executable).parent / "rustac"
-    return str(beside) if beside.is_file() else shutil.which("rustac")
+    return shutil.which("rustac", path=Path(sys.executable).parent) or shutil.which("rustac")
 
 
 def _app(folder: Path, inner: int) -> Starlette:
@@ -436,12 +412,9 @@ def _app(folder: Path, inner: int) -> Starlette:
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return await run_in_threadpool(_forward, f"http://127.0.0.1:{inner}{path}", request.method, body)
 
-    async def catalog(request: Request) -> Response:
-        return RedirectResponse("/files/catalog.json")
-
     files = Mount("/files", StaticFiles(directory=folder))
-    everything = Route("/{path:path}", search, methods=["GET", "POST"])
-    return Starlette(routes=[files, Route("/catalog.json", catalog), everything])
+    catalog = Route("/catalog.json", lambda request: RedirectResponse("/files/catalog.json"))
+    return Starlette(routes=[files, catalog, Route("/{path:path}", search, methods=["GET", "POST"])])
 
 
 def _forward(address: str, method: str, body: bytes) -> Response:
@@ -462,10 +435,8 @@ def _wait(url: str, api: subprocess.Popen, thread: threading.Thread, log) -> Non
         time.sleep(0.1)
     log.seek(0)
     message = " ".join(log.read().split())[-300:] or "no message"
-    raise ContractError(
-        "archive", f"no answer at {url}: {message}", f"rustac and the file server within {STARTUP:g} s",
-        "the port was taken in between, or items.json is broken: write the archive again",
-    )  # fmt: skip
+    expected, cause = f"rustac and the file server within {STARTUP:g} s", "the port was taken, or items.json is broken"
+    raise ContractError("archive", f"no answer at {url}: {message}", expected, cause)
 
 
 def _free_port() -> int:

@@ -108,28 +108,20 @@ def estimate_bytes(acquisition: Acquisition, geobox: GeoBox) -> int:
     Complete internal tiles are fetched, BLOCK pixels a side. Files whose size is not stated count PACKED bytes a byte.
     """
     total, archive = 0.0, acquisition.archive
-    grid = cut_at_antimeridian(geobox.footprint("EPSG:4326").geom)
+
+    @functools.cache
+    def fetched(gsd: float) -> shapely.Geometry:
+        return cut_at_antimeridian(geobox.buffered(BLOCK / 2 * gsd).footprint("EPSG:4326").geom)
+
     for item in acquisition.items:
         shape = shapely.geometry.shape(item.geometry)
-        shared = shape.intersection(grid)
-        if shared.is_empty:
-            continue
-        width, height = _extent_in_meters(shared)
-        item_area = math.prod(_extent_in_meters(shape))
+        item_area = shape.area * METERS_PER_DEGREE**2 * math.cos(math.radians(shape.centroid.y))
         for source in filter(None, [*sources_of(item, archive, acquisition.bands).values(), mask_of(item, archive)]):
             gsd = source.gsd or archive.gsd
             size = source.size or item_area / gsd**2 * source.itemsize * PACKED
-            fetched = (width + BLOCK * gsd) * (height + BLOCK * gsd)
-            total += size * min(1.0, fetched / item_area) + min(HEADER, size)
+            share = shape.intersection(fetched(gsd)).area / shape.area
+            total += size * share + min(HEADER, size) * (share > 0)
     return round(total)
-
-
-def _extent_in_meters(shape: shapely.Geometry) -> tuple[float, float]:
-    west, south, east, north = shape.bounds
-    if east - west > 180:  # both sides of the antimeridian
-        west, _, east, _ = shapely.transform(shape, lambda xy: np.stack([xy[:, 0] % 360, xy[:, 1]], axis=1)).bounds
-    parallel = METERS_PER_DEGREE * math.cos(math.radians((south + north) / 2))
-    return (east - west) * parallel, (north - south) * METERS_PER_DEGREE
 
 
 # ---- one item ----
@@ -215,16 +207,17 @@ class RetryingDriver(RioDriver):
         self.archive, self.share_of = archive, tuple(share_of)
 
     def capture_env(self):
-        return gdal_options(self.archive)
+        bucket = REQUESTER_PAYS if self.archive.signing == "requester-pays" else OPEN
+        return bucket if self.archive.kind == "files" else GDAL | bucket  # files have sidecars: masks, overviews
 
     def open(self, src, ctx):
-        return _RetryingReader(src, ctx, self.archive, self.share_of)
+        return _RetryingReader(src, ctx, self)
 
 
 class _RetryingReader(RioReader):
-    def __init__(self, src, ctx, archive: Archive, share_of):
+    def __init__(self, src, ctx, driver: RetryingDriver):
         super().__init__(src, ctx)
-        self.archive, self.share_of = archive, share_of
+        self.archive, self.share_of = driver.archive, driver.share_of
 
     def read(self, cfg, dst_geobox, *, dst=None, selection=None):
         href, _, index = self._src.uri.rpartition("#")
@@ -241,12 +234,6 @@ class _RetryingReader(RioReader):
         cfg = replace(cfg, src_nodata_override=nodata, src_nodata_fallback=fallback)
         source = self._src.patch(uri=address, band=int(index))
         return with_retries(address, lambda: rio_read(source, cfg, dst_geobox, dst=dst, selection=selection))
-
-
-def gdal_options(archive: Archive) -> dict[str, str]:
-    """GDAL's options for files of an archive. Local files have sidecars: world files, masks, overviews."""
-    bucket = REQUESTER_PAYS if archive.signing == "requester-pays" else OPEN
-    return bucket if archive.kind == "files" else GDAL | bucket
 
 
 def with_retries(address: str, read):
@@ -290,10 +277,9 @@ def sign(href: str, archive: Archive) -> str:
     """Microsoft's addresses with a fresh token; requester-pays buckets only with keys; all others unchanged."""
     if href.startswith("s3://") and archive.signing == "requester-pays":
         if not (os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")):
-            raise ContractError(
-                "archive", f"{href}, and neither AWS_ACCESS_KEY_ID nor AWS_PROFILE", "keys of an account that pays",
-                "a requester-pays bucket: set the variables, or take another of archives_of(sensor)",
-            )  # fmt: skip
+            found = f"{href}, and neither AWS_ACCESS_KEY_ID nor AWS_PROFILE"
+            cause = "a requester-pays bucket: set the variables, or take another of archives_of(sensor)"
+            raise ContractError("archive", found, "keys of an account that pays", cause)
         return href
     if archive.signing != "planetary-computer" or not (urlsplit(href).hostname or "").endswith("blob.core.windows.net"):
         return href
@@ -411,8 +397,9 @@ def _exception(client, future) -> BaseException | None:
         except TimeoutError:
             last_seen = time.monotonic() if client.nthreads() else last_seen
             if time.monotonic() - last_seen > WITHOUT_WORKERS:
-                raise ContractError(
-                    "scheduler", f"no worker for {WITHOUT_WORKERS} s", "at least one that reads",
+                cause = (
                     "all workers were killed, most often for their memory: use fewer (workers=) or smaller tiles, and "
-                    "run the same command again; finished tiles are kept",
-                ) from None  # fmt: skip
+                )
+                cause += "run the same command again; finished tiles are kept"
+                found = f"no worker for {WITHOUT_WORKERS} s"
+                raise ContractError("scheduler", found, "at least one that reads", cause) from None
