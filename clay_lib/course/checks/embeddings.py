@@ -85,15 +85,9 @@ check_three_colours = Check(
     rtol=1e-3,
     atol=1e-3,
     mistakes={
-        "The patches are not centered: subtract their mean first, over all h and w.": [
-            dict(center=lambda rows: 0),
-            dict(center=lambda rows: rows.mean(1, keepdims=True)),
-        ],
+        "The patches are not centered: subtract their mean first.": dict(center=lambda rows: 0),
         "These are the last three directions, in which the patches differ least.": dict(keep=slice(None, -4, -1)),
-        "The components are scaled; here they keep their own spread.": [
-            dict(spread=lambda components: components.std(0)),
-            dict(spread=lambda components: np.linalg.norm(components, axis=0)),
-        ],
+        "Components keep their own spread: do not scale them.": dict(spread=lambda components: components.std(0)),
         "The patches are still in one row: reshape to [h, w, 3].": lambda patches: three_colors(patches).reshape(-1, 3),
     },
     praise="Three directions of most spread: scaled to 0..1 they are red, green and blue.",
@@ -154,9 +148,7 @@ check_search = Check(
         "Subtract half of the wrong examples' mean, not all or nothing of it.": [dict(share=0), dict(share=1)],
         "The examples are added up: take the mean of the right and of the wrong ones.": dict(mean=np.sum),
         "Long vectors win: normalize every vector to length one first.": dict(unit=np.array),
-        "The mean of all vectors is subtracted first: the search does without.": dict(
-            unit=lambda v: unit(v - v.mean(0))
-        ),
+        "The mean of all vectors is subtracted; leave it.": dict(unit=lambda v: unit(v - v.mean(0))),
     },
     praise="Each example, for or against, moves the query a little.",
 )
@@ -202,9 +194,7 @@ check_blend = Check(
         "A corner is row, then column; here the two are swapped.": lambda t, c, shape: blend(t, c[:, ::-1], shape),
         "A cell that is NaN in one tile becomes NaN, though another tile has it.": dict(known=np.ones_like),
         "Where a tile is NaN it counts as 0: leave out its weight too.": dict(count=np.ones_like),
-        "A cell's middle is half a cell from its edge; from 0, the image loses its border.": dict(
-            ramp=lambda n: tent(n, 0)
-        ),
+        "A cell's middle is half a cell from its edge: the border is lost.": dict(ramp=lambda n: tent(n, 0)),
         "Multiply the weights along rows and columns, no nearest of four edges.": dict(join=np.minimum.outer),
     },
     praise="Each tile fades out before it ends, so no edge of a tile shows.",
@@ -227,10 +217,7 @@ check_rounded = Check(
     cases=[(LONG_AND_SHORT, 4), (LONG_AND_SHORT, 8)],
     axes="N D",
     mistakes={
-        "There is one scale for all vectors, or one a number: take the largest along axis 1.": [
-            dict(axis=None),
-            dict(axis=0),
-        ],
+        "One scale a vector: take the largest number along axis 1.": [dict(axis=None), dict(axis=0)],
         "Numbers are cut off or rounded down: np.rint takes the nearest.": [dict(cut=np.trunc), dict(cut=np.floor)],
         "A vector's largest number may be negative: use np.abs.": dict(size=np.array),
         "Half of the whole numbers are negative, and one is 0: the largest is 2 ** (bits - 1) - 1.": [
@@ -265,15 +252,11 @@ check_variance_kept = Check(
     read=number,
     what="the share",
     mistakes={
-        "This is the share of the training vectors: measure on test.": lambda train, _, k: variance_kept(
-            train, train, k
-        ),
-        "The components are fitted on test vectors: fit them on train.": lambda _, test, k: variance_kept(
-            test, test, k
-        ),
-        "The mean is not that of train: subtract it from train and test, not test's own and not nothing.": [
-            dict(center=lambda train, test: test.mean(0)),
-            dict(center=lambda train, test: 0),
+        "This is the share of train: measure on test.": lambda train, _, k: variance_kept(train, train, k),
+        "The components are fitted on test: fit on train.": lambda _, test, k: variance_kept(test, test, k),
+        "Subtract the mean of train from test too.": [
+            dict(center=lambda _, test: test.mean(0)),
+            dict(center=lambda *_: 0),
         ],
         "The columns of svd's third result are taken: its rows are the axes.": dict(columns=True),
         "This is the share that is lost: give the share that is kept.": lambda *case: 1 - variance_kept(*case),
@@ -297,9 +280,7 @@ check_bits = Check(
     cases=[(normal(3, 5, 19).numpy() + np.float32(0.3), normal(4, 19).numpy())],
     axes="N bytes",
     mistakes={
-        "Every number takes a byte: np.packbits puts eight of them into one byte.": lambda vectors, mean: (
-            vectors > mean
-        ),
+        "Every number takes a byte: np.packbits puts eight into one.": lambda vectors, mean: vectors > mean,
         "np.packbits needs axis=1, to go along each vector.": [dict(axis=None), dict(axis=0)],
         "A bit is 1 where the number is above `mean`, not above 0.": lambda vectors, mean: to_bits(vectors, 0),
         "The bits are the wrong way round: 1 above the mean, 0 below.": lambda vectors, mean: to_bits(-vectors, -mean),

@@ -40,11 +40,7 @@ check_vote = Check(
     mistakes={
         "The farthest are asked: sort distances from the smallest up.": dict(take=lambda labels, k: labels[-k:]),
         "Only the nearest is asked; all k of them vote.": dict(take=lambda labels, k: labels[:1]),
-        "A label is a name, without mean or median: count votes and take the most frequent.": [
-            dict(answer=np.mean),
-            dict(answer=np.median),
-            dict(answer=lambda labels: labels.mean().round(-1)),
-        ],
+        "A label is a name: count votes, without mean or median.": [dict(answer=np.mean), dict(answer=np.median)],
         "This is the number of votes: answer with the label.": dict(answer=lambda labels: max(np.bincount(labels))),
     },
     edge_cases={"With one neighbor": (*_chips(), 1)},
@@ -74,7 +70,8 @@ def _split_rules(fn: Callable) -> Iterator[tuple[bool, str]]:
                 yield not both, f"{both} blocks have chips on both sides: draw blocks, and let chips follow (np.isin)."
             drawn = [len(set(blocks[test])) for test in splits]
             wanted, least, most = round(share * count), min(drawn), max(drawn)
-            found = f"{least} to {most} of {count} blocks test; with a share of {share} it should be {wanted}"
+            tested = str(least) if least == most else f"{least} to {most}"
+            found = f"{tested} of {count} blocks test; with a share of {share} it should be {wanted}"
             yield not least == most == count - wanted, f"{found}: share is the test's part, you took it for training."
             yield least < most or least == wanted, f"{found}: take round(share * number of blocks)."
             yield most <= wanted, f"{found}: draw so many blocks, instead of deciding for each block."
@@ -144,14 +141,12 @@ check_interval = Check(
         "The chips are drawn as if all were independent: draw places, and take all chips of each.": (
             lambda hits, places, draws, seed: interval(hits, np.arange(len(hits)), draws, seed)
         ),
-        "A place that is drawn twice counts once: take its chips as often as it was drawn.": [
+        "A place that is drawn twice counts once: take its chips twice.": [
             dict(count=np.sign),
             dict(count=np.sign, ends=(0.05, 0.95)),
         ],
         "This is of the mean of the places' means: take the mean of all drawn chips.": dict(weight=np.ones_like),
-        "Places are drawn among the chips, where large ones come up more often: draw among np.unique(places).": dict(
-            chance=np.array
-        ),
+        "Places are drawn among the chips: draw among np.unique(places).": dict(chance=np.array),
         "This is the 90 % interval: for 95 % leave 2.5 % on each side.": dict(ends=(0.05, 0.95)),
     },
     hints={
@@ -176,9 +171,7 @@ def student(mean, sd, n, *, quantile=lambda n: stats.t.ppf(0.975, n - 1), root=n
 
 INTERVAL_MISTAKES = {
     "The factor 1.96 is for many seeds: with few it is Student's t for n - 1.": dict(quantile=lambda n: 1.96),
-    "Student's t leaves 2.5 % on each side: ask for 0.975 and n - 1.": dict(
-        quantile=lambda n: stats.t.ppf(0.95, n - 1)
-    ),
+    "Ask Student's t for 0.975: 2.5 % on each side.": dict(quantile=lambda n: stats.t.ppf(0.95, n - 1)),
     "The spread around a mean of the same runs is divided by n - 1, ddof=1.": dict(ddof=0),
     "This is the spread of single runs: for their mean, divide by the square root of n.": dict(root=np.ones_like),
 }
@@ -201,9 +194,7 @@ check_seed_intervals = Check(
     cases=[(_errors(),)],
     axes="S mean|low|high",
     mistakes={
-        "You count failed runs: each setting has its own number of finished ones.": dict(
-            count=lambda errors: np.full(4, 7)
-        ),
+        "You count failed runs among the seeds.": dict(count=lambda errors: np.full(len(errors), errors.shape[1])),
         "Failed runs count as an error of 0: leave them out.": lambda errors: seed_intervals(np.nan_to_num(errors)),
         **INTERVAL_MISTAKES,
     },
@@ -241,10 +232,7 @@ check_unbeaten = Check(
             dict(score_of=np.median, cost_of=np.median),
         ],
         "Nobody is left: it takes both to be beaten, &.": dict(both=np.logical_or),
-        "A high score and a low cost are better.": [
-            lambda score, cost: unbeaten(score, -cost),
-            lambda score, cost: unbeaten(-score, cost),
-        ],
+        "A low cost is better.": lambda score, cost: unbeaten(score, -cost),
     },
     praise="Choosing among these is a matter of what a point is worth.",
 )
@@ -275,9 +263,7 @@ check_paired = Check(
     axes="difference|low|high",
     mistakes={
         "The other way round: one minus other.": lambda table, one, other: paired(table, other, one),
-        "Runs are paired by their order: pair them by seed.": dict(
-            subtract=lambda a, b: pd.Series(a.values - b.values)
-        ),
+        "Pair runs by seed, not by order.": dict(subtract=lambda a, b: pd.Series(a.values - b.values)),
         "A missing run counts as 0: leave such seeds out.": dict(subtract=lambda a, b: a.sub(b, fill_value=0)),
         **INTERVAL_MISTAKES,
     },
@@ -286,9 +272,7 @@ check_paired = Check(
         "The interval is too wide: take the difference of each seed first, then its spread.": (
             lambda answer, expected: answer[-1] - answer[1] > 2 * (expected[2] - expected[1])
         ),
-        "The difference counts seeds that only one of the two has: leave them out.": lambda a, b: (
-            abs(a[0] - b[0]) > 1e-6
-        ),
+        "Leave out seeds that only one of the two has.": lambda answer, wanted: abs(answer[0] - wanted[0]) > 1e-6,
     },
     praise="What a seed's land adds is on both sides and cancels.",
 )
@@ -315,13 +299,13 @@ check_place_codes = Check(
     cases=[tuple(PLACES)],
     axes="B code",
     mistakes={
-        "An unknown place becomes 0 degrees, in the Gulf of Guinea: it has four zeros.": lambda lat, lon: place_codes(
-            lat.nan_to_num(), lon.nan_to_num()
+        "An unknown place is not 0 degrees, in the Gulf of Guinea: give four zeros.": lambda *case: place_codes(
+            *(degrees.nan_to_num() for degrees in case)
         ),
         "Unknown places are NaN, which would make all of the chip NaN: they have four zeros.": dict(unknown=all_known),
-        "NaN are replaced one by one: where lat or lon is unknown, all four numbers are zeros.": lambda lat, lon: (
-            place_codes(lat, lon, unknown=all_known).nan_to_num()
-        ),
+        "Where lat or lon is unknown, all four numbers are zeros.": lambda *case: place_codes(
+            *case, unknown=all_known
+        ).nan_to_num(),
         "A chip at 0 degrees lies somewhere: only NaN means unknown.": dict(
             unknown=lambda lat, lon: lat.isnan() | lon.isnan() | (lat == 0)
         ),
@@ -388,9 +372,7 @@ check_luck = Check(
     rtol=0,
     atol=1e-6,
     mistakes={
-        "Chips are swapped one by one: swap all chips of a place at once.": lambda a, b, _: luck(
-            a, b, np.arange(len(a))
-        ),
+        "Swap all chips of a place at once, not one by one.": lambda a, b, _: luck(a, b, np.arange(len(a))),
         "Only one direction counts: compare absolute values.": dict(size=np.array),
         "Swaps that give exactly the observed difference count too: at least as large, >=.": dict(as_large=np.greater),
         "All places count equally: the difference is that of all chips.": dict(of=np.mean),

@@ -61,9 +61,7 @@ check_tokens = Check(
     mistakes={
         "The bias is missing: it is added once to every token.": dict(biases=0),
         "The bias is added once for every band; a token gets it once in all.": dict(biases=3),
-        "The tokens come column by column. They have to come row by row: (h w), not (w h).": dict(
-            rows="B (w h) (C p q)"
-        ),
+        "The tokens come column by column; they come row by row, (h w).": dict(rows="B (w h) (C p q)"),
         "Pixels and kernels are flattened in different orders: both are (C p q).": dict(rows="B (h w) (p q C)"),
         "This is a mean; a token is the sum over bands and pixels.": [dict(divide=48), dict(divide=3)],
     },
@@ -95,9 +93,7 @@ check_band_parts = Check(
     axes="B C L D",
     rtol=1e-3,
     mistakes={
-        "Kernels are made one by one. Bands attend to each other: ask for all wavelengths at once.": dict(
-            together=False
-        ),
+        "Bands attend to each other: ask for all wavelengths at once.": dict(together=False),
         "The bias is in every band's part. It belongs to no band: leave it out.": [dict(biases=1), dict(biases=1 / 3)],
         "The bands are summed: keep their axis, and sum only over the pixels.": lambda *case: band_parts(*case).sum(1),
     },
@@ -114,10 +110,7 @@ check_same_place = Check(
         "The two pixel sizes are swapped: coarser pixels need fewer columns.": lambda column, a, b: column * b / a,
         "This is the same column at both pixel sizes. The code counts meters.": lambda column, a, b: column,
         "These are meters. Divide them by the other pixel size to get columns.": lambda column, a, b: column * a,
-        "These are integers, rounded or cut off: codes lie between columns too.": [
-            lambda column, a, b: round(column * a / b),
-            lambda column, a, b: column * a // b,
-        ],
+        "These are integers: codes lie between columns too.": lambda column, a, b: round(column * a / b),
     },
     praise="Equal meters, equal codes.",
 )
@@ -143,16 +136,9 @@ check_week_code = Check(
         "The angle is in degrees; sine and cosine take radians: a turn is 2 pi.": dict(weeks=52 * 2 * math.pi / 360),
         "The factor 2 is missing: 52 weeks are a full turn, 2 pi.": dict(weeks=104),
         "You divide by 53: Clay divides the ISO week by 52.": dict(weeks=53),
-        "You take week 53 for week 52: leave it, a little more than one turn.": dict(
-            week=lambda d: min(iso_week(d), 52)
-        ),
-        "This is the day of the year. The ISO week is date.isocalendar().week.": dict(
-            week=lambda date: date.timetuple().tm_yday, weeks=365
-        ),
-        "This is another count of weeks, strftime's %W or %U. The ISO week is date.isocalendar().week.": [
-            dict(week=lambda date: int(date.strftime("%W"))),
-            dict(week=lambda date: int(date.strftime("%U"))),
-        ],
+        "You take week 53 for week 52: leave it, a little over a turn.": dict(week=lambda d: min(iso_week(d), 52)),
+        "This is the day of the year: take the ISO week.": dict(week=lambda d: d.timetuple().tm_yday, weeks=365),
+        "The ISO week is date.isocalendar().week, not strftime's %W.": dict(week=lambda d: int(d.strftime("%W"))),
     },
     praise="The week on its circle: week 52 and week 1 are neighbors.",
 )
@@ -174,9 +160,7 @@ check_grid_code = Check(
         "Rows and columns are swapped: x, the column, comes first, then y, the row.": dict(blocks=(2, 3, 0, 1)),
         "The tokens come column by column. They come row by row: x changes fastest.": dict(order="(w h)"),
         "Cosines come before sines: the order is sin x, cos x, sin y, cos y.": dict(blocks=(1, 0, 3, 2)),
-        "The order is sin x, sin y, cos x, cos y. Keep x together: sin x, cos x, sin y, cos y.": dict(
-            blocks=(0, 2, 1, 3)
-        ),
+        "The order is sin x, sin y, cos x, cos y: keep x together, then y.": dict(blocks=(0, 2, 1, 3)),
         "Only the columns are here: add sin y and cos y.": dict(blocks=(0, 1)),
     },
     praise="Every token of a grid that is not square has its column and its row.",
@@ -197,16 +181,12 @@ check_sequence_length = Check(
     read=whole_number,
     mistakes={
         "The class token is missing: it is never hidden.": dict(cls=0),
-        "Patches at the edge are lost: images are padded to full patches, so round the sides up.": dict(
-            side=math.floor
-        ),
+        "Patches at the edge are lost: images are padded, so round the sides up.": dict(side=math.floor),
         "The number of hidden patches is cut off, int(ratio * L), not rounded.": dict(hidden=round),
-        "These are the hidden patches. The encoder gets the others, and the class token.": lambda H, W, P, ratio: int(
-            ratio * sequence_length(H, W, P, 0, cls=0)
+        "These are the hidden patches; the encoder gets the others.": lambda *case: (
+            sequence_length(*case[:3], 0, cls=0) - sequence_length(*case, cls=0)
         ),
-        "The number of visible patches is cut off; cut off that of the hidden ones, int(ratio * L).": dict(
-            hidden=math.ceil
-        ),
+        "The number of visible patches is cut off; that of the hidden ones should be.": dict(hidden=math.ceil),
     },
     praise="Sides rounded up to full patches, the hidden ones taken off, the class token added.",
 )
@@ -229,15 +209,13 @@ check_mask = Check(
     mistakes={
         "0 and 1 are swapped: 1 means hidden.": lambda draw, ratio: 1 - mask(draw, ratio),
         "You hide the patches with the largest draws; the smallest are hidden.": lambda draw, ratio: mask(-draw, ratio),
-        "You compare draws with the ratio, so each sample hides another number of patches: sort, and count.": (
-            lambda draw, ratio: (draw < ratio).float()
-        ),
+        "Draws below the ratio are another number of patches each time: sort.": lambda draw, ratio: (
+            draw < ratio
+        ).float(),
         "argsort gives the numbers of the patches in order, not the rank of each: scatter ones to these numbers.": (
             lambda draw, ratio: (draw.argsort(dim=1) < int(ratio * draw.shape[1])).float()
         ),
-        "All samples have the first one's mask: each has an order of its own.": (
-            lambda draw, ratio: mask(draw[:1].expand(len(draw), -1), ratio)
-        ),
+        "Each sample has an order of its own.": lambda draw, ratio: mask(draw[:1].expand(len(draw), -1), ratio),
         "One patch too many is hidden: int(ratio * L) cuts off, rounding and quantiles may not.": dict(more=1),
     },
     edge_cases={"With ratio 0 no patch is hidden: the mask is all zeros.": (_draw(7, 2, 9), 0.0)},
@@ -257,14 +235,12 @@ check_put_back = Check(
     cases=[(normal(2, 2, 3, 4), _draw(2, 2, 7).argsort(dim=1)[:, :3], normal(3, 4), 7)],
     axes="B L D",
     mistakes={
-        "The mask tokens stand behind the visible ones: each token goes to its own place, visible[b, i].": dict(
-            places=lambda visible: torch.arange(visible.shape[1]).expand_as(visible)
+        "The mask tokens stand behind the visible ones: each token goes to visible[b, i].": lambda tokens, _, filler, L: (
+            torch.cat([tokens, filler.expand(len(tokens), L - tokens.shape[1], -1)], dim=1)
         ),
         "The hidden places hold zeros: they hold the mask token.": dict(filler=0.0),
         "tokens[b, i] belongs to visible[b, i], and that list is not sorted.": dict(places=lambda v: v.sort(1).values),
-        "Every sample uses the places of the first one: visible[b] belongs to sample b.": dict(
-            places=lambda visible: visible[:1].expand_as(visible)
-        ),
+        "Every sample uses the places of the first one.": dict(places=lambda visible: visible[:1].expand_as(visible)),
     },
     praise="Visible tokens in their places, the mask token everywhere else.",
 )

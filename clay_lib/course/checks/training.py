@@ -35,10 +35,7 @@ check_masked_error = Check(
             lambda r, t, m: masked_error(r, t, m, error=torch.square).sqrt(),
             lambda r, t, m: (r - t)[m.bool()].norm(dim=-1).mean(),
         ],
-        "Divide the sum over hidden patches by their number, mask.sum().": [
-            lambda r, t, m: masked_error(r, t, m) * m.mean(),
-            lambda r, t, m: masked_error(r, t, m) * m.sum(),
-        ],
+        "Divide the sum over hidden patches by their number.": lambda r, t, m: masked_error(r, t, m) * m.mean(),
         "The mean is taken for each image first: add up over the batch, then divide once.": lambda *case: torch.stack(
             [masked_error(*image) for image in zip(*case, strict=True)]
         ).mean(),
@@ -59,12 +56,10 @@ check_agreement = Check(
     mistakes={
         "This is the cosine, largest where both agree. A loss is smallest there: 1 - cosine.": dict(loss=torch.mean),
         "This is 1 minus the dot product: divide by both lengths.": dict(cosine=lambda a, b: (a * b).sum(-1)),
-        "The cosine is over the batch: sum over D, the last axis.": dict(
-            cosine=lambda a, b: cosine_similarity(a, b, 0)
-        ),
+        "Sum over D, the last axis, not the batch.": dict(cosine=lambda a, b: cosine_similarity(a, b, dim=0)),
         "There is one number a chip: end with their mean.": dict(loss=lambda cosine: 1 - cosine),
         "The losses of the chips are added up; their mean is wanted.": dict(loss=lambda cosine: (1 - cosine).sum()),
-        "The absolute value of the cosine is taken: opposite answers should lose most, 2.": dict(
+        "The absolute value is taken: opposites should lose most, 2.": dict(
             loss=lambda cosine: 1 - cosine.abs().mean()
         ),
         "This is a distance, in which lengths count: take the cosine.": lambda a, b: (a - b).norm(dim=-1).mean(),
@@ -94,10 +89,7 @@ check_rate = Check(
     atol=1e-9,
     mistakes={
         "There is no warm-up: the first steps rise from small to the peak.": dict(warm=False),
-        "The first step has the rate 0 and is lost: rise by (step + 1) / (warmup + 1).": [
-            dict(first=0, extra=0),
-            dict(first=0),
-        ],
+        "The first step has the rate 0 and is lost: rise by (step + 1) / (warmup + 1).": dict(first=0, extra=0),
         "The peak comes one step early: rise by (step + 1) / (warmup + 1).": dict(extra=0),
         "After the warm-up the rate comes down in a straight line: take half a cosine.": dict(line=True),
         "The cosine begins at step 0: it should begin where the warm-up ends.": dict(start=0),
@@ -131,7 +123,7 @@ check_patch_transform = Check(
         "The corner is scaled too: the map begins where the image begins.": dict(scaled=(1, 1, 1, 1, 1, 1)),
         "Only a and e are scaled: b and d turn the grid, and are meters a cell too.": dict(scaled=(1, 0, 0, 0, 1, 0)),
         "The cells have become smaller: a patch is larger than a pixel, so multiply.": dict(power=-1),
-        "The corner has moved: c and f belong to the upper left corner, not to the middle of a pixel or patch.": [
+        "The corner has moved: c and f belong to the upper left corner of a pixel.": [
             dict(shift=lambda patch: 0.5),
             dict(shift=lambda patch: -0.5),
             dict(shift=lambda patch: patch / 2),
@@ -157,8 +149,8 @@ check_plain_guess = Check(
         "This is the mean of the hidden pixels: those are unknown.": dict(guess=lambda image, h: image[:, h].mean(1)),
         "One mean serves all bands: each has its own.": dict(guess=lambda image, hidden: image[:, ~hidden].mean()),
         "Hidden pixels count as zeros in the mean.": dict(guess=lambda image, hidden: (image * ~hidden).mean((1, 2))),
-        "The visible pixels are replaced and the hidden ones kept: the other way round.": (
-            lambda image, hidden: torch.where(hidden, image, image[:, ~hidden].mean(1)[:, None, None])
+        "Replace the hidden pixels, not the visible ones.": lambda image, hidden: torch.where(
+            hidden, image, image[:, ~hidden].mean(1)[:, None, None]
         ),
     },
     praise="The baseline that every reconstruction has to beat.",
@@ -284,12 +276,8 @@ check_resized = Check(
     cases=[(normal(5, 5).numpy() + np.arange(5), 4), (normal(6, 6).numpy() + np.arange(6), 3)],
     axes="pixels",
     mistakes={
-        "Every pixel takes the value of its own patch: draw straight lines.": lambda values, factor: values.repeat(
-            factor
-        ),
-        "The image is shifted: pixel centers are at i + 0.5, patch centers at (k + 0.5) * factor.": dict(
-            pixel=0, patch=0
-        ),
+        "Every pixel takes the value of its own patch: draw straight lines.": lambda values, f: values.repeat(f),
+        "The image is shifted: centers are at i + 0.5 and (k + 0.5) * factor.": dict(pixel=0, patch=0),
         "The image is shifted by half a patch: subtract the first patch's center, 0.5.": dict(patch=0),
         "The image is shifted by half a pixel: a pixel's center is at i + 0.5.": dict(pixel=0),
         "The image is stretched: the first and last pixel lie further out than the patch centers.": (
