@@ -51,7 +51,7 @@ from clay_lib.data.rasters import coarser, read_scene, write_raster
 from clay_lib.data.scenes import center_window
 from clay_lib.figures.maps import Layer, show_on_map, static_map
 from clay_lib.runs.notebooks import output_folder, write_metrics
-from clay_lib.world.earth import CLASS_COLOURS, CLASSES, MiniWorld
+from clay_lib.world.earth import CLASS_COLORS, CLASSES, MiniWorld
 
 _ = torch.set_grad_enabled(False)
 
@@ -185,7 +185,7 @@ if scene:
 else:
     thumbnails = [figures.rgb(p, view.sensor, stretch=None) for p in chips.pixels]
     labels, legend = np.array([CLASSES[k] for k in chips.land_cover]), "land cover"
-    colours = {CLASSES[k]: colour for k, colour in CLASS_COLOURS.items()}
+    colours = {CLASSES[k]: colour for k, colour in CLASS_COLORS.items()}
 title = f"Chips by their {kind}: neighbours have alike embeddings"
 fig = figures.scatter_thumbnails(
     xy, thumbnails, labels, colours=colours, across=int(1.65 * len(chips) ** 0.5), size=7.2, title=title, legend=legend

@@ -51,7 +51,7 @@ from clay_lib.heads.finetune import Finetuned, FinetuneSettings, finetune
 from clay_lib.heads.heads import spread_layers
 from clay_lib.heads.predict import predict_raster
 from clay_lib.runs.notebooks import output_folder, write_metrics
-from clay_lib.world.earth import CLASS_COLOURS, CLASSES, MiniWorld
+from clay_lib.world.earth import CLASS_COLORS, CLASSES, MiniWorld
 
 # %% tags=["parameters"]
 seed: int = 0  # of the mini-world, of the heads and of every draw
@@ -98,7 +98,7 @@ else:
     groups = test.places["group"]
     assert not set(train.places["group"]) & set(groups)
     codes, names = list(CLASSES), list(CLASSES.values())
-    colours = {number: CLASS_COLOURS[code] for number, code in enumerate(codes)}
+    colours = {number: CLASS_COLORS[code] for number, code in enumerate(codes)}
 truth = np.stack([test[i].label for i in range(len(test))])
 print(f"{len(train)} chips train, {len(val)} validate, {len(test)} test; {len(names)} classes")
 

@@ -1,5 +1,19 @@
-"""From a place and dates to vectors and maps: archives, reading, embedding, rasters, search."""
+"""From a place and dates to vectors and maps: archives, tiles, reading, embedding, rasters, similarity search.
+
+`find_acquisitions` asks an archive what it holds of an area, `embed_area` embeds it tile by tile into GeoParquet and
+rasters, and `search` finds similar places among the vectors.
+"""
 
 from clay_lib import lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__, {"area": "embed_area"})
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "archives": "archives_of find_acquisitions",
+        "area": "embed_area",
+        "local": "serve_archive write_archive",
+        "reading": "read_acquisition",
+        "search": "neighbors_kept open_vectors search write_geojson",
+        "vectors": "shrink",
+    },
+)

@@ -30,7 +30,7 @@ from clay_lib.evaluation.probes import fit_linear, standardize
 from clay_lib.figures.images import scale_bar
 from clay_lib.figures.maps import DEGREES, Layer, show_on_map
 from clay_lib.figures.style import INK, MISSING, PALETTE
-from clay_lib.world.earth import CLASS_COLOURS, MiniWorld
+from clay_lib.world.earth import CLASS_COLORS, MiniWorld
 
 NEIGHBORS = 5
 SHORT_NAMES = {"permanent ": "", " / sparse vegetation": "", "herbaceous ": ""}
@@ -99,7 +99,7 @@ def world_background(world: MiniWorld, step: float = 1.0) -> Layer:
     lat, lon = np.arange(80 - step / 2, -60, -step), np.arange(-180 + step / 2, 180, step)
     codes = world.land_cover(*np.meshgrid(lat, lon, indexing="ij"))
     table = np.ones((256, 3))
-    for code, color in CLASS_COLOURS.items():
+    for code, color in CLASS_COLORS.items():
         table[code] = 0.55 + 0.45 * np.array(to_rgb(color))
     return Layer("the mini-world", table[codes], DEGREES, (step, 0.0, -180.0, 0.0, -step, 80.0))
 

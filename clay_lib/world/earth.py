@@ -1,13 +1,14 @@
-"""The mini-world: a procedural Earth that every sensor of the registry can look at, offline.
+"""The mini-world: a procedural Earth that every sensor of the registry can observe, offline.
 
-Standing for the archive: `MiniWorld().place(...)` chooses where, `observe(...)` looks with one sensor on one
-date. landscape.py says what is where, sky.py what a date brings, surface.py and covers.py what it makes of the
-land, spectra.py what that reflects.
+It stands in for an archive: `MiniWorld().place(...)` chooses where, `observe(...)` images that place with one sensor on
+one date. land.py: relief and land cover; surface.py and covers.py: the look of the land on a date; spectra.py: its
+reflectance and backscatter.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -25,23 +26,23 @@ CLASSES: dict[int, str] = {
     10: "tree cover", 20: "shrubland", 30: "grassland", 40: "cropland", 50: "built-up", 60: "bare / sparse vegetation",
     70: "snow and ice", 80: "permanent water bodies", 90: "herbaceous wetland", 95: "mangroves", 100: "moss and lichen",
 }  # fmt: skip
-CLASS_COLOURS: dict[int, str] = {  # as ESA WorldCover publishes them
+CLASS_COLORS: dict[int, str] = {  # as ESA WorldCover publishes them
     10: "#006400", 20: "#ffbb22", 30: "#ffff4c", 40: "#f096ff", 50: "#fa0000", 60: "#b4b4b4",
     70: "#f0f0f0", 80: "#0064c8", 90: "#0096a0", 95: "#00cf75", 100: "#fae6a0",
 }  # fmt: skip
 SPLITS = {"train": 0.6, "val": 0.15, "test": 0.25}
 BLOCK = (3.0, 6.0)  # degrees of latitude and longitude: the unit of the spatial split, a UTM zone wide
-MARGIN = 50_000.0  # m between a place and its block's border: half the diagonal of a 128 px MODIS chip, and some
+MARGIN = 50_000.0  # m from a place to the border of its block: more than half the diagonal of a 128 px MODIS chip
 LOOKS = 6  # of the radar's speckle
 
-# How the optical sensors' numbers come about: reflectance -> gain * reflectance + haze at the top -> code(...)
+# Optical sensors: reflectance -> gain * reflectance + haze, seen from the top of the atmosphere or not -> native numbers
 _OPTICAL = {
     "sentinel-2-l2a": dict(scale=10000, dtype=np.uint16, haze=0.012),
     "planetscope-sr": dict(scale=10000, dtype=np.uint16, haze=0.030, gain=1.15),
     "landsat-c2l1": dict(scale=50000, offset=0.1, dtype=np.uint16, haze=0.02, top=True),
     "landsat-c2l2-sr": dict(scale=1 / 0.0000275, offset=0.2, dtype=np.uint16, haze=0.012),
-    "naip": dict(dtype=np.uint8, haze=0.02, camera=800.0),
-    "linz": dict(dtype=np.uint8, haze=0.015, camera=580.0),
+    "naip": dict(dtype=np.uint8, haze=0.02, exposure=800.0),
+    "linz": dict(dtype=np.uint8, haze=0.015, exposure=580.0),
     "satellogic-MSI-L1D": dict(scale=10000, dtype=np.uint16, haze=0.02, top=True),
     "modis": dict(scale=10000, dtype=np.int16, haze=0.008),
 }
@@ -49,7 +50,7 @@ _OPTICAL = {
 
 @dataclass(frozen=True)
 class Place:
-    """The middle of a chip, degrees WGS84."""
+    """The center of a chip, degrees WGS84."""
 
     lat: float
     lon: float
@@ -57,15 +58,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Chip:
-    """What one sensor saw at one place on one date."""
+    """An image of one sensor at one place on one date."""
 
-    pixels: np.ndarray  # [C,H,W] native numbers in their native dtype (linear power for Sentinel-1)
-    labels: np.ndarray  # [H,W] uint8 WorldCover codes
-    cloud: np.ndarray  # [H,W] bool
-    leaf_area: np.ndarray  # [H,W] float32, m2/m2
+    pixels: np.ndarray  # [C, H, W] native numbers in their native dtype (linear power for Sentinel-1)
+    labels: np.ndarray  # [H, W] uint8 WorldCover codes
+    cloud: np.ndarray  # [H, W] bool
+    leaf_area: np.ndarray  # [H, W] float32, m2/m2
     sensor: str
     when: dt.datetime  # local solar time
-    lat: float  # of the centre, degrees
+    lat: float  # of the center, degrees
     lon: float
     gsd: float  # m
     crs: str
@@ -84,36 +85,33 @@ class MiniWorld:
         """WorldCover codes uint8 at degrees lat, lon (scalars or arrays of one shape)."""
         lat, lon = np.broadcast_arrays(np.asarray(lat, float), np.asarray(lon, float))
         if not (np.isfinite(lat).all() and np.isfinite(lon).all() and (np.abs(lat) <= 84).all()):
-            raise ContractError(
-                "lat, lon",
-                f"lat {lat.min()}..{lat.max()}",
-                "finite degrees, |lat| <= 84",
-                "longitude handed in before latitude, or metres instead of degrees",
-            )
+            raise ContractError("lat, lon", f"lat {lat.min()}..{lat.max()}", "finite degrees, |lat| <= 84",
+                                "longitude before latitude, or meters instead of degrees")  # fmt: skip
         x, y = to_world(lat.ravel(), lon.ravel())
         return survey(x, y, seed=self.seed).labels.reshape(lat.shape)
 
     def place(self, land_cover: int, index: int, split: str = "train") -> Place:
-        """The index-th place of a split whose square kilometre is mostly of one class, centre included.
+        """The index-th place of a split whose square kilometer is mostly of one class, including its center.
 
         Splits are sets of blocks of 3 x 6 degrees; a place keeps 50 km from its block's border, so that no chip of
         up to 64 km a side reaches a block of another split.
         """
         if land_cover not in CLASSES:
             raise ContractError(
-                "land_cover", land_cover, f"one of {CLASSES}", "a class position instead of its WorldCover code"
+                "land_cover", land_cover, f"one of {CLASSES}", "a class number, not its WorldCover code"
             )
-        if split not in SPLITS:
-            raise ContractError("split", repr(split), f"one of {list(SPLITS)}", "a misspelt split")
         if index != int(index) or index < 0:
             raise ContractError("index", index, "0, 1, 2, ...", "a negative or fractional index")
-        known, turns = self._places.setdefault((split, land_cover), ([], count()))
-        while len(known) <= index:
-            known += self._ruled_by(land_cover, split, next(turns))
-        return known[index]
+        places, draws = self._places.setdefault((split, land_cover), ([], count()))
+        while len(places) <= index:
+            places += self._places_of(land_cover, split, next(draws))
+        return places[index]
 
     def scatter(self, split: str, turn: int, candidates: int = 3000) -> tuple[np.ndarray, np.ndarray]:
-        """Lat, lon of those of `candidates` random points that lie in a split, 50 km inside its blocks; another draw each turn."""
+        """(lat, lon) of those of `candidates` random points that lie in a split, 50 km inside its blocks.
+
+        turn: number of the draw.
+        """
         if split not in SPLITS:
             raise ContractError("split", repr(split), f"one of {list(SPLITS)}", "a misspelt split")
         rng = np.random.default_rng([self.seed, 77, list(SPLITS).index(split), turn])
@@ -122,22 +120,21 @@ class MiniWorld:
         keep = (self._split_of(lat, lon) == list(SPLITS).index(split)) & _inside_block(lat, lon)
         return lat[keep].round(5), lon[keep].round(5)
 
-    def _ruled_by(self, land_cover: int, split: str, turn: int) -> list[Place]:
-        """Those of a turn's places around which a class rules. Other classes' places are not looked at: a rare class
-        takes many turns."""
+    def _places_of(self, land_cover: int, split: str, turn: int) -> list[Place]:
+        """The places of one draw that are surrounded by a class; the draws are shared by all classes."""
         if (split, turn) not in self._candidates:
             lat, lon = self.scatter(split, turn)
             self._candidates[split, turn] = lat, lon, survey(*to_world(lat, lon), seed=self.seed).labels
-        lat, lon, centre = self._candidates[split, turn]
-        lat, lon = lat[centre == land_cover], lon[centre == land_cover]
+        lat, lon, labels = self._candidates[split, turn]
+        lat, lon = lat[labels == land_cover], lon[labels == land_cover]
         x, y = (v[:, None] for v in to_world(lat, lon))
         dx, dy = (d.ravel() for d in np.meshgrid(*2 * [np.linspace(-500, 500, 5)]))
-        near = survey(x + dx[::4] / 12, y + dy[::4] / 12, seed=self.seed).labels
-        around = survey(x + dx, y + dy, seed=self.seed, pixel=60.0).labels
-        rules = ((around == land_cover).mean(1) >= 0.6) & ((near == land_cover).mean(1) >= 0.8)
-        if land_cover == 80:  # water with a shore in sight: open sea shows nothing
-            rules &= (around != 80).any(1)
-        return [Place(float(lat[n]), float(lon[n])) for n in np.flatnonzero(rules)]
+        near = survey(x + dx[::4] / 12, y + dy[::4] / 12, seed=self.seed).labels  # [n, 7] within 60 m
+        around = survey(x + dx, y + dy, seed=self.seed, pixel=60.0).labels  # [n, 25] within 700 m
+        chosen = ((around == land_cover).mean(1) >= 0.6) & ((near == land_cover).mean(1) >= 0.8)
+        if land_cover == 80:  # water with a shore: open sea has no structure
+            chosen &= (around != 80).any(1)
+        return [Place(float(lat[n]), float(lon[n])) for n in np.flatnonzero(chosen)]
 
     def _split_of(self, lat, lon):
         r = uniform(np.floor(lat / BLOCK[0]), np.floor(lon / BLOCK[1]), seed=self.seed + 4000)
@@ -152,64 +149,46 @@ class MiniWorld:
         cloud_cover: float = 0.0,
         noise: bool = True,
     ) -> Chip:
-        """What `sensor` sees of `place` at local solar time `when`, `size` pixels (H, W) large.
+        """The image of `place` by `sensor` at local solar time `when`, `size` pixels (H, W) large.
 
-        cloud_cover: target share of the chip under clouds, 0..1 (radar sees through). noise: sensor noise, speckle.
+        cloud_cover: target share of the chip under clouds, 0..1 (none in radar). noise: sensor noise, speckle.
         """
         spec = SENSORS[sensor]
         if sensor not in _OPTICAL and not spec.decibel:
-            raise ContractError(
-                "sensor",
-                sensor,
-                f"one of {[*_OPTICAL, 'sentinel-1-rtc']}",
-                "a sensor that the mini-world has no camera for",
-            )
+            expected = f"one of {[*_OPTICAL, 'sentinel-1-rtc']}"
+            raise ContractError("sensor", sensor, expected, "a sensor that the mini-world does not simulate")
         when, (height, width), cover = _date(when), _size(size), number("cloud_cover", cloud_cover)
         if not 0 <= cover <= 1:
-            raise ContractError("cloud_cover", cover, "a share, 0 to 1", "per cent instead of a share")
+            raise ContractError("cloud_cover", cover, "a share, 0 to 1", "percent instead of a share")
         lat, lon = number("place.lat", place.lat), number("place.lon", place.lon)
         if not (abs(lat) <= 80 and abs(lon) <= 180):
-            raise ContractError("place", place, "|lat| <= 80, |lon| <= 180", "longitude handed in before latitude")
+            raise ContractError("place", place, "|lat| <= 80, |lon| <= 180", "longitude before latitude")
         grid = _grid(sensor, lat, lon, spec.gsd, height, width)
-        middle = to_world(lat, lon)
-        rng = np.random.default_rng([self.seed, abs(hash_text(f"{sensor} {when.isoformat()} {lat:.6f} {lon:.6f}"))])
-
-        land = survey(
-            grid.x,
-            grid.y,
-            seed=self.seed,
-            pixel=min(spec.gsd, 300.0),
-            step=grid.step,
-            fold=grid.fold if grid.source is None else 1,
-        )
-        sun, weather = sun_at(lat, when), weather_at(*middle, when, self.seed)
+        center = to_world(lat, lon)
+        rng = np.random.default_rng([self.seed, _hash(f"{sensor} {when.isoformat()} {lat:.6f} {lon:.6f}")])
+        fold = grid.fold if grid.source is None else 1
+        land = survey(grid.x, grid.y, seed=self.seed, pixel=min(spec.gsd, 300.0), step=grid.step, fold=fold)
+        sun, weather = sun_at(lat, when), weather_at(*center, when, self.seed)
         surface = paint(land, when, sun, weather)
-        labels, leaf_area = _mode(grid.gathered(land.labels), grid.fold), grid.mean(surface.leaf_area)
+        labels, leaf_area = _mode(grid.gather(land.labels), grid.fold), grid.mean(surface.leaf_area)
         cloud = np.zeros((height, width), bool)
         if spec.decibel:
             pixels = self._radar(land, surface, weather, when, grid, rng if noise else None)
         else:
-            seen = _reflect(surface, weather, tuple(b.wavelength for b in spec.bands))
-            seen = grid.mean(seen)
+            reflectance = grid.mean(_reflect(surface, weather, tuple(b.wavelength for b in spec.bands)))  # [H, W, C]
             if cover > 0:
-                seen, cloud = self._clouds(seen, grid, when, sun, cover)
-            scene = uniform(
-                int(middle[0] // 40_000),
-                int(middle[1] // 40_000),
-                when.toordinal(),
-                np.arange(4),
-                hash_text(sensor),
-                seed=self.seed + 7,
-            )
-            pixels = _record(seen, spec, sun, scene, rng if noise else None)
+                reflectance, cloud = self._clouds(reflectance, grid, when, sun, cover)
+            x, y = (int(v // 40_000) for v in center)
+            scene = uniform(x, y, when.toordinal(), np.arange(4), _hash(sensor), seed=self.seed + 7)
+            pixels = _record(reflectance, spec, sun, scene, rng if noise else None)
         return Chip(pixels, labels, cloud, leaf_area, sensor, when, lat, lon, float(spec.gsd), grid.crs, grid.transform)
 
     def _radar(self, land, surface, weather, when, grid, rng):
-        """Linear gamma0 power [2,H,W]: class backscatter, slopes towards and away from the radar, speckle."""
+        """Linear gamma0 power [2, H, W]: class backscatter, slopes towards and away from the radar, speckle."""
         rough = 0.7 * land.noise(260, 300, 5, 0.6) + 0.5 * land.noise(30, 301, 3)
         db = backscatter(land.labels, surface.leaf_area, weather.rain, rough, surface.built, surface.frozen)
-        look = 1.0 if when.hour >= 12 else -1.0  # ascending passes look east, descending ones west
-        toward = -look * surface.slope[0] * np.where(land.labels == 80, 0, 1)
+        east = 1.0 if when.hour >= 12 else -1.0  # ascending passes look east, descending ones west
+        toward = -east * surface.slope[0] * np.where(land.labels == 80, 0, 1)
         wind = 1.5 * land.noise(3000, 302, 3) + 5.0 * (uniform(when.toordinal() // 2, seed=self.seed + 11)[0] - 0.5)
         db = db + np.clip(9.0 * toward, -6, 6) + np.where(land.labels == 80, wind, 0)
         power = grid.mean(np.moveaxis(10 ** (db / 10), 0, -1))
@@ -217,90 +196,86 @@ class MiniWorld:
             power = power * (rng.standard_gamma(LOOKS, power.shape, dtype=np.float32) / LOOKS)
         return np.ascontiguousarray(np.moveaxis(power, -1, 0), dtype=np.float32)
 
-    def _clouds(self, seen, grid, when, sun, cover):
-        """Clouds over the target share of pixels, with their shadows. seen [H,W,C] -> (seen, mask)."""
-        x, y = grid.centres
+    def _clouds(self, image, grid, when, sun, cover):
+        """Clouds over the target share of pixels, with their shadows. image [H, W, C] -> (image, mask)."""
+        x, y = grid.centers
         extent = max(np.ptp(x), np.ptp(y), 1.0)
         size = min(4000.0, extent / 1.5)
         seed, drift = self.seed * 97 + 500 + when.toordinal() % 9973, when.toordinal() % 811 * 977.0
 
-        def puffs(dx, dy):
+        def density(dx, dy):
             return fbm(x + drift + dx, y + dy, size, seed=seed, octaves=6, gain=0.55, pixel=grid.step)
 
-        field = puffs(0, 0)
+        field = density(0, 0)
         level = np.quantile(field, 1 - cover) if cover < 1 else field.min() - 1
         reach = min(1400.0, 0.25 * extent) * min(sun.shadow, 3)
-        shadow = smoothstep(level - 0.1, level + 0.25, puffs(sun.east * reach, sun.north * reach))
+        shadow = smoothstep(level - 0.1, level + 0.25, density(sun.east * reach, sun.north * reach))
         opacity = (0.55 + 0.45 * smoothstep(level, level + 0.5, field)) * (field >= level)
         white = np.clip(0.42 + 0.22 * np.maximum(field - level, 0), 0, 0.85)
-        seen = seen * (1 - 0.55 * shadow * (1 - opacity))[..., None]
-        return (seen * (1 - opacity[..., None]) + (white * opacity)[..., None]).astype(np.float32), field >= level
+        image = image * (1 - 0.55 * shadow * (1 - opacity))[..., None]
+        return (image * (1 - opacity[..., None]) + (white * opacity)[..., None]).astype(np.float32), field >= level
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Sample points of a chip on world axes, and how pixels [H,W] gather them."""
+    """Sample points of a chip on world axes, and how they are gathered into pixels [H, W]."""
 
-    x: np.ndarray  # [1,w] world metres, of the samples
-    y: np.ndarray  # [h,1]
+    x: np.ndarray  # [1, w] of the samples, m in world coordinates
+    y: np.ndarray  # [h, 1]
     step: float  # m between samples
     fold: int  # samples in a pixel along each side
     source: np.ndarray | None  # [H fold, W fold] flat positions of the samples; None: the samples are in place
-    centres: tuple[np.ndarray, np.ndarray]  # world x, y of the pixels
+    centers: tuple[np.ndarray, np.ndarray]  # world x, y of the pixels
     crs: str
     transform: tuple
 
-    def gathered(self, values):
-        """[h,w,...] -> [H fold, W fold, ...]."""
+    def gather(self, values):
+        """[h, w, ...] -> [H fold, W fold, ...]."""
         return values if self.source is None else values.reshape(-1, *values.shape[2:])[self.source]
 
     def mean(self, values):
-        return _mean(self.gathered(values), self.fold)
+        return _mean(self.gather(values), self.fold)
 
 
 def _grid(sensor, lat, lon, gsd, height, width) -> _Grid:
-    """Pixels aligned to multiples of the gsd; the place lies within a pixel of the chip's middle."""
+    """Pixels aligned to multiples of the gsd; the place lies within a pixel of the chip's center."""
     fold = 1 if gsd <= 5 else 2
     zone = int(utm_zone(lon))
     if sensor == "modis":
-        east, north, false = (
-            MODIS_RADIUS * np.radians(lon) * np.cos(np.radians(lat)),
-            MODIS_RADIUS * np.radians(lat),
-            0.0,
-        )
-        crs = f"+proj=sinu +lon_0=0 +x_0=0 +y_0=0 +R={MODIS_RADIUS} +units=m +no_defs"
+        east, north = MODIS_RADIUS * np.radians(lon) * np.cos(np.radians(lat)), MODIS_RADIUS * np.radians(lat)
+        crs, false_north = f"+proj=sinu +lon_0=0 +x_0=0 +y_0=0 +R={MODIS_RADIUS} +units=m +no_defs", 0.0
     else:
         x, north = to_world(lat, lon)
-        east, false = x - ZONE_STRIDE * zone, 0.0 if lat >= 0 else 10_000_000.0
+        east, false_north = x - ZONE_STRIDE * zone, 0.0 if lat >= 0 else 10_000_000.0
         crs = f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
     left, top = round((east - width * gsd / 2) / gsd) * gsd, round((north + height * gsd / 2) / gsd) * gsd
-    transform = (float(gsd), 0.0, float(left), 0.0, -float(gsd), float(top + false))
+    transform = (float(gsd), 0.0, float(left), 0.0, -float(gsd), float(top + false_north))
 
-    def axes(parts):
-        return left + (np.arange(width * parts) + 0.5)[None, :] * (gsd / parts), top - (
-            np.arange(height * parts) + 0.5
-        )[:, None] * (gsd / parts)
+    def axes(parts):  # x [1, width parts], y [height parts, 1] in the CRS
+        x = left + (np.arange(width * parts) + 0.5)[None, :] * (gsd / parts)
+        return x, top - (np.arange(height * parts) + 0.5)[:, None] * (gsd / parts)
 
-    step, source = gsd / fold, None
+    step = gsd / fold
     xs, ys = axes(fold)
     if sensor != "modis":
-        centres = tuple(t + shift for t, shift in zip(axes(1), (ZONE_STRIDE * zone, 0.0), strict=True))
-        return _Grid(xs + ZONE_STRIDE * zone, ys, step, fold, source, centres, crs, transform)
+        centers = tuple(t + shift for t, shift in zip(axes(1), (ZONE_STRIDE * zone, 0.0), strict=True))
+        return _Grid(xs + ZONE_STRIDE * zone, ys, step, fold, None, centers, crs, transform)
 
     def world(xs, ys):
         phi = ys / MODIS_RADIUS
         return to_world(np.degrees(phi) + 0 * xs, np.degrees(xs / (MODIS_RADIUS * np.cos(phi))), zone)
 
-    x, y = world(xs, ys)  # slanted in the world's plane: sample upright rows there, and fetch the nearest
-    w, n = np.floor(x.min() / step) * step, np.ceil(y.max() / step) * step
-    columns, rows = ((x - w) / step).astype(np.int64), ((n - y) / step).astype(np.int64)
+    x, y = world(xs, ys)  # oblique to the world's axes: sample upright rows there, and take the nearest samples
+    west, north = np.floor(x.min() / step) * step, np.ceil(y.max() / step) * step
+    columns, rows = ((x - west) / step).astype(np.int64), ((north - y) / step).astype(np.int64)
     wide = int(columns.max()) + 1
-    xs, ys = w + (np.arange(wide) + 0.5)[None, :] * step, n - (np.arange(int(rows.max()) + 1) + 0.5)[:, None] * step
+    xs = west + (np.arange(wide) + 0.5)[None, :] * step
+    ys = north - (np.arange(int(rows.max()) + 1) + 0.5)[:, None] * step
     return _Grid(xs, ys, step, fold, rows * wide + columns, world(*axes(1)), crs, transform)
 
 
 def _reflect(surface, weather, waves) -> np.ndarray:
-    """Surface reflectance [H,W,C]."""
+    """Surface reflectance [H, W, C]."""
     dry, wet = table(waves)
     rows = dry + np.float32(0.9 * weather.rain) * (wet - dry)
     first = rows.take(surface.a, axis=0)
@@ -312,33 +287,33 @@ def _reflect(surface, weather, waves) -> np.ndarray:
     return first
 
 
-def _record(seen, spec, sun, scene, rng) -> np.ndarray:
-    """Reflectance [H,W,C] -> native numbers [C,H,W]. scene: four uniform numbers of this flight or overpass."""
-    how = _OPTICAL[spec.name]
+def _record(reflectance, spec, sun, scene, rng) -> np.ndarray:
+    """Reflectance [H, W, C] -> native numbers [C, H, W]. scene: four uniform numbers of the flight or overpass."""
+    camera = _OPTICAL[spec.name]
     waves = np.array([band.wavelength for band in spec.bands], np.float32)
     scene = scene.tolist()
     lit = float(np.sin(np.radians(sun.elevation)))
-    aerosol = how["haze"] * (0.3 + 2.2 * scene[0] ** 2) * (waves / 0.55) ** -1.4
-    value = seen * (how.get("gain", 1.0) * (1 - 1.2 * aerosol) * (1 + 0.06 * (scene[1] - 0.5)))
-    value += aerosol - 0.3 * how["haze"] * (waves / 0.55) ** -1.4
-    if how.get("top"):
+    aerosol = camera["haze"] * (0.3 + 2.2 * scene[0] ** 2) * (waves / 0.55) ** -1.4
+    value = reflectance * (camera.get("gain", 1.0) * (1 - 1.2 * aerosol) * (1 + 0.06 * (scene[1] - 0.5)))
+    value += aerosol - 0.3 * camera["haze"] * (waves / 0.55) ** -1.4
+    if camera.get("top"):
         rayleigh = 0.052 * (waves / 0.48) ** -4.0
         value = value * (0.93 - 1.1 * rayleigh) + rayleigh
         value *= lit if spec.name == "landsat-c2l1" else 1.0
     if rng is not None:
         sigma = 0.0010 + 0.010 * np.maximum(value, 0)
         value = value + sigma * rng.standard_normal(value.shape, dtype=np.float32)
-    if "camera" in how:
+    if "exposure" in camera:
         metered = 0.7 * (0.10 / max(float(value.mean()), 0.02)) ** 0.6 + 0.3  # a flight is exposed for its land
-        exposure = how["camera"] * (0.8 + 0.4 * scene[2]) * (0.55 + 0.6 * lit) * metered
+        exposure = camera["exposure"] * (0.8 + 0.4 * scene[2]) * (0.55 + 0.6 * lit) * metered
         tint = 1 + 0.10 * (np.array(scene[::-1], np.float32)[: len(waves)] - 0.5)
         tint[waves > 0.75] *= 0.7  # the infrared channel is exposed for leaves
         code = 255 * (np.clip(value, 0, None) * exposure * tint / 255) ** 0.72
     else:
-        code = (value + how.get("offset", 0.0)) * how["scale"]
-    limits = np.iinfo(how["dtype"])
+        code = (value + camera.get("offset", 0.0)) * camera["scale"]
+    limits = np.iinfo(camera["dtype"])
     code = np.clip(np.rint(code), 1 if limits.min == 0 else -100, limits.max)
-    return np.ascontiguousarray(np.moveaxis(code, -1, 0).astype(how["dtype"]))
+    return np.ascontiguousarray(np.moveaxis(code, -1, 0).astype(camera["dtype"]))
 
 
 def _mean(values, fold):
@@ -359,16 +334,14 @@ def _mode(labels, fold):
 
 
 def _inside_block(lat, lon):
-    """True where all of a circle of MARGIN metres lies in the point's block."""
+    """Whether a circle of MARGIN meters lies inside the point's block."""
     south, west = lat % BLOCK[0], lon % BLOCK[1]
     dlat, dlon = MARGIN / 111_000, MARGIN / (111_000 * np.cos(np.radians(np.abs(lat) + 0.5)))
     return (south > dlat) & (south < BLOCK[0] - dlat) & (west > dlon) & (west < BLOCK[1] - dlon)
 
 
-def hash_text(text: str) -> int:
+def _hash(text: str) -> int:
     """31 bits of a text, the same in every process."""
-    import zlib
-
     return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
@@ -378,12 +351,8 @@ def _date(when) -> dt.datetime:
     try:
         return dt.datetime.fromisoformat(when)
     except (TypeError, ValueError):
-        raise ContractError(
-            "when",
-            repr(when),
-            "a datetime or ISO text such as '2023-06-10T10:30'",
-            "another order of day and month, or a missing date",
-        ) from None
+        expected = "a datetime or ISO text such as '2023-06-10T10:30'"
+        raise ContractError("when", repr(when), expected, "another order of day and month, or no date") from None
 
 
 def _size(size) -> tuple[int, int]:
@@ -393,7 +362,5 @@ def _size(size) -> tuple[int, int]:
         if (height, width) != tuple(pair) or min(height, width) < 2 or max(height, width) > 4096:
             raise ValueError
     except (TypeError, ValueError):
-        raise ContractError(
-            "size", size, "pixels, a whole number or (H, W), 2 to 4096", "metres instead of pixels"
-        ) from None
+        raise ContractError("size", size, "pixels, an integer or (H, W), 2 to 4096", "meters, not pixels") from None
     return height, width

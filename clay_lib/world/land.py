@@ -1,8 +1,8 @@
-"""What is where on the mini-world: coordinates, climate, relief, water, land cover, parcels, streets, crowns.
+"""The land of the mini-world: coordinates, climate, relief, water, land cover, parcels, streets, crowns.
 
-World coordinates (x, y) are metres in the WGS84 UTM projection, x = easting + ZONE_STRIDE * zone and y the
-northing counted from the equator (negative in the south). Climate and continents are noise on the sphere and
-know no seam; finer detail is noise in the plane, so land changes at the border of two UTM zones.
+World coordinates (x, y) are meters in the WGS84 UTM projection, x = easting + ZONE_STRIDE * zone and y the northing
+from the equator (negative in the south). Climate and continents are seamless noise on the sphere; finer detail is noise
+in the plane, so that the land changes at the border of two UTM zones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clay_lib.world.noise import fbm, hashed, smoothstep, sphere_noise, uniform
 ZONE_STRIDE = 2_000_000.0
 MODIS_RADIUS = 6371007.181  # m, sphere of the MODIS sinusoidal grid
 
-# WGS84 in Krueger's series (Karney 2011, arXiv 1002.1417), third order in n: better than a centimetre
+# WGS84 by Krueger's series (Karney 2011, arXiv 1002.1417), third order in n: better than a centimeter
 _F = 1 / 298.257223563
 _N = _F / (2 - _F)
 _RADIUS = 0.9996 * 6378137.0 / (1 + _N) * (1 + _N**2 / 4 + _N**4 / 64)
@@ -31,7 +31,7 @@ def utm_zone(lon):
 
 
 def to_world(lat, lon, zone=None):
-    """Degrees WGS84 -> world (x, y); zone: project into this UTM zone instead of the point's own."""
+    """Degrees WGS84 -> world (x, y); zone: the UTM zone to project into, by default the point's own."""
     zone = utm_zone(lon) if zone is None else zone
     phi, lam = np.radians(lat), np.radians((np.asarray(lon, float) - (6 * zone - 183) + 180) % 360 - 180)
     e = 2 * _N**0.5 / (1 + _N)
@@ -60,11 +60,11 @@ def from_world(x, y):
 
 @dataclass
 class Land:
-    """The lasting facts of a grid of points. Arrays are [H,W] (or broadcast to it) on points x, y."""
+    """What does not change with the date, at points x, y. Arrays are [H, W] or broadcast to it."""
 
     x: np.ndarray
     y: np.ndarray
-    pixel: float  # m: detail below it is left out
+    pixel: float  # m; smaller detail is left out
     step: float  # m between points
     fold: int  # points in a sensor's pixel along each side
     seed: int
@@ -73,13 +73,13 @@ class Land:
     swing: np.ndarray  # half the difference between warmest and coldest month
     moisture: np.ndarray  # about zero mean, unit spread; above 0.5 forest, below -0.9 desert
     elevation: np.ndarray  # m
-    river: np.ndarray  # zero on the river's axis, about 1e-3 a metre beside it
+    river: np.ndarray  # zero on the river's axis, about 1e-3 per meter beside it
     patch: np.ndarray  # vegetation density noise, unit spread
     vigour: np.ndarray  # moisture plus patch plus valley
     labels: np.ndarray  # uint8 WorldCover codes
 
     def noise(self, wavelength, salt, octaves=3, gain=0.5, sharp=False):
-        """Noise [H,W], once a sensor's pixel and repeated within it; sharp: at every point."""
+        """Noise [H, W], once per pixel of the sensor and repeated within it; sharp: at every point."""
         fold = 1 if sharp else self.fold
         x, y = self.x.reshape(1, -1, fold).mean(-1), self.y.reshape(-1, fold, 1).mean(1)
         out = fbm(x, y, wavelength, seed=self.seed * 97 + salt, octaves=octaves, gain=gain, pixel=self.pixel)
@@ -98,11 +98,8 @@ def climate(lat, lon, seed: int):
     wander = sphere_noise(lat, lon, 2500, seed=seed * 7 + 3, octaves=3)
     rain = sphere_noise(lat, lon, 2600, seed=seed * 7 + 4, octaves=4)
     slant = np.abs(np.sin(np.radians(lat)))
-    bands = (
-        0.9 * np.exp(-((lat / 13) ** 2))
-        - 0.7 * np.exp(-(((np.abs(lat) - 25) / 8) ** 2))
-        + 0.35 * np.exp(-(((np.abs(lat) - 55) / 12) ** 2))
-    )
+    bands = 0.9 * np.exp(-((lat / 13) ** 2)) - 0.7 * np.exp(-(((np.abs(lat) - 25) / 8) ** 2))
+    bands = bands + 0.35 * np.exp(-(((np.abs(lat) - 55) / 12) ** 2))
     base = 220 * (continent + 0.35)
     return base, rugged, 28 - 38 * slant**2 + 1.5 * wander, 2.5 + 15 * slant, 0.75 * rain + bands - 0.1
 
@@ -114,15 +111,13 @@ def _climate_on(x, y, seed):
         return (lat, *climate(lat, lon, seed))
     xs, ys = (t.min() + (np.ptp(t) + 1.0) * np.linspace(0, 1, 3) for t in (x, y))
     lat, lon = from_world(xs[None, :], ys[:, None])
-    wx, wy = (
-        np.maximum(0, 1 - np.abs((t.reshape(-1, 1) - n) / (n[1] - n[0]))).astype(np.float32)
-        for t, n in ((x, xs), (y, ys))
-    )
+    hat = [np.maximum(0, 1 - np.abs((t.reshape(-1, 1) - n) / (n[1] - n[0]))) for t, n in ((x, xs), (y, ys))]
+    wx, wy = (weights.astype(np.float32) for weights in hat)  # [W, 3], [H, 3]
     return tuple(wy @ np.asarray(field, np.float32) @ wx.T for field in (lat, *climate(lat, lon, seed)))
 
 
 def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0, fold: int = 1) -> Land:
-    """The land at world points x, y (x [1,W] and y [H,1] for a grid, or two arrays of one shape)."""
+    """The land at world points x, y (x [1, W] and y [H, 1] for a grid, or two arrays of one shape)."""
     lat, base, rugged, warm, swing, moisture = _climate_on(x, y, seed)
 
     def noise(wavelength, salt, octaves, gain=0.5):
@@ -131,9 +126,8 @@ def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0, fold: int 
     hills = noise(22000, 1, 5, 0.47)
     river = noise(14000, 2, 6, 0.45)
     near = np.exp(-((river * (1 / 0.3)) ** 2))
-    height = (14 + 130 * smoothstep(-0.6, 1.2, noise(60000, 3, 2)) * (0.15 + rugged) + 750 * rugged * rugged) * (
-        1 - 0.85 * near
-    )
+    height = 14 + 130 * smoothstep(-0.6, 1.2, noise(60000, 3, 2)) * (0.15 + rugged) + 750 * rugged * rugged
+    height = height * (1 - 0.85 * near)
     ridged = 1.0 - 1.6 * np.abs(hills)
     folds = noise(3000, 12, 6, 0.46)  # spurs and gullies on the hills
     shape = hills * (1 - 0.7 * rugged) + ridged * 0.9 * rugged + 0.16 * (1 - 1.5 * np.abs(folds))
@@ -176,13 +170,13 @@ def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0, fold: int 
     )
 
 
-def _turn(x, y, angle):
+def _rotate(x, y, angle):
     c, s = np.cos(angle), np.sin(angle)
     return c * x + s * y, c * y - s * x
 
 
 def _regions(land: Land, size: float, salt: int):
-    """Wobbly square regions: integer ids (i, j) and offsets in metres from their middles."""
+    """Squares with warped edges: integer ids (i, j) and offsets in meters from their centers."""
     wx, wy = land.noise(size, salt, 3) * (0.16 * size), land.noise(size, salt + 1, 3) * (0.16 * size)
     i, j = np.floor((land.x + wx) / size), np.floor((land.y + wy) / size)
     dx, dy = land.x - (i + 0.5) * size, land.y - (j + 0.5) * size
@@ -191,6 +185,8 @@ def _regions(land: Land, size: float, salt: int):
 
 @dataclass
 class Parcels:
+    """Fields at the points of a Land, arrays [H, W]."""
+
     ident: np.ndarray  # uint32 hash, one a field
     edge: np.ndarray  # m to the field's border
     along: np.ndarray  # m along the rows
@@ -200,10 +196,10 @@ class Parcels:
 
 
 def parcels(land: Land) -> Parcels:
-    """Fields: strips of a turned grid, cut crosswise and some of them lengthwise; circles where it is dry."""
+    """Fields: strips of a rotated grid, cut crosswise and some of them lengthwise; circles where it is dry."""
     i, j, dx, dy = _regions(land, 2800, 20)
     seed = land.seed * 97 + 30
-    u, v = _turn(dx, dy, np.pi * uniform(i, j, 0, seed=seed))
+    u, v = _rotate(dx, dy, np.pi * uniform(i, j, 0, seed=seed))
     size = 0.7 + 1.1 * uniform(i // 4, j // 4, 1, seed=seed)
     wide = (90 + 110 * uniform(i, j, 2, seed=seed)) * size
     long = (220 + 300 * uniform(i, j, 3, seed=seed)) * size
@@ -233,10 +229,12 @@ def parcels(land: Land) -> Parcels:
 
 @dataclass
 class Streets:
+    """A town at the points of a Land, arrays [H, W]."""
+
     street: np.ndarray  # bool
     house: np.ndarray  # bool
     park: np.ndarray  # bool
-    roof: np.ndarray  # 0..1, one number a house, alike within a quarter
+    roof: np.ndarray  # 0..1, one number a house, similar within a quarter
     lot: np.ndarray  # uint32 hash, one a lot
     side: np.ndarray  # which face of the roof looks along +u, -1..1
     angle: np.ndarray  # of the street grid, radians
@@ -244,15 +242,15 @@ class Streets:
     built: np.ndarray  # share of ground under roofs around here
 
 
-def streets(land: Land, sun: tuple[float, float], shadow: float) -> Streets:
-    """Street blocks of lots with a house each. sun: unit vector (x, y) to the sun; shadow: m a metre of height."""
+def streets(land: Land, sun) -> Streets:
+    """Street blocks of lots with a house each, lit by the sun (surface.Sun)."""
     i, j, dx, dy = _regions(land, 1500, 40)
     seed = land.seed * 97 + 50
     angle = np.pi * uniform(i, j, 0, seed=seed)
     dense = np.clip(0.45 + 0.30 * land.noise(1100, 44, 3), 0.1, 1)
 
     def plan(dx, dy):
-        u, v = _turn(dx, dy, angle)
+        u, v = _rotate(dx, dy, angle)
         long, wide = 130.0, 76.0
         a, b = np.floor(u / long), np.floor(v / wide)
         pu, pv = u - a * long, v - b * wide
@@ -269,12 +267,8 @@ def streets(land: Land, sun: tuple[float, float], shadow: float) -> Streets:
         cu, cv = pu - (m + 0.5) * lot_u, pv - (n + 0.5) * lot_v
         half_u = np.where(big, 18 + 10 * r1, 5 + 4.5 * r1 + 3 * dense)
         half_v = np.where(big, 17 + 10 * r2, 5 + 4 * r2 + 3 * dense)
-        house = (
-            (np.abs(cu - 1.5 * (r2 - 0.5)) < half_u)
-            & (np.abs(cv - 6 * (r3 - 0.5) * ~big) < half_v)
-            & (r3 < 0.55 + 0.6 * dense)
-            & ~park
-        )
+        within = (np.abs(cu - 1.5 * (r2 - 0.5)) < half_u) & (np.abs(cv - 6 * (r3 - 0.5) * ~big) < half_v)
+        house = within & (r3 < 0.55 + 0.6 * dense) & ~park
         return street, house & ~street, park, lot, np.clip(cv / half_v * 2, -1, 1)
 
     street, house, park, lot, side = plan(dx, dy)
@@ -283,14 +277,14 @@ def streets(land: Land, sun: tuple[float, float], shadow: float) -> Streets:
     shade = np.zeros(land.shape, bool)
     if land.pixel <= 5:
         for height in (3.0, 6.0):
-            shade |= plan(dx + sun[0] * shadow * height, dy + sun[1] * shadow * height)[1]
+            shade |= plan(dx + sun.east * sun.shadow * height, dy + sun.north * sun.shadow * height)[1]
     return Streets(street, house, park, roof, lot, side, angle, shade & ~house, dense)
 
 
-def crowns(land: Land, size: float, cover, salt: int, sun: tuple[float, float], shadow: float):
+def crowns(land: Land, size: float, cover, salt: int, sun):
     """Crowns on a jittered grid: (inside bool, light 0.5..1.4 of the crown's face, shaded ground bool, ident).
 
-    size: m between crowns; cover [H,W] share of places taken 0..1; only for pixels that resolve them.
+    size: m between crowns; cover [H, W]: share of nodes with a crown, 0..1; sun: surface.Sun; for pixels that resolve them.
     """
     seed = land.seed * 97 + salt
 
@@ -315,6 +309,6 @@ def crowns(land: Land, size: float, cover, salt: int, sun: tuple[float, float], 
 
     d, (ox, oy, ident) = nearest(land.x, land.y)
     inside = d < 1
-    light = 1.0 + 0.45 * (ox * sun[0] + oy * sun[1]) - 0.12 * d**2
-    ground, _ = nearest(land.x + sun[0] * shadow * size * 0.45, land.y + sun[1] * shadow * size * 0.45)
+    light = 1.0 + 0.45 * (ox * sun.east + oy * sun.north) - 0.12 * d**2
+    ground, _ = nearest(land.x + sun.east * sun.shadow * size * 0.45, land.y + sun.north * sun.shadow * size * 0.45)
     return inside, np.clip(light, 0.4, 1.5), (ground < 1) & ~inside, ident

@@ -1,8 +1,8 @@
-"""Hashes and gradient noise at world coordinates: the same number at the same metre, whoever asks.
+"""Hashes and gradient noise at world coordinates: always the same number at the same place.
 
-Noise has about zero mean and unit spread. An octave that a pixel cannot resolve fades out, so a fine and
-a coarse sensor see one field, each as sharply as it can. On an axis-aligned grid (x [1,W], y [H,1]) an
-octave is two small matrix products; any other points (x, y of one shape) are gathered one by one.
+Noise has about zero mean and unit variance. An octave that a pixel cannot resolve fades out, so that a fine and a
+coarse sensor sample the same field at their own resolution. On an axis-aligned grid (x [1, W], y [H, 1]) an octave is
+two small matrix products; any other points (x, y of one shape) are gathered one by one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import numpy as np
 
 _SPREAD_2D, _SPREAD_3D = 0.235, 0.19  # standard deviation of one octave before scaling, measured
 _ODD = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0xD3A2646D, 0xFD7046C5, 0xB55A4F09)
-_STEP = 1.93  # from one octave's wavelength to the next; not 2, so that lattices do not line up
+_STEP = 1.93  # ratio of the wavelengths of two octaves; not 2, so that their lattices do not coincide
 
 
 def hashed(*keys, seed: int) -> np.ndarray:
-    """uint32 that looks random and depends only on the integer keys (broadcast) and the seed."""
+    """Pseudorandom uint32 from integer keys (broadcast) and the seed."""
     h = np.asarray([(seed * 0x9E3779B1 + 0x7F4A7C15) & 0xFFFFFFFF], np.uint32)
     for key, odd in zip(keys, _ODD, strict=False):
         h = h + np.asarray(key).astype(np.int64).astype(np.uint32) * np.uint32(odd)
@@ -42,9 +42,9 @@ def _fade(t):
 
 
 def fbm(x, y, wavelength: float, *, seed: int, octaves: int = 4, gain: float = 0.5, pixel: float = 0.0) -> np.ndarray:
-    """Octaves of gradient noise at metres x, y, the first with features about `wavelength` long.
+    """Octaves of gradient noise at x, y in meters, float32; features of the first are about `wavelength` long.
 
-    pixel: ground sampling distance, m; octaves shorter than five of them fade, than two and a half are left out. -> float32.
+    pixel: ground sampling distance, m; octaves shorter than 5 pixels fade, shorter than 2.5 are left out.
     """
     shape = np.broadcast_shapes(np.shape(x), np.shape(y))
     k = np.arange(octaves)
@@ -66,7 +66,7 @@ def fbm(x, y, wavelength: float, *, seed: int, octaves: int = 4, gain: float = 0
 
 
 def _gradient(i, j, octave, seed):
-    """A random direction and length for every node: equal lengths would show the lattice."""
+    """A random direction and length for every node; with equal lengths the lattice would be visible."""
     h = hashed(i, j, octave, seed=seed)
     angle = (h >> np.uint32(12)).astype(np.float32) * np.float32(2 * np.pi * 2**-20)
     length = (h & np.uint32(4095)).astype(np.float32) * np.float32(1.5 / 4096) + np.float32(0.25)
@@ -92,7 +92,7 @@ def _on_grid(x, y, length, offset, amplitude, seed):
 
 
 def _axes(t, length, offset):
-    """Lattices of all octaves along one axis t [n]: node numbers [M], how many an octave [K], and [M,n] each point's
+    """Lattices of all octaves along one axis t [n]: node numbers [M], how many an octave [K], and [M, n] each point's
     weight of its two nodes, and weight times distance."""
     u = t / length[:, None] + offset[:, None]
     low = np.floor(u)
@@ -122,7 +122,7 @@ def _at_points(u, v, octave, seed):
 
 
 def sphere_noise(lat, lon, wavelength: float, *, seed: int, octaves: int = 3) -> np.ndarray:
-    """Noise over the whole globe at degrees lat, lon; wavelength in km. No seam, no pole."""
+    """Noise on the sphere at degrees lat, lon, without seams; wavelength: km."""
     lat, lon = np.broadcast_arrays(np.radians(lat), np.radians(lon))
     point = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)]) * 6371.0
     corner = np.array(list(np.ndindex(2, 2, 2))).reshape(8, 3, *[1] * lat.ndim)

@@ -1,8 +1,8 @@
-"""What the mini-world's surfaces reflect and scatter.
+"""Reflectance and radar backscatter of the mini-world's surfaces.
 
 Every material is a row of one table [rows, C]: canopies (PROSAIL, by leaf state, soil and leaf area), water by
-turbidity, snow by age, roofs, roads, rock, moss and lichen. Mixtures are made where the land is sampled.
-Curves outside PROSAIL are drawn through control points after the shapes of published spectral libraries.
+turbidity, snow by age, roofs, roads, rock, moss and lichen. surface.py mixes two of them at every point.
+Curves outside PROSAIL run through control points that follow the shapes of published spectral libraries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SOILS = ("humic", "loam", "laterite", "sand", "grey")
 _LAI_NODES = (0.0, 0.15, 0.35, 0.7, 1.2, 2.0, 3.0, 4.5, 7.0)
 LAI_LEVELS = 33
 LAI_MAX = 7.0
-WATER_LEVELS = SNOW_LEVELS = 65  # fine enough that the steps do not show
+WATER_LEVELS = SNOW_LEVELS = 65  # fine enough that no steps are visible
 
 # PROSAIL leaf states: structure n, chlorophyll, carotenoids (ug/cm2), brown pigment, water, dry matter (g/cm2),
 # mean leaf inclination (degrees)
@@ -28,133 +28,40 @@ _LEAF = {
     "autumn": (1.7, 10, 14, 0.45, 0.008, 0.007, 50),
     "straw": (1.9, 2, 5, 0.75, 0.003, 0.006, 60),
 }
-_AT = (0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.85, 1.00, 1.25, 1.65, 2.00, 2.20, 2.50)  # um
-_SOIL = {  # dry reflectance at _AT
-    "humic": (0.030, 0.035, 0.045, 0.058, 0.070, 0.082, 0.095, 0.110, 0.140, 0.180, 0.235, 0.280, 0.240, 0.235, 0.180),
-    "loam": (0.050, 0.065, 0.085, 0.115, 0.150, 0.175, 0.195, 0.215, 0.250, 0.300, 0.355, 0.400, 0.340, 0.340, 0.270),
-    "laterite": (
-        0.028,
-        0.038,
-        0.056,
-        0.090,
-        0.145,
-        0.178,
-        0.200,
-        0.215,
-        0.230,
-        0.290,
-        0.350,
-        0.380,
-        0.310,
-        0.290,
-        0.220,
-    ),
-    "sand": (0.110, 0.150, 0.200, 0.270, 0.330, 0.365, 0.385, 0.400, 0.430, 0.460, 0.510, 0.540, 0.480, 0.490, 0.400),
-    "grey": (0.100, 0.115, 0.135, 0.155, 0.172, 0.186, 0.198, 0.208, 0.225, 0.245, 0.275, 0.300, 0.265, 0.260, 0.215),
+# Control points of reflectance curves: wavelengths in um, and thousandths at these wavelengths.
+# fmt: off
+_AT = (0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.85, 1.00, 1.25, 1.65, 2.00, 2.20, 2.50)
+_SOIL = {  # dry
+    "humic":    ( 30,  35,  45,  58,  70,  82,  95, 110, 140, 180, 235, 280, 240, 235, 180),
+    "loam":     ( 50,  65,  85, 115, 150, 175, 195, 215, 250, 300, 355, 400, 340, 340, 270),
+    "laterite": ( 28,  38,  56,  90, 145, 178, 200, 215, 230, 290, 350, 380, 310, 290, 220),
+    "sand":     (110, 150, 200, 270, 330, 365, 385, 400, 430, 460, 510, 540, 480, 490, 400),
+    "grey":     (100, 115, 135, 155, 172, 186, 198, 208, 225, 245, 275, 300, 265, 260, 215),
 }
 _OTHER = {
-    "asphalt": (
-        0.060,
-        0.068,
-        0.076,
-        0.084,
-        0.090,
-        0.096,
-        0.101,
-        0.105,
-        0.112,
-        0.122,
-        0.138,
-        0.150,
-        0.145,
-        0.145,
-        0.130,
-    ),
-    "concrete": (
-        0.160,
-        0.190,
-        0.220,
-        0.245,
-        0.262,
-        0.275,
-        0.285,
-        0.292,
-        0.300,
-        0.310,
-        0.330,
-        0.340,
-        0.300,
-        0.295,
-        0.250,
-    ),
-    "tile": (0.055, 0.065, 0.080, 0.110, 0.200, 0.260, 0.285, 0.300, 0.315, 0.340, 0.380, 0.410, 0.390, 0.380, 0.340),
-    "slate": (0.075, 0.085, 0.092, 0.098, 0.102, 0.106, 0.110, 0.114, 0.122, 0.134, 0.150, 0.165, 0.160, 0.158, 0.145),
-    "metal": (0.380, 0.430, 0.460, 0.480, 0.490, 0.495, 0.495, 0.490, 0.480, 0.470, 0.460, 0.430, 0.400, 0.390, 0.360),
-    "shingle": (
-        0.075,
-        0.090,
-        0.108,
-        0.128,
-        0.148,
-        0.162,
-        0.174,
-        0.184,
-        0.200,
-        0.222,
-        0.255,
-        0.275,
-        0.250,
-        0.245,
-        0.210,
-    ),
-    "blueroof": (
-        0.150,
-        0.240,
-        0.250,
-        0.190,
-        0.140,
-        0.130,
-        0.150,
-        0.200,
-        0.280,
-        0.300,
-        0.310,
-        0.300,
-        0.270,
-        0.260,
-        0.220,
-    ),
-    "rock": (0.090, 0.105, 0.125, 0.145, 0.162, 0.176, 0.188, 0.196, 0.208, 0.225, 0.252, 0.275, 0.255, 0.245, 0.205),
-    "basalt": (0.050, 0.055, 0.062, 0.070, 0.078, 0.085, 0.090, 0.094, 0.102, 0.112, 0.126, 0.138, 0.132, 0.130, 0.120),
-    "lichen": (0.130, 0.180, 0.240, 0.300, 0.310, 0.300, 0.330, 0.420, 0.480, 0.530, 0.560, 0.420, 0.280, 0.300, 0.180),
-    "moss": (0.022, 0.028, 0.040, 0.075, 0.072, 0.065, 0.110, 0.210, 0.270, 0.310, 0.280, 0.180, 0.080, 0.110, 0.060),
-    "brick": (0.050, 0.060, 0.075, 0.095, 0.150, 0.190, 0.215, 0.230, 0.250, 0.285, 0.330, 0.360, 0.330, 0.320, 0.280),
+    "asphalt":  ( 60,  68,  76,  84,  90,  96, 101, 105, 112, 122, 138, 150, 145, 145, 130),
+    "concrete": (160, 190, 220, 245, 262, 275, 285, 292, 300, 310, 330, 340, 300, 295, 250),
+    "tile":     ( 55,  65,  80, 110, 200, 260, 285, 300, 315, 340, 380, 410, 390, 380, 340),
+    "slate":    ( 75,  85,  92,  98, 102, 106, 110, 114, 122, 134, 150, 165, 160, 158, 145),
+    "metal":    (380, 430, 460, 480, 490, 495, 495, 490, 480, 470, 460, 430, 400, 390, 360),
+    "shingle":  ( 75,  90, 108, 128, 148, 162, 174, 184, 200, 222, 255, 275, 250, 245, 210),
+    "blueroof": (150, 240, 250, 190, 140, 130, 150, 200, 280, 300, 310, 300, 270, 260, 220),
+    "rock":     ( 90, 105, 125, 145, 162, 176, 188, 196, 208, 225, 252, 275, 255, 245, 205),
+    "basalt":   ( 50,  55,  62,  70,  78,  85,  90,  94, 102, 112, 126, 138, 132, 130, 120),
+    "lichen":   (130, 180, 240, 300, 310, 300, 330, 420, 480, 530, 560, 420, 280, 300, 180),
+    "moss":     ( 22,  28,  40,  75,  72,  65, 110, 210, 270, 310, 280, 180,  80, 110,  60),
+    "brick":    ( 50,  60,  75,  95, 150, 190, 215, 230, 250, 285, 330, 360, 330, 320, 280),
 }
 _WATER = {  # clear and deep, clear and shallow, sediment
-    "clear": (
-        0.038,
-        0.034,
-        0.024,
-        0.014,
-        0.006,
-        0.004,
-        0.003,
-        0.002,
-        0.001,
-        0.001,
-        0.0005,
-        0.0005,
-        0.0005,
-        0.0005,
-        0.0005,
-    ),
-    "algae": (0.020, 0.026, 0.042, 0.075, 0.055, 0.038, 0.045, 0.028, 0.018, 0.006, 0.002, 0.001, 0.001, 0.001, 0.001),
-    "silt": (0.060, 0.075, 0.105, 0.150, 0.170, 0.175, 0.150, 0.085, 0.060, 0.025, 0.006, 0.003, 0.002, 0.002, 0.002),
+    "clear": ( 38,  34,  24,  14,   6,   4,   3,   2,   1,   1, 0.5, 0.5, 0.5, 0.5, 0.5),
+    "algae": ( 20,  26,  42,  75,  55,  38,  45,  28,  18,   6,   2,   1,   1,   1,   1),
+    "silt":  ( 60,  75, 105, 150, 170, 175, 150,  85,  60,  25,   6,   3,   2,   2,   2),
 }
 _SNOW = {
-    "fresh": (0.97, 0.97, 0.97, 0.965, 0.96, 0.95, 0.94, 0.93, 0.90, 0.78, 0.50, 0.15, 0.08, 0.14, 0.06),
-    "ice": (0.56, 0.60, 0.60, 0.57, 0.50, 0.42, 0.34, 0.28, 0.18, 0.08, 0.03, 0.01, 0.01, 0.01, 0.01),
+    "fresh": (970, 970, 970, 965, 960, 950, 940, 930, 900, 780, 500, 150,  80, 140,  60),
+    "ice":   (560, 600, 600, 570, 500, 420, 340, 280, 180,  80,  30,  10,  10,  10,  10),
 }
+# fmt: on
 _FIRST_OTHER = len(LEAVES) * len(SOILS) * LAI_LEVELS
 OTHER = {name: np.int32(_FIRST_OTHER + n) for n, name in enumerate(_OTHER)}
 _FIRST_WATER = _FIRST_OTHER + len(OTHER)
@@ -180,12 +87,12 @@ def snow_row(age):
 
 @lru_cache(maxsize=64)
 def table(waves: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Reflectance [ROWS, C] on dry and on wet soil, bands centred on `waves` (um) with a Gaussian response,
+    """Reflectance [ROWS, C] on dry and on wet soil, bands centered on `waves` (um) with a Gaussian response,
     5 % of the wavelength wide (full width at half maximum).
     """
     grid = np.arange(0.4, 2.5005, 0.001)
-    centre = np.clip(np.array(waves), grid[0], grid[-1])
-    response = np.exp(-0.5 * ((grid[:, None] - centre) / (0.05 * centre / 2.355)) ** 2)
+    center = np.clip(np.array(waves), grid[0], grid[-1])
+    response = np.exp(-0.5 * ((grid[:, None] - center) / (0.05 * center / 2.355)) ** 2)
     response /= response.sum(0)
     dry, wet = (canopies @ response for canopies in _canopies())
     levels = LAI_MAX * np.linspace(0, 1, LAI_LEVELS) ** 2
@@ -194,8 +101,8 @@ def table(waves: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     part = ((levels - nodes[right - 1]) / (nodes[right] - nodes[right - 1]))[:, None]
     rest = _curves(grid) @ response
     tables = []
-    for nodes_seen in (dry, wet):
-        fine = nodes_seen[:, :, right - 1] * (1 - part) + nodes_seen[:, :, right] * part
+    for canopies in (dry, wet):  # [leaves, soils, LAI nodes, C], interpolated to all levels
+        fine = canopies[:, :, right - 1] * (1 - part) + canopies[:, :, right] * part
         tables.append(np.concatenate([fine.reshape(_FIRST_OTHER, -1), rest]).astype(np.float32))
     return tables[0], tables[1]
 
@@ -203,7 +110,7 @@ def table(waves: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
 def _curve(points, grid):
     from scipy.interpolate import PchipInterpolator
 
-    return PchipInterpolator(_AT, points)(grid)
+    return PchipInterpolator(_AT, np.array(points) / 1000)(grid)
 
 
 def _curves(grid):
@@ -219,7 +126,7 @@ def _curves(grid):
 @lru_cache(maxsize=1)
 def _canopies() -> tuple[np.ndarray, np.ndarray]:
     """PROSAIL on dry and on wet soil: each [leaves, soils, LAI nodes, 2101]."""
-    from prosail import run_prosail  # slow to import: only where a world is observed
+    from prosail import run_prosail  # slow to import
 
     grid = np.arange(0.4, 2.5005, 0.001)
     water = np.exp(-0.5 * ((grid - 1.93) / 0.08) ** 2) + 0.6 * np.exp(-0.5 * ((grid - 1.45) / 0.06) ** 2)
@@ -233,7 +140,7 @@ def _canopies() -> tuple[np.ndarray, np.ndarray]:
                 for i, lai in enumerate(_LAI_NODES[1:], 1):
                     out[w, k, s, i] = run_prosail(
                         n, chlorophyll, carotenoid, brown, leaf_water, dry_matter, lai, angle, 0.05,
-                        35.0, 5.0, 0.0, typelidf=2, rsoil0=ground,
+                        35.0, 5.0, 0.0, typelidf=2, rsoil0=ground
                     )  # fmt: skip
     return out[0], out[1]
 
@@ -241,8 +148,8 @@ def _canopies() -> tuple[np.ndarray, np.ndarray]:
 def backscatter(labels, leaf_area, wet, rough, built, frozen) -> np.ndarray:
     """Mean C-band backscatter gamma0 [2 (vv, vh), H, W] in dB before slopes and speckle.
 
-    labels [H,W] land cover codes; leaf_area [H,W]; wet: soil moisture 0..1; rough [H,W], about zero mean, unit
-    spread; built [H,W] share of buildings; frozen [H,W] share of snow. Levels after published C-band statistics.
+    labels [H, W] land cover codes; leaf_area [H, W]; wet: soil moisture 0..1; rough [H, W], zero mean and unit
+    variance; built [H, W] share of buildings; frozen [H, W] share of snow. Levels follow published C-band statistics.
     """
     # class: bare-ground vv, vh; full-canopy vv, vh; leaf area at which the canopy has closed
     levels = {

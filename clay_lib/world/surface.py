@@ -1,6 +1,6 @@
-"""One date on the mini-world: season, soil, snow and light laid over the lasting land, as rows of the spectral table.
+"""The surface of the mini-world on one date: sun, weather, season, soil and snow, as rows of the spectral table.
 
-A point's reflectance is shade * ((1 - mix) * table[a] + mix * table[b]). What each land cover looks like is in covers.py.
+A point's reflectance is shade * ((1 - mix) * table[a] + mix * table[b]). covers.py: the look of each land cover.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def sun_at(lat: float, when: dt.datetime) -> Sun:
 
 @dataclass(frozen=True)
 class Weather:
-    """What a date brings to a place, shared by all sensors that look on that day."""
+    """The weather at a place on a date, the same for all sensors."""
 
     year_warm: float  # K above the mean year
     year_wet: float
@@ -51,17 +51,14 @@ class Weather:
 def weather_at(x: float, y: float, when: dt.datetime, seed: int) -> Weather:
     i, j = int(x // 150_000), int(y // 150_000)
     day = when.toordinal() // 4
-    r = [
-        float(uniform(i, j, k, *key, seed=seed + 900)[0]) for k, key in enumerate(((when.year,), (when.year,), (day,)))
-    ]
+    r = [float(uniform(i, j, k, key, seed=seed + 900)[0]) for k, key in enumerate((when.year, when.year, day))]
     return Weather(2.4 * (r[0] - 0.5), 0.6 * (r[1] - 0.5), r[2] ** 2)
-
-
-# ---- One date on the mini-world: season, soil, snow and light laid over the lasting land, as rows of the  ----
 
 
 @dataclass
 class Surface:
+    """Arrays [H, W] on the points of a Land."""
+
     a: np.ndarray  # int32 rows of the spectral table
     b: np.ndarray
     mix: np.ndarray
@@ -69,39 +66,30 @@ class Surface:
     leaf_area: np.ndarray  # m2/m2
     built: np.ndarray  # share of roofs
     frozen: np.ndarray  # share of snow
-    slope: np.ndarray  # [2,H,W] dz/dx (east), dz/dy (north)
+    slope: np.ndarray | None = None  # [2, H, W] dz/dx (east), dz/dy (north)
 
     def put(self, where, **fields):
+        """Overwrite fields where a mask [H, W] is true."""
         for name, value in fields.items():
-            field = getattr(self, name)
-            np.copyto(field, value, where=where, casting="unsafe")
+            np.copyto(getattr(self, name), value, where=where, casting="unsafe")
 
 
 def paint(land: Land, when: dt.datetime, sun: Sun, weather: Weather) -> Surface:
     """The surface of `land` on the day `when`, lit by `sun`."""
-    shape = land.shape
-    zero = np.zeros(shape, np.float32)
-    soil, shine = _soil(land)
-    out = Surface(
-        canopy_row(0, soil, zero),
-        canopy_row(0, soil, zero),
-        zero.copy(),
-        np.ones(shape, np.float32),
-        zero.copy(),
-        zero.copy(),
-        zero.copy(),
-        None,
-    )
-    s = _Season(land, when, weather)
+    zero, (soil, brightness) = np.zeros(land.shape, np.float32), _soil(land)
+    a, b = canopy_row(0, soil, zero), canopy_row(0, soil, zero)
+    out = Surface(a, b, zero.copy(), np.ones_like(zero), zero.copy(), zero.copy(), zero.copy())
+    season = _Season(land, when, weather)
     present = set(np.unique(land.labels).tolist())
     height = land.elevation
     for code, painter in PAINTERS.items():
         if code in present:
-            bump = painter(out, land.labels == code, land, s, sun, soil, shine)
+            bump = painter(out, land.labels == code, land, season, sun, soil, brightness)
             height = height if bump is None else height + bump
-    _highways(out, land, present)
-    _snow(out, land, s)
-    out.slope = _slope(height, land.step)
+    _highways(out, land)
+    _snow(out, land, season)
+    dy, dx = np.gradient(np.asarray(height, np.float32), land.step)
+    out.slope = np.stack([dx, -dy])  # rows run south
     lit = np.sin(np.radians(sun.elevation))
     tilt = np.cos(np.radians(sun.elevation)) * (-out.slope[0] * sun.east - out.slope[1] * sun.north)
     facing = (lit + tilt) / np.sqrt(1 + out.slope[0] ** 2 + out.slope[1] ** 2) / lit
@@ -109,14 +97,8 @@ def paint(land: Land, when: dt.datetime, sun: Sun, weather: Weather) -> Surface:
     return out
 
 
-def _slope(height, step):
-    """dz/dx, dz/dy; rows run south."""
-    dy, dx = np.gradient(np.asarray(height, np.float32), step)
-    return np.stack([dx, -dy])
-
-
 class _Season:
-    """Temperature [H,W] (also some weeks ago) and water supply [H,W]; the phase of the year."""
+    """Temperature [H, W] (also that of some weeks ago), water supply [H, W], and the phase of the year."""
 
     def __init__(self, land: Land, when: dt.datetime, weather: Weather):
         day = when.timetuple().tm_yday
@@ -133,7 +115,7 @@ class _Season:
 
 
 def _soil(land: Land):
-    """Soil kind [H,W] (a position in SOILS) and its brightness."""
+    """Soil kind [H, W] (a position in SOILS) and its brightness."""
     drift = land.noise(38000, 100, 3) + 0.35 * land.noise(3000, 101, 7, 0.65)
     humid = np.where(drift > 0.2, SOIL["humic"], SOIL["loam"])
     hot = np.where(drift > -0.3, SOIL["laterite"], SOIL["loam"])
@@ -142,34 +124,28 @@ def _soil(land: Land):
     return kind.astype(np.int32), np.clip(1 + 0.12 * land.noise(600, 102, 7, 0.62), 0.5, 1.6)
 
 
-def _highways(out, land, present):
+def _highways(out: Surface, land: Land) -> None:
+    """Roads along the zero lines of a noise field, across all land cover but water, ice and wetland."""
     if land.pixel > 30 or min(land.shape) < 3:
         return
     line = land.noise(8000, 195, 4, 0.4, sharp=True)
     dy, dx = np.gradient(line, land.step)
     away = np.abs(line) / np.maximum(np.hypot(dx, dy), 1e-5)
-    at = (
-        (away < np.maximum(6.0, 0.4 * land.pixel))
-        & np.isin(land.labels, (10, 20, 30, 40, 50, 60))
-        & (land.vigour < 1.6)
-    )
+    drivable = np.isin(land.labels, (10, 20, 30, 40, 50, 60)) & (land.vigour < 1.6)
+    at = (away < np.maximum(6.0, 0.4 * land.pixel)) & drivable
     stripe = (away < 0.4) * 1.2 * (land.pixel <= 1)
     out.put(at, a=np.int32(OTHER["asphalt"]), mix=0.0, shade=1 + stripe, leaf_area=0.0)
 
 
-def _snow(out, land, s):
-    """Seasonal snow on land and ice on still water; trees stand out of it, roads are cleared late."""
-    cold = smoothstep(1.0, -4.0, s.now + 1.3 * land.noise(1500, 197, 5, 0.6)) * smoothstep(-1.6, -0.2, s.water)
+def _snow(out: Surface, land: Land, season: _Season) -> None:
+    """Seasonal snow on land and ice on still water; trees rise above it, roads are cleared late."""
+    cold = smoothstep(1.0, -4.0, season.now + 1.3 * land.noise(1500, 197, 5, 0.6))
+    cold = cold * smoothstep(-1.6, -0.2, season.water)
     if cold.max() <= 0.02:
         return
-    open_ground = (
-        1 - 0.8 * (1 - np.exp(-0.9 * out.leaf_area)) * np.isin(land.labels, (10, 95)) - 0.35 * (land.labels == 20)
-    )
-    open_ground = np.where(
-        land.labels == 80,
-        np.where(land.elevation < 0, smoothstep(-4, -12, s.now), smoothstep(0, -6, s.now)),
-        open_ground,
-    )
+    canopy = 0.8 * (1 - np.exp(-0.9 * out.leaf_area)) * np.isin(land.labels, (10, 95))
+    ice = np.where(land.elevation < 0, smoothstep(-4, -12, season.now), smoothstep(0, -6, season.now))
+    open_ground = np.where(land.labels == 80, ice, 1 - canopy - 0.35 * (land.labels == 20))
     open_ground = open_ground * np.where(out.a == OTHER["asphalt"], 0.35, 1)
     share = np.where(land.labels == 70, 0, cold * open_ground).astype(np.float32)
     at = share > 0.02
