@@ -1,6 +1,6 @@
-"""Export: the encoder for other runtimes, as ONNX or as a torch.export program, with every size left open.
+"""Export of the encoder to other runtimes, as ONNX or as a torch.export program, with dynamic sizes.
 
-Both hold what `Encoder.forward` computes with nothing masked and no holes; what the numbers must be is in the file.
+Both compute `Encoder.forward` with nothing masked and no holes; the file describes its inputs and outputs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from clay_lib.model import ClayConfig
 from clay_lib.position import METADATA, angular_frequencies
 from clay_lib.sensors import SENSORS
 
-OPSET = 18  # from 2022, so that runtimes of the last years read the file
-INPUTS = {  # name: axes, an open one by its name
+OPSET = 18  # of 2022, which older runtimes read too
+INPUTS = {  # name: axes, a dynamic one by its name
     "pixels": ("batch", "bands", "height", "width"),
     "time": ("batch", 4),
     "latlon": ("batch", 4),
@@ -38,7 +38,7 @@ INPUTS = {  # name: axes, an open one by its name
     "waves": ("bands",),
 }
 OUTPUTS = {"chip": ("batch", "dim"), "patches": ("batch", "rows", "columns", "dim")}
-CHECKS = (  # sensor, bands, batch, height, width: what a written file is tried on; gsd from 0.1 to 500 m
+CHECKS = (  # sensor, bands, batch, height, width: on which a written file is tested; gsd from 0.1 to 500 m
     ("sentinel-2-l2a", 10, 1, 64, 64),
     ("sentinel-1-rtc", 2, 2, 40, 24),
     ("modis", 7, 1, 33, 50),
@@ -48,11 +48,11 @@ CHECKS = (  # sensor, bands, batch, height, width: what a written file is tried 
 CONTRACT = {
     "pixels": "(native - mean) / std of each band, see sensors; radar: 10 log10 of linear power first; no NaN",
     "time": "sin w, cos w, sin h, cos h; w = 2 pi ISO week / 52, h = 2 pi hour / 24; zeros: unknown",
-    "latlon": "sin lat, cos lat, sin lon, cos lon of the chip's centre; zeros: unknown",
-    "gsd": "metres per pixel, one for the batch",
-    "waves": "central wavelength of each band, micrometres, in the order of the bands",
+    "latlon": "sin lat, cos lat, sin lon, cos lon of the chip's center; zeros: unknown",
+    "gsd": "meters per pixel, one for the batch",
+    "waves": "central wavelength of each band, micrometers, in the order of the bands",
     "chip": "class token",
-    "patches": "patch tokens, row by row; height and width are rounded up to whole patches by repeating the last pixels",
+    "patches": "patch tokens, row by row; height and width are rounded up to complete patches by repeating the last pixels",
 }
 
 
@@ -61,7 +61,7 @@ Axes = dict[str, tuple[int | str, ...]]
 
 
 class OpenEncoder(nn.Module):
-    """`Encoder` on plain tensors, written so that no size is ever compared with another.
+    """`Encoder` on plain tensors, written so that no size is compared with another, which would fix it in the graph.
 
     pixels [B, C, H, W], time [B, 4], latlon [B, 4], gsd [1] and waves [C] -> chip [B, D], patches [B, h, w, D].
     """
@@ -69,7 +69,7 @@ class OpenEncoder(nn.Module):
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.encoder = encoder
-        # A constant of the file: at 500 m the angles are so large that another runtime's power function would show.
+        # a constant of the file: at 500 m the angles are so large that another runtime's power function would differ
         frequencies = angular_frequencies((encoder.dim - METADATA) // 4, 1.0, frequencies=encoder.frequencies)
         self.register_buffer("frequencies", frequencies)
 
@@ -78,20 +78,20 @@ class OpenEncoder(nn.Module):
         B, C, H, W = pixels.shape
         h, w = (H + P - 1) // P, (W + P - 1) // P
 
-        # Padding whose amount is not known: the rows and columns past the edge are the last ones again.
+        # padding of unknown size: rows and columns past the edge repeat the last ones
         down, right = (torch.arange(n * P).clamp(max=side - 1) for n, side in ((h, H), (w, W)))
         padded = pixels.index_select(2, down).index_select(3, right)
-        # einops and reshape would settle whether a size is 1; a view of a copy need not know.
+        # einops and reshape would fix whether a size is 1; a view of a copy does not
         patches = _copy(padded.view(B, C, h, P, w, P).permute(0, 2, 4, 1, 3, 5)).view(B, h * w, C * P * P)
-        made, bias = self.encoder.patch_embedding.generate(waves)
-        kernels = _copy(made.view(C, D, P * P).transpose(0, 1)).view(D, C * P * P)
-        tokens = F.linear(patches, kernels, bias)
+        kernels, bias = self.encoder.patch_embedding.generate(waves)
+        kernels = _copy(kernels.view(C, D, P * P).transpose(0, 1)).view(D, C * P * P)
+        tokens = F.linear(patches, kernels, bias)  # [B, L, D]
 
         columns, rows = torch.arange(w).expand(h, w), torch.arange(h)[:, None].expand(h, w)
         x, y = (_copy(n).view(h * w, 1) * (self.frequencies * gsd) for n in (columns, rows))
         grid = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
-        about = torch.cat([time, latlon], dim=1)
-        code = torch.cat([grid.expand(B, -1, -1), about[:, None].expand(-1, h * w, -1)], dim=2)
+        metadata = torch.cat([time, latlon], dim=1)[:, None].expand(-1, h * w, -1)
+        code = torch.cat([grid.expand(B, -1, -1), metadata], dim=2)  # [B, L, D]
 
         tokens = torch.cat([self.encoder.cls_token.expand(B, -1, -1), tokens + code], dim=1)
         tokens = self.encoder.transformer(tokens)
@@ -103,14 +103,14 @@ def _copy(x: Tensor) -> Tensor:
 
 
 def trace(encoder: Encoder) -> ExportedProgram:
-    """The encoder as a graph with open batch, bands, height and width, each from 1."""
-    given = check_inputs(*CHECKS[1])
-    open_axes = {name: {i: Dim.DYNAMIC for i in axes} for name, axes in _open_axes().items()}
+    """The encoder as a graph with dynamic batch, bands, height and width, each from 1."""
+    example = check_inputs(*CHECKS[1])
+    dynamic = {name: {i: Dim.DYNAMIC for i in axes} for name, axes in _dynamic_axes().items()}
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operation that no other runtime knows
-    try:  # oblivious: a size of the example that is not 1 does not settle that it never is
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused operation that other runtimes do not have
+    try:  # oblivious: a size of the example that is not 1 may still become 1
         with torch.no_grad(), symbols.patch(backed_size_oblivious=True):
-            return torch.export.export(OpenEncoder(encoder).eval(), (), given, dynamic_shapes=open_axes)
+            return torch.export.export(OpenEncoder(encoder).eval(), (), example, dynamic_shapes=dynamic)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -130,98 +130,89 @@ def check_inputs(sensor: str, bands: int, batch: int, height: int, width: int, *
 
 @torch.no_grad()
 def largest_difference(encoder: Encoder, run: Run, checks=CHECKS) -> float:
-    """Between the encoder and what `run` gives, over all numbers of all checks; NaN where either gives NaN."""
+    """Between the outputs of the encoder and of `run`, over all numbers of all checks; NaN where either is NaN."""
     worst = torch.tensor(0.0)
     for check in checks:
-        given = check_inputs(*check)
-        encoded = encoder(Datacube(**given), mask_ratio=0.0, shuffle=False)
-        for ours, theirs in zip((encoded.tokens[:, 0], encoded.patches()), run(given), strict=True):
+        inputs = check_inputs(*check)
+        encoded = encoder(Datacube(**inputs), mask_ratio=0.0, shuffle=False)
+        for ours, theirs in zip((encoded.tokens[:, 0], encoded.patches()), run(inputs), strict=True):
             if ours.shape != theirs.shape:
-                raise ContractError(
-                    "export",
-                    f"shape {tuple(theirs.shape)} on {check}",
-                    tuple(ours.shape),
-                    "a size of the example settled in the graph: another version of torch or of the exporter",
-                )
+                cause = "a size of the example was fixed in the graph: another version of torch or of the exporter"
+                raise ContractError("export", f"shape {tuple(theirs.shape)} on {check}", tuple(ours.shape), cause)
             worst = torch.maximum(worst, (ours - theirs).abs().max())
     return worst.item()
 
 
-# ---- the two kinds of file ----
+# -- the two file formats --------------------------------------------------------------------------------------------
 
 
-def write_pt2(program: ExportedProgram, path: str | Path, about: Mapping[str, str]) -> None:
-    """For `torch.export.load(path).module()(**inputs)`; what it is about lies beside the graph as clay.json."""
-    torch.export.save(program, path, extra_files={"clay.json": json.dumps(dict(about))})
+def write_pt2(program: ExportedProgram, path: str | Path, description: Mapping[str, str]) -> None:
+    """For `torch.export.load(path).module()(**inputs)`; the description lies beside the graph as clay.json."""
+    torch.export.save(program, path, extra_files={"clay.json": json.dumps(dict(description))})
 
 
 def open_pt2(path: str | Path) -> tuple[Run, Axes, Axes]:
-    """(how to run it, the file's inputs, its outputs)."""
+    """(function that runs it, the file's inputs, its outputs)."""
     program = torch.export.load(path)
-    nodes = {node.name: node for node in program.graph.nodes}
-    inputs, outputs = program.graph_signature.user_inputs, program.graph_signature.user_outputs
-    names = dict(zip(map(str, nodes["pixels"].meta["val"].shape), INPUTS["pixels"], strict=True))
+    shapes = {
+        node.name: node.meta["val"].shape for node in program.graph.nodes if hasattr(node.meta.get("val"), "shape")
+    }
+    symbol = dict(zip(map(str, shapes["pixels"]), INPUTS["pixels"], strict=True))  # the graph's name -> ours
 
     def axes(node: str) -> tuple[int | str, ...]:
-        texts = (
-            re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(n)) for n in nodes[node].meta["val"].shape
-        )
+        texts = (re.sub(r"\w+", lambda word: symbol.get(word[0], word[0]), str(n)) for n in shapes[node])
         return tuple(int(text) if text.isdecimal() else text for text in texts)
 
+    inputs = {name: axes(name) for name in program.graph_signature.user_inputs}
+    outputs = dict(zip(OUTPUTS, map(axes, program.graph_signature.user_outputs), strict=True))
     module = program.module()
-    return (
-        lambda given: module(**given),
-        {name: axes(name) for name in inputs},
-        {name: axes(node) for name, node in zip(OUTPUTS, outputs, strict=True)},
-    )
+    return lambda tensors: module(**tensors), inputs, outputs
 
 
-def write_onnx(program: ExportedProgram, path: str | Path, about: Mapping[str, str]) -> None:
-    """One file of opset OPSET, weights inside; what it is about is in its metadata_props. Needs the extra `export`."""
-    _needs("onnx", "onnxscript")
+def write_onnx(program: ExportedProgram, path: str | Path, description: Mapping[str, str]) -> None:
+    """One file of opset OPSET, weights inside, the description in metadata_props. Needs the extra `export`."""
+    _need("onnx", "onnxscript")
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [log.level for log in logs]
     for log in logs:
-        log.setLevel(
-            logging.ERROR
-        )  # torchvision that is not there and constants that are not folded have no part in this
+        log.setLevel(logging.ERROR)  # not about a missing torchvision and constants that are not folded
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # inputs that share an axis share its name: as it should be
-            names = dict(output_names=list(OUTPUTS), dynamic_shapes=_open_axes())
-            made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
+            warnings.simplefilter("ignore")  # inputs that share an axis share its name, as intended
+            options = dict(output_names=list(OUTPUTS), dynamic_shapes=_dynamic_axes())
+            onnx = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **options)
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
-    made.model.metadata_props.update(about)
-    made.save(path, external_data=False)
+    onnx.model.metadata_props.update(description)
+    onnx.save(path, external_data=False)
 
 
 def open_onnx(path: str | Path) -> tuple[Run, Axes, Axes]:
-    """(how to run it in onnxruntime on the CPU, the file's inputs, its outputs). Needs the extra `export`."""
-    _needs("onnxruntime")
+    """(function that runs it in onnxruntime on the CPU, the file's inputs, its outputs). Needs the extra `export`."""
+    _need("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def run(given):
-        arrays = session.run(list(OUTPUTS), {name: tensor.numpy() for name, tensor in given.items()})
+    def run(tensors):
+        arrays = session.run(list(OUTPUTS), {name: tensor.numpy() for name, tensor in tensors.items()})
         return [torch.from_numpy(array) for array in arrays]
 
     inputs, outputs = ({v.name: tuple(v.shape) for v in side} for side in (session.get_inputs(), session.get_outputs()))
     return run, inputs, outputs
 
 
-KINDS = {  # ending: how to write, how to open, the largest difference from torch that is let through
+FORMATS = {  # suffix: function that writes, function that opens, the largest difference from torch allowed
     ".onnx": (write_onnx, open_onnx, 1e-4),
     ".pt2": (write_pt2, open_pt2, 1e-5),
 }
 
 
 def export(weights: str, out: str) -> int:
-    """Write the encoder for other runtimes: batch, bands, height and width open, each from 1. Checked before it is kept.
+    """Write the encoder for other runtimes, with dynamic batch, bands, height and width, and check the file.
 
     Example: clay export clay-v1.5.ckpt encoder.onnx
 
@@ -230,39 +221,34 @@ def export(weights: str, out: str) -> int:
         out: the file to write; .onnx for ONNX runtimes, .pt2 for torch.export.load
     """
     path = Path(out)
-    if path.suffix not in KINDS:
-        raise ContractError("out", out, f"a name that ends in {' or '.join(KINDS)}", "another format meant")
-    write, opened, most = KINDS[path.suffix]
+    if path.suffix not in FORMATS:
+        raise ContractError("out", out, f"a name that ends in {' or '.join(FORMATS)}", "another format meant")
+    write, open_file, limit = FORMATS[path.suffix]
     if path.suffix == ".onnx":
-        _needs("onnx", "onnxscript", "onnxruntime")  # before minutes of tracing
+        _need("onnx", "onnxscript", "onnxruntime")  # before minutes of tracing
     model = load_model(weights)
-    about = metadata(model.config, find_weights(weights))
-    inputs, outputs, worst = {}, {}, float("nan")
+    lines: list[str] = []
 
-    def fill(unfinished: Path) -> None:
-        nonlocal inputs, outputs, worst
-        write(trace(model.encoder), unfinished, about)
-        run, inputs, outputs = opened(unfinished)
+    def fill(partial: Path) -> None:
+        write(trace(model.encoder), partial, describe(model.config, find_weights(weights)))
+        run, *sides = open_file(partial)
         worst = largest_difference(model.encoder, run)
-        if not worst <= most:
-            raise ContractError(
-                "export",
-                f"numbers that differ by {worst:.1e} from torch's",
-                f"at most {most:.0e}",
-                "another version of torch, of the exporter or of the runtime than constraints.txt names",
-            )
+        if not worst <= limit:
+            cause = "another version of torch, of the exporter or of the runtime than in constraints.txt"
+            raise ContractError("export", f"a difference of {worst:.1e} from torch", f"at most {limit:.0e}", cause)
+        for side, tensors in zip(("input", "output"), sides, strict=True):
+            lines.extend(f"  {side:<7}{name:<8} float32 [{', '.join(map(str, ax))}]" for name, ax in tensors.items())
+        lines.append(f"  largest difference from torch on {len(CHECKS)} shapes: {worst:.1e}")
 
     atomic_write(path, fill)
     print(f"{path}: the encoder of {weights}, {path.stat().st_size / 1e6:.1f} MB")
-    for what, side in (("input", inputs), ("output", outputs)):
-        for name, axes in side.items():
-            print(f"  {what:<7}{name:<8} float32 [{', '.join(map(str, axes))}]")
-    print(f"  largest difference from torch on {len(CHECKS)} shapes: {worst:.1e}")
+    for line in lines:
+        print(line)
     return 0
 
 
-def metadata(config: ClayConfig, weights: Path) -> dict[str, str]:
-    """What someone without this library needs: sizes, hash of the weights, what the inputs must hold, and the sensors."""
+def describe(config: ClayConfig, weights: Path) -> dict[str, str]:
+    """For users without this library: sizes, hash of the weights, meaning of the inputs, and the sensors."""
     sensors = {
         name: {"gsd": s.gsd, "decibel": s.decibel, "bands": {b.name: [b.wavelength, b.mean, b.std] for b in s.bands}}
         for name, s in SENSORS.items()
@@ -277,16 +263,13 @@ def metadata(config: ClayConfig, weights: Path) -> dict[str, str]:
     }
 
 
-def _open_axes() -> dict[str, dict[int, str]]:
+def _dynamic_axes() -> dict[str, dict[int, str]]:
     return {name: {i: axis for i, axis in enumerate(axes) if isinstance(axis, str)} for name, axes in INPUTS.items()}
 
 
-def _needs(*packages: str) -> None:
+def _need(*packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ContractError(
-            "export",
-            f"no package {', '.join(missing)}",
-            'the extra "export": pip install "clay-notebooks[export]", or -e ".[export]" in a checkout',
-            "an install without extras; .pt2 files need none of them",
-        )
+        expected = 'the extra "export": pip install "clay-notebooks[export]", or -e ".[export]" in a checkout'
+        cause = "an install without extras; .pt2 files need none of them"
+        raise ContractError("export", f"no package {', '.join(missing)}", expected, cause)

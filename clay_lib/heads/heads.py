@@ -1,7 +1,7 @@
-"""Heads: small networks that turn what the encoder says of an image into classes or numbers, a chip's or a pixel's.
+"""Heads: small networks from the encoder's tokens to classes or values, one a chip or one a pixel.
 
-They take `Features`, the tokens of chosen blocks in their places, so that a frozen encoder need run only once. Patches
-that the encoder was not shown for their holes are NaN in its tokens; here they are zeros, and `valid` says so.
+They take `Features`, the tokens of chosen blocks in their places, so that a frozen encoder has to run only once. Patches
+that the encoder left out for their holes are NaN in its tokens; here they are zeros, and `valid` marks them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from clay_lib.errors import ContractError
 
 USES = ("class token", "patch mean", "both")
 UPSAMPLINGS = ("resize", "transposed")
-EVERY = (slice(None), slice(None))  # rows and columns of pixels
+ALL = (slice(None), slice(None))  # rows and columns of pixels
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a head sees of B chips."""
+    """The input of a head, for B chips."""
 
     chip: Tensor  # [B, D] class token of the last block
     patches: Tensor  # [B, K, D, h, w] tokens of K blocks, the last one at the end; zeros where not valid
-    valid: Tensor  # [B, h, w] bool, False where the encoder was not shown the patch
-    pixels: Tensor  # [B, C, H, W] normalised, zeros in holes
+    valid: Tensor  # [B, h, w] bool, False where the encoder left the patch out
+    pixels: Tensor  # [B, C, H, W] normalized, zeros in holes
 
     def __len__(self) -> int:
         return len(self.chip)
@@ -43,6 +43,11 @@ class Features:
         parts = [getattr(self, f.name) for f in fields(self)]
         return Features(*(x.to(device, dtype if x.is_floating_point() else None) for x in parts))
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Features]) -> Features:
+        """Batches one after the other."""
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
     @property
     def mean(self) -> Tensor:
         """[B, D] of the valid patches after the last block; zeros where there is none."""
@@ -50,10 +55,10 @@ class Features:
         return self.patches[:, -1].sum((2, 3)) / count
 
 
-def features(
+def extract_features(
     encoder: Encoder, cube: Datacube, layers: Sequence[int] = (-1,), *, min_valid: float = MIN_VALID
 ) -> Features:
-    """The encoder's tokens of all valid patches after these blocks, each after the final norm as `Clay.embed` has it."""
+    """The encoder's tokens of all valid patches after these blocks, each after the final norm as in `Clay.embed`."""
     inner = [k for k in layers if k not in (-1, len(encoder.transformer.layers) - 1)]
     encoded = encoder(cube, mask_ratio=0.0, shuffle=False, layers=inner, min_valid=min_valid)
     h, w = encoded.grid
@@ -71,11 +76,11 @@ def spread_layers(depth: int, count: int = 4) -> tuple[int, ...]:
     return tuple(round(depth * (k + 1) / count) - 1 for k in range(count))
 
 
-class Standardise(nn.Module):
-    """[..., D] by the mean and spread that `settle` found, number by number; as they are before it is called.
+class Standardize(nn.Module):
+    """[..., D] by the mean and standard deviation that `fit` found, column by column; the identity before.
 
-    Most of a token is common to all of them, and what tells them apart is small beside it: a head that is not freed
-    of the common part learns many times slower.
+    Most of a token is common to all tokens, and their differences are small beside it: with the common part left in, a
+    head learns many times slower.
     """
 
     def __init__(self, dim: int):
@@ -84,7 +89,7 @@ class Standardise(nn.Module):
         self.register_buffer("spread", torch.ones(dim))
 
     @torch.no_grad()
-    def settle(self, x: Tensor) -> None:
+    def fit(self, x: Tensor) -> None:
         """x [N, D] of the training set."""
         if len(x):
             spread = x.float().std(0, correction=0)
@@ -96,9 +101,9 @@ class Standardise(nn.Module):
 
 
 class ChipHead(nn.Module):
-    """Features -> [B, outputs]: standardised, and one linear map of the class token, the mean of the valid patches, or both.
+    """Features -> [B, outputs]: one linear map of the standardized class token, mean of the valid patches, or both.
 
-    Scores of classes, or values in units of `finetuning`. dropout: share of inputs withheld while training.
+    Outputs are logits of classes, or standardized values. dropout: share of inputs dropped in training.
     """
 
     def __init__(self, dim: int, outputs: int, *, use: str = "both", dropout: float = 0.0):
@@ -106,31 +111,31 @@ class ChipHead(nn.Module):
         if use not in USES:
             raise ContractError("use", repr(use), f"one of {list(USES)}", "a misspelling")
         self.use = use
-        wide = 2 * dim if use == "both" else dim
-        self.net = nn.Sequential(Standardise(wide), nn.Dropout(dropout), nn.Linear(wide, outputs))
+        width = 2 * dim if use == "both" else dim
+        self.net = nn.Sequential(Standardize(width), nn.Dropout(dropout), nn.Linear(width, outputs))
 
     def _input(self, features: Features) -> Tensor:
         parts = {"class token": features.chip, "patch mean": features.mean}
         return torch.cat(list(parts.values()), dim=1) if self.use == "both" else parts[self.use]
 
-    def settle(self, features: Features) -> None:
-        """Standardise by these."""
-        self.net[0].settle(self._input(features))
+    def fit(self, features: Features) -> None:
+        """Take mean and standard deviation from these."""
+        self.net[0].fit(self._input(features))
 
     def forward(self, features: Features) -> Tensor:
         return self.net(self._input(features))
 
 
 class DenseHead(nn.Module):
-    """Features -> [B, outputs, H, W]: tokens of several blocks, brought to the pixels' grid, and a small network there.
+    """Features -> [B, outputs, H, W]: tokens of several blocks, resized to the pixels' grid, and a small network there.
 
-    Each block's tokens are standardised and pass their own linear map, the class token too, which tells every place of
-    the chip around it. Their sum is resized to the pixels' grid by bilinear interpolation, and two 1 x 1 convolutions
-    follow, so that every pixel is made alike. A transposed convolution (upsampling="transposed", here to compare with)
-    makes the pixels of a patch by different weights, which leaves a checkerboard (Odena, Dumoulin and Olah 2016, doi
+    Each block's tokens are standardized and pass their own linear map, the class token too, which gives every place the
+    context of the chip. Their sum is resized to the pixels' grid by bilinear interpolation, and two 1 x 1 convolutions
+    follow, so that all pixels share the same weights. A transposed convolution (upsampling="transposed", for comparison)
+    computes the pixels of a patch by different weights, which leaves a checkerboard (Odena, Dumoulin and Olah 2016, doi
     10.23915/distill.00003).
-    bands: of the pixels, if they shall be seen beside the tokens, through two 3 x 3 convolutions; 0: tokens alone, for
-    any sensor. There is no norm over space, so that a hole or a tile's border tells nothing afar.
+    bands: of the pixels, if the head shall use them beside the tokens, through two 3 x 3 convolutions; 0: tokens alone,
+    for any sensor. There is no norm over space, so that a hole or a tile's border has no effect far away.
     """
 
     def __init__(
@@ -147,44 +152,36 @@ class DenseHead(nn.Module):
     ):
         super().__init__()
         if upsampling not in UPSAMPLINGS:
-            expected = f"one of {list(UPSAMPLINGS)}"
-            raise ContractError("upsampling", repr(upsampling), expected, "a misspelling")
-        self.norms = nn.ModuleList(Standardise(dim) for _ in range(layers))
+            raise ContractError("upsampling", repr(upsampling), f"one of {list(UPSAMPLINGS)}", "a misspelling")
+        self.norms = nn.ModuleList(Standardize(dim) for _ in range(layers))
         self.maps = nn.ModuleList(nn.Linear(dim, width) for _ in range(layers))
-        self.context = nn.Sequential(Standardise(dim), nn.Linear(dim, width))
-        self.hole = nn.Parameter(torch.zeros(width))  # stands where the encoder was shown nothing
+        self.context = nn.Sequential(Standardize(dim), nn.Linear(dim, width))
+        self.hole = nn.Parameter(torch.zeros(width))  # in place of patches that the encoder left out
         if upsampling == "resize":
             self.enlarge = nn.Upsample(scale_factor=patch_size, mode="bilinear", align_corners=False)
         else:
             self.enlarge = nn.ConvTranspose2d(width, width, patch_size, stride=patch_size)
-        self.seen = None
+        self.seen, narrow = None, width // 8 if bands else 0  # the pixels' own branch
         if bands:
-            narrow = width // 8
-            self.seen = nn.Sequential(
-                nn.Conv2d(bands, narrow, 3, padding=1), nn.GELU(), nn.Conv2d(narrow, narrow, 3, padding=1), nn.GELU()
-            )
-        self.out = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Conv2d(width + (width // 8 if bands else 0), width, 1),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Conv2d(width, outputs, 1),
-        )
+            first, second = nn.Conv2d(bands, narrow, 3, padding=1), nn.Conv2d(narrow, narrow, 3, padding=1)
+            self.seen = nn.Sequential(first, nn.GELU(), second, nn.GELU())
+        hidden, last = nn.Conv2d(width + narrow, width, 1), nn.Conv2d(width, outputs, 1)
+        self.out = nn.Sequential(nn.Dropout(dropout), hidden, nn.GELU(), nn.Dropout(dropout), last)
 
-    def settle(self, features: Features) -> None:
-        """Standardise tokens by these."""
+    def fit(self, features: Features) -> None:
+        """Take the tokens' mean and standard deviation from these."""
         for norm, part in zip(self.norms, features.patches.unbind(1), strict=True):
-            norm.settle(rearrange(part, "B D h w -> B h w D")[features.valid])
-        self.context[0].settle(features.chip)
+            norm.fit(rearrange(part, "B D h w -> B h w D")[features.valid])
+        self.context[0].fit(features.chip)
 
-    def forward(self, features: Features, pick: tuple[slice, slice] = EVERY) -> Tensor:
-        """pick: rows and columns of pixels that are wanted. Every fourth of both costs a tenth and teaches as much."""
-        height, width = features.pixels.shape[-2:]
+    def forward(self, features: Features, select: tuple[slice, slice] = ALL) -> Tensor:
+        """select: rows and columns of the output pixels. Every fourth of both costs a tenth and teaches as much."""
+        H, W = features.pixels.shape[-2:]
         tokens = rearrange(features.patches, "B K D h w -> K B h w D")
-        x = sum(f(norm(part)) for f, norm, part in zip(self.maps, self.norms, tokens, strict=True))
+        x = sum(f(norm(part)) for f, norm, part in zip(self.maps, self.norms, tokens, strict=True))  # [B, h, w, width]
         x = torch.where(features.valid[..., None], x, self.hole) + self.context(features.chip)[:, None, None]
         x = self.enlarge(rearrange(x, "B h w D -> B D h w"))
-        x = F.gelu(x[..., :height, :width][..., *pick])  # without what was padded to whole patches
+        x = F.gelu(x[..., :H, :W][..., *select])  # without the padding to complete patches
         if self.seen is not None:
-            x = torch.cat([x, self.seen(features.pixels)[..., *pick]], dim=1)
+            x = torch.cat([x, self.seen(features.pixels)[..., *select]], dim=1)
         return self.out(x)

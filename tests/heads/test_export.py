@@ -1,4 +1,4 @@
-"""Export: a file for another runtime gives the encoder's numbers at every size, and says all that its user must know."""
+"""Export: a file for another runtime gives the encoder's outputs at every size, and describes itself."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from clay_lib.heads.export import export, largest_difference, open_onnx, open_pt
 from clay_lib.model import ClayConfig
 
 MINI = Path(__file__).resolve().parents[2] / "data" / "weights" / "clay-mini.safetensors"
-SHAPES = (  # sensor, bands, batch, height, width: none of them the example that is traced
+SHAPES = (  # sensor, bands, batch, height, width; none of them is the traced example
     ("sentinel-2-l2a", 10, 1, 64, 40),
     ("landsat-c2l1", 6, 4, 8, 8),
     ("modis", 7, 3, 33, 27),
@@ -25,64 +25,64 @@ SHAPES = (  # sensor, bands, batch, height, width: none of them the example that
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory):
-    """The shipped weights through the command, as ONNX: (file, what the command said)."""
+    """The shipped weights through the command, as ONNX: (file, printed text)."""
     path = tmp_path_factory.mktemp("export") / "deep" / "mini.onnx"
-    said = []
+    printed = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builtins.print", lambda *words: said.append(" ".join(map(str, words))))
+        patch.setattr("builtins.print", lambda *words: printed.append(" ".join(map(str, words))))
         assert export(str(MINI), str(path)) == 0
     assert [p.name for p in path.parent.iterdir()] == ["mini.onnx"]
-    return path, "\n".join(said)
+    return path, "\n".join(printed)
 
 
 @pytest.fixture(scope="module")
 def micro():
-    """Another size, another patch and the released ladder: (encoder, its graph)."""
+    """Another size, another patch size and the released frequencies: (encoder, its graph)."""
     sizes = dict(dim=64, depth=1, heads=2, dim_head=16, patch_size=6, frequencies="released")
     encoder = Clay.random(ClayConfig.named("tiny", **sizes), seed=1).model.encoder
     return encoder, trace(encoder)
 
 
 def test_shipped_weights_in_onnxruntime(mini):
-    path, said = mini
+    path, printed = mini
     run, inputs, outputs = open_onnx(path)
     assert largest_difference(Clay.load(MINI).model.encoder, run, SHAPES) < 1e-4
     assert inputs == exporting.INPUTS and outputs["chip"] == ("batch", 192)
     assert outputs["patches"][0] == "batch" and [type(n) for n in outputs["patches"]] == [str, str, str, int]
     for text in ("[batch, bands, height, width]", "[batch, 4]", "[bands]", "MB", "largest difference from torch on 5"):
-        assert text in said
+        assert text in printed
 
 
-def test_the_file_alone_tells_how_to_feed_it(mini):
+def test_the_file_describes_its_inputs(mini):
     """As someone without this library would: NumPy, onnxruntime and the file's metadata."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(mini[0], providers=["CPUExecutionProvider"])
-    told = session.get_modelmeta().custom_metadata_map
-    assert json.loads(told["clay_config"])["dim"] == 192 and len(told["weights_sha256"]) == 64
-    assert json.loads(told["contract"]).keys() == exporting.INPUTS.keys() | exporting.OUTPUTS.keys()
-    sensor = json.loads(told["sensors"])["sentinel-2-l2a"]
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["clay_config"])["dim"] == 192 and len(metadata["weights_sha256"]) == 64
+    assert json.loads(metadata["contract"]).keys() == exporting.INPUTS.keys() | exporting.OUTPUTS.keys()
+    sensor = json.loads(metadata["sensors"])["sentinel-2-l2a"]
 
     native = np.random.default_rng(0).integers(0, 4000, (2, 3, 20, 33)).astype(np.float32)
     names = ["nir", "red", "blue"]
     waves, mean, std = np.array([sensor["bands"][name] for name in names], np.float32).T
     week, hour = 2 * np.pi * 23 / 52, 2 * np.pi * 10 / 24
     place = np.radians([-3.4, 34.07])
-    given = {
+    inputs = {
         "pixels": (native - mean[:, None, None]) / std[:, None, None],
         "time": np.tile([np.sin(week), np.cos(week), np.sin(hour), np.cos(hour)], (2, 1)),
         "latlon": np.tile([f(angle) for angle in place for f in (np.sin, np.cos)], (2, 1)),
         "gsd": np.array([sensor["gsd"]]),
         "waves": waves,
     }
-    chip, patches = session.run(["chip", "patches"], {name: v.astype(np.float32) for name, v in given.items()})
-    about = dict(bands=names, when="2023-06-10T10:30", lat=-3.4, lon=34.07, check=False)
-    out = Clay.load(MINI).embed(native, "sentinel-2-l2a", **about)
+    chip, patches = session.run(["chip", "patches"], {name: v.astype(np.float32) for name, v in inputs.items()})
+    options = dict(bands=names, when="2023-06-10T10:30", lat=-3.4, lon=34.07, check=False)
+    out = Clay.load(MINI).embed(native, "sentinel-2-l2a", **options)
     np.testing.assert_allclose(chip, out.chip, atol=1e-4)
     np.testing.assert_allclose(patches, out.patches, atol=1e-4)
 
 
-def test_a_saved_program_gives_the_encoders_numbers(micro, tmp_path):
+def test_a_saved_program_gives_the_encoders_outputs(micro, tmp_path):
     encoder, program = micro
     write_pt2(program, tmp_path / "micro.pt2", {"weights": "micro"})
     run, inputs, outputs = open_pt2(tmp_path / "micro.pt2")
@@ -92,17 +92,17 @@ def test_a_saved_program_gives_the_encoders_numbers(micro, tmp_path):
     torch.export.load(tmp_path / "micro.pt2", extra_files=files)
     assert json.loads(files["clay.json"]) == {"weights": "micro"}
     encoder.cls_token.data.neg_()
-    assert largest_difference(encoder, run, SHAPES[:1]) > 1e-3  # the comparison sees what differs
+    assert largest_difference(encoder, run, SHAPES[:1]) > 1e-3
     encoder.cls_token.data.neg_()
 
 
-def test_the_released_ladder_in_onnxruntime(micro, tmp_path):
+def test_the_released_frequencies_in_onnxruntime(micro, tmp_path):
     encoder, program = micro
     write_onnx(program, tmp_path / "micro.onnx", {})
     assert largest_difference(encoder, open_onnx(tmp_path / "micro.onnx")[0], SHAPES) < 1e-4
 
 
-def test_what_differs_is_not_kept(monkeypatch, micro, tmp_path):
+def test_a_file_that_differs_is_not_kept(monkeypatch, micro, tmp_path):
     path = tmp_path / "mini.pt2"
     path.write_bytes(b"an older export")
     monkeypatch.setattr(exporting, "trace", lambda encoder: micro[1])  # the graph of other weights
@@ -111,7 +111,7 @@ def test_what_differs_is_not_kept(monkeypatch, micro, tmp_path):
     assert path.read_bytes() == b"an older export" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_errors_come_before_the_work(monkeypatch, tmp_path):
+def test_errors_come_before_tracing(monkeypatch, tmp_path):
     with pytest.raises(ContractError, match="out: found encoder.pb; expected a name that ends in .onnx or .pt2"):
         export(str(MINI), "encoder.pb")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""Fine-tuning: heads learn what they are shown, frozen means frozen, and what is saved is what was trained."""
+"""Fine-tuning: heads learn planted labels, frozen stays frozen, and what is saved is what was trained."""
 
 from __future__ import annotations
 
@@ -15,18 +15,9 @@ import torch
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.data.labels import IGNORE, LabeledSet, Sample, place_table, world_set
 from clay_lib.evaluation.segmentation import class_scores, confusions, iou_gain, pixel_classifier
-from clay_lib.heads.finetune import (
-    Finetuned,
-    FinetuneSettings,
-    class_weights,
-    encoder_factor,
-    finetune,
-    fingerprint,
-    parameter_groups,
-    task_loss,
-    unfreeze_last,
-)
+from clay_lib.heads.finetune import Finetuned, FinetuneSettings, encoder_hash, finetune
 from clay_lib.heads.heads import ChipHead, spread_layers
+from clay_lib.heads.module import class_weights, layer_factor, parameter_groups, task_loss, unfreeze_last
 
 CONFIG = ClayConfig(32, 3, 2, 16, 2, 32, 1, 2, 16, 2)
 QUICK = FinetuneSettings(epochs=40, batch_size=4, lr=5e-3, encoder_lr=1e-3, flip=False, weight_decay=0.0, balance=0.0)
@@ -34,7 +25,7 @@ CPU = dict(accelerator="cpu", progress=False)
 
 
 def planted(task: str, count=4, side=16, holes=False) -> LabeledSet:
-    """Chips of bright and dark halves, their labels what is bright."""
+    """Chips of bright and dark quarters, labeled by brightness."""
     rng = np.random.default_rng(0)
     bright = rng.random((count, 2, 2)) < 0.5
     bright[0], bright[1] = True, False
@@ -74,36 +65,36 @@ def clay():
         ("dense regression", 1),
     ],
 )
-def test_a_few_chips_are_learned_by_heart(clay, task, unfreeze):
-    data, before = planted(task), fingerprint(clay.model.encoder)
+def test_a_few_chips_are_memorized(clay, task, unfreeze):
+    data, before = planted(task), encoder_hash(clay.model.encoder)
     head = dict(width=16, dropout=0.0, bands=3) if data.dense else {}
-    # a dense head looks at one pixel in sixteen at a time, so that it takes many rounds to have seen them all
+    # a dense head trains on one pixel in sixteen at a time, so that it takes many epochs to see them all
     settings = replace(QUICK, epochs=150, lr=1e-2) if data.dense else replace(QUICK, epochs=100, lr=0.05)
     tuned = finetune(clay, data, unfreeze=unfreeze, settings=settings, **head, **CPU)
     losses = tuned.history["train/loss"]
     assert losses.iloc[-1] < 0.05 < losses.iloc[0] and tuned.task == task
-    assert fingerprint(clay.model.encoder) == before, "the weights handed in stay as they are"
-    assert (fingerprint(tuned.clay.model.encoder) == before) is (unfreeze == 0)
+    assert encoder_hash(clay.model.encoder) == before, "the given weights stay as they are"
+    assert (encoder_hash(tuned.clay.model.encoder) == before) is (unfreeze == 0)
     assert not tuned.clay.model.encoder.training and not tuned.head.training
-    told = tuned.predict(data)
+    predicted = tuned.predict(data)
     truth = np.stack([np.asarray(data[i].label) for i in range(4)])
     if data.classes:
-        assert np.array_equal(told.argmax(1), truth) and np.allclose(told.sum(1), 1, atol=1e-5)
+        assert np.array_equal(predicted.argmax(1), truth) and np.allclose(predicted.sum(1), 1, atol=1e-5)
     else:
-        assert np.abs(told[:, 0] - truth).mean() < 4  # of 40
+        assert np.abs(predicted[:, 0] - truth).mean() < 4  # of 40
 
 
-def test_only_the_last_blocks_learn(clay):
+def test_only_the_last_blocks_are_trained(clay):
     tuned = finetune(clay, planted("classification"), unfreeze=1, settings=replace(QUICK, epochs=2), **CPU)
     pairs = zip(clay.model.encoder.state_dict().items(), tuned.clay.model.encoder.state_dict().values(), strict=True)
     changed = {name for (name, a), b in pairs if not torch.equal(a, b)}
     assert changed and all(name.startswith(("transformer.layers.2.", "transformer.norm.")) for name in changed)
 
 
-def test_rates_fall_layer_by_layer(clay):
-    assert [encoder_factor(f"transformer.layers.{k}.0.norm.weight", 3, 0.5) for k in range(3)] == [0.25, 0.5, 1]
-    assert encoder_factor("patch_embedding.x", 3, 0.5) == encoder_factor("cls_token", 3, 0.5) == 0.125
-    assert encoder_factor("transformer.norm.weight", 3, 0.5) == 1
+def test_learning_rates_decay_layer_by_layer(clay):
+    assert [layer_factor(f"transformer.layers.{k}.0.norm.weight", 3, 0.5) for k in range(3)] == [0.25, 0.5, 1]
+    assert layer_factor("patch_embedding.x", 3, 0.5) == layer_factor("cls_token", 3, 0.5) == 0.125
+    assert layer_factor("transformer.norm.weight", 3, 0.5) == 1
     s, head = FinetuneSettings(lr=1.0, encoder_lr=0.1, layer_decay=0.5, weight_decay=0.3), ChipHead(32, 2)
     unfreeze_last(clay.model.encoder, "all")
     groups = parameter_groups(clay.model.encoder, head, s)
@@ -140,13 +131,13 @@ def test_ignored_pixels_leave_no_gradient():
 
 
 @pytest.mark.parametrize("epochs, warmup", [(5, 0.1), (5, 1.0), (1, 0.5)])
-def test_a_warm_up_of_one_step_or_of_all_of_them(clay, epochs, warmup):
+def test_a_warm_up_of_one_step_or_of_all_steps(clay, epochs, warmup):
     settings = replace(QUICK, epochs=epochs, batch_size=2, warmup=warmup)
     assert finetune(clay, planted("classification"), settings=settings, **CPU).history["train/loss"].notna().all()
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (dict(sensor=SENSORS["naip"]), "sensor: found naip; expected linz"),
         (dict(bands=("blue", "green", "red")), "bands: found .'blue'"),
@@ -154,12 +145,12 @@ def test_a_warm_up_of_one_step_or_of_all_of_them(clay, epochs, warmup):
         (dict(scale=1 / 255), "scaled to 0..1"),
     ],
 )
-def test_chips_unlike_those_of_training_are_told(clay, change, told):
+def test_incompatible_chips_raise(clay, change, message):
     data = planted("classification")
     tuned = finetune(clay, data, settings=replace(QUICK, epochs=1), **CPU)
     scale = np.float32(change.pop("scale", 1))
     other = replace(data, read=lambda n: replace(data[n], pixels=data[n].pixels * scale), **change)
-    with pytest.raises(ContractError, match=told):
+    with pytest.raises(ContractError, match=message):
         tuned.predict(other)
 
 
@@ -170,7 +161,7 @@ def test_rare_classes_weigh_more():
     assert class_weights(np.array([80, 20]), 0.0).tolist() == [1, 1]
 
 
-def test_holes_are_trained_around(clay):
+def test_holes_are_left_out_of_training(clay):
     tuned = finetune(
         clay, planted("segmentation", holes=True), settings=replace(QUICK, epochs=3), bands=3, width=16, **CPU
     )
@@ -181,7 +172,7 @@ def test_holes_are_trained_around(clay):
 
 
 @pytest.mark.parametrize("unfreeze", [0, 1])
-def test_saved_and_loaded_again(clay, unfreeze, tmp_path):
+def test_save_and_load(clay, unfreeze, tmp_path):
     data = planted("segmentation", count=8)
     settings = replace(QUICK, epochs=6)
     tuned = finetune(clay, data[:6], data[6:], out=tmp_path, unfreeze=unfreeze, settings=settings, width=16, **CPU)
@@ -205,7 +196,7 @@ def test_saved_and_loaded_again(clay, unfreeze, tmp_path):
         Finetuned.load(clay.save(tmp_path / "encoder.safetensors"), clay)
 
 
-def test_the_same_seed_is_the_same_run_and_an_encoder_alone_will_do(clay, tmp_path):
+def test_the_same_seed_gives_the_same_run_also_without_a_decoder(clay, tmp_path):
     from clay_lib.model import ClayMAE
 
     alone = ClayMAE(CONFIG, encoder_only=True)
@@ -218,7 +209,7 @@ def test_the_same_seed_is_the_same_run_and_an_encoder_alone_will_do(clay, tmp_pa
     assert runs[0].history.equals(runs[1].history)
 
 
-def test_features_are_kept_or_made_anew_alike(clay):
+def test_kept_and_recomputed_features_give_the_same_losses(clay):
     settings = replace(QUICK, epochs=2)
     runs = [
         finetune(clay, planted("segmentation"), settings=replace(settings, keep_gb=gb), width=16, dropout=0.0, **CPU)
@@ -228,7 +219,7 @@ def test_features_are_kept_or_made_anew_alike(clay):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (dict(classes=("dark", "bright", "gone")), "no label of gone"),
         (dict(classes=("dark",)), "a class without a name"),
@@ -237,17 +228,17 @@ def test_features_are_kept_or_made_anew_alike(clay):
         (dict(classes=("dark", "bright", "gone"), settings=replace(QUICK, epochs=1, allow_missing=True)), None),
     ],
 )
-def test_sets_that_cannot_be_learned_are_told(clay, change, told):
+def test_unusable_sets_raise(clay, change, message):
     data, settings = planted("segmentation"), change.pop("settings", QUICK)
     val = replace(data, bands=change["bands"]) if "bands" in change else None
     if change.pop("ignored", False):
         data = replace(data, read=partial(_blank, data.read))
     data = data if val else replace(data, **change)
     run = partial(finetune, clay, data, val, settings=settings, width=16, **CPU)
-    if told is None:
+    if message is None:
         assert run().predict(data).argmax(1).max() <= 1
     else:
-        with pytest.raises(ContractError, match=told):
+        with pytest.raises(ContractError, match=message):
             run()
 
 
@@ -256,7 +247,7 @@ def _blank(read, n):
 
 
 @pytest.mark.slow
-def test_a_head_on_a_frozen_encoder_beats_single_pixels_on_land_apart():
+def test_a_head_on_a_frozen_encoder_beats_single_pixels_on_other_land():
     """Shipped small weights, 440 chips of the mini-world: mean IoU at least ten points above a forest of single pixels."""
     weights = Path(__file__).resolve().parents[2] / "data" / "weights" / "clay-mini.safetensors"
     pool, test = (world_set("sentinel-2-l2a", n, split=s, size=64, seed=0) for n, s in ((440, "train"), (220, "test")))
@@ -269,10 +260,10 @@ def test_a_head_on_a_frozen_encoder_beats_single_pixels_on_land_apart():
     layers = spread_layers(clay.model.config.depth, 3)
     tuned = finetune(clay, train, val, settings=settings, layers=layers, bands=len(train.bands), **CPU)
     names = train.classes
-    floor = confusions(truth, np.stack([classify(test[i].pixels) for i in range(len(test))]), len(names))
+    baseline = confusions(truth, np.stack([classify(test[i].pixels) for i in range(len(test))]), len(names))
     head = confusions(truth, tuned.predict(test).argmax(1), len(names))
-    gain, low, high = iou_gain(head, floor, groups=test.places["group"].to_numpy(), bootstraps=300, seed=0)
-    scores = [class_scores(t, names, bootstraps=0).set_index("class").loc["mean", "IoU"] for t in (head, floor)]
+    gain, low, high = iou_gain(head, baseline, groups=test.places["group"].to_numpy(), bootstraps=300, seed=0)
+    scores = [class_scores(t, names, bootstraps=0).set_index("class").loc["mean", "IoU"] for t in (head, baseline)]
     print(
         f"head {scores[0]:.3f}, single pixels {scores[1]:.3f}, {100 * gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
     )
@@ -284,8 +275,8 @@ import sys
 import numpy as np, torch
 from clay_lib import Clay, ClayConfig, SENSORS
 from clay_lib.cluster import peak_resident
-from clay_lib.datasets import LabeledSet, Sample, place_table
-from clay_lib.finetuning import FinetuneSettings, finetune
+from clay_lib.data.labels import LabeledSet, Sample, place_table
+from clay_lib.heads.finetune import FinetuneSettings, finetune
 from clay_lib.model import ClayMAE
 
 torch.set_num_threads(2)
@@ -306,9 +297,9 @@ print(peak_resident() / 2**30)
 @pytest.mark.slow
 @pytest.mark.parametrize("unfreeze", [0, 2])
 def test_the_large_model_takes_a_step_in_eight_gigabytes(unfreeze):
-    """A 256 x 256 chip of ten bands, 1024 tokens: a head's training step and a prediction, frozen and the last two."""
+    """A 256 x 256 chip of ten bands, 1024 tokens: a head's training step and a prediction, frozen and with the last two blocks."""
     run = subprocess.run([sys.executable, "-c", LARGE, str(unfreeze)], capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     peak = float(run.stdout.split()[-1])
-    print(f"peak {peak:.2f} GiB with {unfreeze} blocks learning")
+    print(f"peak {peak:.2f} GiB with {unfreeze} trained blocks")
     assert peak * 2**30 < 8e9

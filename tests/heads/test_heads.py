@@ -1,4 +1,4 @@
-"""Heads: any bands, sizes and holes; what the encoder was not shown never reaches a number."""
+"""Heads: any bands, sizes and holes; what lies under a hole never changes an output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.datacube import make_datacube
-from clay_lib.heads.heads import ChipHead, DenseHead, features, spread_layers
+from clay_lib.heads.heads import ChipHead, DenseHead, extract_features, spread_layers
 
 CONFIG = ClayConfig(32, 3, 2, 16, 2, 32, 1, 2, 16, 2)
 
@@ -26,44 +26,44 @@ def pixels(batch=2, side=24, sensor="sentinel-2-l2a", seed=0):
 
 @pytest.mark.parametrize("sensor", ["sentinel-2-l2a", "naip", "modis"])
 @pytest.mark.parametrize("upsampling", ["resize", "transposed"])
-def test_a_number_for_every_pixel(clay, sensor, upsampling):
-    """24 x 28 pixels: the last column of patches is padded, and what is padded is cut off again."""
-    seen = features(clay.model.encoder, make_datacube(pixels(sensor=sensor), sensor), (0, -1))
-    assert seen.patches.shape == (2, 2, 32, 3, 4) and seen.valid.all()
+def test_every_pixel_has_an_output(clay, sensor, upsampling):
+    """24 x 28 pixels: the last column of patches is padded, and the padding is cut off again."""
+    features = extract_features(clay.model.encoder, make_datacube(pixels(sensor=sensor), sensor), (0, -1))
+    assert features.patches.shape == (2, 2, 32, 3, 4) and features.valid.all()
     for bands in (0, len(SENSORS[sensor].bands)):
         head = DenseHead(32, 5, layers=2, width=16, bands=bands, upsampling=upsampling)
-        assert head(seen).shape == (2, 5, 24, 28)
+        assert head(features).shape == (2, 5, 24, 28)
     for use in ("class token", "patch mean", "both"):
-        assert ChipHead(32, 3, use=use)(seen).shape == (2, 3)
+        assert ChipHead(32, 3, use=use)(features).shape == (2, 3)
 
 
 @pytest.mark.parametrize("patch_size", [4, 6, 16])
 def test_other_patch_sizes(patch_size):
-    seen = features(
+    features = extract_features(
         Clay.random(ClayConfig(32, 1, 2, 16, 2, patch_size=patch_size)).model.encoder,
         make_datacube(pixels(), "sentinel-2-l2a"),
     )
-    assert DenseHead(32, 2, layers=1, patch_size=patch_size, width=16)(seen).shape == (2, 2, 24, 28)
+    assert DenseHead(32, 2, layers=1, patch_size=patch_size, width=16)(features).shape == (2, 2, 24, 28)
 
 
-def test_features_are_those_of_the_front_door(clay):
+def test_features_equal_those_of_embed(clay):
     out = clay.embed(pixels(), "sentinel-2-l2a", layers=[0], check=False)
-    seen = features(clay.model.encoder, make_datacube(pixels(), "sentinel-2-l2a"), (0, 2))
-    torch.testing.assert_close(seen.chip, out.chip)
-    torch.testing.assert_close(seen.mean, out.mean)
-    torch.testing.assert_close(seen.patches[:, 0].permute(0, 2, 3, 1), out.layers[0].patches)
-    torch.testing.assert_close(seen.patches[:, 1].permute(0, 2, 3, 1), out.patches)
+    features = extract_features(clay.model.encoder, make_datacube(pixels(), "sentinel-2-l2a"), (0, 2))
+    torch.testing.assert_close(features.chip, out.chip)
+    torch.testing.assert_close(features.mean, out.mean)
+    torch.testing.assert_close(features.patches[:, 0].permute(0, 2, 3, 1), out.layers[0].patches)
+    torch.testing.assert_close(features.patches[:, 1].permute(0, 2, 3, 1), out.patches)
 
 
-def test_holes_do_not_poison(clay):
-    """NaN pixels, one chip without anything: finite scores and gradients, and what lies under a hole tells nothing."""
+def test_holes_never_change_an_output(clay):
+    """NaN pixels, one chip all missing: finite outputs and gradients, equal whatever lies under the holes."""
     native = pixels()
     native[0, :, :8, :16], native[1] = float("nan"), float("nan")
     heads = [DenseHead(32, 2, layers=2, width=16, bands=10), ChipHead(32, 2)]
     encoder = clay.model.encoder.requires_grad_(True)
-    seen = features(encoder, make_datacube(native, "sentinel-2-l2a"), (0, -1))
-    assert seen.valid[0].sum() == 10 and not seen.valid[1].any() and (seen.patches[1] == 0).all()
-    scores = [head.eval()(seen) for head in heads]
+    features = extract_features(encoder, make_datacube(native, "sentinel-2-l2a"), (0, -1))
+    assert features.valid[0].sum() == 10 and not features.valid[1].any() and (features.patches[1] == 0).all()
+    scores = [head.eval()(features) for head in heads]
     assert all(s.isfinite().all() for s in scores)
     sum(s.square().mean() for s in scores).backward()
     for module in (encoder, *heads):
@@ -71,39 +71,39 @@ def test_holes_do_not_poison(clay):
 
     mask = ~native.isnan()
     other = torch.where(mask, native, 12345.0)
-    again = features(encoder, make_datacube(other, "sentinel-2-l2a", valid=mask), (0, -1))
+    again = extract_features(encoder, make_datacube(other, "sentinel-2-l2a", valid=mask), (0, -1))
     for head, score in zip(heads, scores, strict=True):
         torch.testing.assert_close(head(again), score)
 
 
-def test_resized_pixels_are_made_alike(clay):
-    """On an even field a resized head answers evenly far from the border; a transposed one leaves its grid."""
-    seen = features(clay.model.encoder, make_datacube(pixels(1, 96), "sentinel-2-l2a"))
-    even = type(seen)(seen.chip, torch.ones_like(seen.patches), seen.valid, seen.pixels)
+def test_resizing_leaves_no_checkerboard(clay):
+    """On a constant field a resizing head is constant far from the border; a transposed one leaves its grid."""
+    features = extract_features(clay.model.encoder, make_datacube(pixels(1, 96), "sentinel-2-l2a"))
+    constant = type(features)(features.chip, torch.ones_like(features.patches), features.valid, features.pixels)
     spread = {}
     for upsampling in ("resize", "transposed"):
         torch.manual_seed(0)
-        answer = DenseHead(32, 1, layers=1, width=16, upsampling=upsampling).eval()(even)
-        spread[upsampling] = answer[..., 40:56, 40:56].std().item()
+        output = DenseHead(32, 1, layers=1, width=16, upsampling=upsampling).eval()(constant)
+        spread[upsampling] = output[..., 40:56, 40:56].std().item()
     assert spread["resize"] < 1e-6 < 1e-4 < spread["transposed"]
 
 
 @pytest.mark.parametrize("upsampling", ["resize", "transposed"])
-def test_picked_pixels_are_those_of_the_whole_answer(clay, upsampling):
-    """With bands, holes and padding: asking for some pixels is the same as taking them from the answer."""
+def test_selected_pixels_equal_those_of_the_full_output(clay, upsampling):
+    """With bands, holes and padding: selecting pixels is the same as slicing the output."""
     native = pixels()
     native[0, :, :8, :16] = float("nan")
-    seen = features(clay.model.encoder, make_datacube(native, "sentinel-2-l2a"), (0, -1))
+    features = extract_features(clay.model.encoder, make_datacube(native, "sentinel-2-l2a"), (0, -1))
     head = DenseHead(32, 3, layers=2, width=16, bands=10, upsampling=upsampling).eval()
-    whole = head(seen)
-    for pick in (
+    full = head(features)
+    for select in (
         (slice(1, None, 4), slice(3, None, 4)),
         (slice(0, 5), slice(20, None)),
         (slice(None), slice(27, None)),
     ):
-        some = head(seen, pick=pick)
-        torch.testing.assert_close(some, whole[:, :, *pick])
-        assert some.shape[-2:] == seen.pixels[0, 0][pick].shape
+        part = head(features, select=select)
+        torch.testing.assert_close(part, full[:, :, *select])
+        assert part.shape[-2:] == features.pixels[0, 0][select].shape
 
 
 def test_layers_spread_evenly_and_misspellings():

@@ -1,4 +1,4 @@
-"""Predictions: on the scene's own grid to the last digit, without seams, blank where nothing was measured."""
+"""Prediction: on the scene's exact grid, without seams, nodata where nothing was measured."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tuned(scene):
     return finetune(clay, data, settings=SETTINGS, width=16, bands=10, accelerator="cpu", progress=False)
 
 
-def test_a_geotiff_on_the_grid_of_the_scene(scene, tuned, tmp_path):
+def test_the_geotiff_has_the_grid_of_the_scene(scene, tuned, tmp_path):
     folder, bright, hole = scene
     out = predict_raster(
         tuned, folder / "scene.tif", tmp_path / "map.tif", codes=[3, 7], tile=32, overlap=8, batch_size=2
@@ -57,8 +57,8 @@ def test_a_geotiff_on_the_grid_of_the_scene(scene, tuned, tmp_path):
     assert (classes == np.where(bright, 7, 3))[~hole].mean() > 0.95
 
 
-def test_windows_are_blended_and_memory_is_a_row_of_them(scene, tuned):
-    """Each pixel is the mean of the windows over it, weighted by ramps: put together by hand for a few of them."""
+def test_windows_are_blended(scene, tuned):
+    """Each pixel is the mean of the windows over it, weighted by ramps: by hand for a few pixels."""
     values = predict_scene(tuned, scene[0] / "scene.tif", tile=32, overlap=16)
     assert values.values.shape == (90, 75)
     starts = {90: [0, 16, 32, 48, 58], 75: [0, 16, 32, 43]}
@@ -80,7 +80,7 @@ def test_windows_are_blended_and_memory_is_a_row_of_them(scene, tuned):
         assert values.values[y, x] == mean.argmax() and abs(values.confidence[y, x] - 100 * mean.max()) <= 0.51
 
 
-def test_a_scene_smaller_than_a_window_and_values(scene, tmp_path):
+def test_values_of_a_scene_smaller_than_a_window(scene, tmp_path):
     folder, bright, hole = scene
     data = raster_pairs(folder / "scene.tif", folder / "labels.tif", S2, classes=None, size=32)
     clay = Clay.random(ClayConfig(32, 2, 2, 16, 2, 32, 1, 2, 16, 2))
@@ -93,14 +93,14 @@ def test_a_scene_smaller_than_a_window_and_values(scene, tmp_path):
     assert abs(values[bright].mean() - 7) < 0.7 and abs(values[~bright & ~hole].mean() - 3) < 0.7
 
 
-def test_maps_are_in_the_numbers_of_the_label_files(scene, tuned, tmp_path):
+def test_maps_use_the_class_numbers_of_the_label_files(scene, tuned, tmp_path):
     tuned.save(tmp_path / "head.safetensors")
     again = Finetuned.load(tmp_path / "head.safetensors", tuned.clay)
     with rasterio.open(predict_raster(again, scene[0] / "scene.tif", tmp_path / "map.tif", tile=32, overlap=8)) as made:
         assert set(np.unique(made.read(1))) == {3, 7, 255} and made.descriptions[0] == "3 dark, 7 bright"
 
 
-def test_a_file_may_hold_more_bands_than_the_head_looks_at_in_any_order(scene, tuned, tmp_path):
+def test_bands_may_come_in_any_order(scene, tuned, tmp_path):
     with rasterio.open(scene[0] / "scene.tif") as source:
         pixels = source.read()
     write_raster(tmp_path / "back.tif", pixels[::-1], nodata=0, descriptions=S2.band_names[::-1], **PLACED)
@@ -109,7 +109,7 @@ def test_a_file_may_hold_more_bands_than_the_head_looks_at_in_any_order(scene, t
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (dict(scale=1e-4), "scaled to 0..1; multiply by 10000"),
         (dict(transform=(30.0, 0, 499_990.0, 0, -30.0, 5_000_030.0)), "gsd: found 30 m; expected 10 m"),
@@ -117,25 +117,25 @@ def test_a_file_may_hold_more_bands_than_the_head_looks_at_in_any_order(scene, t
         (dict(out="scene.tif"), "another file than path"),
     ],
 )
-def test_scenes_unlike_those_of_training_are_told(scene, tuned, tmp_path, change, told):
-    """The first window holds no pixel: what is wrong stands in a later one."""
+def test_an_incompatible_scene_raises(scene, tuned, tmp_path, change, message):
+    """The first window holds no pixel: the error is in a later one."""
     with rasterio.open(scene[0] / "scene.tif") as source:
         pixels = source.read()[: change.get("count", 10)] * np.float32(change.get("scale", 1))
     pixels[:, :32, :32] = 0
     path, placed = tmp_path / "scene.tif", PLACED | {k: v for k, v in change.items() if k == "transform"}
     write_raster(path, pixels, nodata=0, descriptions=S2.band_names[: len(pixels)], **placed)
     before = path.read_bytes()
-    with pytest.raises(ContractError, match=told):
+    with pytest.raises(ContractError, match=message):
         predict_raster(tuned, path, tmp_path / change.get("out", "map.tif"), tile=32, overlap=8)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_cannot_be_asked_is_told(scene, tuned, tmp_path):
+def test_wrong_arguments_raise(scene, tuned, tmp_path):
     path = scene[0] / "scene.tif"
     with pytest.raises(ContractError, match="even overlap"):
         predict_scene(tuned, path, tile=32, overlap=7)
     with pytest.raises(ContractError, match="codes of other classes"):
         predict_raster(tuned, path, tmp_path / "x.tif", codes=[1, 2, 3])
-    with pytest.raises(ContractError, match="labels of whole chips"):
-        predict_scene(replace(tuned, about=tuned.about | {"task": "classification"}), path)
+    with pytest.raises(ContractError, match="labels of chips"):
+        predict_scene(replace(tuned, metadata=tuned.metadata | {"task": "classification"}), path)
     assert torch.is_grad_enabled()
