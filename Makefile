@@ -1,4 +1,4 @@
-# make demo    the whole walk: executed notebooks and one page of pictures     make help    all targets
+# make demo    all notebooks, executed, and one page of figures     make help    all targets
 VENV    := .venv
 PY      := $(VENV)/bin/python
 READY   := $(VENV)/.ready
@@ -29,7 +29,7 @@ lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with i
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH" \
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" $(LAB) $(firstword $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)) notebooks)
 
-gallery: $(READY)  ## the executed walk as a static site that opens from disk: papermill_runs/gallery/index.html
+gallery: $(READY)  ## the executed notebooks as a static site that opens from disk: papermill_runs/gallery/index.html
 	$(PY) -m clay_lib gallery
 
 kit: $(READY)  ## a folder for a workshop without a network: KIT="--wheels true --archive true" for packages and a zip

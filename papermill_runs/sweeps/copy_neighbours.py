@@ -7,14 +7,14 @@
 # ---
 
 # %% [markdown]
-# # Copying the neighbour
+# # Copying the neighbor
 #
-# A made-up land of one band, smooth as real land is: its power falls with the cube of the frequency. Patches are
-# hidden, each is filled with the nearest one in sight, and the error is counted in standard deviations of the land.
-# Seconds long and without torch: the example that sweeps are shown and tested with.
+# A synthetic land of one band, as smooth as real land: its power falls with the cube of the frequency. Patches are
+# hidden, each is filled with the nearest visible one, and the error is given in standard deviations of the land.
+# It takes seconds and no torch: the example with which sweeps are shown and tested.
 
 # %% tags=["parameters"]
-seed: int = 0  # of the land and of what is hidden
+seed: int = 0  # of the land and of the hidden patches
 out: str = ""  # folder for results
 hidden: float = 0.75  # share of patches
 patch: int = 8  # pixels a side

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # A short training
 #
-# What a sweep runs again and again: a very small Clay learns to rebuild one sensor's chips of the mini-world, alone,
-# without a teacher, and is asked on unseen land how well it rebuilds and what its embeddings know of land cover. Under a
-# minute on one thread.
+# The notebook of a sweep: a very small Clay learns to reconstruct one sensor's chips of the synthetic Earth, alone,
+# without a teacher. On unseen land it is scored by its reconstruction and by what its embeddings know of land cover.
+# Under a minute on one thread.
 
 # %%
 from clay_lib import Clay, ClayConfig
@@ -24,21 +24,21 @@ from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
 from clay_lib.data.chips import world_chips
 from clay_lib.datamodule import ClayDataModule
 from clay_lib.evaluation import probes
-from clay_lib.runs.notebooks import output_folder, write_metrics
+from clay_lib.runs import output_folder, write_metrics
 from clay_lib.training import TrainSettings, train
 
 # %% tags=["parameters"]
-seed: int = 0  # of the first weights, of what is drawn, and of what is hidden
+seed: int = 0  # of the initial weights, the order of chips and the masks
 out: str = ""  # folder for results; empty: papermill_runs/lab/short_training
 sensor: str = "sentinel-2-l2a"
 patch_size: int = 8  # pixels a side
 mask_ratio: float = 0.75  # share of the patches that is hidden in training
-scored_ratio: float = 0.75  # the same when it is asked at the end
+scored_ratio: float = 0.75  # the same for the score at the end
 steps: int = 300
 batch_size: int = 64
-lr: float = 3e-3  # the peak
+lr: float = 3e-3  # the peak of the schedule
 chips: int = 704  # of 64 x 64 pixels, to train on
-test_chips: int = 220  # on land never trained on
+test_chips: int = 220  # on land that was not trained on
 
 # %%
 out_dir = output_folder(out, "short_training")

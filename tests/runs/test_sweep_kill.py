@@ -40,7 +40,7 @@ print("done", seed, rate, flush=True)
 DRIVER = """
 import sys
 from pathlib import Path
-from clay_lib.sweep import run_sweep
+from clay_lib.runs import run_sweep
 if __name__ == "__main__":
     table = run_sweep(sys.argv[1], runs=Path(sys.argv[2]), workers=int(sys.argv[3]), scheduler=sys.argv[4])
     sys.exit(0 if (table["status"] == "done").all() else 1)
