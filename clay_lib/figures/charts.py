@@ -13,19 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from clay_lib.errors import ContractError
-from clay_lib.figures.style import (
-    BASELINE,
-    BASELINE_TEXT,
-    GRID,
-    INK,
-    MAGNITUDE,
-    MISSING,
-    OURS,
-    PALETTE,
-    SIGNED,
-    as_array,
-    styled,
-)  # fmt: skip
+from clay_lib.figures import style
 
 DASHES = ("-", "--", ":", "-.")
 
@@ -43,20 +31,20 @@ def bars_with_intervals(
     if missing := set(columns) - set(table.columns):
         raise ContractError("table", list(table.columns), f"columns {columns}", f"{sorted(missing)} missing")
     kinds = [kind for kind in dict.fromkeys(table["kind"]) if kind != "baseline"]
-    colors = {"baseline": BASELINE} if (table["kind"] == "baseline").any() else {}
-    colors |= {kind: PALETTE[i % len(PALETTE)] for i, kind in enumerate(kinds)}
-    with styled():
+    colors = {"baseline": style.BASELINE} if (table["kind"] == "baseline").any() else {}
+    colors |= {kind: style.PALETTE[i % len(style.PALETTE)] for i, kind in enumerate(kinds)}
+    with style.styled():
         fig, ax = plt.subplots(figsize=(7.2, 0.36 * len(table) + 1.1))
         at = np.arange(len(table))
         value, low, high = (table[c].to_numpy(float) for c in ("value", "low", "high"))
         ax.barh(at, value, color=[colors[k] for k in table["kind"]], height=0.7)
         errors = np.abs(np.stack([value - low, high - value]))
-        ax.errorbar(value, at, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+        ax.errorbar(value, at, xerr=errors, fmt="none", ecolor=style.INK, elinewidth=1.2, capsize=3)
         left, right = limits or (min(0.0, np.nanmin([value, low])), np.nanmax([value, high]))
         margin = 0.02 * (right - left)
         for y, v, h in zip(at, value, high, strict=True):
             x = max(v, h if np.isfinite(h) else v) + margin
-            ax.text(x, y, form.format(v), va="center", fontsize=9, color=INK)
+            ax.text(x, y, form.format(v), va="center", fontsize=9, color=style.INK)
         ax.set_xlim(left, right + 5 * margin)
         ax.set_yticks(at, table["name"])
         ax.tick_params(axis="y", length=0)
@@ -78,17 +66,17 @@ def scores(table: pd.DataFrame, *, title: str = "") -> Figure:
     kinds = table.drop_duplicates("features").set_index("features")["kind"]
     names.sort(key=lambda name: kinds[name] != "baseline")  # baselines first
     split = next(s for s in ("blocks", "given", "random") if (table["split"] == s).any())
-    with styled():
+    with style.styled():
         size = (2.6 + 2.3 * len(probes), 0.32 * len(names) + 1.5)
         fig, axes = plt.subplots(1, len(probes), figsize=size, sharey=True, sharex=True, squeeze=False)
         for ax, probe in zip(axes[0], probes, strict=True):
             part = table[table["probe"] == probe].set_index(["features", "split"])
             for y, name in enumerate(names):
-                row, color = part.loc[(name, split)], BASELINE_TEXT if kinds[name] == "baseline" else OURS
+                row, color = part.loc[(name, split)], style.BASELINE_TEXT if kinds[name] == "baseline" else style.OURS
                 ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
                 ax.plot(row["score"], y, "o", color=color, ms=6)
                 if split != "random" and (name, "random") in part.index:
-                    ax.plot(part.loc[(name, "random"), "score"], y, "o", mfc="none", mec=INK, ms=7, mew=1)
+                    ax.plot(part.loc[(name, "random"), "score"], y, "o", mfc="none", mec=style.INK, ms=7, mew=1)
             ax.set_title(probe)
             ax.set_xlabel({"balanced": "balanced accuracy"}.get(table["metric"].iloc[0], table["metric"].iloc[0]))
             _grid(ax, "x")
@@ -97,10 +85,10 @@ def scores(table: pd.DataFrame, *, title: str = "") -> Figure:
         split_name = {"blocks": "split by blocks", "given": "the given split", "random": "random split"}[split]
         keys = [
             Line2D([], [], color=color, marker="o", lw=2, label=f"{kind}, {split_name}")
-            for color, kind in ((BASELINE_TEXT, "baseline"), (OURS, "model"))
+            for color, kind in ((style.BASELINE_TEXT, "baseline"), (style.OURS, "model"))
         ]
         if split != "random" and (table["split"] == "random").any():
-            keys.append(Line2D([], [], color=INK, marker="o", mfc="none", lw=0, label="random split"))
+            keys.append(Line2D([], [], color=style.INK, marker="o", mfc="none", lw=0, label="random split"))
         fig.legend(handles=keys, loc="outside lower right", ncols=len(keys))
         if title:
             fig.suptitle(title, x=0.01, ha="left")
@@ -115,10 +103,10 @@ def against_bytes(
     baseline: (name, level), a gray line.
     """
     kinds = list(dict.fromkeys(table["kind"]))
-    with styled():
+    with style.styled():
         fig, ax = plt.subplots(figsize=(7.6, 4.2))
         for k, kind in enumerate(kinds):
-            part, color = table[table["kind"] == kind].sort_values("bytes"), PALETTE[k % len(PALETTE)]
+            part, color = table[table["kind"] == kind].sort_values("bytes"), style.PALETTE[k % len(style.PALETTE)]
             ends = np.abs(np.stack([part["value"] - part["low"], part["high"] - part["value"]]))
             ax.errorbar(part["bytes"], part["value"], yerr=ends, fmt="o-", color=color, lw=1.2, ms=6, capsize=3,
                         elinewidth=1.2, label=kind)  # fmt: skip
@@ -127,9 +115,9 @@ def against_bytes(
                 ax.annotate(row.name, (row.bytes, row.value), xytext=(6 * side, 5 if k % 2 else -12), fontsize=8,
                             ha="left" if side > 0 else "right", textcoords="offset points", color=color)  # fmt: skip
         if baseline:
-            ax.axhline(baseline[1], color=BASELINE, lw=1.2, ls="--", zorder=1)
+            ax.axhline(baseline[1], color=style.BASELINE, lw=1.2, ls="--", zorder=1)
             ax.annotate(baseline[0], (0.01, baseline[1]), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                        textcoords="offset points", ha="left", fontsize=8, color=BASELINE_TEXT)  # fmt: skip
+                        textcoords="offset points", ha="left", fontsize=8, color=style.BASELINE_TEXT)  # fmt: skip
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.margins(x=0.12)
@@ -157,7 +145,7 @@ def curves(
     """
     frames = {"": frames} if isinstance(frames, pd.DataFrame) else dict(frames)
     columns = [y] if isinstance(y, str) else list(y)
-    with styled():
+    with style.styled():
         fig, ax = plt.subplots(figsize=(7.2, 3.8))
         ends, several = [], len(frames) > 1
         for i, (name, frame) in enumerate(frames.items()):
@@ -166,17 +154,17 @@ def curves(
                     expected = f"columns {x!r} and {column!r}"
                     raise ContractError("frames", list(frame.columns), expected, "a metric that was never logged")
                 line = frame[[x, column]].dropna().sort_values(x, kind="stable")
-                color = PALETTE[(i if several else j) % len(PALETTE)]
+                color = style.PALETTE[(i if several else j) % len(style.PALETTE)]
                 dashes, marker = DASHES[j % 4] if several else "-", "o" if len(line) < 12 else None
                 ax.plot(line[x], line[column], color=color, ls=dashes, lw=1.8, marker=marker, ms=3.5)
                 if len(line) and (not several or j == 0):
                     ends.append((float(line[column].iloc[-1]), str(name if several else column), color))
         if several and len(columns) > 1:
-            keys = [Line2D([], [], color=INK, ls=DASHES[j % 4], label=column) for j, column in enumerate(columns)]
+            keys = [Line2D([], [], color=style.INK, ls=DASHES[j % 4], label=column) for j, column in enumerate(columns)]
             ax.legend(handles=keys, loc="best")
         for name, level in (baselines or {}).items():
-            ax.axhline(level, color=BASELINE, lw=1.2, ls="--", zorder=1)
-            ends.append((float(level), name, BASELINE_TEXT))
+            ax.axhline(level, color=style.BASELINE, lw=1.2, ls="--", zorder=1)
+            ends.append((float(level), name, style.BASELINE_TEXT))
         if log:
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -192,7 +180,7 @@ def curves(
 
 
 def _grid(ax, axis: str) -> None:
-    ax.grid(axis=axis, color=GRID, lw=0.8)
+    ax.grid(axis=axis, color=style.GRID, lw=0.8)
     ax.set_axisbelow(True)
 
 
@@ -221,7 +209,7 @@ def kernels(
 
     own_scale: each kernel from minus to plus its own largest weight, so that weak ones show their pattern too.
     """
-    weights = as_array(weights, (4,), "weights [D, C, P, P]").astype(float)
+    weights = style.as_array(weights, (4,), "weights [D, C, P, P]").astype(float)
     if chosen is None:
         chosen = np.sort(np.argsort(-(weights**2).sum(axis=(1, 2, 3)), kind="stable")[:count])
     chosen = np.asarray(chosen)
@@ -232,11 +220,11 @@ def kernels(
     P, gap = scaled.shape[-1], 1
     scaled = np.pad(scaled, [(0, 0), (0, 0), (0, gap), (0, gap)], constant_values=np.nan)
     sheet = scaled.transpose(1, 2, 0, 3).reshape(len(names) * (P + gap), -1)  # one image: hundreds of axes are slow
-    with styled():
+    with style.styled():
         height, width = sheet.shape
         fig, ax = plt.subplots(figsize=(0.08 * width + 2.2, 0.08 * height + 0.7))
         top = 1.0 if own_scale else tops[0]
-        drawn = ax.imshow(top * sheet, cmap=SIGNED, vmin=-top, vmax=top)
+        drawn = ax.imshow(top * sheet, cmap=style.SIGNED, vmin=-top, vmax=top)
         ax.set_xticks(np.arange(len(chosen)) * (P + gap) + (P - 1) / 2, [f"#{kernel}" for kernel in chosen])
         ax.set_yticks(np.arange(len(names)) * (P + gap) + (P - 1) / 2, names)
         ax.xaxis.tick_top()
@@ -263,16 +251,16 @@ def matrix(
     form: str | None = None,
 ) -> Figure:
     """A heat map of values [N, M]; names (rows) and columns on the axes; form ("{:.2f}") prints the value in each cell."""
-    values = as_array(values, (2,), "values [N, M]").astype(float)
+    values = style.as_array(values, (2,), "values [N, M]").astype(float)
     N, M = values.shape
     columns = columns if columns is not None else names if N == M else None
     if signed and limits is None:
         limits = (-np.nanmax(np.abs(values)), np.nanmax(np.abs(values)))
     low, high = limits or (None, None)
-    with styled():
+    with style.styled():
         side = 4.2
         fig, ax = plt.subplots(figsize=(side * min(max(M / N, 0.6), 2) + 1.6, side + 0.4))
-        cmap = plt.get_cmap(SIGNED if signed else MAGNITUDE).with_extremes(bad=str(MISSING))
+        cmap = plt.get_cmap(style.SIGNED if signed else style.MAGNITUDE).with_extremes(bad=str(style.MISSING))
         drawn = ax.imshow(np.ma.masked_invalid(values), cmap=cmap, vmin=low, vmax=high, aspect="auto")
         if names is not None:
             ax.set_yticks(range(N), names)
