@@ -26,7 +26,7 @@ from pystac_client.stac_api_io import StacApiIO
 from urllib3 import Retry
 
 from clay_lib.areas.catalogs import read_catalog
-from clay_lib.areas.items import Acquisition, Archive, moment_of, solar_day
+from clay_lib.areas.items import Acquisition, Archive, mean_cloud_cover, moment_of, solar_day
 from clay_lib.data.bands import MODIS_FILL
 from clay_lib.data.rasters import bounds_wgs84, crs_text, cut_at_antimeridian, find_layers
 from clay_lib.datacube import parse_when
@@ -112,7 +112,10 @@ def find_acquisitions(
     for item in sorted(clear, key=lambda item: (moment_of(item), item.id)):
         key = item.collection_id if archive.kind == "static" else solar_day(item)  # an aerial survey takes a season
         groups.setdefault(key, []).append(item)
-    acquisitions = [Acquisition.of(sensor, archive, items) for items in groups.values()]
+    acquisitions = [
+        Acquisition(sensor, archive, moment_of(items[0]), tuple(items), mean_cloud_cover(items))
+        for items in groups.values()
+    ]
     acquisitions.sort(key=lambda found: (100.0 if found.cloud_cover is None else found.cloud_cover, found.when))
     return acquisitions[:limit]
 

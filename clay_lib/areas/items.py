@@ -70,10 +70,6 @@ class Acquisition:
     items: tuple[pystac.Item, ...]
     cloud_cover: float | None = None
 
-    @classmethod
-    def of(cls, sensor: Sensor, archive: Archive, items: Sequence[pystac.Item]) -> Acquisition:
-        return cls(sensor, archive, moment_of(items[0]), tuple(items), mean_cloud_cover(items))
-
     @property
     def ids(self) -> tuple[str, ...]:
         return tuple(item.id for item in self.items)

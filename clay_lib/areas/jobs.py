@@ -24,7 +24,7 @@ import shapely
 import shapely.geometry
 
 from clay_lib.areas import rasters, vectors
-from clay_lib.areas.items import Acquisition, Archive, moment_of
+from clay_lib.areas.items import Acquisition, Archive, mean_cloud_cover, moment_of
 from clay_lib.areas.reading import read_ahead
 from clay_lib.areas.tiles import Tile, extent
 from clay_lib.clay import Clay
@@ -54,8 +54,7 @@ class Job:
     @property
     def cloud_cover(self) -> float | None:
         """Percent, the mean over the items that report it."""
-        covers = [cover for i in self.items if (cover := i.properties.get("eo:cloud_cover")) is not None]
-        return sum(covers) / len(covers) if covers else None
+        return mean_cloud_cover(self.items)
 
 
 @dataclass(frozen=True, eq=False)

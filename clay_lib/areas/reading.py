@@ -130,24 +130,19 @@ def estimate_bytes(acquisition: Acquisition, geobox: GeoBox) -> int:
 def _read_item(item, acquisition: Acquisition, geobox: GeoBox, clouds: str, chunks) -> dict[str, xr.DataArray]:
     archive = acquisition.archive
     sources = sources_of(item, archive, acquisition.bands)
-    load = functools.partial(_load, item, geobox=geobox, chunks=chunks)
-    pixels = load(sources, archive=archive, resampling="bilinear", dtype="float32", nodata=math.nan)
+    load = functools.partial(_load, item, archive=archive, geobox=geobox, chunks=chunks)
+    pixels = load(sources, resampling="bilinear")
     hidden = []  # conditions [y, x] under which all bands are missing
     if archive.shared_fill is not None:
         hidden.append(_all(pixels[band] == archive.shared_fill for band in sources))
     if archive.shared_fill is not None or archive.alpha:
         bands = [(source.href, source.index) for source in sources.values()]
-        share = load({"share": Source(bands[0][0], 0)}, archive=archive, share_of=bands,
-                     resampling="nearest", dtype="float32", nodata=math.nan)  # fmt: skip
+        share = load({"share": Source(bands[0][0], 0)}, share_of=bands)
         hidden.append(~(share["share"] > FULL))
     mask = mask_of(item, archive) if clouds == "mask" else None
     if mask is not None:  # the fill of the measured bands may be an ordinary class
-        classes = load({"mask": mask}, archive=replace(archive, nodata=None),
-                       resampling="nearest", dtype="uint16", nodata=0)  # fmt: skip
-        hidden.append(
-            xr.apply_ufunc(cloud_mask, classes["mask"], kwargs={"fields": archive.mask_bits}, dask="parallelized",
-                           output_dtypes=[bool])
-        )  # fmt: skip
+        classes = load({"mask": mask}, archive=replace(archive, nodata=None), dtype="uint16", nodata=0)
+        hidden.append(cloud_mask(classes["mask"], archive.mask_bits))
     for band, source in sources.items():
         if (source.gain, source.bias) != (1, 0):
             pixels[band] = pixels[band] * np.float32(source.gain) + np.float32(source.bias)
@@ -156,20 +151,18 @@ def _read_item(item, acquisition: Acquisition, geobox: GeoBox, clouds: str, chun
     return {band: pixels[band] for band in sources}
 
 
-def cloud_mask(classes: np.ndarray, fields: Sequence[tuple[int, int, Sequence[int]]]) -> np.ndarray:
+def cloud_mask(classes: xr.DataArray, fields: Sequence[tuple[int, int, Sequence[int]]]) -> xr.DataArray:
     """Unsigned classes of any shape -> bool, True where a bit field (first bit, last bit, values) hides the ground.
 
     >>> cloud_mask(scl, [(0, 7, [3, 8, 9, 10])])  # an ordinary class band is a field of all its bits
     """
-    out = np.zeros(classes.shape, bool)
-    for first, last, values in fields:
-        out |= np.isin((classes >> first) & ((1 << (last - first + 1)) - 1), list(values))
-    return out
+    return _any(((classes >> low) & ((1 << (high - low + 1)) - 1)).isin(values) for low, high, values in fields)
 
 
 def _load(
-    item, sources: dict[str, Source], *, geobox, archive, chunks, resampling, dtype, nodata, share_of=()
-) -> xr.Dataset:
+    item, sources: dict[str, Source], *, archive, geobox, chunks, resampling="nearest", dtype="float32", nodata=math.nan,
+    share_of=(),
+) -> xr.Dataset:  # fmt: skip
     """Stored numbers of one item on the grid, {name: [y, x]}."""
     plain = pystac.Item(item.id, item.geometry, item.bbox, moment_of(item) or UNKNOWN, {}, collection="item")
     for name, source in sources.items():
@@ -177,22 +170,19 @@ def _load(
         address = f"{source.href}#{source.index}"  # the driver takes the band's number off again
         plain.add_asset(name, pystac.Asset(address, media_type=pystac.MediaType.COG, extra_fields=metadata))
     loaded = odc.stac.load(
-        [plain],
-        bands=list(sources),
-        geobox=geobox,
-        chunks=chunks,
-        resampling=resampling,
-        dtype=dtype,
-        nodata=nodata,
-        driver=RetryingDriver(archive, share_of),
-        pool=READERS if chunks is None else None,
+        [plain], bands=list(sources), geobox=geobox, chunks=chunks, resampling=resampling, dtype=dtype, nodata=nodata,
+        driver=RetryingDriver(archive, share_of), pool=READERS if chunks is None else None,
         stac_cfg={"*": {"warnings": "ignore"}},
-    )
+    )  # fmt: skip
     return loaded.isel(time=0, drop=True)
 
 
 def _all(conditions) -> xr.DataArray:
     return functools.reduce(operator.and_, conditions)
+
+
+def _any(conditions) -> xr.DataArray:
+    return functools.reduce(operator.or_, conditions)
 
 
 # ---- files of an archive ----
