@@ -1,9 +1,10 @@
-"""Codes for time and place, and what a datacube refuses. (The front door's refusals are in test_model.)"""
+"""Codes of time and place, and impossible datacubes."""
 
 import datetime as dt
 import math
 
 import numpy as np
+import pandas as pd
 import pandas as pd
 import pytest
 import torch
@@ -22,7 +23,7 @@ def test_time_by_hand():
     assert torch.equal(time_code(dt.date(2023, 6, 10))[0], noon)
 
 
-def test_place_by_hand_and_unknown_is_zero():
+def test_place_by_hand_and_unknown_as_zeros():
     code = latlon_code(-30.0, 60.0)[0]
     torch.testing.assert_close(code, torch.tensor([-0.5, math.sqrt(0.75), math.sqrt(0.75), 0.5]))
     assert torch.equal(latlon_code(None, None, 2), torch.zeros(2, 4)) and torch.equal(
@@ -32,14 +33,14 @@ def test_place_by_hand_and_unknown_is_zero():
     assert mixed[0].abs().sum() > 0 and mixed[1].abs().sum() == 0
 
 
-def test_the_other_reading_swaps_the_place_and_fixes_noon():
-    ours, theirs = (latlon_code(10.0, 20.0, reading=r)[0] for r in ("documented", "as_trained"))
-    assert torch.equal(ours[[2, 3, 0, 1]], theirs)
+def test_as_trained_reading_swaps_the_place_and_fixes_noon():
+    documented, as_trained = (latlon_code(10.0, 20.0, reading=r)[0] for r in ("documented", "as_trained"))
+    assert torch.equal(documented[[2, 3, 0, 1]], as_trained)
     a, b = (time_code("2023-06-10T06:00", reading=r)[0] for r in ("documented", "as_trained"))
     assert torch.equal(a[:2], b[:2]) and b[3] == pytest.approx(-1)
 
 
-def test_holes_become_the_bands_mean_and_integers_are_welcome():
+def test_holes_become_the_bands_mean_and_integers_are_accepted():
     pixels = np.full((4, 8, 8), 100.0)
     pixels[0, 0, 0] = np.nan
     cube = make_datacube(pixels, "naip")
@@ -47,6 +48,18 @@ def test_holes_become_the_bands_mean_and_integers_are_welcome():
     as_bytes = make_datacube(np.full((4, 8, 8), 100, np.uint8), "naip").pixels
     torch.testing.assert_close(as_bytes[0, 1], cube.pixels[0, 1])
     torch.testing.assert_close(make_datacube(torch.full((4, 8, 8), 100, dtype=torch.bfloat16), "naip").pixels, as_bytes)
+
+
+def test_columns_of_every_kind():
+    days = ["2023-06-10T10:30", "2021-03-01T00:00", "2020-01-05T23:00"]
+    expected, nanoseconds = time_code(days, 3), np.array(days, "datetime64[ns]")
+    for column in (nanoseconds, pd.Series(days), pd.to_datetime(days), pd.Series(nanoseconds), list(nanoseconds)):
+        torch.testing.assert_close(time_code(column, 3), expected)
+    place = latlon_code([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], 3)
+    for kind in (np.array, torch.tensor, pd.Series, tuple):
+        assert torch.equal(latlon_code(kind([1.0, 2.0, 3.0]), kind([4.0, 5.0, 6.0]), 3), place)
+    for gsd in (np.array([20.0]), np.array(20)):
+        assert make_datacube(np.ones((4, 8, 8)), "naip", gsd=gsd).gsd == 20
 
 
 GOOD = {"pixels": torch.zeros(2, 3, 8, 8), "time": torch.zeros(2, 4), "latlon": torch.zeros(2, 4), "gsd": 10.0}
@@ -68,22 +81,20 @@ GOOD["waves"] = torch.tensor([0.49, 0.56, 0.66])
         ({"gsd": "10 m"}, "gsd"),
     ],
 )
-def test_what_cannot_be_is_refused(change, field):
+def test_impossible_cubes_are_refused(change, field):
     Datacube(**GOOD)
     with pytest.raises(ContractError) as caught:
         Datacube(**(GOOD | change))
     assert caught.value.field == field
 
 
-def test_moving_changes_the_pixels_dtype_alone():
+def test_to_changes_only_the_dtype_of_the_pixels():
     moved = Datacube(**GOOD).to("cpu", torch.float64)
     assert moved.pixels.dtype == torch.float64 and moved.time.dtype == torch.float32 and moved.gsd == 10
 
 
-def test_a_moment_of_another_time_zone_is_brought_to_utc():
-    from datetime import datetime, timedelta, timezone
-
-    tokyo = datetime(2023, 6, 10, 10, 30, tzinfo=timezone(timedelta(hours=9)))
+def test_other_time_zones_are_converted_to_utc():
+    tokyo = dt.datetime(2023, 6, 10, 10, 30, tzinfo=dt.timezone(dt.timedelta(hours=9)))
     same = [time_code(when) for when in ("2023-06-10T01:30", "2023-06-10T01:30Z", "2023-06-10T10:30+09:00", tokyo)]
     assert all(torch.equal(code, same[0]) for code in same) and not torch.equal(same[0], time_code("2023-06-10T10:30"))
 
