@@ -295,7 +295,7 @@ def _not_weights(path: Path, what: str, cause: str) -> ContractError:
 def _config_of(metadata: Mapping, shapes: Mapping[str, tuple[int, ...]], changes: Mapping) -> ClayConfig:
     """The configuration that the file states, or that its shapes give, with the caller's changes."""
     if stored := metadata.get("clay_config") or metadata.get("config"):  # of safetensors; of a checkpoint in training
-        values = _stored_config(stored)
+        values = stored_config(stored)
     elif "model_size" in metadata:  # hyper_parameters of a released checkpoint
         size = metadata["model_size"]
         if size not in SIZES:
@@ -317,7 +317,7 @@ def _config_of(metadata: Mapping, shapes: Mapping[str, tuple[int, ...]], changes
     return ClayConfig(**values)
 
 
-def _stored_config(stored: str | Mapping) -> dict:
+def stored_config(stored: str | Mapping) -> dict:
     """A configuration that `save_model` or a training run wrote."""
     kinds = {field.name: str if isinstance(field.default, str) else (int, float) for field in fields(ClayConfig)}
     try:

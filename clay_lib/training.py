@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
+from clay_lib.checkpoint import stored_config
 from clay_lib.data.augment import drop_bands
 from clay_lib.datamodule import Batch, ClayDataModule
 from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, check_ranges
@@ -560,6 +561,7 @@ def _diverged(field: str, found: str) -> ContractError:
 
 def _check_same_run(old: dict, new: dict) -> None:
     """A run resumes with the model and settings that it was started with; only its end may move."""
+    old = old | {"config": stored_config(old["config"])}  # where an earlier version may have used other names
     for part in ("config", "settings"):
         differs = [k for k in old[part].keys() | new[part].keys() if old[part].get(k) != new[part].get(k)]
         differs = [k for k in sorted(differs) if k != "max_steps"]

@@ -53,6 +53,9 @@ class ModelChoice:
 
     def config(self, teacher_dim: int | None) -> ClayConfig:
         """The model's configuration, with a projection as wide as the teacher's output."""
+        if "ladder" in self.changes:
+            cause = "the key's former name"
+            raise ContractError("configuration: model.changes.ladder", "no such key", "model.changes.frequencies", cause)
         check_names(self.changes, ClayConfig, "model.changes.")
         width = {} if teacher_dim is None else {"teacher_dim": teacher_dim}
         return ClayConfig.named(self.size, **{**width, **self.changes})

@@ -42,7 +42,7 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def forker():
     """start(url, jobs) -> (pid of a writer, call that waits for its end)."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with subprocess.Popen([sys.executable, "-c", FORKER], cwd=ROOT, env=env, **pipes) as process:
