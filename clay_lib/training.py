@@ -114,7 +114,7 @@ class ClayModule(L.LightningModule):
         self.model.proj.requires_grad_(teacher is not None or cached)
         self.average = None if self.settings.ema_decay is None else Average(self.model, self.settings.ema_decay)
         self.train_means, self.val_means = Means(), Means()
-        self.metrics: Metrics | None = None  # where rows go
+        self.metrics: Metrics | None = None  # where rows go, on the first rank
         self.first_step, self.log_every, self.per_epoch = 0, 10, 1  # steps, steps, batches
         self.bar: tqdm | None = None
         settings = json.loads(json.dumps(asdict(self.settings)))  # plain types, which a checkpoint may hold
@@ -199,11 +199,10 @@ class ClayModule(L.LightningModule):
         values = means.take(lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"), self.device)
         row = {"epoch": self.step * self.settings.accumulate // self.per_epoch, **more}
         row |= {f"{stage}/{name}": value for name, value in values.items()}
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            if self.metrics is not None:
-                self.metrics.write({"step": self.step, **row})
-            for logger in self.trainer.loggers:
-                logger.log_metrics(row, self.step)
+        if self.metrics is not None:
+            self.metrics.write({"step": self.step, **row})
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, self.step)
         return row
 
     def check_weights(self) -> None:
@@ -466,9 +465,9 @@ def train(
     devices: int | str | None = None,
     precision: str | None = None,
     progress: bool = True,
-    log_every: int = 10,
-    check_val_every_n_epoch: int = 1,
-    val_every: int | None = None,
+    log_every: Count = 10,
+    check_val_every_n_epoch: Count = 1,
+    val_every: Count | None = None,
     checkpoint_steps: int | None = None,
     checkpoint_minutes: float | None = 5.0,
     callbacks: tuple[L.Callback, ...] = (),
@@ -485,9 +484,7 @@ def train(
     num_nodes and strategy.
     """
     check_ranges(asdict(settings), TrainSettings, "settings.")
-    for name, value in {"log_every": log_every, "val_every": val_every}.items():
-        if value is not None and value < 1:
-            raise ContractError(f"configuration: {name}", value, "at least 1", "a mistyped number")
+    check_ranges({"log_every": log_every, "val_every": val_every}, train)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements in a notebook
     L.seed_everything(settings.seed, verbose=False)

@@ -36,7 +36,7 @@ from clay_lib.data.chips import world_chips
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
 from clay_lib.evaluation import baselines, probes
 from clay_lib.runs.notebooks import output_folder, write_metrics
-from clay_lib.teacher import teacher_view, texture_statistics
+from clay_lib.teacher import teacher_view
 from clay_lib.world.earth import CLASSES, MiniWorld
 
 # %% tags=["parameters"]
@@ -130,7 +130,7 @@ seen = [SENSORS[sensor].normalize(part.pixels) for part in (train, test)]
 features = {
     "pixel statistics": [baselines.pixel_statistics(x) for x in seen],
     "pixel textures, the teacher's": [
-        texture_statistics(teacher_view(torch.from_numpy(x).float(), SENSORS[sensor])).numpy() for x in seen
+        baselines.texture_statistics(teacher_view(torch.from_numpy(x).float(), SENSORS[sensor])).numpy() for x in seen
     ],
     "random convolutions": [baselines.random_convolutions(x, n_filters=128, seed=seed) for x in seen],
 }

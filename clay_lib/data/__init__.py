@@ -10,5 +10,7 @@ __getattr__, __dir__, __all__ = lazy(
         "images": "open_image",
         "labels": "class_folders points_on_scene raster_pairs world_set",
         "scenes": "crop cut_chips open_scene",
+        "splits": "random_split spatial_blocks split_by_blocks",
+        "store": "ChipStore write_chips",
     },
 )

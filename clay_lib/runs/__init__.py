@@ -15,5 +15,6 @@ __getattr__, __dir__, __all__ = lazy(
         "sweep": "run_sweep",
         "tables": "read_ledger over_seeds best differences one_at_a_time",
         "report": "",
+        "prepare": "texture_teacher find_teacher",
     },
 )

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import lightning as L
 import torch
+import yaml
 from torch import nn
 
 from clay_lib.clay import Clay
@@ -37,6 +38,7 @@ from clay_lib.training import ClayModule, TrainSettings
 from clay_lib.training import train as run_training
 
 Size = Annotated[int, Range(0)]
+FREE = ("workers", "on_damage")  # options of the data that may differ when a run resumes
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class ModelChoice:
         """The model's configuration, with a projection as wide as the teacher's output."""
         if "ladder" in self.changes:
             cause = "the key's former name"
-            raise ContractError("configuration: model.changes.ladder", "no such key", "model.changes.frequencies", cause)
+            raise ContractError(
+                "configuration: model.changes.ladder", "no such key", "model.changes.frequencies", cause
+            )
         check_names(self.changes, ClayConfig, "model.changes.")
         width = {} if teacher_dim is None else {"teacher_dim": teacher_dim}
         return ClayConfig.named(self.size, **{**width, **self.changes})
@@ -200,6 +204,7 @@ def train(
         forecast: measure some steps, print what the run would take, and stop
     """
     request = {k: asdict(v) if is_dataclass(v) else v for k, v in locals().items() if k != "forecast"}
+    request = json.loads(json.dumps(request))  # tuples as lists
     check_ranges(request, train)
     check_ranges(request["data"], DataChoice, "data.")
     check_ranges(request["settings"], TrainSettings, "settings.")
@@ -224,7 +229,7 @@ def train(
     if leader:
         folder.mkdir(parents=True, exist_ok=True)
         _check_same_data(folder, request)
-        (folder / "config.yaml").write_text(_yaml(request))
+        (folder / "config.yaml").write_text(yaml.safe_dump(request, sort_keys=False))
         print(summary(config, network))
     callbacks = ()
     if pictures_every:
@@ -411,8 +416,6 @@ def summary(config: ClayConfig, teacher: nn.Module | None = None) -> str:
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """A configuration's arguments for `train`, where jsonargparse is missing. YAML reads 1e-3 as text: write 1.0e-3."""
-    import yaml
-
     values = yaml.safe_load(Path(path).read_text()) or {}
     check_names(values, train, "")
     for name, kind in {"model": ModelChoice, "data": DataChoice, "settings": TrainSettings}.items():
@@ -442,26 +445,16 @@ def _processes(devices: int | None, nodes: int | None) -> tuple[int | None, int 
 
 def _check_same_data(folder: Path, request: dict[str, Any]) -> None:
     """A run resumes with the chips, teacher and processes that it was started with: its batches depend on them."""
-    import yaml
-
     if not (folder / "config.yaml").is_file() or not any((folder / "checkpoints").glob("*.ckpt")):
         return
-    old, new = yaml.safe_load((folder / "config.yaml").read_text()), yaml.safe_load(_yaml(request))
-    free = {"workers", "on_damage"}
-    pairs = {f"data.{k}": (old["data"].get(k), v) for k, v in new["data"].items() if k not in free}
-    pairs |= {k: (old.get(k), new[k]) for k in ("teacher", "devices", "nodes")}
-    differs = {k: both for k, both in pairs.items() if both[0] != both[1]}
+    old = yaml.safe_load((folder / "config.yaml").read_text())
+    pairs = {f"data.{k}": (old["data"].get(k), v) for k, v in request["data"].items() if k not in FREE}
+    pairs |= {k: (old.get(k), request[k]) for k in ("teacher", "devices", "nodes")}
+    differs = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
     if differs:
-        changed, before = (", ".join(f"{k} {both[i]}" for k, both in differs.items()) for i in (1, 0))
+        changed, before = (", ".join(f"{k} {pair[i]}" for k, pair in differs.items()) for i in (1, 0))
         cause = "a changed configuration; write to another folder to start again"
         raise ContractError("resume", changed, f"{before}, as {folder} was started", cause)
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    import yaml
-
-    plain = json.loads(json.dumps(values))  # tuples as lists
-    return yaml.safe_dump(plain, sort_keys=False)
 
 
 if __name__ == "__main__":  # without jsonargparse

@@ -12,8 +12,9 @@ from clay_lib import SENSORS, ClayConfig, ContractError
 from clay_lib.data.chips import Chips
 from clay_lib.data.targets import TargetCache, fill_targets, fingerprint, sensor_folder
 from clay_lib.datamodule import ClayDataModule
+from clay_lib.runs.prepare import TextureTeacher
 from clay_lib.sensors import Sensor
-from clay_lib.teacher import Teacher, TextureTeacher, stand_in_teacher, teacher_view
+from clay_lib.teacher import Teacher, stand_in_teacher, teacher_view
 from clay_lib.training import ClayModule
 
 MICRO = ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=64)
