@@ -63,7 +63,11 @@ WRONG = {
     "three bands": (image, lambda rows, C, P, H, W: image_of_rows(rows, 3, 4, H, W), "C and P as they are given"),
     "minus zero": (checks.check_block_rates, frozen_to_the_end, r"\[:-0\] is nothing"),
     "predicted classes": (iou, lambda *case: mean_iou(*case, keep=lambda h, s: h + s > 0), "only predicted"),
-    "unlabelled pixels": (iou, lambda truth, *case: mean_iou(truth, *case, known=truth < 999), "leave out unlabelled"),
+    "unlabeled pixels": (
+        iou,
+        lambda truth, *case: mean_iou(truth, *case, known=truth < 999),
+        "unlabeled pixels left out",
+    ),
     "absent classes": (iou, lambda *case: mean_iou(*case, keep=lambda h, s: h >= 0, empty=np.nan), "This is NaN"),
     "stretched": (checks.check_resized, lambda v, f: enlarged(v, f, True), "image is stretched"),
     "the last patch first": (checks.check_resized, by_indices, "is the last patch"),

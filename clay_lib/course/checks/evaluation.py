@@ -49,7 +49,7 @@ check_vote = Check(
 
 
 def split(blocks, share, seed):
-    """blocks [N] -> bool [N], True for test: full blocks, round(share of them), drawn by the seed."""
+    """blocks [N] -> bool [N], True for test: all chips of round(share * blocks) blocks, drawn by the seed."""
     names = np.unique(blocks)
     return np.isin(blocks, np.random.default_rng(seed).choice(names, round(share * len(names)), replace=False))
 

@@ -219,7 +219,7 @@ def classwise(truth, predicted, count, ignore) -> np.ndarray:
 
 
 def mean_iou(truth, predicted, count, ignore, *, absent=None, union=lambda has, said, hit: has + said - hit):
-    """truth, predicted [N, H, W] -> the mean over the classes of labelled pixels of intersection over union."""
+    """truth, predicted [N, H, W] -> the mean over the classes of labeled pixels of intersection over union."""
     has, said, hit = classwise(truth, predicted, count, ignore)
     iou = hit / np.maximum(union(has, said, hit), 1)
     return iou[has > 0].mean() if absent is None else np.where(has > 0, iou, absent).mean()
@@ -245,7 +245,7 @@ check_mean_iou = Check(
     atol=1e-7,
     mistakes={
         "A class that no pixel has counts as 0 or 1: leave it out of the mean.": [dict(absent=0), dict(absent=1)],
-        "Unlabelled pixels are taken for class 0: leave them out.": lambda truth, predicted, count, ignore: mean_iou(
+        "Unlabeled pixels are taken for class 0: leave them out.": lambda truth, predicted, count, ignore: mean_iou(
             np.where(truth == ignore, 0, truth), predicted, count, ignore
         ),
         "This is the share of correct pixels; IoU takes each class by itself.": lambda truth, predicted, count, ignore: (
@@ -259,9 +259,9 @@ check_mean_iou = Check(
     },
     hints={
         "This is NaN: a class without pixels divides 0 by 0. Leave it out of the mean.": lambda a, _: a.isnan(),
-        "This is too low: leave out unlabelled pixels and classes that are only predicted.": lambda a, b: a < b,
+        "This is too low: are unlabeled pixels left out, and classes that are only predicted?": lambda a, b: a < b,
     },
-    praise="Every class that occurs counts once; unlabelled pixels and absent classes do not.",
+    praise="Every class that occurs counts once; unlabeled pixels and absent classes do not.",
 )
 
 
