@@ -1,7 +1,7 @@
 """Bands of an image: names, fill values and decibel, without a raster library.
 
-Every reader (arrays, xarray, raster files, labelled sets) decides here which band is which (`match_bands`), which
-pixels were measured (`missing_pixels`) and whether radar is in decibel already (`looks_like_decibel`).
+Every reader (arrays, xarray, raster files, labeled sets) decides here which band is which (`match_bands`), which
+pixels were measured (`missing_pixels`, `radar_holes`) and whether radar is in decibel already (`looks_like_decibel`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clay_lib.errors import ContractError
+from clay_lib.errors import ContractError, warn
 from clay_lib.sensors import Sensor
 
 Bands = Mapping[str, int] | Sequence[str | None] | None  # as `match_bands` takes them
@@ -29,6 +29,15 @@ LAYOUTS = {
     "landsat-c2l2-sr": ("1 2 3 4 5 6 7",),
     "linz": ("1 2 3 4",),  # the fourth is near infrared
 }
+ALIASES = {  # other names of bands -> those of the sensors, of which each sensor has one or none
+    "rededge1": "re1 redge1 vre1 rededge705", "rededge2": "re2 redge2 vre2 rededge740", "rededge3": "re3 redge3 vre3 rededge783",
+    "nir": "nir1 nearinfrared nir842 nirbroad", "nir08": "nir2 nir8a nearinfrared narrownir nirnarrow nir865 nir rededge4 re4",
+    "swir16": "swir1 shortwaveinfrared1 swir1610", "swir22": "swir2 shortwaveinfrared2 swir2190",
+}  # fmt: skip
+# Layers of a product that are no band of any sensor here: left out silently.
+AUXILIARY = re.compile(
+    r"scl|cloud|snow|aot|wvp|qa|mask|tci|alpha|coastal|aerosol|cirrus|water|thermal|lwir|tir|pan|angle"
+)
 MODIS_FILL = 32767
 
 
@@ -40,14 +49,21 @@ def match_bands(labels: Sequence[str], sensor: Sensor, bands: Bands, source: str
     leave out; or None: by the labels, else by the number of bands. source: its name, for the mission and for messages.
     Raises ContractError where nothing names the bands, or two labels mean the same band.
     """
-    numbers = band_numbers(sensor, source)
+    labels = [""] * len(labels) if _uninformative(labels) else labels
+    numbers = band_numbers(sensor, source, labels)
     names = [recognize_band(label, sensor, numbers) for label in labels]
     requested = set(bands) if isinstance(bands, (list, tuple)) else set()
     if bands is not None and not (requested and requested <= set(names) - {None}):
         return _explicit_bands(len(labels), sensor, bands)
     if not any(names):
         names = _layout(labels, sensor, numbers, source)
-    elif repeated := sorted({name for name in names if name and names.count(name) > 1}):
+    elif lost := [label for label, name in zip(labels, names, strict=True) if name is None and not _auxiliary(label)]:
+        missing = [name for name in sensor.band_names if name not in names]
+        if missing:
+            warn(
+                f"bands {lost} of {source} are unknown and left out; {missing} of {sensor.name} are missing: name them with bands=[...]"
+            )
+    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
         claims = [label for label, name in zip(labels, names, strict=True) if name in repeated]
         cause = "two scenes or two resolutions in one folder: hand in a list of files, or bands="
         raise ContractError("bands", f"{claims}, all read as {repeated}", "one layer a band", cause)
@@ -65,34 +81,55 @@ def recognize_band(label: str, sensor: Sensor, numbers: Mapping[str, str]) -> st
     }
     by_name = {name for name in by_name if not any(name != other and name in other for other in by_name)}
     by_number = re.findall(r"(?<![a-z0-9])b(?:and)?_?0*([1-9][0-9]?a?)(?![a-z0-9])", text)
-    matches = by_name or {numbers[number] for number in by_number if number in numbers}
+    matches = by_name or {numbers[number] for number in by_number if number in numbers} or _by_alias(text, sensor)
     return matches.pop() if len(matches) == 1 else None
+
+
+def _by_alias(text: str, sensor: Sensor) -> set[str]:
+    known = {name for name, aliases in ALIASES.items() if text.replace("_", "") in aliases.split()}
+    return {min(known & {*sensor.band_names})} if known & {*sensor.band_names} else set()
+
+
+def _uninformative(labels: Sequence[str]) -> bool:
+    """Whether the labels are all the same, or "Band 1", "Band 2" and so on: no more than the order in the file."""
+    counted = (rf"(?:band|layer)?[ _-]?0*{n}" for n in range(1, len(labels) + 1))
+    same = len(labels) > 1 and len(set(labels)) == 1
+    return same or all(re.fullmatch(n, label.strip().lower()) for n, label in zip(counted, labels, strict=True))
+
+
+def _auxiliary(label: str) -> bool:
+    text = "_".join(words(label))
+    return not text or bool(AUXILIARY.search(text) or re.search(r"(?<![a-z0-9])b(?:and)?_?0*[1-9]", text))
 
 
 def words(text: str) -> list[str]:
     return [word for word in re.split(r"[^a-z0-9]+", text.lower()) if word]
 
 
-def band_numbers(sensor: Sensor, source: str) -> dict[str, str]:
-    """{a product's band number: the sensor's band}; source tells Landsat 4 to 7 (LT05..., LE07...) from 8 and 9."""
+def band_numbers(sensor: Sensor, source: str, labels: Sequence[str] = ()) -> dict[str, str]:
+    """{a product's band number: the sensor's band}; Landsat 4 to 7 by the name (LT05..., LE07...) or by a missing B6."""
     if sensor.name.startswith("sentinel-2"):
         return SENTINEL_2
     if sensor.name.startswith("landsat"):
         older = re.search(r"(?:^|[^a-z0-9])l[etm]?0?[457]", re.split(r"[/\\]", source)[-1].lower())
-        return LANDSAT_4_TO_7 if older else LANDSAT_8
+        numbers = {number for label in labels for number in re.findall(r"b(?:and)?_?0*(\d+)$", "_".join(words(label)))}
+        return LANDSAT_4_TO_7 if older or set("123457") <= numbers and "6" not in numbers else LANDSAT_8
     return {str(i): name for i, name in enumerate(sensor.band_names, start=1)}
 
 
 def _layout(labels: Sequence[str], sensor: Sensor, numbers: Mapping[str, str], source: str) -> list[str | None]:
-    """The bands of a source whose labels mean nothing, from how many there are."""
+    """The bands of a source without labels, from how many there are."""
+    if any(labels):
+        expected = f"names of {sensor.name}: {list(sensor.band_names)}"
+        cause = "another sensor, or custom names: give bands=[...], one a band, None for one to leave out"
+        raise ContractError("bands", f"{list(labels)} in {source}", expected, cause)
     if len(labels) == len(sensor.bands):
         return list(sensor.band_names)
     layouts = [text.split() for text in LAYOUTS.get(sensor.name, ())]
     layout = next((layout for layout in layouts if len(layout) == len(labels)), None)
     if layout is None:
-        described = f"described as {list(labels)}" if any(labels) else "without descriptions"
         raise ContractError(
-            "bands", f"{len(labels)} bands {described} in {source}",
+            "bands", f"{len(labels)} bands without descriptions in {source}",
             f"the {len(sensor.bands)} of {sensor.name}: {list(sensor.band_names)}",
             "another sensor, several scenes at once, or more bands than it has: name them in file order, "
             "bands=['blue', None, ...], or by number, bands={'red': 3, ...}",
@@ -125,9 +162,14 @@ def _explicit_bands(count: int, sensor: Sensor, bands: Bands) -> dict[str, int]:
 def missing_pixels(pixels: np.ndarray, nodata: Sequence[float | None], sensor: Sensor) -> np.ndarray:
     """Pixels [C, H, W] in the dtype they were stored in, nodata one a band -> bool [C, H, W], True where not measured.
 
-    A fill inside the range of measurements (0; 255 in 8 bit) counts only where every band holds it.
+    NaN and infinities are missing too; a fill inside the range of measurements (0; 255 in 8 bit) only where every band
+    holds it.
     """
-    missing = np.isnan(pixels) if pixels.dtype.kind == "f" else np.zeros(pixels.shape, bool)
+    missing = ~np.isfinite(pixels) if pixels.dtype.kind == "f" else np.zeros(pixels.shape, bool)
+    if pixels.dtype.kind == "f" and np.isinf(pixels).any():
+        warn(
+            f"{np.isinf(pixels).sum()} infinite numbers count as missing: a division by zero, or the logarithm of zero"
+        )
     ambiguous = missing.copy()
     for band, fill in enumerate(nodata):
         if fill is not None and not math.isnan(fill):
@@ -139,5 +181,13 @@ def missing_pixels(pixels: np.ndarray, nodata: Sequence[float | None], sensor: S
 
 
 def looks_like_decibel(pixels: np.ndarray) -> bool:
-    """Whether the median is negative, which linear power cannot be. NaN: missing."""
-    return bool(np.nanmedian(pixels) < 0) if np.isfinite(pixels).any() else False
+    """Whether the median is negative, which linear power cannot be. NaN: missing; 0 is the usual fill of both."""
+    measured = pixels[np.isfinite(pixels) & (pixels != 0)]
+    return bool(measured.size and np.median(measured) < 0)
+
+
+def radar_holes(pixels: np.ndarray, in_decibel: bool) -> np.ndarray:
+    """Radar [..., C, H, W] -> bool, True where nothing was measured: power at or below zero, or 0 dB in every band."""
+    if in_decibel:
+        return np.broadcast_to((pixels == 0).all(axis=-3, keepdims=True), pixels.shape)
+    return pixels <= 0

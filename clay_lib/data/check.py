@@ -197,7 +197,8 @@ def _inspect_numbers(s: ImageSample) -> list[Finding]:
     filled = (s.values == 0).all(0)
     s = s.without(filled) if filled.any() and not s.facts.bits else s
     units = [*(rules.radar_units(s) if s.sensor.decibel else rules.optical_units(s))]
-    rest = [rules.constant, rules.negative, rules.repeated, rules.offset_kept, rules.out_of_order, rules.far_from_mean]
+    rest = [rules.alpha_band, rules.constant, rules.negative, rules.repeated]
+    rest += [rules.offset_kept, rules.out_of_order, rules.far_from_mean]
     return findings + (units or [finding for rule in rest for finding in rule(s)])
 
 

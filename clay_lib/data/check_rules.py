@@ -199,6 +199,15 @@ def constant(s: ImageSample) -> Iterator[Finding]:
         yield warning("pixels", found, "more than one number", cause)
 
 
+def alpha_band(s: ImageSample) -> Iterator[Finding]:
+    """A camera's fourth band that is a mask: 255 or 0 and nothing between, where the other bands have many numbers."""
+    mask = np.isin(s.values, (0, 255)) | np.isnan(s.values)
+    for band in np.flatnonzero(mask.all(1)) if s.facts.bits and s.pixels >= FEW and not mask.all() else ():
+        name = s.names[band]
+        cause = f"an alpha band, not {name}: name the others in bands=[...] with None in its place"
+        yield error("bands", f"nothing but 0 and 255 in band {name}", "measurements in every band", cause)
+
+
 # ---- units ----
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from clay_lib.data.bands import Bands, band_numbers, looks_like_decibel, match_bands, missing_pixels, recognize_band
+from clay_lib.data.bands import Bands, looks_like_decibel, match_bands, missing_pixels, radar_holes
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS, Sensor
 
@@ -122,8 +122,10 @@ def _native(values: np.ndarray, fills: Sequence[float | None], sensor: Sensor) -
 
 
 def _image(pixels: np.ndarray, sensor: Sensor, bands, **metadata) -> Image:
-    bands = None if bands is None else tuple(bands)
-    return Image(pixels, bands, **metadata, in_decibel=sensor.decibel and looks_like_decibel(pixels))
+    bands, in_decibel = None if bands is None else tuple(bands), sensor.decibel and looks_like_decibel(pixels)
+    if sensor.decibel:
+        pixels[radar_holes(pixels, in_decibel)] = np.nan
+    return Image(pixels, bands, **metadata, in_decibel=in_decibel)
 
 
 # ---- arrays and files ----
@@ -203,7 +205,7 @@ def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tu
     if "band" not in axes:
         cause = "a single band was taken out: array.expand_dims('band'), or array.sel(band=['red'])"
         raise ContractError("pixels", f"dimensions {array.dims}", "one named band, beside y and x", cause)
-    chosen = _match_labels(_band_labels(array, axes["band"]), sensor, bands, array)
+    chosen = match_bands(_band_labels(array, axes["band"]), sensor, bands, _source_name(array))
     array = array.isel({axes["band"]: list(chosen.values())})
     order = [axes[axis] for axis in ("batch", "band", "y", "x") if axis in axes]
     return array.transpose(*order).values, [_own_fill(array)] * len(chosen), tuple(chosen), array, axes
@@ -224,7 +226,7 @@ def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands) -> tuple:
     labels = [str(layer.name) for layer in layers]
     if labels == [f"band_{n}" for n in range(1, len(layers) + 1)]:  # rioxarray's, by the position in the file
         labels = [str(layer.attrs.get("long_name") or "") for layer in layers]
-    chosen = _match_labels(labels, sensor, bands, data)
+    chosen = match_bands(labels, sensor, bands, _source_name(data))
     layers = [layers[i] for i in chosen.values()]
     axes = _axes(layers[0])
     order = [axes[axis] for axis in ("batch", "y", "x") if axis in axes]
@@ -262,15 +264,9 @@ def _band_labels(array: xarray.DataArray, dim: Hashable) -> list[str]:
     return names if len(names) == count else [""] * count
 
 
-def _match_labels(labels: list[str], sensor: Sensor, bands: Bands, data) -> dict[str, int]:
-    """{sensor band: position}; names that mean nothing to the sensor are an error, as their order is unknown."""
-    source = str(data.encoding.get("source") or getattr(data, "name", None) or f"the {type(data).__name__}")
-    numbers = band_numbers(sensor, source)
-    if bands is None and any(labels) and not any(recognize_band(label, sensor, numbers) for label in labels):
-        expected = f"names of {sensor.name}: {list(sensor.band_names)}"
-        cause = "another sensor, or custom names: give bands=[...], one a band, None for one to leave out"
-        raise ContractError("bands", f"{labels} in {source}", expected, cause)
-    return match_bands(labels, sensor, bands, source)
+def _source_name(data) -> str:
+    """For messages, and for the mission in a file's name."""
+    return str(data.encoding.get("source") or getattr(data, "name", None) or f"the {type(data).__name__}")
 
 
 def _own_fill(array: xarray.DataArray, shared: Mapping | None = None):

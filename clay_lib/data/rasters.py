@@ -23,7 +23,7 @@ from rasterio.warp import transform as reproject
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window, from_bounds
 
-from clay_lib.data.bands import Bands, looks_like_decibel, match_bands, missing_pixels, words
+from clay_lib.data.bands import Bands, looks_like_decibel, match_bands, missing_pixels, radar_holes, words
 from clay_lib.errors import ContractError, number
 from clay_lib.files import atomic_write
 from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor
@@ -135,6 +135,8 @@ def read_scene(
         pixels = pixels.astype(np.float32) * np.float32(scale) + np.float32(offset)
     if sensor.decibel and in_decibel is None:
         in_decibel = looks_like_decibel(np.where(missing, np.nan, pixels))
+    if sensor.decibel:
+        missing |= radar_holes(pixels, bool(in_decibel))
     lat, lon, gsd = (None, None, sensor.gsd) if crs is None else locate(crs, transform, *pixels.shape[1:])
     folder = path if isinstance(path, (str, Path)) else Path(paths[0]).parent
     return Scene(

@@ -1,10 +1,15 @@
 """Which band of a source is which band of a sensor."""
 
+import warnings
+
 import numpy as np
 import pytest
 
 from clay_lib import SENSORS, ContractError
 from clay_lib.data.bands import match_bands, missing_pixels
+from clay_lib.data.check import inspect_image
+from clay_lib.data.images import open_image
+from clay_lib.data.rasters import read_scene, write_raster
 
 S2, S1, LINZ, L2 = (SENSORS[name] for name in ("sentinel-2-l2a", "sentinel-1-rtc", "linz", "landsat-c2l2-sr"))
 TEN = dict(zip(S2.band_names, range(10), strict=True))
@@ -61,3 +66,76 @@ def test_fill_values_that_could_be_measured_count_only_in_all_bands():
     assert missing_pixels(pixels, [7, None], LINZ).tolist() == [[[False, False, True]], [[False] * 3]]
     assert missing_pixels(pixels.astype(float) * [[[np.nan]], [[1]]], [None] * 2, LINZ).sum() == 3
     assert missing_pixels(np.full((7, 1, 1), 32767), [None] * 7, SENSORS["modis"]).all()
+
+
+# ---- band names as people have them ----
+
+
+@pytest.mark.parametrize(
+    "labels, sensor, expected",
+    [
+        ([f"Band {n}" for n in range(1, 11)], S2, TEN),  # counted in the file, not numbers of the product
+        (["bands"] * 2, S1, {"vv": 0, "vh": 1}),
+        (["blue", "green", "red", "re1", "re2", "re3", "nir", "nir2", "swir1", "swir2"], S2, TEN),
+        (["Blue", "Green", "Red", "NearInfrared", "SWIR_1", "SWIR 2"], L2, dict(zip(L2.band_names, (2, 1, 0, 3, 4, 5), strict=True))),
+        ([f"SR_B{n}" for n in (1, 2, 3, 4, 5, 7)], L2, dict(zip(L2.band_names, (2, 1, 0, 3, 4, 5), strict=True))),  # TM
+    ],
+)  # fmt: skip
+def test_usual_names_of_bands_are_known(labels, sensor, expected):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert match_bands(labels, sensor, None, "scene.tif") == expected
+
+
+@pytest.mark.parametrize("labels", [["HH", "HV"], ["rot", "gruen"]])
+def test_names_that_mean_nothing_to_the_sensor_are_refused(labels):
+    with pytest.raises(ContractError, match="expected names of sentinel-1-rtc: .'vv', 'vh'."):
+        match_bands(labels, S1, None, "scene.tif")
+    assert match_bands(labels, S1, ["vv", "vh"], "scene.tif") == {"vv": 0, "vh": 1}
+
+
+def test_lost_bands_are_named():
+    with pytest.warns(
+        UserWarning, match=r"bands \['purple'\] of scene.tif are unknown .*'blue', 'green'.* are missing"
+    ):
+        assert match_bands(["red", "purple"], S2, None, "scene.tif") == {"red": 0}
+
+
+# ---- numbers that are no measurement ----
+
+
+def test_radar_power_at_or_below_zero_is_missing(tmp_path):
+    power = np.random.default_rng(0).gamma(4, 0.02, (2, 16, 16)).astype(np.float32)
+    power[:, 3], power[0, 5, 5] = 0, -1e-5
+    path = write_raster(tmp_path / "power.tif", power, crs="EPSG:32736", transform=(10, 0, 6e5, 0, -10, 9e6))
+    for missing in (
+        np.isnan(open_image(power, S1).pixels[0]),
+        np.isnan(open_image(path, S1).pixels[0]),
+        read_scene(path, S1).missing,
+    ):
+        np.testing.assert_array_equal(missing, power <= 0)
+
+
+@pytest.mark.parametrize("rows", [5, 11])
+def test_zero_outside_the_swath_is_missing_in_decibel(rows):
+    decibel = np.random.default_rng(0).normal(-15, 3, (2, 16, 16)).astype(np.float32)
+    decibel[:, :rows], decibel[0, 15, 15] = 0, 0  # 0 dB in one band alone is a measurement
+    image = open_image(decibel, S1)
+    assert (
+        image.in_decibel and np.isnan(image.pixels[0, :, :rows]).all() and np.isfinite(image.pixels[0, :, rows:]).all()
+    )
+
+
+def test_infinite_numbers_are_missing_with_a_warning():
+    pixels = np.ones((2, 3, 3), np.float32)
+    pixels[1, 1, 1] = np.inf
+    with pytest.warns(UserWarning, match="1 infinite numbers count as missing"):
+        assert np.isnan(open_image(pixels, S1).pixels[0, 1, 1, 1])
+
+
+def test_alpha_band_is_not_near_infrared():
+    pixels = np.random.default_rng(0).integers(20, 220, (4, 32, 32), dtype=np.uint8)
+    pixels[3] = 255
+    pixels[3, :4] = 0
+    (finding, *_) = inspect_image(pixels, "naip")
+    assert finding.level == "error" and "alpha band, not nir" in finding.cause
