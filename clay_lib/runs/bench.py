@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def bench(
         what: some of these, separated by commas. model: the mini-world, the encoder, a training step. mae: our
             training step beside the ViT-MAE of transformers. teacher: cached targets beside the live DINOv2. chips:
             writing and reading a chip store. load: seconds and memory of loading weights (large: 8 GB of disk).
-            plan: the operations and GPU-hours of papermill_runs/PRETRAINING.md
+            plan: the operations of papermill_runs/PRETRAINING.md
         size: tiny, small, base or large; empty: tiny for model, base for mae and chips, large for the others
         batch: chips; 0: 16 for model, 2 for mae, 4 for teacher, 32 for chips and plan
         pixels: a side of a chip; 0: 64 for model, 128 for chips, 256 for the others
@@ -76,7 +77,7 @@ def bench(
     """
     names = what.split(",")
     if unknown := sorted(set(names) - set(BENCHES)):
-        raise ContractError("what", unknown, f"some of {list(BENCHES)}", "a misspelt name")
+        raise ContractError("what", unknown, f"some of {list(BENCHES)}", "a misspelled name")
     options = dict(size=size, batch=batch, pixels=pixels, repeats=repeats, count=count)
     options |= dict(teacher_pixels=teacher_pixels, folder=folder)
     for name in names:
@@ -356,8 +357,7 @@ print(json.dumps({**result, "before": before, "model": size}))
 """
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(NamedTuple):
     """What loading a file took, measured in a process that did nothing else."""
 
     seconds: float  # of load_model alone
@@ -400,32 +400,15 @@ def _bench_load(w: Workload) -> None:
             print(f"{name:<22}" + "".join(f"{value:16.2f}" for value in values), flush=True)
 
 
-# ---- what pretraining on 70 million chips would take, see papermill_runs/PRETRAINING.md
-
-CHIPS = {  # of each source, from the public training-data page of the Clay documentation, v1
-    "naip": 20_984_171,
-    "sentinel-2-l2a": 18_683_945,
-    "sentinel-1-rtc": 16_133_394,
-    "landsat-c2l1": 5_827_333,
-    "landsat-c2l2-sr": 5_790_651,
-    "linz": 3_299_006,
-    "modis": 1_350_864,
-}
-EPOCHS = 100
-GPUS = {"L4": 121e12, "A100 SXM": 312e12, "H100 SXM": 989e12}  # peak FLOP/s in bfloat16, dense, by the data sheets
-UTILIZATION = 0.4  # assumed share of peak that a training step reaches
+# ---- operations
 
 
 def _bench_plan(w: Workload) -> None:
-    """Operations of a training step by torch's counter, and GPU-hours from them."""
+    """The counted operations from which papermill_runs/PRETRAINING.md starts."""
     # Six bands stand for all sensors in turn, whose mean differs by less than 1 %.
     step = step_flops(ClayConfig.named(w.size), "landsat-c2l2-sr", batch=w.batch, pixels=w.pixels) / w.batch
     teacher = teacher_flops(w.teacher_pixels)
     print(f"a chip: training step {step / 1e9:.0f} GFLOP, its teacher {teacher / 1e9:,.0f} GFLOP")
-    chips = EPOCHS * sum(CHIPS.values())
-    for gpu, peak in GPUS.items():
-        hours = chips * step / (peak * UTILIZATION) / 3600
-        print(f"{gpu:<10}{hours:>10,.0f} GPU-hours for {chips / 1e9:.1f} billion chips at {UTILIZATION:.0%} of peak")
 
 
 BENCHES = {

@@ -88,7 +88,7 @@ def read_script(script: Path, source: str | None = None):
 
     if source is None and not script.is_file():
         expected = "a percent script such as notebooks/01_embed_patches.py"
-        raise ContractError("notebook", script, expected, "a misspelt name")
+        raise ContractError("notebook", script, expected, "a misspelled name")
     source = script.read_text(encoding="utf-8") if source is None else source
     notebook = jupytext.reads(source, fmt="py:percent")
     notebook.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "Python 3", "language": "python"})
@@ -305,17 +305,23 @@ def provenance() -> dict:
 
 def _git_state() -> dict:
     """The commit, and whether tracked files differ from it; empty outside a repository."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):  # git is not installed
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    changed = git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
-    return {} if commit is None else {"commit": commit, "changed": bool(changed)}
+    command = [
+        "git",
+        "-C",
+        ROOT,
+        "--no-optional-locks",
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):  # git is not installed
+        return {}
+    commit = done.stdout.strip()
+    return {"commit": commit.removesuffix("-dirty"), "changed": commit.endswith("-dirty")} if commit else {}
 
 
 def _library_hash() -> str:

@@ -27,7 +27,7 @@ def check_parameters(annotations: Mapping[str, ast.expr], values: Mapping[str, o
     for name, value in values.items():
         if name not in annotations:
             cause = "YAML reads on, off, yes and no as true and false: put the name in quotes"
-            cause = cause if isinstance(name, bool) else "a misspelt name, or one meant for another notebook"
+            cause = cause if isinstance(name, bool) else "a misspelled name, or one meant for another notebook"
             expected = f"one of {sorted(annotations)}"
             raise ContractError(f"parameter {name!r}", f"no such parameter in {where}", expected, cause)
         try:
@@ -99,30 +99,23 @@ def _literals(notebook) -> dict[str, tuple[ast.expr, object]]:
 def declared_metrics(notebook) -> list[str] | None:
     """Regular expressions for the names that a notebook writes into metrics.json; None: its source does not tell.
 
-    Read are the keys of a dict given to write_metrics (or to json.dump where the cell names "metrics.json"), directly
+    Read are the keys of a dict given to write_metrics (or to json.dump, if the source names "metrics.json"), directly
     or through a variable, f-strings among them. A dict that a function returns, or one that is unpacked, is unknown.
     """
     try:
-        cells = [ast.parse(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+        source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+        nodes = [*ast.walk(ast.parse(source))]
     except SyntaxError:  # a magic, such as %matplotlib
         return None
-    nodes = [node for cell in cells for node in ast.walk(cell)]
-    written = [expression for cell in cells for expression in _written(cell)]
-    return _join(_keys(expression, nodes) for expression in written) if written else None
-
-
-def _written(cell: ast.Module) -> list[ast.expr]:
-    """The expressions that become metrics.json."""
-    nodes = [*ast.walk(cell)]
-    to_file = any(isinstance(node, ast.Constant) and node.value == "metrics.json" for node in nodes)
-    expressions = []
+    place = {"write_metrics": 1}  # of the metrics among a function's arguments
+    if any(isinstance(node, ast.Constant) and node.value == "metrics.json" for node in nodes):
+        place |= {"dump": 0, "dumps": 0}
+    written = []
     for call in (node for node in nodes if isinstance(node, ast.Call)):
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-        if name == "write_metrics":
-            expressions += [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "metrics")]
-        elif to_file and name in ("dump", "dumps"):
-            expressions += call.args[:1]
-    return expressions
+        if name in place:
+            written += call.args[place[name] :][:1]
+    return _join(_keys(expression, nodes) for expression in written) if written else None
 
 
 def _keys(expression: ast.expr, nodes: Sequence[ast.AST]) -> list[str] | None:

@@ -62,7 +62,7 @@ def parse_config(kind: type[T], content: object, where: str) -> T:
     keys = [name for name in kind.__dataclass_fields__ if name != "name"]
     if not isinstance(content, Mapping) or set(content) - set(keys):
         found = sorted(set(content) - set(keys), key=str) if isinstance(content, Mapping) else content
-        raise ContractError(f"{where}: keys", found, f"some of {keys}", "an empty file, or a misspelt key")
+        raise ContractError(f"{where}: keys", found, f"some of {keys}", "an empty file, or a misspelled key")
     try:
         given = parser.parse_object({key: value for key, value in content.items() if value is not None})
     except ArgumentError as error:
@@ -86,7 +86,7 @@ def read_profile(profile: str | Path) -> Profile:
     path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else RUNS / "profiles" / f"{profile}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in (RUNS / "profiles").glob("*.yaml"))
-        raise ContractError("profile", profile, f"one of {names} or a path to a .yaml file", "a misspelt name")
+        raise ContractError("profile", profile, f"one of {names} or a path to a .yaml file", "a misspelled name")
     where = f"profile {path.name}"
     return replace(parse_config(Profile, read_mapping(path, where) or {}, where), name=path.stem)
 
@@ -113,7 +113,7 @@ def run_profile(
     annotations = {script.stem: read_parameters(read_script(script)) for script in list_notebooks(folder)}
     for name in {*profile.notebooks, *profile.minutes} - set(annotations):
         expected = f"one of {sorted(annotations)}"
-        raise ContractError(f"profile {profile.name!r}", name, expected, "a misspelt or renamed notebook")
+        raise ContractError(f"profile {profile.name!r}", name, expected, "a misspelled or renamed notebook")
     for name in overrides:
         if not any(name in annotations[script.stem] for script in scripts):
             check_parameters(annotations[scripts[0].stem], {name: None}, " or ".join(s.stem for s in scripts))
@@ -147,7 +147,7 @@ def choose_notebooks(names: Sequence[str] | None, folder: Path = NOTEBOOKS) -> l
     scripts = list_notebooks(folder)
     for name in names or []:
         if not any(s.stem.startswith(name) for s in scripts):
-            raise ContractError("notebook", name, f"one of {[s.stem for s in scripts]}", "a misspelt name")
+            raise ContractError("notebook", name, f"one of {[s.stem for s in scripts]}", "a misspelled name")
     chosen = [s for s in scripts if names is None or s.stem.startswith(tuple(names))]
     if not chosen:
         cause = "the wrong folder, or the package is installed without its repository"

@@ -60,6 +60,7 @@ def _section(runs: Path, name: str, home: Path) -> str:
     """One sweep. home: the page's folder, where its links begin."""
     summary, ledger = read_json(runs / name / "sweep.json"), read_ledger(runs, name)
     summary.setdefault("specification", summary.get("told"))  # the key in older files
+    names = [*summary["varied"], *filter(None, [summary["seed"]])]
     table = ledger[ledger["asked"]] if len(ledger) else ledger
     metrics = {metric: direction for metric, direction in summary["metrics"].items() if _has_values(table, metric)}
     parts = [_head(name, summary, table, len(ledger) - len(table))]
@@ -67,7 +68,7 @@ def _section(runs: Path, name: str, home: Path) -> str:
         parts += _results(table, summary["varied"], summary["seed"], metrics)
     else:
         parts.append(article("No results", "No finished run yet that has one of the metrics.", ""))
-    return "".join([*parts, _failures(table, summary, home), _all_runs(table, summary, metrics, home)])
+    return "".join([*parts, _failures(table, names, home), _all_runs(table, names, metrics, summary, home)])
 
 
 def _has_values(table: pd.DataFrame, metric: str) -> bool:
@@ -160,11 +161,10 @@ def _ranking_table(
     return table_html([*varied, first, "95 % interval", "seeds", *others], rows)
 
 
-def _failures(table: pd.DataFrame, summary: Mapping, home: Path) -> str:
+def _failures(table: pd.DataFrame, names: Sequence[str], home: Path) -> str:
     failed = table[table["status"].isin(["failed", "died"])] if len(table) else table
     if not len(failed):
         return ""
-    names = _parameters(summary)
     rows = [
         [*(row[f"parameter {n}"] for n in names), row["status"], row["failed_cell"], row["error"], _links(row, home)]
         for row in failed.to_dict("records")
@@ -173,10 +173,11 @@ def _failures(table: pd.DataFrame, summary: Mapping, home: Path) -> str:
     return article("Failed runs", "Kept as they ended; --retry-failed runs them again.", body, bad=True)
 
 
-def _all_runs(table: pd.DataFrame, summary: Mapping, metrics: Mapping[str, str], home: Path) -> str:
+def _all_runs(
+    table: pd.DataFrame, names: Sequence[str], metrics: Mapping[str, str], summary: Mapping, home: Path
+) -> str:
     if not len(table):
         return ""
-    names = _parameters(summary)
     columns = [*(f"parameter {n}" for n in names), "status", *(f"metric {m}" for m in metrics)]
     columns += ["seconds", "peak_mb", "library"]
     ordered = table.sort_values([f"parameter {n}" for n in names], kind="stable").to_dict("records")
@@ -186,10 +187,6 @@ def _all_runs(table: pd.DataFrame, summary: Mapping, metrics: Mapping[str, str],
     folded = {f"{len(rows)} runs with their notebooks": runs, "The specification": f"<pre>{specification}</pre>"}
     body = "".join(f"<details><summary>{title}</summary>{text}</details>" for title, text in folded.items())
     return article("All runs", "", body)
-
-
-def _parameters(summary: Mapping) -> list[str]:
-    return [*summary["varied"], *([summary["seed"]] if summary["seed"] else [])]
 
 
 def _links(row: Mapping, home: Path) -> Markup:

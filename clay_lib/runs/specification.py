@@ -99,7 +99,7 @@ def read_sweep(path: str | Path) -> Sweep:
     path = Path(path)
     if not path.is_file():
         examples = sorted(p.stem for p in (RUNS / "sweeps").glob("*.yaml"))
-        raise ContractError("sweep", path, f"a YAML file, such as those of {examples}", "a misspelt path")
+        raise ContractError("sweep", path, f"a YAML file, such as those of {examples}", "a misspelled path")
     return make_sweep(read_mapping(path, f"sweep {path.stem!r}"), name=path.stem, folder=path.parent)
 
 
@@ -166,7 +166,7 @@ def find_notebook(name: str, folder: Path) -> Path:
     if len(matches) != 1:
         found = f"{name}, which begins {[s.stem for s in matches]}" if matches else name
         expected = f"one of {[s.stem for s in scripts]} or a path to a percent script (.py)"
-        raise ContractError("notebook", found, expected, "a misspelt name")
+        raise ContractError("notebook", found, expected, "a misspelled name")
     return matches[0]
 
 
@@ -215,7 +215,7 @@ def _check_metrics(metrics: Mapping[str, str], notebook, script: Path, name: str
         if not any(re.fullmatch(pattern, metric) for pattern in patterns):
             names = [re.sub(r"\\(.)", r"\1", p.removesuffix("( / .*)?")).replace(".*", "...") for p in patterns]
             found = f"none of that name in {script.stem}"
-            cause = "a misspelt name, or one that the notebook no longer writes"
+            cause = "a misspelled name, or one that the notebook no longer writes"
             raise _invalid(name, f"metric {metric!r}", found, f"one of {names}", cause)
 
 

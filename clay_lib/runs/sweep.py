@@ -349,5 +349,5 @@ def _check_metrics(spec: Sweep, rows: Sequence[dict]) -> None:
             raise ContractError(where, f"the text {text[0]!r}", "a number", cause)
         if rows and not declared and not any(metric in row["metrics"] for row in rows):
             written = sorted({name for row in rows for name in row["metrics"]})
-            cause = "a misspelt name; the runs are kept, fix the specification and start again"
+            cause = "a misspelled name; the runs are kept, fix the specification and start again"
             raise ContractError(where, "a finished run without it", f"one of {written}", cause)

@@ -236,7 +236,7 @@ def _require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
     for kind, name in (column.split(" ", 1) for column in columns):
         if f"{kind} {name}" not in table:
             known = [c.split(" ", 1)[1] for c in table if c.startswith(f"{kind} ")]
-            raise ContractError(kind, name, f"one of {known}", "a misspelt name")
+            raise ContractError(kind, name, f"one of {known}", "a misspelled name")
 
 
 def _matches(table: pd.DataFrame, setting: Mapping[str, object]) -> pd.Series:

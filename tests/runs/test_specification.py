@@ -154,7 +154,7 @@ def test_wrong_specification_gives_one_clear_message(folder, change, message):
         ("- a\n", "notebook"),
         ("seeds: 2\nseeds: 3\n", "key 'seeds' a second time.*line 2"),
         ("grid:\n  rate: [1.0]\n  rate: [2.0]\n", "key 'rate' a second time.*line 3"),
-        (None, "misspelt path"),
+        (None, "misspelled path"),
     ],
 )
 def test_wrong_file_raises(folder, text, message):
