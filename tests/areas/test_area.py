@@ -12,13 +12,13 @@ import pytest
 import rasterio
 import rasterio.shutil
 import shapely
+from archive_scenes import ALWAYS, around
 
 from clay_lib import Clay, ClayConfig
 from clay_lib.__main__ import main
 from clay_lib.areas import jobs, vectors
 from clay_lib.areas.archives import acquisition_from_file, find_acquisitions
 from clay_lib.areas.area import embed_area
-from clay_lib.areas.local import serve_archive, write_archive
 from clay_lib.areas.reading import read_acquisition
 from clay_lib.areas.search import open_vectors
 from clay_lib.areas.tiles import grid_of, project, tiles_of
@@ -27,13 +27,11 @@ from clay_lib.data.rasters import write_raster
 from clay_lib.errors import ContractError
 from clay_lib.files import locked
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
-from clay_lib.world.earth import Place
 
 CLAY = Clay.random(ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=12), seed=1)
 S2, SIDE, SIZE, WHEN = "sentinel-2-l2a", 200, 64, "2023-06-10T10:15"
 WEST, NORTH = 500_370, 5_540_110  # on the pixels of the grid, off its tiles
 PLACE = dict(crs="EPSG:32633", transform=(10, 0, WEST, 0, -10, NORTH), descriptions=SENSORS[S2].band_names)
-DATES = "2023-06-10", "2023-07-20"
 QUIET = dict(size=SIZE, progress=False)
 
 
@@ -295,23 +293,14 @@ def test_one_job_per_folder(scene, tmp_path):
     assert run(tmp_path / "out", scene).rows > 0
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """Address of an archive of all sensors, 64 pixels a side, with two dates, the first cloudier than the second."""
-    folder = tmp_path_factory.mktemp("archive")
-    where = dict(place=Place(50.05, 14.4), extent=1, dates=DATES, clouds=(0.5, 0.0))
-    with serve_archive(write_archive(folder, sensors=WORLD_SENSORS, **where)) as address:
-        yield address
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("sensor", WORLD_SENSORS)
-def test_from_an_archive_to_files_that_others_open(served, tmp_path, sensor):
+def test_from_an_archive_to_files_that_others_open(url, tmp_path, sensor):
     """Search, read, embed, GeoParquet, GeoTIFF: every sensor's profile against a real server."""
-    acquisitions = find_acquisitions(sensor, shapely.Point(14.4, 50.05).buffer(1e-4), "/".join(DATES), url=served)
-    area, options = acquisitions[0].footprint, dict(url=served, size=32, progress=False)
+    acquisitions = find_acquisitions(sensor, around(1e-4), ALWAYS, url=url)
+    area, options = acquisitions[0].footprint, dict(url=url, size=32, progress=False)
     dense = dict(dense="cog", overlap=8, components=2)
-    result = embed_area(CLAY, sensor, area, "/".join(DATES), tmp_path / "best", **options, **dense)
+    result = embed_area(CLAY, sensor, area, ALWAYS, tmp_path / "best", **options, **dense)
     grid = grid_of(acquisitions[0].archive, 32)
     tiles = {tile.id: tile for tile in tiles_of(area, grid)}
     assert 4 <= result.rows + result.empty == result.jobs <= len(tiles)
@@ -331,5 +320,5 @@ def test_from_an_archive_to_files_that_others_open(served, tmp_path, sensor):
         np.testing.assert_allclose(corner, np.round(corner), atol=1e-6)
         assert file.transform.a == pytest.approx(step) and file.count == 2 and np.isfinite(file.read()).any()
     assert geopandas.read_parquet(tmp_path / "best" / "vectors").crs == "EPSG:4326"
-    both = embed_area(CLAY, sensor, area, "/".join(DATES), tmp_path / "all", pick="all", **options)
+    both = embed_area(CLAY, sensor, area, ALWAYS, tmp_path / "all", pick="all", **options)
     assert both.jobs == result.jobs * len(acquisitions)

@@ -6,6 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
+from rasterio.transform import Affine
 from rasterio.warp import transform as reproject_points
 
 from clay_lib.data.rasters import bounds_wgs84, coarser
@@ -35,14 +36,12 @@ def test_pixels_land_on_their_place(crs, transform):
     assert (west, south, east, north) == pytest.approx(bounds_wgs84(crs, transform, height, width), abs=1e-5)
     image = decoded(url)
     rows, columns = (v.ravel() for v in np.mgrid[0:height:3, 0:width:3])
-    a, b, c, d, e, f = transform
-    across, down = columns + 0.5, rows + 0.5
-    xs, ys = a * across + b * down + c, d * across + e * down + f
-    lon, lat = (np.array(v) for v in reproject_points(crs, "EPSG:4326", xs, ys))
-    mercator = np.arctanh(np.sin(np.radians([lat.min(), south, north]))), np.arctanh(np.sin(np.radians(lat)))
-    (_, low, high), here = mercator  # Leaflet's vertical stretch
+    lon, lat = (
+        np.array(v) for v in reproject_points(crs, "EPSG:4326", *(Affine(*transform) * (columns + 0.5, rows + 0.5)))
+    )
+    south, north, y = (np.arctanh(np.sin(np.radians(v))) for v in (south, north, lat))  # Leaflet's vertical stretch
     shown = image[
-        ((high - here) / (high - low) * image.shape[0]).astype(int),
+        ((north - y) / (north - south) * image.shape[0]).astype(int),
         ((lon - west) / (east - west) * image.shape[1]).astype(int),
     ]
     assert (shown[:, 3] == 255).all()
@@ -75,10 +74,7 @@ def test_map_holds_the_layers_and_no_tiles(tmp_path):
         maps.Layer("error", np.eye(8), crs, coarser(transform, 8), cmap="magma", opacity=0.6),
     ]
     shown = maps.show_on_map(layers)
-    assert [(type(layer).__name__, layer.name) for layer in shown.layers] == [
-        ("ImageOverlay", "scene"),
-        ("ImageOverlay", "error"),
-    ]
+    assert [(type(v).__name__, v.name) for v in shown.layers] == [("ImageOverlay", "scene"), ("ImageOverlay", "error")]
     assert shown.layers[1].opacity == 0.6
     west, south, east, north = bounds_wgs84(crs, transform, 64, 64)
     assert tuple(shown.center) == pytest.approx(((south + north) / 2, (west + east) / 2), abs=1e-6)
@@ -90,29 +86,20 @@ def test_map_holds_the_layers_and_no_tiles(tmp_path):
 
 def test_static_map_keeps_the_ground_square():
     crs, transform = GRIDS[3]  # at 60 north a degree of longitude is half one of latitude
-    fig = maps.static_map(
-        [
-            maps.Layer("a", np.eye(50), crs, transform, label="error (dB)"),
-            maps.Layer("b", np.zeros((50, 50, 3)), crs, transform),
-        ]
-    )
+    layers = [
+        maps.Layer("a", np.eye(50), crs, transform, label="error (dB)"),
+        maps.Layer("b", np.zeros((50, 50, 3)), crs, transform),
+    ]
+    fig = maps.static_map(layers)
     first, second = fig.axes[:2]
-    assert first.get_xlim() == second.get_xlim() == pytest.approx((10.0, 10.05)) and first.get_ylim() == pytest.approx(
-        (59.95, 60.0)
-    )
+    assert first.get_xlim() == second.get_xlim() == pytest.approx((10.0, 10.05))
+    assert first.get_ylim() == pytest.approx((59.95, 60.0))
     assert first.get_aspect() == pytest.approx(2, rel=0.01)
     assert fig.axes[2].get_ylabel() == "error (dB)"
 
 
-@pytest.mark.parametrize(
-    "values, crs, field",
-    [
-        (np.zeros((3, 8, 8)), "EPSG:32736", "values"),
-        (np.zeros((8, 8)), None, "crs"),
-        (np.zeros((8, 8)), "EPSG:no", "crs"),
-    ],
-)
-def test_missing_or_wrong_place_raises(values, crs, field):
+@pytest.mark.parametrize("side, crs, field", [(3, "EPSG:32736", "values"), (8, None, "crs"), (8, "EPSG:no", "crs")])
+def test_missing_or_wrong_place_raises(side, crs, field):
     with pytest.raises(ContractError) as error:
-        maps.overlay(values, crs, GRIDS[0][1])
+        maps.overlay(np.zeros((side, 8, 8) if side == 3 else (8, 8)), crs, GRIDS[0][1])
     assert error.value.field == field
