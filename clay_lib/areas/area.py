@@ -22,7 +22,9 @@ import torch
 
 from clay_lib.areas import jobs as work
 from clay_lib.areas import rasters, vectors
+from clay_lib.areas.tiles import grid_of, tiles_of
 from clay_lib.clay import Clay
+from clay_lib.cluster import dask_client, forecast_lines, timed
 from clay_lib.errors import ContractError
 from clay_lib.files import locked, write_json
 from clay_lib.sensors import SENSORS, Sensor
@@ -93,7 +95,7 @@ class AreaForecast:
             "to write": f"{self.write / 1e6:,.1f} MB",
             "minutes": f"{self.seconds / 60:,.1f}: {model}, {reading}, side by side",
         }
-        return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
+        return forecast_lines(lines)
 
 
 def embed_area(
@@ -162,8 +164,6 @@ def embed_area(
     from tqdm.auto import tqdm
 
     from clay_lib.areas.archives import acquisition_from_file, find_acquisitions, parse_area
-    from clay_lib.areas.tiles import grid_of, tiles_of
-    from clay_lib.cluster import dask_client
 
     start, out = time.perf_counter(), Path(out)
     if not name and isinstance(clay, (str, Path)):
@@ -196,7 +196,7 @@ def embed_area(
         seconds = _seconds_per_tile(clay, sensor, settings, overlap, batch_size) * len(todo) if todo else 0.0
         read = _bytes_to_read(blocks, todo, overlap)
         return AreaForecast(len(jobs), len(jobs) - len(todo), len(acquisitions), read, write, seconds, network)
-    with locked(out / ".lock", f"another job in {out}"), _disk_errors(out):
+    with locked(out / ".lock", "embed"), _disk_errors(out):
         about = out / f"configuration-{metadata['configuration']}.json"
         if not about.is_file():
             write_json(about, metadata)
@@ -318,13 +318,11 @@ def _bytes_per_tile(settings: work.Settings, config, overlap: int | None, compon
 def _seconds_per_tile(
     clay: Clay, sensor: Sensor, settings: work.Settings, overlap: int | None, batch_size: int
 ) -> float:
-    """Of embedding random chips, after one that warms up; with an overlap, tiles are embedded twice."""
+    """Measured on random chips; with an overlap, tiles are embedded twice."""
     options, total = dict(when="2023-06-10T10:30", lat=10.0, lon=20.0, check=False), 0.0
     for size in [settings.size] + ([settings.size + 2 * overlap] if overlap else []):
         noise = np.random.default_rng(0).normal(size=(batch_size, len(sensor.bands), size, size)).astype(np.float32)
         pixels = sensor.denormalize(noise)
-        clay.embed(pixels[:1], sensor, **options).chip.cpu()
-        start = time.perf_counter()
-        clay.embed(pixels, sensor, **options).chip.cpu()
-        total += (time.perf_counter() - start) / batch_size
+        warm_up, batch = (lambda x=x: clay.embed(x, sensor, **options).chip.cpu() for x in (pixels[:1], pixels))
+        total += timed(batch, warm_up=warm_up) / batch_size
     return total

@@ -154,9 +154,7 @@ def runs_of(out: str | Path) -> dict[str, list[Path]]:
     return runs
 
 
-def read_vectors(
-    out: str | Path, *, configuration: str | None = None, columns: Sequence[str] | None = None
-) -> pa.Table:
+def read_vectors(out: str | Path, *, configuration: str | None = None) -> pa.Table:
     """All rows of one configuration below OUT, sorted by id. Two are never mixed: their vectors cannot be compared."""
     runs = runs_of(out)
     if configuration is None and len(runs) == 1:
@@ -170,8 +168,7 @@ def read_vectors(
             )
         expected = f"one of {sorted(runs)}" if runs else "vectors that `clay embed` wrote"
         raise ContractError("configuration", found, expected, cause)
-    names = None if columns is None else [*dict.fromkeys(["id", *columns])]
-    tables = [read_part(path, names) for path in runs[configuration]]
+    tables = [read_part(path) for path in runs[configuration]]
     table = pa.concat_tables([t.replace_schema_metadata({b"geo": t.schema.metadata[b"geo"]}) for t in tables])
     return table.sort_by("id")
 
