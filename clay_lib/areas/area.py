@@ -27,6 +27,7 @@ from clay_lib.clay import Clay
 from clay_lib.cluster import dask_client, forecast_lines, timed
 from clay_lib.errors import ContractError
 from clay_lib.files import locked, write_json
+from clay_lib.model import ClayConfig
 from clay_lib.sensors import SENSORS, Sensor
 
 NETWORK = 12.5  # MB/s that a forecast assumes of reading: 100 Mbit/s
@@ -173,11 +174,10 @@ def embed_area(
     overlap = _check_layout(size, config.patch_size, dense, overlap, components)
     settings = work.Settings(size=size, clouds=clouds, min_valid=min_valid, store=store)
     vectors.schema(4, store)  # refuses an unknown store
-    acquisitions = [acquisition_from_file(scene, sensor, when=dates)] if scene else None
-    shape = acquisitions[0].footprint if area is None and acquisitions else parse_area(area)
-    acquisitions = acquisitions or find_acquisitions(
-        sensor, shape, dates, archive=archive, url=url, max_cloud=max_cloud
-    )
+    acquisitions = [acquisition_from_file(scene, sensor, when=dates)] if scene else []
+    shape = acquisitions[0].footprint if area is None and scene else parse_area(area)
+    search = dict(archive=archive, url=url, max_cloud=max_cloud)
+    acquisitions = acquisitions or find_acquisitions(sensor, shape, dates, **search)
     tiles = tiles_of(shape, grid_of(acquisitions[0].archive, size))
     blocks = work.plan(tiles, acquisitions, pick)
     jobs = [job for block in blocks for job in block.jobs]
@@ -192,9 +192,13 @@ def embed_area(
     if dense:
         todo |= {job.id for job in jobs if job.id in rows and not rasters.part_path(folder, job.id).is_file()}
     if forecast:
-        write = _bytes_per_tile(settings, config, overlap, components) * len(todo)
-        seconds = _seconds_per_tile(clay, sensor, settings, overlap, batch_size) * len(todo) if todo else 0.0
-        read = _bytes_to_read(blocks, todo, overlap)
+        wanted = [block for block in blocks if any(job.id in todo for job in block.jobs)]
+        read, write = (
+            _bytes_to_read(wanted, overlap),
+            len(todo) * _bytes_per_tile(config, settings, overlap, components),
+        )
+        sides = ([size, size + 2 * overlap] if overlap else [size]) if todo else []  # tiles are embedded twice
+        seconds = len(todo) * sum(_seconds_per_chip(clay, sensor, side, batch_size) for side in sides)
         return AreaForecast(len(jobs), len(jobs) - len(todo), len(acquisitions), read, write, seconds, network)
     with locked(out / ".lock", "embed"), _disk_errors(out):
         about = out / f"configuration-{metadata['configuration']}.json"
@@ -298,16 +302,15 @@ def _disk_errors(out: Path) -> Iterator[None]:
 # ---- forecast ----
 
 
-def _bytes_to_read(blocks: list[work.Block], todo: set[str], overlap: int | None) -> int:
+def _bytes_to_read(blocks: list[work.Block], overlap: int | None) -> int:
     from clay_lib.areas.reading import estimate_bytes
 
-    blocks = [block for block in blocks if any(job.id in todo for job in block.jobs)]
     sample = blocks[:: max(1, len(blocks) // SAMPLE_BLOCKS)]
     read = sum(estimate_bytes(block.acquisition, block.geobox(overlap or 0)) for block in sample)
     return round(read * len(blocks) / max(1, len(sample)))
 
 
-def _bytes_per_tile(settings: work.Settings, config, overlap: int | None, components: int) -> int:
+def _bytes_per_tile(config: ClayConfig, settings: work.Settings, overlap: int | None, components: int) -> int:
     total = 2 * config.dim * np.dtype(settings.store).itemsize + ROW_BYTES
     if overlap is not None:
         patches, wide = settings.size // config.patch_size, (settings.size + 2 * overlap) // config.patch_size
@@ -315,14 +318,12 @@ def _bytes_per_tile(settings: work.Settings, config, overlap: int | None, compon
     return total
 
 
-def _seconds_per_tile(
-    clay: Clay, sensor: Sensor, settings: work.Settings, overlap: int | None, batch_size: int
-) -> float:
-    """Measured on random chips; with an overlap, tiles are embedded twice."""
-    options, total = dict(when="2023-06-10T10:30", lat=10.0, lon=20.0, check=False), 0.0
-    for size in [settings.size] + ([settings.size + 2 * overlap] if overlap else []):
-        noise = np.random.default_rng(0).normal(size=(batch_size, len(sensor.bands), size, size)).astype(np.float32)
-        pixels = sensor.denormalize(noise)
-        warm_up, batch = (lambda x=x: clay.embed(x, sensor, **options).chip.cpu() for x in (pixels[:1], pixels))
-        total += timed(batch, warm_up=warm_up) / batch_size
-    return total
+def _seconds_per_chip(clay: Clay, sensor: Sensor, size: int, batch_size: int) -> float:
+    """Of embedding random chips."""
+    noise = np.random.default_rng(0).normal(size=(batch_size, len(sensor.bands), size, size)).astype(np.float32)
+    pixels, options = sensor.denormalize(noise), dict(when="2023-06-10T10:30", lat=10.0, lon=20.0, check=False)
+
+    def embed(chips: np.ndarray) -> None:
+        clay.embed(chips, sensor, **options).chip.cpu()
+
+    return timed(lambda: embed(pixels), warm_up=lambda: embed(pixels[:1])) / batch_size
