@@ -13,361 +13,288 @@
 # ---
 
 # %% [markdown]
-# # 06 Seeing embeddings
+# # 06 Embeddings
 #
 # > **What do embeddings know about land?**
 #
 # You will see
-# - chips laid out by their embeddings alone (t-SNE), with their land cover, sensor and season as colours,
-# - which chips the model finds alike, and how often a chip's nearest neighbour is of its own kind,
-# - every patch of a scene in the colour of its embedding, as a picture, a GeoTIFF and a map.
+# - chips arranged by their embeddings alone (t-SNE), colored by land cover, season and sensor,
+# - how often the most similar chip has the same land cover,
+# - a map in which every patch of a scene has the color of its embedding.
 #
-# | needs | minutes | data |
+# sensors → datacube → encoder → **Clay.embed** → evaluation, heads, areas
+#
+# | prerequisites | minutes | data |
 # | --- | --- | --- |
-# | small weights, shipped in `data/weights`; your own of [04 Training](04_train_clay.ipynb) by one parameter | about 1 on two cores; no GPU needed (not measured there) | test places of the mini-world, or a GeoTIFF of your own |
+# | [03 Masking](03_mask_patches.ipynb); the small weights of this repository, or your own from [04 Training](04_train_clay.ipynb) | 0.5 on two cores | test places of the synthetic Earth, or a GeoTIFF of your own |
 #
-# With a file of your own, set `scene` and `sensor` below: its tiles are then the chips. Labels are never used by the
-# model; they only colour the points.
+# For your own file, set `scene` and `sensor` below: its tiles are then the chips. The model never uses labels; here they
+# only color the points.
 
 # %%
-from pathlib import Path
-
 import geopandas as gpd
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
 from IPython.display import display
-from rasterio.warp import transform
+from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
-from clay_lib import SENSORS, Clay, figures
+from clay_lib import Clay, course, data, figures, world
 from clay_lib.clay import embed_chips, principal_components
 from clay_lib.course import checks
-from clay_lib.course.chip_map import chip_map, world_background
-from clay_lib.data.chips import Chips, world_chips
-from clay_lib.data.rasters import coarser, read_scene, write_raster
-from clay_lib.data.scenes import center_window
-from clay_lib.figures.maps import Layer, show_on_map, static_map
-from clay_lib.runs.notebooks import output_folder, write_metrics
-from clay_lib.world.earth import CLASS_COLORS, CLASSES, MiniWorld
-
-_ = torch.set_grad_enabled(False)
+from clay_lib.course.chip_map import chip_map
+from clay_lib.runs import output_folder, write_metrics
 
 # %% tags=["parameters"]
-seed: int = 0  # of the mini-world and of the layout
+seed: int = 0  # of the synthetic Earth and of t-SNE
 out: str = ""  # folder for results; empty: papermill_runs/lab/06_see_embeddings
-weights: str = "clay-mini.safetensors"  # shipped; or a path, or what 04 put into data/cache: notebook_04.safetensors
-scene: str = ""  # a GeoTIFF of your own; empty: the mini-world
-sensor: str = "sentinel-2-l2a"  # which took the scene; the first of the mini-world's sensors
-sensors: list = ["sentinel-1-rtc", "landsat-c2l2-sr"]  # further sensors that see the same places of the mini-world
-places: int = 110  # of the mini-world, each seen on two dates
-chip_size: int = 64  # pixels a side of the mini-world's chips
-tile: int = 32  # pixels a side of the tiles of an own scene
-scene_when: str = ""  # date of your own scene, such as 2023-06-10T10:30; empty: unknown
-most_pixels: int = 512  # a side; of larger files the middle is taken
-scene_pixels: int = 192  # a side, of the mini-world's scene
-kind: str = "patch mean"  # which vector of a chip: "patch mean" or "class token"
+weights: str = "clay-mini"  # the small weights of this repository; or a path; or what 04 saved: notebook_04.safetensors
+scene: str = ""  # a GeoTIFF of your own; empty: the synthetic Earth
+sensor: str = "sentinel-2-l2a"  # the sensor of the scene; the first of the synthetic Earth's sensors
+sensors: list = ["sentinel-1-rtc", "landsat-c2l2-sr"]  # further sensors, at the same places of the synthetic Earth
+places: int = 110  # of the synthetic Earth, each on two dates
+chip_size: int = 64  # pixels a side of these chips
+tile: int = 32  # pixels a side of the tiles of your own scene
+scene_when: str = ""  # date of your scene, such as 2023-06-10T10:30; empty: unknown
+kind: str = "patch mean"  # the vector of a chip: "patch mean" or "class token"
 
 # %% [markdown]
-# ## A scene and chips
+# ## Scene and chips
 #
-# A **scene** is one larger image, a **chip** a small one. In the mini-world the chips lie at test places, on land that the
-# model was never trained on: eleven land-cover classes in turn, every place seen on two random dates. Of a scene of your
-# own, the tiles are the chips; nobody has told what is on them.
+# A **scene** is a large image, a **chip** a small one. On the synthetic Earth the chips lie at test places, which no
+# training has used: eleven land-cover classes in turn, every place on two random dates. Of your own scene, the tiles are
+# the chips; they have no labels.
 
 # %%
 out_dir = output_folder(out, "06_see_embeddings")
-if scene:
-    path, date = Path(scene).expanduser(), scene_when or None
-else:
-    world, date = MiniWorld(seed), "2023-06-10T10:30"
-    seen = world.observe(world.place(90, 0, "test"), sensor, date, scene_pixels)
-    path = out_dir / "scene.tif"
-    names = SENSORS[sensor].band_names
-    write_raster(path, seen.pixels, crs=seen.crs, transform=seen.transform, descriptions=names)
-view = read_scene(path, sensor, when=date, window=center_window(path, most_pixels))
-pixels, how = view.measured(), dict(bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)
-H, W = pixels.shape[1:]
-print(
-    f"{path.name} ({'your file' if scene else 'mini-world'}): {pixels.shape}, {view.gsd:g} m, {view.valid.mean():.1%} valid"
-)
-
-
-# %%
-def tiles_of(view, pixels, side):
-    """All whole tiles of a scene as chips, each with its own middle (NaN where the place is unknown). Tiles of which
-    less than half was measured are left out."""
-    rows, columns = H // side, W // side
-    cut = rearrange(pixels[:, : rows * side, : columns * side], "C (h p) (w q) -> (h w) C p q", p=side, q=side)
-    kept = np.flatnonzero(np.isfinite(cut).mean(axis=(1, 2, 3)) >= 0.5)
-    cut, (r, c) = cut[kept], (side * (n + 0.5) for n in np.divmod(kept, columns))
-    lat = lon = np.full(len(cut), np.nan)
-    if view.crs:
-        a, b, x, d, e, y = view.transform
-        lon, lat = (np.array(v) for v in transform(view.crs, "EPSG:4326", a * c + b * r + x, d * c + e * r + y))
-    labels = np.zeros((len(cut), side, side), np.uint8)
-    return Chips(view.sensor.name, cut, labels, lat, lon, np.full(len(cut), view.when))
-
-
-if scene:
-    chips, others = tiles_of(view, pixels, min(tile, max(1, min(H, W) // 2))), {}  # smaller tiles of a small image
-    reading = how  # the file's own bands, pixel size and units
-else:
-    asked = dict(split="test", size=chip_size, seed=seed)
-    chips = world_chips(sensor, 2 * places, dates=2, **asked)
-    others = {s: world_chips(s, places, **asked) for s in (sensor, *sensors)}
-    reading = {}
-print(f"{len(chips)} chips of {chips.pixels.shape[1:]}", *(f"+ {len(c)} of {s}" for s, c in others.items()))
+image = data.open_scene(scene, sensor, when=scene_when, land_cover=90, index=0, seed=seed)
+world_kwargs = dict(split="test", size=chip_size, seed=seed)
+earth = data.world_chips(sensor, 2 * places, dates=2, **world_kwargs)
+has_labels = image.labels is not None
+chips = earth if has_labels else data.cut_chips(image, min(tile, max(1, min(image.pixels.shape[1:]) // 2)))[0]
+reading = dict(bands=image.bands, gsd=image.gsd, in_decibel=image.in_decibel)
+print(f"{image.path}: {image.pixels.shape}, {image.gsd:g} m; {len(chips)} chips of {chips.pixels.shape[1:]}")
 
 # %% [markdown]
-# ## One vector a chip, by hand
+# ## One vector for each chip
 #
-# With nothing hidden, the encoder gives a class token and one token for each patch. The **class token** was trained to
-# agree with a teacher, here one of colour and texture; the **patch mean** is the average of all patch tokens. Both are
-# vectors for the whole chip.
+# With nothing hidden, the encoder returns a class token and one token for each patch. The **class token** was trained to
+# agree with the teacher; the **patch mean** is the average of the patch tokens. Both describe the whole chip. First by
+# hand, for four chips; then with the library, for all of them.
 
 # %%
 clay = Clay.load(weights)
-few = chips[:4]
-cube = clay.cube(few.pixels, few.sensor, **few.place_and_time, **reading)
+subset = chips[:4]
+cube = clay.cube(subset.pixels, subset.sensor, **subset.place_and_time, **reading)
 encoded = clay.model.encoder(cube, mask_ratio=0.0, shuffle=False)
-patches = encoded.patches(encoded.tokens)  # [4, h, w, D]; NaN where a patch of nodata was left out
-by_hand = {"class token": encoded.tokens[:, 0], "patch mean": patches.flatten(1, 2).nanmean(dim=1)}
+patches = encoded.patches()  # [4, h, w, D]; NaN where a patch without data was left out
+by_hand = {"class token": encoded.tokens[:, 0], "patch mean": patches.flatten(1, 2).nanmean(dim=1)}  # [4, D]
 
 vectors = embed_chips(clay, chips, **reading)
-embedded = clay.embed(few.pixels, few.sensor, **few.place_and_time, **reading)
-torch.testing.assert_close(by_hand["class token"], embedded.chip)
-torch.testing.assert_close(by_hand["patch mean"], embedded.mean)
 for name, value in by_hand.items():
-    torch.testing.assert_close(value, torch.from_numpy(vectors[name][:4]), rtol=1e-3, atol=1e-3)
-    print(f"{name}: {tuple(vectors[name].shape)}")
+    torch.testing.assert_close(value.detach(), torch.from_numpy(vectors[name][:4]), rtol=1e-3, atol=1e-3)
+    print(f"{name}: {vectors[name].shape}")
 
 # %% [markdown]
-# ## Laid out flat
+# ## In two dimensions
 #
-# **t-SNE** lays the vectors out in a plane so that those who were close stay close. Only neighbourhoods mean something: no
-# axis has a unit, and the distance between far groups says nothing. Its *perplexity*, about the number of neighbours that
-# each point looks at, has to be well below the number of points. The vectors are centred first, since all of them share
-# one large part.
+# **t-SNE** (van der Maaten and Hinton, 2008) arranges vectors in a plane so that neighbors stay neighbors. Only
+# neighborhoods have a meaning: the axes have no unit, and distances between far groups say nothing. Its perplexity, about
+# the number of neighbors of each point, has to be well below the number of points. All vectors share one large component,
+# so their mean is subtracted first.
 
 
 # %%
-def centred(v):
-    """Without the mean vector, and of length one: dot products are cosines."""
+def center(v):
+    """Vectors [N, D] minus their mean, of length one: dot products are cosines."""
     v = v - v.mean(axis=0)
     return v / np.linalg.norm(v, axis=1, keepdims=True).clip(1e-9)
 
 
-def lay_out(v):
-    """t-SNE of vectors [N, D] -> [N, 2]."""
+def tsne(v):
+    """Vectors [N, D] -> [N, 2]."""
     perplexity = float(np.clip((len(v) - 1) / 4, 1, 30))
-    return TSNE(perplexity=perplexity, init="pca", metric="cosine", random_state=seed).fit_transform(centred(v))
+    return TSNE(perplexity=perplexity, init="pca", metric="cosine", random_state=seed).fit_transform(center(v))
 
 
-xy = lay_out(vectors[kind])
+xy = tsne(vectors[kind])
+
 # %% [markdown]
-# A colour needs a name. The mini-world knows the commonest land cover of each chip. For a scene of your own there is no
-# such knowledge: its tiles are sorted into a few groups of alike vectors (k-means), and the colours say just that. All
-# pictures share one brightness, so that dark land stays dark.
+# For color, the synthetic Earth knows the most common land cover of each chip. The tiles of your own scene have no labels:
+# k-means sorts them into a few groups of similar vectors.
 
 # %%
-if scene:
-    from sklearn.cluster import KMeans
-
-    groups = KMeans(min(5, len(chips)), n_init=10, random_state=seed).fit_predict(centred(vectors[kind]))
-    labels, legend = np.array([f"group {g + 1}" for g in groups]), "alike vectors"
-    colours = figures.class_colors(sorted(set(labels)))
-    thumbnails = [
-        figures.rgb(p, view.sensor, view.bands, like=pixels, in_decibel=view.in_decibel) for p in chips.pixels
-    ]
+if has_labels:
+    labels, colors = np.array([world.CLASSES[k] for k in chips.land_cover]), world.CLASS_COLORS
+    colors = {world.CLASSES[k]: color for k, color in colors.items()}
 else:
-    thumbnails = [figures.rgb(p, view.sensor, stretch=None) for p in chips.pixels]
-    labels, legend = np.array([CLASSES[k] for k in chips.land_cover]), "land cover"
-    colours = {CLASSES[k]: colour for k, colour in CLASS_COLORS.items()}
-title = f"Chips by their {kind}: neighbours have alike embeddings"
-fig = figures.scatter_thumbnails(
-    xy, thumbnails, labels, colours=colours, across=int(1.65 * len(chips) ** 0.5), size=7.2, title=title, legend=legend
-)
-_ = figures.save(fig, out_dir / "tsne_thumbnails.png")
+    groups = KMeans(min(5, len(chips)), n_init=10, random_state=seed).fit_predict(center(vectors[kind]))
+    labels = np.array([f"group {g + 1}" for g in groups])
+    colors = figures.class_colors(sorted(set(labels)))
+stretch = dict(stretch=None) if has_labels else dict(like=image.measured())  # one brightness for all thumbnails
+thumbnails = [figures.rgb(p, image.sensor, image.bands, **stretch) for p in chips.pixels]
+title = f"Chips by {kind}: neighbors have similar embeddings"
+across = int(1.65 * len(chips) ** 0.5)
+fig = figures.scatter_thumbnails(xy, thumbnails, labels, colors=colors, across=across, size=7.2, title=title)
+_ = figures.save(fig, out_dir / "1_tsne.png")
 
 # %% [markdown]
-# Look for places where the frames agree: there the model has put land of one kind together without having been told. Where
-# they do not, look at the pictures: often two classes look alike at that date, or the chip holds both.
+# Where frames of one color lie together, the model has grouped one kind of land without labels. Where they do not, look at
+# the images: often two classes look similar on that date, or the chip holds both.
 #
 # ## Season and sensor
 #
-# The same points again, coloured by the season of the place on that date (the seasons of its own hemisphere). In a second
-# layout three sensors look at the same places. If the points of one sensor keep to themselves, the embedding knows who
-# took the picture better than what is on it.
+# Now the chips of the synthetic Earth again, colored by the season of their hemisphere; and, in a second plot, one date of
+# the same places seen by three sensors. If the points of one sensor keep to themselves, the embedding says more about the
+# sensor than about the land.
 
 
 # %%
 def season(when, lat):
-    """Meteorological, of the local hemisphere."""
+    """Meteorological season of the hemisphere."""
     month = int(str(when)[5:7]) + (0 if float(lat) >= 0 else 6)
     return ("winter", "spring", "summer", "autumn")[month % 12 // 3]
 
 
-if not scene:
-    seasons = np.array([season(w, x) for w, x in zip(chips.when, chips.lat, strict=True)])
-    together = np.concatenate([embed_chips(clay, c)[kind] for c in others.values()])
-    taken_by = np.concatenate([[s] * len(c) for s, c in others.items()])
-    covers = np.concatenate([[CLASSES[k] for k in c.land_cover] for c in others.values()])
-    season_colours = dict(
-        zip(("winter", "spring", "summer", "autumn"), ("#56B4E9", "#009E73", "#E69F00", "#882255"), strict=True)
-    )
-    with figures.styled():
-        fig, axes = plt.subplots(1, 2, figsize=(10.6, 3.9))
-    figures.scatter(
-        xy, seasons, colours=season_colours, title=f"{sensor}, two dates a place", legend="season", ax=axes[0]
-    )
-    figures.scatter(lay_out(together), taken_by, title="One date, several sensors", legend="sensor", ax=axes[1])
-    _ = figures.save(fig, out_dir / "tsne_season_sensor.png")
+seasons = np.array([season(when, lat) for when, lat in zip(earth.when, earth.lat, strict=True)])
+season_colors = {"winter": "#56B4E9", "spring": "#009E73", "summer": "#E69F00", "autumn": "#882255"}
+by_sensor = {name: data.world_chips(name, places, **world_kwargs) for name in (sensor, *sensors)}
+earth_vectors = embed_chips(clay, earth)[kind]
+all_vectors = np.concatenate([embed_chips(clay, c)[kind] for c in by_sensor.values()])
+taken_by = np.concatenate([[name] * len(c) for name, c in by_sensor.items()])
+
+# %%
+with figures.styled():
+    fig, axes = plt.subplots(1, 2, figsize=(10.6, 3.9))
+title = f"{sensor}, two dates"
+figures.scatter(tsne(earth_vectors), seasons, colors=season_colors, title=title, legend="season", ax=axes[0])
+figures.scatter(tsne(all_vectors), taken_by, title="one date, several sensors", legend="sensor", ax=axes[1])
+_ = figures.save(fig, out_dir / "2_season_sensor.png")
 
 # %% [markdown]
-# ## Who is next to whom
+# ## Nearest neighbors
 #
-# The layout is for the eye. To count, take the vectors themselves: for how many chips does the nearest other chip (by the
-# cosine) share the land cover, the season, the sensor? Beside it stands what a random neighbour would give. Chips of the
-# same place are no candidates: they would make it easy.
+# A plot is for the eye; to count, use the vectors. For how many chips does the most similar other chip share the land
+# cover, the season, the sensor? Beside it stands the share for a random other chip. Chips of the same place are excluded:
+# they would make it easy.
 
 
 # %%
-def nearest(v, place, count=1):
-    """[N, count] indices of the most alike chips of other places."""
-    likeness = centred(v) @ centred(v).T
-    likeness[place[:, None] == place[None]] = -np.inf
-    return np.argsort(-likeness, axis=1, kind="stable")[:, :count]
+def most_similar(v, place, count=1):
+    """Indices [N, count] of the most similar chips at other places."""
+    similarity = center(v) @ center(v).T
+    similarity[place[:, None] == place[None]] = -np.inf
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
 
 
 def agreement(v, place, names):
-    """(share of nearest neighbours with the same name, the same for a random neighbour of another place)."""
+    """(share of most similar chips with the same name, the same for a random chip of another place)."""
     same = names[:, None] == names[None]
-    return same[np.arange(len(v)), nearest(v, place)[:, 0]].mean(), same[place[:, None] != place[None]].mean()
+    return same[np.arange(len(v)), most_similar(v, place)[:, 0]].mean(), same[place[:, None] != place[None]].mean()
 
 
-place = np.array([str(p) for p in zip(chips.lat, chips.lon, strict=True)])
-if view.crs is None and scene:
-    place = np.arange(len(chips))
-shares = {}
-if not scene:
-    place_of_all = np.array([f"{x} {y}" for c in others.values() for x, y in zip(c.lat, c.lon, strict=True)])
-    shares["land cover"] = agreement(vectors[kind], place, labels)
-    shares["season"] = agreement(vectors[kind], place, seasons)
-    shares["sensor"] = agreement(together, place_of_all, taken_by)
-    shares["land cover, all sensors"] = agreement(together, place_of_all, covers)
+# %%
+def places_and_classes(sets):
+    """Place names and land-cover classes of several sets of chips, joined."""
+    place = [f"{lat} {lon}" for c in sets for lat, lon in zip(c.lat, c.lon, strict=True)]
+    return np.array(place), np.array([world.CLASSES[k] for c in sets for k in c.land_cover])
+
+
+place, cover = places_and_classes([earth])
+shares = {"land cover": agreement(earth_vectors, place, cover), "season": agreement(earth_vectors, place, seasons)}
+place, cover = places_and_classes(by_sensor.values())
+shares["sensor"] = agreement(all_vectors, place, taken_by)
+shares["land cover, across sensors"] = agreement(all_vectors, place, cover)
 for name, (share, chance) in shares.items():
-    print(f"{name:<24} nearest neighbour agrees for {share:4.0%} of the chips; by chance {chance:4.0%}")
+    print(f"{name:<27} nearest neighbor agrees for {share:4.0%} of the chips; by chance {chance:4.0%}")
 
 # %% [markdown]
-# And with the eye: a few chips on the left, and the five that the model finds most like each of them.
+# And to look at: four chips on the left, each with the five most similar ones.
 
 # %%
-spread = np.linspace(0, len(chips) - 1, 4).astype(int)
-queries = np.unique(spread) if scene else np.array([0, 4, 7, 8])  # trees, town, water, wetland
-alike = nearest(vectors[kind], place, 5)[queries]
-order = np.concatenate([queries[:, None], alike], axis=1)
-titles = [f"{'like: ' if n == 0 else ''}{labels[i]}" for row in order for n, i in enumerate(row)]
-titles = [
-    t.replace("permanent ", "").replace("bare / sparse vegetation", "bare").replace("herbaceous ", "") for t in titles
-]
-fig = figures.show_row([thumbnails[i] for i in order.ravel()], titles, columns=order.shape[1], size=0.95)
-for ax in fig.axes:
-    ax.title.set_fontsize(6.5)
-_ = figures.save(fig, out_dir / "neighbours.png")
+own_place = np.array([f"{lat} {lon}" for lat, lon in zip(chips.lat, chips.lon, strict=True)])
+own_place = np.arange(len(chips)) if image.crs is None else own_place
+queries = np.sort(np.unique(labels, return_index=True)[1])[:4]  # the first chip of four classes
+similar = most_similar(vectors[kind], own_place, 5)[queries]
+order = np.concatenate([queries[:, None], similar], axis=1)
+short = [label.split(" / ")[0].removeprefix("permanent ").removeprefix("herbaceous ") for label in labels]
+titles = [f"{'query' if n == 0 else 'similar'}\n{short[i]}" for row in order for n, i in enumerate(row)]
+fig = figures.show_row([thumbnails[i] for i in order.ravel()], titles, columns=order.shape[1], size=1.25)
+_ = figures.save(fig, out_dir / "3_neighbors.png")
 
 # %% [markdown]
-# Now choose for yourself. Run the cell, **click a dot**, and its neighbours appear. Give it a label, click a chip of
-# another kind, and give that one a label too: all others take the colour of the label that they are most like.
+# Choose for yourself: **click a dot** to see its neighbors, label it, label a chip of another kind, and a linear probe
+# colors all the others.
 
 # %%
-if not scene:
-    once = np.unique(place, return_index=True)[1]  # one date a place: two dots would hide each other
-    pictures = [thumbnails[n] for n in once]
-    about = dict(thumbnails=pictures, truth=labels[once], colors=colours)
-    display(chip_map(chips[once], vectors[kind][once], world_background(world), **about))
+_, first = np.unique(places_and_classes([earth])[0], return_index=True)  # one date for each place
+subset = earth[first]
+background = course.world_background(world.MiniWorld(seed))
+truth = np.array([world.CLASSES[k] for k in subset.land_cover])
+display(chip_map(subset, earth_vectors[first], background, truth=truth, colors=colors if has_labels else None))
 
 # %% [markdown]
-# ## Every patch in its colour
+# ## A color for every patch
 #
-# A chip's vector is the mean of many. Seen one by one, the patch tokens of the scene are a map: the three directions in
-# which they differ most (**principal components**) become red, green and blue. Alike colours mean alike embeddings; the
-# colours themselves have no meaning.
+# The vector of a chip is an average. The patch tokens of a scene are a map: the three directions of largest variance, the
+# **principal components**, become red, green and blue. Similar colors mean similar embeddings; the colors themselves have
+# no meaning.
 
 # %%
-patches = clay.embed(pixels, view.sensor, lat=view.lat, lon=view.lon, when=view.when, **how).patches.numpy()
-parts = principal_components(patches)[0]  # [h, w, 3]
+tokens = clay.embed(image.measured(), image.sensor, **image.metadata).patches.numpy()  # [1, h, w, D]
+components = principal_components(tokens)[0]  # [h, w, 3]
+component_image = figures.components_to_rgb(components)
+picture = figures.rgb(image.measured(), image.sensor, image.bands, valid=image.valid, in_decibel=image.in_decibel)
 P = clay.model.config.patch_size
-inside = np.isfinite(parts).all(axis=-1)  # patches of nodata have no embedding
-colour_map = np.nan_to_num(figures.components_to_rgb(parts))
-picture = figures.rgb(pixels, view.sensor, view.bands, valid=view.valid, in_decibel=view.in_decibel)
-print(f"{parts.shape[0]} x {parts.shape[1]} patches, the first three of {patches.shape[-1]} directions")
+pair = [picture, np.nan_to_num(component_image, nan=0.85)]
+titles = [image.sensor.name, f"patch embeddings, {components.shape[0]} x {components.shape[1]}"]
+fig = figures.show_row(pair, titles, gsd=[image.gsd, image.gsd * P], size=3.4)
+_ = figures.save(fig, out_dir / "4_components.png")
 
 # %% [markdown]
-# Written as a GeoTIFF, one cell is one patch: the same upper left corner, cells that many times larger.
+# As a GeoTIFF, one cell is one patch; on a map, the components lie over the scene.
 
 # %%
-if view.crs:
-    cells = coarser(view.transform, P)
+if image.crs:
+    cells = data.coarser(image.transform, P)
+    kwargs = dict(crs=image.crs, transform=cells, nodata=float("nan"))
     names = ["component 1", "component 2", "component 3"]
-    placed = dict(crs=view.crs, transform=cells, nodata=float("nan"))
-    write_raster(out_dir / "components.tif", parts.transpose(2, 0, 1), descriptions=names, **placed)
-    layers = [
-        Layer("scene", picture, view.crs, view.transform, valid=view.valid),
-        Layer("embeddings", colour_map, view.crs, cells, valid=inside, opacity=0.6),
-    ]
-    display(show_on_map(layers))
-else:
-    print("the file says nothing of its place, so there is no map")
-    pair = [picture, np.where(inside[..., None], colour_map, 0.85)]
-    titles = [view.sensor.name, f"patch embeddings, {parts.shape[0]} x {parts.shape[1]}"]
-    fig = figures.show_row(pair, titles, gsd=[view.gsd, view.gsd * P], size=2.4)
-    _ = figures.save(fig, out_dir / "components.png")
-
-# %%
-if view.crs:
-    fig = static_map(layers, size=2.8)
-    _ = figures.save(fig, out_dir / "map.png")
-    plt.show()
+    data.write_raster(out_dir / "components.tif", components.transpose(2, 0, 1), descriptions=names, **kwargs)
+    valid = np.isfinite(components).all(axis=-1)
+    overlay = figures.Layer("embeddings", np.nan_to_num(component_image), image.crs, cells, valid=valid, opacity=0.6)
+    display(figures.show_on_map([course.scene_background(image), overlay]))
 
 # %% [markdown]
 # ## A table of embeddings
 #
-# What other programs need: a point, a sensor, a date and a vector for each chip, in one GeoParquet file. Any GIS and any
-# database that reads GeoParquet can search in it.
+# Other programs need a point, a sensor, a date and a vector for each chip, in one GeoParquet file. Any GIS or database
+# that reads GeoParquet can search it.
 
 # %%
-if view.crs:
-    table = pd.DataFrame({"sensor": chips.sensor, "when": chips.when, legend: labels, "vector": list(vectors[kind])})
-    frame = gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(chips.lon, chips.lat), crs="EPSG:4326")
-    frame.to_parquet(out_dir / "embeddings.parquet")
-
-    again = gpd.read_parquet(out_dir / "embeddings.parquet")
-    np.testing.assert_array_equal(np.stack(again["vector"]), vectors[kind])
-    assert again.crs == frame.crs and again.geometry.geom_equals_exact(frame.geometry, 1e-9).all()
-    print(
-        again.drop(columns="vector").head(4).to_string(),
-        f"\n... {len(again)} rows, vectors of {vectors[kind].shape[1]}",
-    )
+table = pd.DataFrame({"sensor": chips.sensor, "when": chips.when, "label": labels, "vector": list(vectors[kind])})
+frame = gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(chips.lon, chips.lat), crs="EPSG:4326")
+frame.to_parquet(out_dir / "embeddings.parquet")
+read = gpd.read_parquet(out_dir / "embeddings.parquet")
+np.testing.assert_array_equal(np.stack(read["vector"]), vectors[kind])
+print(read.drop(columns="vector").head(4).to_string(), f"\n... {len(read)} rows, vectors of {vectors[kind].shape[1]}")
 
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself. [The exercises](exercises/06_see_embeddings.ipynb) have a notebook of their own, with
-# empty places, hints and checks.
+# Three things to write yourself; [their own notebook](exercises/06_see_embeddings.ipynb) has stubs, hints and checks.
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 1: one vector a chip
+# ### Exercise 1: one vector for each chip
 # *Easy, 5 minutes*
 #
-# The encoder gives the class token first and then a token for each patch. Some patches lie under clouds: they are not
-# valid. Average the tokens of the valid patches.
+# The encoder returns the class token first and then one token for each patch. Patches under clouds are not valid. Average
+# the tokens of the valid patches.
 #
-# **Hint.** `tokens[:, 1:]` are the patches; `valid[..., None]` has an axis that fits theirs.
+# **Hint.** `tokens[:, 1:]` are the patch tokens; `valid[..., None]` broadcasts against them.
 #
-# **Hint.** Multiply, add up over L, and divide by each chip's own number of valid patches.
+# **Hint.** Multiply, sum over L, and divide by the number of valid patches of each chip.
 
 
 # %% tags=["solution"]
@@ -381,38 +308,38 @@ def patch_mean(tokens, valid):
 checks.check_patch_mean(patch_mean)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 2: the most alike
+# ### Exercise 2: the most similar chips
 # *Medium, 10 minutes*
 #
-# For each chip, find the k others whose vectors have the largest cosine with its own, the most alike first.
+# For each chip, find the k other chips with the highest cosine similarity, the most similar first.
 #
-# **Hint.** Bring each vector to length one; then `unit @ unit.T` holds all cosines.
+# **Hint.** Scale each vector to length one; then `unit @ unit.T` holds all cosines.
 #
-# **Hint.** Each chip is most alike to itself: `fill_diagonal_(-torch.inf)` takes it out.
+# **Hint.** Each chip is most similar to itself: `fill_diagonal_(-torch.inf)` excludes it.
 
 
 # %% tags=["solution"]
 def most_alike(vectors, k):
-    """vectors [N, D] -> indices [N, k] of the most alike other chips, the most alike first."""
+    """vectors [N, D] -> indices [N, k] of the most similar other chips, best first."""
     unit = vectors / vectors.norm(dim=1, keepdim=True)
-    likeness = (unit @ unit.T).fill_diagonal_(-torch.inf)
-    return likeness.argsort(dim=1, descending=True)[:, :k]
+    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    return similarity.argsort(dim=1, descending=True)[:, :k]
 
 
 # %% tags=["check"]
 checks.check_most_alike(most_alike)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 3: colours from embeddings
+# ### Exercise 3: colors from embeddings
 # *Hard, 15 minutes*
 #
-# Give the first three principal components of a scene's patch embeddings: the three directions in which the patches
-# differ most, and where each patch lies along them. Use NumPy alone.
+# Compute the first three principal components of a scene's patch embeddings: the coordinates of each patch along the three
+# directions of largest variance. Use NumPy alone.
 #
-# **Hint.** Bring the patches into one row, `[h*w, D]`, and take off their mean.
+# **Hint.** Flatten the patches to `[h*w, D]` and subtract their mean.
 #
-# **Hint.** `np.linalg.svd(x, full_matrices=False)` gives the directions as the rows of its third result, the one of most
-# spread first.
+# **Hint.** `np.linalg.svd(x, full_matrices=False)` returns the directions as the rows of its third result, the largest
+# variance first.
 
 
 # %% tags=["solution"]
@@ -421,7 +348,7 @@ def three_colours(patches):
     h, w, D = patches.shape
     flat = patches.reshape(h * w, D)
     flat = flat - flat.mean(axis=0)
-    directions = np.linalg.svd(flat, full_matrices=False)[2]  # [D, D], a direction a row
+    directions = np.linalg.svd(flat, full_matrices=False)[2]  # [D, D], one direction per row
     return (flat @ directions[:3].T).reshape(h, w, 3)
 
 
@@ -429,18 +356,17 @@ def three_colours(patches):
 checks.check_three_colours(three_colours)
 
 # %% [markdown]
-# ## What was seen
+# ## What you have learned
+#
+# - An embedding is one vector for a chip, or one for each patch; both come from the encoder with nothing hidden.
+# - Nearest neighbors share the land cover far more often than chance; how often, and how much the sensor matters, is
+#   counted above.
+# - Principal components turn patch embeddings into a map that follows the outlines of the land.
+#
+# Neighbors that look right are no proof. [07 Linear probes](07_probe_embeddings.ipynb) measures how much the vectors know.
 
 # %%
 metrics = {"chips": len(chips), "vector": kind, "dimensions": int(vectors[kind].shape[1])}
 for name, (share, chance) in shares.items():
-    metrics[f"nearest neighbour shares the {name}"] = {"share": float(share), "by chance": float(chance)}
+    metrics[f"nearest neighbor shares the {name}"] = {"share": float(share), "by chance": float(chance)}
 write_metrics(out_dir, metrics)
-told = [f"{name}: {share:.0%} (by chance {chance:.0%})" for name, (share, chance) in shares.items()]
-print(f"""- {len(chips)} chips became vectors of {vectors[kind].shape[1]} numbers, and a plane in which alike ones are neighbours.
-- Nearest neighbours that agree: {"; ".join(told) or "not counted, since nobody has told what is on the tiles"}.
-- {parts.shape[0]} x {parts.shape[1]} patches of a scene have embeddings of their own, which draw its outlines.""")
-
-# %% [markdown]
-# Next: neighbours that look right are no proof. How much the vectors know is measured in
-# [07 Probing embeddings](07_probe_embeddings.ipynb).
