@@ -297,17 +297,3 @@ def reconstruction_scores(
     error, mean_error = (sums / len(chips)).numpy()
     table = pd.DataFrame({"sensor": sensor.name, "band": sensor.band_names, "error": error, "mean_error": mean_error})
     return table.assign(ratio=error / mean_error, native_error=error * sensor.statistics()[1])
-
-
-def principal_components(patches: np.ndarray, count: int = 3) -> np.ndarray:
-    """Patch embeddings [B, h, w, D] -> their first components over all patches together, [B, h, w, count].
-
-    Patches that were left out are NaN before and after.
-    """
-    from sklearn.decomposition import PCA
-
-    flat = rearrange(patches, "B h w D -> (B h w) D")
-    known = np.isfinite(flat).all(axis=1)
-    components = np.full((len(flat), count), np.nan, flat.dtype)
-    components[known] = PCA(count, random_state=0).fit_transform(flat[known])
-    return rearrange(components, "(B h w) n -> B h w n", h=patches.shape[1], w=patches.shape[2])

@@ -42,9 +42,10 @@ from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
 from clay_lib import Clay, course, data, figures, world
-from clay_lib.clay import embed_chips, principal_components
+from clay_lib.clay import embed_chips
 from clay_lib.course import checks
 from clay_lib.course.chip_map import chip_map
+from clay_lib.evaluation import principal_components
 from clay_lib.runs import output_folder, write_metrics
 
 # %% tags=["parameters"]

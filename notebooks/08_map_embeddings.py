@@ -49,9 +49,9 @@ from clay_lib.areas.area import embed_area
 from clay_lib.areas.local import Event, serve_archive, write_archive
 from clay_lib.areas.reading import read_acquisition
 from clay_lib.areas.search import open_vectors, search, write_geojson
-from clay_lib.clay import principal_components
 from clay_lib.course import checks
 from clay_lib.data.rasters import write_raster
+from clay_lib.evaluation import principal_components
 from clay_lib.figures.maps import Layer, show_on_map, static_map
 from clay_lib.runs.notebooks import output_folder, write_metrics
 from clay_lib.sensors import SENSORS

@@ -34,12 +34,12 @@ import pandas as pd
 
 from clay_lib import SENSORS, Clay, figures
 from clay_lib.areas.search import neighbors_kept
-from clay_lib.areas.vectors import fit_components, from_int8, shrink, to_int8
+from clay_lib.areas.vectors import from_int8, shrink, to_int8
 from clay_lib.clay import embed_chips
 from clay_lib.course import checks
 from clay_lib.data.chips import world_chips
 from clay_lib.data.splits import spatial_blocks
-from clay_lib.evaluation import baselines, probes
+from clay_lib.evaluation import baselines, fit_components, probes
 from clay_lib.evaluation.evaluate import Evaluation
 from clay_lib.evaluation.intervals import interval, resample
 from clay_lib.figures.charts import against_bytes

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, ContractError, Sensor
-from clay_lib.clay import embed_chips, principal_components, reconstruction_scores
+from clay_lib.clay import embed_chips, reconstruction_scores
 from clay_lib.data.chips import Chips
 
 MICRO = ClayConfig(24, 3, 2, 8, 2, 16, 1, 2, 8, 2, patch_size=4, teacher_dim=12)
@@ -350,13 +350,3 @@ def test_reconstruction_scores_by_hand():
         assert table["native_error"][c] == pytest.approx(np.mean(errors), rel=1e-3)
         assert table["mean_error"][c] == pytest.approx(np.mean(mean_errors) / std[c], rel=1e-3)
         assert table["ratio"][c] == pytest.approx(np.mean(errors) / np.mean(mean_errors), rel=1e-3)
-
-
-def test_principal_components_are_ordered_by_variance():
-    patches = np.random.default_rng(0).normal(size=(2, 3, 5, 8)) * np.array([9, 5, 3, 1, 1, 1, 1, 1])
-    components = principal_components(patches)
-    assert components.shape == (2, 3, 5, 3) and (np.diff(components.reshape(-1, 3).std(0)) < 0).all()
-    patches[0, 1, 2:4] = np.nan  # patches left out are neither fitted nor projected
-    components = principal_components(patches)
-    assert np.isnan(components[0, 1, 2:4]).all() and np.isnan(components).sum() == 6
-    np.testing.assert_allclose(np.delete(components.reshape(-1, 3), [7, 8], 0).mean(0), 0, atol=1e-9)

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from clay_lib.areas.tiles import Tile, crs_name, extent
-from clay_lib.areas.vectors import Components, fit_components
 from clay_lib.data.images import blend_ramp
+from clay_lib.evaluation.components import Components, fit_components
 from clay_lib.files import PARTIAL, atomic_write
 
 TILES = 400  # parts that the mean at every position is taken of, at most

@@ -34,6 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clay_lib.errors import ContractError
+from clay_lib.evaluation.components import fit_components
 from clay_lib.files import PARTIAL, atomic_write
 
 STORES = {"float16": pa.float16(), "int8": pa.int8()}
@@ -206,36 +207,6 @@ def to_int8(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def from_int8(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """int8 [N, D] and scale [N] of `to_int8` -> float32 [N, D]."""
     return values.astype(np.float32) * np.asarray(scale, np.float32)[:, None]
-
-
-@dataclass(frozen=True, eq=False)
-class Components:
-    """Principal components. mean [D], axes [n, D], share [n]: explained part of the variance, all float32."""
-
-    mean: np.ndarray
-    axes: np.ndarray
-    share: np.ndarray
-
-    def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """[..., D] -> [..., n]."""
-        return (vectors - self.mean) @ self.axes.T
-
-    def restore(self, values: np.ndarray) -> np.ndarray:
-        """[..., n] -> [..., D]."""
-        return values @ self.axes + self.mean
-
-
-def fit_components(vectors: np.ndarray, count: int) -> Components:
-    """The first principal components of vectors [M, D]; the largest entry of each axis is positive."""
-    from sklearn.decomposition import PCA
-
-    if not 1 <= count <= min(vectors.shape):
-        raise ContractError("components", count, f"1 to {min(vectors.shape)}, for {len(vectors)} vectors [{vectors.shape[1]}]",
-                            "more components than the vectors have numbers, or a very small area")  # fmt: skip
-    fitted = PCA(count, svd_solver="full").fit(np.asarray(vectors, np.float64))
-    axes = fitted.components_
-    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
-    return Components(*(np.asarray(v, np.float32) for v in (fitted.mean_, axes, fitted.explained_variance_ratio_)))
 
 
 @dataclass(frozen=True, eq=False)

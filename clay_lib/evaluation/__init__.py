@@ -2,7 +2,8 @@
 
 `baselines` are hand-crafted features, `probes` the simple classifiers on any features, `intervals` the bootstrap behind
 every score. `evaluate` puts them together for your own labels, `segmentation` scores classes pixel by pixel, `transfer`
-and `results` measure weights on real data, and `ablation` removes metadata or parts of an image.
+and `results` measure weights on real data, and `ablation` removes metadata or parts of an image. `components` are the
+principal components of embeddings.
 """
 
 from clay_lib import lazy
@@ -15,5 +16,6 @@ __getattr__, __dir__, __all__ = lazy(
         "intervals": "as_text interval resample",
         "evaluate": "Evaluation evaluate_features",
         "segmentation": "class_scores",
+        "components": "fit_components principal_components",
     },
 )

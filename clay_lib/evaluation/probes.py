@@ -123,6 +123,20 @@ def choose_c(train_x, train_y, *, groups=None, seed: int = 0) -> float:
     return C_GRID[int(np.argmax(scores))]
 
 
+def choose_features(candidates: Mapping[str, np.ndarray], y: np.ndarray, folds: np.ndarray) -> str:
+    """The candidate [N, D] with the best cosine kNN-20 in cross-validation over the folds [N]."""
+
+    def score(x: np.ndarray) -> float:
+        hits = 0.0
+        for fold in np.unique(folds):
+            a, b = standardize(x[folds != fold], x[folds == fold])
+            part = knn_score(a, y[folds != fold], b, y[folds == fold], k=20, metric="cosine")
+            hits += part * (folds == fold).sum()
+        return hits / len(y)
+
+    return max(candidates, key=lambda name: score(candidates[name]))
+
+
 def predict(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]],
     train_y,

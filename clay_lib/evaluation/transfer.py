@@ -5,11 +5,8 @@
     clay transfer WEIGHTS --points FILE --labels FILE              one raster, and one of its labeled pixels
     clay transfer WEIGHTS --world                                  the mini-world's own test land
 
-Images are split by the number in their names, never at random: neighbors in number are often neighbors on the ground.
-Rasters are left out in turn, or blocks of them. How an image is best read out of the model (class token, mean or spread
-of its patches, at which size) is chosen on folds of the images before the split by number; the same choice is then made
-for the architecture with random weights, for each seed. Beside it stands a random split, in which most of the test
-images took part in that choice: there, the chosen read-out is flattered for that reason too.
+Images are split by the number in their names: neighbors in number are often neighbors on the ground. How an image is
+read out of the model (class token, mean or spread of its patches, at which size) is chosen on training folds.
 """
 
 from __future__ import annotations
@@ -25,21 +22,14 @@ import pandas as pd
 from einops import rearrange
 
 from clay_lib.clay import Clay, reconstruction_scores
-from clay_lib.data.chips import Chips, world_chips
+from clay_lib.data.chips import world_chips
 from clay_lib.data.rasters import read_scene
 from clay_lib.errors import ContractError
-from clay_lib.evaluation import baselines, probes
-from clay_lib.evaluation.evaluate import (
-    Evaluation,
-    chip_features,
-    embed_features,
-    evaluate_features,
-    patch_features,
-    patch_labels,
-)
+from clay_lib.evaluation import baselines, evaluate, probes
 from clay_lib.evaluation.intervals import codes, interval, resample
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
 
+RGB = ("red", "green", "blue")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 PATCHES_PER_CLASS = 100  # to train on
 WINDOW = 7  # patches a side of the windows that rasters are cut into
@@ -94,35 +84,34 @@ def transfer(
     clay = Clay.load(weights)
     if images:
         by_size = {size: read_images(images, size) for size in sizes or [64, 128]}
-        options = dict(sensor=sensor or "naip", bands=bands or ["red", "green", "blue"], gsd=gsd or 0.3)
-        evaluation, chosen = probe_images(clay, by_size, **options, first_test=first_test, seeds=seeds)
-        table = evaluation.summary
+        options = dict(sensor=sensor or "naip", bands=bands or RGB, gsd=gsd or 0.3, first_test=first_test)
+        evaluation, chosen = probe_images(clay, by_size, **options, seeds=seeds)
         print(f"read-out chosen on training folds: {chosen}")
     elif points:
         reading = dict(bands=bands, scale=scale, offset=offset, when=when)
         pixels, classes, metadata = read_points(points, labels, sensor or "landsat-c2l2-sr", **reading)
-        table = probe_points(clay, pixels, classes, **metadata, seeds=seeds).summary
+        evaluation = probe_points(clay, pixels, classes, **metadata, seeds=seeds)
     elif world:
         print(reconstruct_world(clay, seeds=seeds).round(3).to_string(index=False))
-        table = probe_world(clay, seeds=seeds).summary
-    else:
+        evaluation = probe_world(clay, seeds=seeds)
+    if rasters:
         pairs = read_rasters(rasters, labels, raster_bands)
         table = probe_patches(clay, pairs, sensor=sensor or "sentinel-2-l2a", bands=bands, gsd=gsd, seeds=seeds)
+    else:
+        table = evaluation.summary
     print(table.round(3).to_string(index=False, na_rep="–"))
     if out:
         table.round(4).to_csv(out, index=False)
     return 0
 
 
-def _evaluate_both(sets, labels, *, groups, test, own_groups, seeds: int, bootstraps: int) -> Evaluation:
+def _evaluate_both(sets, labels, *, groups, test, own_groups, seeds: int, bootstraps: int) -> evaluate.Evaluation:
     """Accuracy over the given split and a random one; own_groups [N]: what is resampled together in both."""
     options = dict(metric="accuracy", seeds=seeds, bootstraps=bootstraps)
-    parts = (
-        evaluate_features(sets, labels, groups=groups, test=test, **options),
-        evaluate_features(sets, labels, **options),
-    )
+    splits = (dict(groups=groups, test=test), {})
+    parts = [evaluate.evaluate_features(sets, labels, **split, **options) for split in splits]
     tables = [part.predictions.assign(group=own_groups[part.predictions["chip"]]) for part in parts]
-    return Evaluation(pd.concat(tables, ignore_index=True), "accuracy", bootstraps)
+    return evaluate.Evaluation(pd.concat(tables, ignore_index=True), "accuracy", bootstraps)
 
 
 # -- images ----------------------------------------------------------------------------------------------------------
@@ -163,13 +152,13 @@ def probe_images(
     images: Mapping[int, Images],
     *,
     sensor: str = "naip",
-    bands: Sequence[str] = ("red", "green", "blue"),
+    bands: Sequence[str] = RGB,
     gsd: float = 0.3,
     native: int = 256,
     first_test: int | None = None,
     seeds: int = 5,
     bootstraps: int = 1000,
-) -> tuple[Evaluation, str]:
+) -> tuple[evaluate.Evaluation, str]:
     """The same images at several sizes {side: Images} -> their evaluation, and the name of the chosen read-out.
 
     gsd: meters per pixel where an image is `native` pixels wide. Splits: "given", by number, and "random", whose test
@@ -183,11 +172,12 @@ def probe_images(
 
     def embed(model: Clay) -> dict[str, np.ndarray]:
         options = dict(sensor=sensor, bands=bands, check=False, batch_size=16)
-        by_size = {s: embed_features(model, x.pixels, gsd=gsd * native / s, **options) for s, x in images.items()}
+        scaled = {size: gsd * native / size for size in images}
+        by_size = {s: evaluate.embed_features(model, images[s].pixels, gsd=d, **options) for s, d in scaled.items()}
         return readout_candidates(by_size)
 
     def choose(candidates: Mapping[str, np.ndarray]) -> str:
-        return choose_readout({name: x[train] for name, x in candidates.items()}, labels[train], folds[train])
+        return probes.choose_features({name: x[train] for name, x in candidates.items()}, labels[train], folds[train])
 
     ours, random = embed(clay), [embed(Clay.random(clay.model.config, seed=k)) for k in range(seeds)]
     chosen, largest = choose(ours), f"{max(images)} px"
@@ -215,20 +205,6 @@ def readout_candidates(embedded: Mapping[int, Mapping[str, np.ndarray]]) -> dict
             name = f"{' and '.join(group)}, {' and '.join(map(str, sizes))} px"
             candidates.setdefault(name, np.hstack([embedded[size][kind] for size in sizes for kind in group]))
     return candidates
-
-
-def choose_readout(candidates: Mapping[str, np.ndarray], y: np.ndarray, folds: np.ndarray) -> str:
-    """The candidate [N, D] with the best cosine kNN-20 in cross-validation over the folds [N]."""
-
-    def score(x: np.ndarray) -> float:
-        hits = 0.0
-        for fold in np.unique(folds):
-            a, b = probes.standardize(x[folds != fold], x[folds == fold])
-            part = probes.knn_score(a, y[folds != fold], b, y[folds == fold], k=20, metric="cosine")
-            hits += part * (folds == fold).sum()
-        return hits / len(y)
-
-    return max(candidates, key=lambda name: score(candidates[name]))
 
 
 # -- patches of rasters ----------------------------------------------------------------------------------------------
@@ -272,7 +248,7 @@ def cut_patches(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], P: int) -> P
         windows.append(rearrange(pair[0][:, :H, :W], "C (h a) (w b) -> (h w) C a b", a=side, b=side))
         classes.append(rearrange(pair[1][:H, :W], "(h a) (w b) -> (h w) a b", a=side, b=side))
         names += [name] * len(classes[-1])
-    label, place = patch_labels(np.concatenate(classes), P)
+    label, place = evaluate.patch_labels(np.concatenate(classes), P)
     window = place // WINDOW**2
     return Patches(np.concatenate(windows), label, place, window, np.array(names)[window])
 
@@ -298,16 +274,13 @@ def probe_patches(
     """
     patches = cut_patches(pairs, clay.model.config.patch_size)
     metadata = dict(sensor=sensor, bands=bands, gsd=gsd, check=False)
-    sets = patch_features(clay, patches.windows, patches.place, seeds=seeds, batch_size=16, **metadata)
+    sets = evaluate.patch_features(clay, patches.windows, patches.place, seeds=seeds, batch_size=16, **metadata)
     tables = []
     for split in ("rasters", "windows"):
-        made = [
-            predict_patches(
-                {name: versions[seed % len(versions)] for name, versions in sets.items()}, patches, *parts, seed
-            )
-            for seed in range(seeds)
-            for parts in split_patches(patches, split, seed)
-        ]
+        made = []
+        for seed in range(seeds):
+            features = {name: versions[seed % len(versions)] for name, versions in sets.items()}
+            made += [predict_patches(features, patches, *ab, seed) for ab in split_patches(patches, split, seed)]
         tables.append(score_patches(pd.concat(made, ignore_index=True), bootstraps).assign(split=split))
     table = pd.concat(tables, ignore_index=True)
     return table[["split", *(c for c in table if c != "split")]]
@@ -352,18 +325,19 @@ def score_patches(predictions: pd.DataFrame, bootstraps: int) -> pd.DataFrame:
     pixels = next((name for name in simple if name.startswith("pixel")), best)
     rows = []
     for name, values in mean.items():
-        row = {"features": name, "kind": probes.kind_of(name)} | dict(zip(SCORE, interval(values), strict=True))
+        row = {"features": name, "kind": probes.kind_of(name), **_columns("score", values)}
         row |= {raster: scores[0] for raster, scores in by_raster[name].items()}
         if name not in simple:
-            for column, baseline in (("margin", best), ("over_pixels", pixels)):
-                ends = (column, f"{column}_low", f"{column}_high")
-                row |= dict(zip(ends, interval(values - mean[baseline]), strict=True))
-            row["baseline"] = best
+            row |= _columns("margin", values - mean[best]) | _columns("over_pixels", values - mean[pixels])
+            row |= {"baseline": best}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-SCORE = ("score", "low", "high")
+def _columns(name: str, values: np.ndarray) -> dict[str, float]:
+    """A resampled score and its interval as columns of a table."""
+    ends = ("low", "high") if name == "score" else (f"{name}_low", f"{name}_high")
+    return dict(zip((name, *ends), interval(values), strict=True))
 
 
 # -- labeled pixels of a scene ---------------------------------------------------------------------------------------
@@ -407,15 +381,15 @@ def probe_points(
     seeds: int = 5,
     bootstraps: int = 1000,
     **metadata,
-) -> Evaluation:
+) -> evaluate.Evaluation:
     """Balanced accuracy over labeled pixels: as `evaluate`, with one more baseline, the pixel alone.
 
     pixels: native values [C, H, W]; labels: [H, W], 0 unknown. metadata: when, lat, lon, gsd of the scene.
     """
     chips, y, groups = cut_points(pixels, labels, size)
-    sets = chip_features(clay, chips, sensor=sensor, bands=bands, seeds=seeds, check=False, **metadata)
+    sets = evaluate.chip_features(clay, chips, sensor=sensor, bands=bands, seeds=seeds, check=False, **metadata)
     sets["pixel alone"] = [SENSORS[sensor].normalize(chips, bands)[:, :, size // 2, size // 2]]
-    return evaluate_features(sets, y, groups=groups, metric="balanced", seeds=seeds, bootstraps=bootstraps)
+    return evaluate.evaluate_features(sets, y, groups=groups, metric="balanced", seeds=seeds, bootstraps=bootstraps)
 
 
 def read_points(scene: str | Path, labels: str | Path, sensor: str, **reading) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -438,7 +412,7 @@ def read_points(scene: str | Path, labels: str | Path, sensor: str, **reading) -
 
 def probe_world(
     clay: Clay, *, chips: int = 660, test_chips: int = 330, seeds: int = 5, bootstraps: int = 1000
-) -> Evaluation:
+) -> evaluate.Evaluation:
     """The commonest land cover of Sentinel-2 chips of 64 px, every place at two dates.
 
     Split "given": train and test places lie in different blocks of the world. Split "random": all chips mixed.
@@ -446,12 +420,15 @@ def probe_world(
     """
     counts = {"train": chips, "test": test_chips}
     parts = [world_chips("sentinel-2-l2a", n, split=split, dates=2) for split, n in counts.items()]
-    metadata = {k: [v for part in parts for v in part.place_and_time[k]] for k in ("when", "lat", "lon")}
-    pixels = np.concatenate([part.pixels for part in parts])
-    sets = chip_features(clay, pixels, sensor="sentinel-2-l2a", seeds=seeds, n_filters=128, **metadata)
-    labels = np.concatenate([part.land_cover for part in parts])
-    place = np.concatenate([_places(parts[0]), len(parts[0]) + _places(parts[1])])
-    options = dict(groups=place, test=np.arange(len(labels)) >= len(parts[0]), own_groups=place)
+    pixels, labels, lat, lon = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("pixels", "land_cover", "lat", "lon")
+    )
+    when = [text for part in parts for text in part.when.tolist()]
+    metadata = dict(sensor="sentinel-2-l2a", when=when, lat=lat.tolist(), lon=lon.tolist())
+    sets = evaluate.chip_features(clay, pixels, seeds=seeds, n_filters=128, **metadata)
+    test = np.arange(len(labels)) >= len(parts[0])
+    place = np.unique(np.stack([test, lat, lon]), axis=1, return_inverse=True)[1].ravel()
+    options = dict(groups=place, test=test, own_groups=place)
     return _evaluate_both(sets, labels, **options, seeds=seeds, bootstraps=bootstraps)
 
 
@@ -471,8 +448,3 @@ def reconstruct_world(
             row = {"sensor": sensor, "size": size, "ratio": np.mean(ratios), "low": min(ratios), "high": max(ratios)}
             rows.append(row | {"error": error, "chips": chips, "draws": seeds})
     return pd.DataFrame(rows)
-
-
-def _places(chips: Chips) -> np.ndarray:
-    """[N] one number a place."""
-    return np.unique(np.stack([chips.lat, chips.lon]), axis=1, return_inverse=True)[1].ravel()

@@ -12,8 +12,9 @@ import shapely
 
 from clay_lib.areas import vectors
 from clay_lib.areas.tiles import Grid, tiles_of
-from clay_lib.areas.vectors import fit_components, from_int8, shrink, to_int8, write_part
+from clay_lib.areas.vectors import from_int8, shrink, to_int8, write_part
 from clay_lib.errors import ContractError
+from clay_lib.evaluation.components import fit_components
 
 DIM = 24
 TILES = tiles_of(shapely.box(14.9, 50.0, 15.1, 50.1), Grid("utm", 10.0))

@@ -80,6 +80,14 @@ def test_c_is_chosen_without_the_test_set_and_by_group():
     assert probes.choose_c(x, labels) > probes.choose_c(x, labels, groups=groups)
 
 
+def test_features_are_chosen_by_cross_validation():
+    rng, y = np.random.default_rng(0), np.tile([0, 1], 60)
+    folds = np.repeat(np.arange(4), 30)
+    useful, useless = y[:, None] + rng.normal(0, 0.3, (120, 4)), rng.normal(size=(120, 4))
+    leaky = np.stack([folds, folds * y], axis=1) + rng.normal(0, 0.01, (120, 2))  # separates neighbors, not classes
+    assert probes.choose_features({"useless": useless, "leaky": leaky, "useful": useful}, y, folds) == "useful"
+
+
 def test_difference_is_paired_with_the_best_baseline():
     (train_x, train_y), (test_x, test_y) = planted(gap=1.2), planted(gap=1.2, n=300, seed=1)
     noise = np.random.default_rng(5).normal(size=(500, 8))

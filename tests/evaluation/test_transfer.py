@@ -13,7 +13,6 @@ from clay_lib.evaluation import baselines, probes
 from clay_lib.evaluation.evaluate import embed_features
 from clay_lib.evaluation.transfer import (
     WINDOW,
-    choose_readout,
     cut_patches,
     cut_points,
     predict_patches,
@@ -101,14 +100,6 @@ def test_image_probes_split_by_number_and_compare_with_baselines(clay, folder):
     ours = table.loc[("Clay, class token", "linear")]
     best = table[table["kind"] == "baseline"].xs("linear", level="probe")["score"].max()
     assert ours["margin"] == pytest.approx(ours["score"] - best) and ours["margin_low"] <= ours["margin_high"]
-
-
-def test_the_read_out_is_chosen_by_cross_validation():
-    rng, y = np.random.default_rng(0), np.tile([0, 1], 60)
-    folds = np.repeat(np.arange(4), 30)
-    useful, useless = y[:, None] + rng.normal(0, 0.3, (120, 4)), rng.normal(size=(120, 4))
-    leaky = np.stack([folds, folds * y], axis=1) + rng.normal(0, 0.01, (120, 2))  # separates neighbors, not classes
-    assert choose_readout({"useless": useless, "leaky": leaky, "useful": useful}, y, folds) == "useful"
 
 
 # -- patches of rasters ----------------------------------------------------------------------------------------------
