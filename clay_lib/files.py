@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -176,3 +177,28 @@ def hash_tensors(tensors: Mapping, metadata: str = "") -> str:
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+class MetricsFile:
+    """Rows of metrics in a CSV file; a row is on disk when `write` returns.
+
+    resume_from: the step of the checkpoint; later rows are dropped, since they will be written again. None: a new file.
+    """
+
+    def __init__(self, path: str | Path, columns: list[str], *, resume_from: int | None = None):
+        self.path, self.columns, rows = Path(path), columns, []
+        if resume_from is not None and self.path.is_file():
+            lines = self.path.read_text().splitlines(keepends=True)
+            reader = csv.DictReader(line for line in lines if line.endswith("\n"))  # a kill may cut the last one short
+            rows = [row for row in reader if int(row["step"]) <= resume_from]
+        atomic_write(self.path, lambda path: self._append(path, rows, header=True))
+
+    def write(self, row: dict[str, float | int]) -> None:
+        self._append(self.path, [row])
+
+    def _append(self, path: Path, rows: list[dict], *, header: bool = False) -> None:
+        with open(path, "a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            if header:
+                writer.writeheader()
+            writer.writerows(rows)

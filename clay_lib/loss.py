@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,3 +47,26 @@ def reconstruction_loss(
 def representation_loss(representation: Tensor, target: Tensor) -> Tensor:
     """1 - cosine, averaged over the batch; both [B, teacher_dim]. Scalar."""
     return 1 - F.cosine_similarity(representation, target, dim=-1).mean()
+
+
+class RunningMeans:
+    """Running means of losses by name; tensors stay on their device until `take`."""
+
+    def __init__(self, state: dict[str, list] | None = None):
+        self.sums: dict[str, list] = {name: list(pair) for name, pair in (state or {}).items()}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = [total + value.detach().float(), count + 1]
+
+    def state(self) -> dict[str, list]:
+        return {name: [float(total), count] for name, (total, count) in self.sums.items()}
+
+    def take(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
+        """Means since the last call; reduce: the mean over ranks, which all have the same names."""
+        if not self.sums:
+            return {}
+        values = torch.stack([torch.as_tensor(t, device=device) / n for t, n in self.sums.values()])
+        names, self.sums = list(self.sums), {}
+        return dict(zip(names, reduce(values).tolist(), strict=True))

@@ -203,3 +203,26 @@ def _last_layer_inputs(last: nn.Linear, layer: PatchEmbedding | PixelHead, waves
     layer.generate(waves)
     hook.remove()
     return inputs[0]
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights: w <- d w + (1 - d) new, with d = min(decay, (1 + s)/(10 + s)).
+
+    s counts steps, so that a short run does not depend on its first weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay, self.live = decay, [p for p in model.parameters() if p.requires_grad]
+        self.weights = [p.detach().clone() for p in self.live]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        torch._foreach_lerp_(self.weights, self.live, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the averaged weights and the model's own."""
+        for average, live in zip(self.weights, self.live, strict=True):
+            kept = average.clone()
+            average.copy_(live)
+            live.copy_(kept)

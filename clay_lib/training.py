@@ -6,7 +6,6 @@ is over. A run that resumes from it is a run that starts at the next batch.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -15,7 +14,7 @@ import pickle
 import signal
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,9 +31,9 @@ from clay_lib.checkpoint import stored_config
 from clay_lib.data.augment import drop_bands
 from clay_lib.datamodule import Batch, ClayDataModule
 from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, check_ranges
-from clay_lib.files import atomic_write
-from clay_lib.loss import reconstruction_loss, representation_loss
-from clay_lib.model import ClayConfig, ClayMAE
+from clay_lib.files import MetricsFile, atomic_write
+from clay_lib.loss import RunningMeans, reconstruction_loss, representation_loss
+from clay_lib.model import ClayConfig, ClayMAE, WeightAverage
 from clay_lib.teacher import teacher_target
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -112,9 +111,9 @@ class ClayModule(L.LightningModule):
             raise ContractError("teacher_dim", config.teacher_dim, teacher.dim, cause)
         self._teacher = [] if teacher is None else [teacher]  # in a list, where torch does not look for modules
         self.model.proj.requires_grad_(teacher is not None or cached)
-        self.average = None if self.settings.ema_decay is None else Average(self.model, self.settings.ema_decay)
-        self.train_means, self.val_means = Means(), Means()
-        self.metrics: Metrics | None = None  # where rows go, on the first rank
+        self.average = None if self.settings.ema_decay is None else WeightAverage(self.model, self.settings.ema_decay)
+        self.train_means, self.val_means = RunningMeans(), RunningMeans()
+        self.metrics: MetricsFile | None = None  # where rows go, on the first rank
         self.first_step, self.log_every, self.per_epoch = 0, 10, 1  # steps, steps, batches
         self.bar: tqdm | None = None
         settings = json.loads(json.dumps(asdict(self.settings)))  # plain types, which a checkpoint may hold
@@ -194,7 +193,7 @@ class ClayModule(L.LightningModule):
             self.average.swap()
         self._row("val", self.val_means)
 
-    def _row(self, stage: str, means: Means, **more: float) -> dict[str, float]:
+    def _row(self, stage: str, means: RunningMeans, **more: float) -> dict[str, float]:
         """Write the means since the last row; the same on all ranks."""
         values = means.take(lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"), self.device)
         row = {"epoch": self.step * self.settings.accumulate // self.per_epoch, **more}
@@ -225,10 +224,10 @@ class ClayModule(L.LightningModule):
         """The state of the module when `snapshot` was called."""
         self.model.load_state_dict({name.removeprefix("model."): w for name, w in saved["state_dict"].items()})
         if self.average is not None:
-            self.average = Average(self.model, self.average.decay)
+            self.average = WeightAverage(self.model, self.average.decay)
         if saved["live"] is not None:
             self.model.load_state_dict({name.removeprefix("model."): w for name, w in saved["live"].items()})
-        self.train_means = Means(saved["means"])
+        self.train_means = RunningMeans(saved["means"])
 
     def configure_optimizers(self):
         s = self.settings
@@ -240,77 +239,6 @@ class ClayModule(L.LightningModule):
         groups = [{"params": params, "lr": factor * s.lr} for factor, params in groups.items() if params]
         optimizer = torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay, betas=s.betas, fused=True)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule(optimizer, s), "interval": "step"}}
-
-
-class Average:
-    """Exponential moving average of a model's weights: w <- d w + (1 - d) new, with d = min(decay, (1 + s)/(10 + s)).
-
-    s counts steps, so that a short run does not depend on its first weights.
-    """
-
-    def __init__(self, model: torch.nn.Module, decay: float):
-        self.decay, self.live = decay, [p for p in model.parameters() if p.requires_grad]
-        self.weights = [p.detach().clone() for p in self.live]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        torch._foreach_lerp_(self.weights, self.live, 1 - min(self.decay, (1 + step) / (10 + step)))
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the averaged weights and the model's own."""
-        for average, live in zip(self.weights, self.live, strict=True):
-            kept = average.clone()
-            average.copy_(live)
-            live.copy_(kept)
-
-
-class Means:
-    """Running means by name; tensors stay on their device until `take`."""
-
-    def __init__(self, state: dict[str, list] | None = None):
-        self.sums: dict[str, list] = {name: list(pair) for name, pair in (state or {}).items()}
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = [total + value.detach().float(), count + 1]
-
-    def state(self) -> dict[str, list]:
-        return {name: [float(total), count] for name, (total, count) in self.sums.items()}
-
-    def take(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """Means since the last call; reduce: the mean over ranks, which all have the same names."""
-        if not self.sums:
-            return {}
-        values = torch.stack([torch.as_tensor(t, device=device) / n for t, n in self.sums.values()])
-        names, self.sums = list(self.sums), {}
-        return dict(zip(names, reduce(values).tolist(), strict=True))
-
-
-class Metrics:
-    """Rows of metrics in a CSV file; a row is on disk when `write` returns.
-
-    resume_from: the step of the checkpoint; later rows are dropped, since they will be written again. None: a new file.
-    """
-
-    def __init__(self, path: str | Path, columns: list[str], *, resume_from: int | None = None):
-        self.path, self.columns, rows = Path(path), columns, []
-        if resume_from is not None and self.path.is_file():
-            lines = self.path.read_text().splitlines(keepends=True)
-            reader = csv.DictReader(line for line in lines if line.endswith("\n"))  # a kill may cut the last one short
-            rows = [row for row in reader if int(row["step"]) <= resume_from]
-        atomic_write(self.path, lambda path: self._append(path, rows, header=True))
-
-    def write(self, row: dict[str, float | int]) -> None:
-        self._append(self.path, [row])
-
-    def _append(self, path: Path, rows: list[dict], *, header: bool = False) -> None:
-        with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            if header:
-                writer.writeheader()
-            writer.writerows(rows)
 
 
 def newest_checkpoint(folder: str | Path) -> dict | None:
@@ -529,7 +457,7 @@ def train(
     if trainer.is_global_zero:
         columns = _columns(data, teacher is not None or data.targets is not None)
         resume_from = None if saved is None else saved["step"]
-        module.metrics = Metrics(out / "log" / "metrics.csv", columns, resume_from=resume_from)
+        module.metrics = MetricsFile(out / "log" / "metrics.csv", columns, resume_from=resume_from)
     if left > 0:
         steps = val_every or -(-check_val_every_n_epoch * module.per_epoch // s.accumulate)  # between validations
         data.every, data.end = steps * s.accumulate, s.max_steps * s.accumulate

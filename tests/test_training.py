@@ -13,8 +13,9 @@ from fakes import MICRO, fake_chips
 from clay_lib import Clay, ContractError
 from clay_lib.data.augment import drop_bands
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
+from clay_lib.model import WeightAverage
 from clay_lib.teacher import stand_in_teacher
-from clay_lib.training import Average, ClayModule, TrainSettings, newest_checkpoint, read_checkpoint, schedule, train
+from clay_lib.training import ClayModule, TrainSettings, newest_checkpoint, read_checkpoint, schedule, train
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +242,7 @@ class TestResuming:
     def test_averaged_weights(self):
         model = torch.nn.Linear(1, 1, bias=False)
         model.weight.data.fill_(0.0)
-        average = Average(model, 0.5)
+        average = WeightAverage(model, 0.5)
         old = 0.0
         for step, (value, keep) in enumerate([(1.0, 1 / 10), (2.0, 2 / 11), (3.0, 3 / 12)]):
             model.weight.data.fill_(value)

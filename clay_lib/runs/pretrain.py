@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -405,23 +406,22 @@ def summary(config: ClayConfig, teacher: nn.Module | None = None) -> str:
     """Parameters of each part, in a few lines."""
     with torch.device("meta"):
         model = ClayMAE(config)
-    parts = {"encoder": model.encoder, "decoder": model.decoder, "projection": model.proj}
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    lines = [f"  {name:<12}{count:>14,}" for name, count in counts.items()]
-    lines.append(f"  {'trained':<12}{sum(counts.values()):>14,}")
+    parts = {"encoder": model.encoder, "decoder": model.decoder, "projection": model.proj, "trained": model}
     if teacher is not None:
-        lines.append(f"  {'teacher':<12}{sum(p.numel() for p in teacher.parameters()):>14,}  frozen")
-    return "parameters\n" + "\n".join(lines)
+        parts["teacher"] = teacher
+    lines = [f"  {name:<12}{sum(p.numel() for p in part.parameters()):>14,}" for name, part in parts.items()]
+    return "\n".join(["parameters", *lines]) + ("" if teacher is None else "  frozen")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A configuration's arguments for `train`, where jsonargparse is missing. YAML reads 1e-3 as text: write 1.0e-3."""
+    """A configuration's arguments for `train`, where jsonargparse is missing."""
     values = yaml.safe_load(Path(path).read_text()) or {}
     check_names(values, train, "")
     for name, kind in {"model": ModelChoice, "data": DataChoice, "settings": TrainSettings}.items():
         part = values.get(name) or {}
         check_names(part, kind, f"{name}.")
-        values[name] = kind(**part)
+        numbers = {k: float(v) for k, v in part.items() if re.fullmatch(r"[\d.]+e-?\d+", str(v))}  # YAML reads text
+        values[name] = kind(**part | numbers)
     return values
 
 

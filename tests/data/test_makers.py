@@ -1,4 +1,4 @@
-"""What chips are made from: the mini-world by land cover, scenes cut along their grid; and the command that does it."""
+"""Chip makers: the mini-world by land cover, and scenes cut along their grid."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from clay_lib.data.splits import LAND_TILES, block_split, sample_tiles
 from clay_lib.data.store import ChipStore, write_chips
 
 
-def test_the_world_s_chips_are_the_same_whoever_makes_them():
+def test_world_chips_depend_on_their_number_alone():
     maker, more = WorldMaker("naip", 12, size=32), WorldMaker("naip", 30, size=32)
-    whole, part = maker.part(range(12))(), more.part(range(5, 9))()
+    complete, part = maker.part(range(12))(), more.part(range(5, 9))()
     assert maker.recipe == more.recipe != WorldMaker("naip", 12, size=32, dates=1).recipe
-    assert whole.chips.hashes[5:9].tolist() == part.chips.hashes.tolist()
-    assert len(set(whole.chips.hashes)) == 12 and set(whole.splits) == {"train"}
+    assert complete.chips.hashes[5:9].tolist() == part.chips.hashes.tolist()
+    assert len(set(complete.chips.hashes)) == 12 and set(complete.splits) == {"train"}
     radar = WorldMaker("sentinel-1-rtc", 12, size=32).part(range(12))()
-    np.testing.assert_array_equal(radar.chips.lat, whole.chips.lat)  # every sensor sees the same places
-    for shape, lat, lon in zip(whole.footprints, whole.chips.lat, whole.chips.lon, strict=True):
+    np.testing.assert_array_equal(radar.chips.lat, complete.chips.lat)  # every sensor sees the same places
+    for shape, lat, lon in zip(complete.footprints, complete.chips.lat, complete.chips.lon, strict=True):
         assert shape.contains(shapely.Point(lon, lat)) and 25 < np.sqrt(shape.area) * 111_000 < 45
 
 
-def test_the_world_s_tiles_have_less_open_land_and_more_towns_once_sampled():
+def test_sampled_world_tiles_have_more_towns_and_less_open_land():
     tiles = world_tiles(0, "train", 0)
     fractions = tiles.filter(like="cover_")
     np.testing.assert_allclose(fractions.sum(axis=1), 1, atol=1e-5)
@@ -38,8 +38,8 @@ def test_the_world_s_tiles_have_less_open_land_and_more_towns_once_sampled():
 def scene(path, *, when="20230610", size=(70, 100), bands=4, west=520_000.0):
     rng = np.random.default_rng(0)
     pixels = rng.integers(1, 255, (bands, *size)).astype(np.uint8)
-    pixels[:, :32, 32:64] = 0  # one window has nothing
-    pixels[:, 40, 40] = 0  # and one a single missing pixel
+    pixels[:, :32, 32:64] = 0  # one window has no data
+    pixels[:, 40, 40] = 0  # and one has a single missing pixel
     return write_raster(
         path / f"m_3607717_{when}.tif", pixels, crs="EPSG:32633", transform=(1, 0, west, 0, -1, 5_000_000.0), nodata=0
     )
@@ -71,7 +71,7 @@ def test_windows_across_two_splits_are_left_out(tmp_path):
     file = scene(tmp_path, size=(160, 160))
     every = SceneMaker(str(file), "naip", size=16).part(range(100))()
     fine = SceneMaker(str(file), "naip", size=16, degrees=0.0005, seed=1).part(range(100))()
-    assert len(set(every.splits)) == 1 and len(every.chips) == 96  # all but the four of nothing
+    assert len(set(every.splits)) == 1 and len(every.chips) == 96  # all but the four without data
     assert set(fine.splits) == {"train", "val", "test"} and 10 < len(fine.chips) < 90
     for lat_lon, split in zip(map(shapely.get_coordinates, fine.footprints), fine.splits, strict=True):
         assert set(block_split(lat_lon[:, 1], lat_lon[:, 0], 0.0005, seed=1)) == {split}
@@ -88,7 +88,7 @@ def test_dates_in_names():
         assert date_in_name(name) == date, name
 
 
-def test_outlines_across_the_antimeridian_come_in_two_pieces():
+def test_footprints_across_the_antimeridian_have_two_pieces():
     shape = footprint("EPSG:32601", (1000, 0, 166_000 - 50_000, 0, -1000, 100_000), 100, 100)
     assert shape.geom_type == "MultiPolygon" and shape.bounds[0] == -180 and shape.bounds[2] == 180 and shape.area < 2
     assert footprint(None, None, 8, 8) is None
