@@ -1,4 +1,9 @@
-"""Images in, chips out: readers for any image, the contract check, labels, chip stores and teacher targets."""
+"""Images in, chips out.
+
+Any image (array, xarray, raster file or folder) is opened by `open_image` or `read_scene`, which decide which band is
+which, which pixels were measured, in which units, where and when; `check_image` compares it to its sensor. Labeled sets,
+chips of the synthetic Earth, splits without spatial leakage, chip stores and teacher targets are built on that.
+"""
 
 from clay_lib import lazy
 
@@ -8,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy(
         "chips": "Chips world_chips",
         "check": "check_image",
         "images": "open_image",
-        "labels": "class_folders points_on_scene raster_pairs world_set",
+        "labels": "IGNORE class_folders points_on_scene raster_pairs world_set",
         "rasters": "coarser read_scene write_raster",
         "scenes": "crop cut_chips open_scene",
         "splits": "random_split spatial_blocks split_by_blocks",

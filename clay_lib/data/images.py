@@ -59,7 +59,7 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
     source: numbers of any dtype and device, [C, H, W] or [B, C, H, W]; a DataArray with a band, a y and an x dimension
     in any order and at most one more (the batch, such as time); a Dataset with a variable a band; or what
     `rasters.read_scene` reads. CRS and pixel size of xarray come from its grid mapping coordinate (rioxarray, odc-stac,
-    CF) and its x and y; rows and columns stay in their order. xarray's numbers are taken as they are: a scale factor
+    CF) and its x and y; rows from south to north are flipped. xarray's numbers are taken as they are: a scale factor
     beside them is neither applied nor undone.
     bands: of a source that names its bands, those to take, in that order; of one that does not, the names of its bands
     in order, None for one to leave out, or {name: 1-based number}. Without it, bands that carry names are matched to
@@ -194,6 +194,8 @@ def decode_image(value) -> np.ndarray:
 def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None) -> Image:
     read = _read_dataset if hasattr(source, "data_vars") else _read_dataarray
     values, fills, names, first, axes = read(source, sensor, bands)
+    if _south_up(first, axes):
+        values, first = values[..., ::-1, :], first.isel({axes["y"]: slice(None, None, -1)})
     fills = [_fill_value(own) if fill is None else fill for own in fills]
     pixels = _native(as_batch(values, sensor), fills, sensor)
     return _image(pixels, sensor, names, when=_dates(first, axes.get("batch")), **_position(first, axes))
@@ -283,6 +285,12 @@ def _dates(array: xarray.DataArray, batch: Hashable | None) -> datetime | tuple[
             dates = array.coords[name].values.astype("datetime64[us]").tolist()  # NaT becomes None
             return tuple(dates) if isinstance(dates, list) else dates
     return None
+
+
+def _south_up(array: xarray.DataArray, axes: Mapping[str, Hashable]) -> bool:
+    """Whether y, in a CRS, ascends with the rows, as from NetCDF; row numbers without a CRS do not count."""
+    y = array.coords[axes["y"]].values if axes["y"] in array.coords else np.empty(0)
+    return len(y) > 1 and y.dtype.kind in "iuf" and y[-1] > y[0] and bool(_position(array, axes))
 
 
 def _position(array: xarray.DataArray, axes: Mapping[str, Hashable]) -> dict:

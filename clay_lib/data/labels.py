@@ -21,7 +21,16 @@ from rasterio.windows import Window
 from clay_lib.data.bands import Bands
 from clay_lib.data.chips import Chips, world_chips
 from clay_lib.data.images import decode_image
-from clay_lib.data.rasters import Header, Scene, list_rasters, open_raster, read_header, read_padded, read_scene
+from clay_lib.data.rasters import (
+    Header,
+    Scene,
+    list_rasters,
+    open_raster,
+    read_band,
+    read_header,
+    read_padded,
+    read_scene,
+)
 from clay_lib.data.splits import drop_overlaps, random_split, spatial_blocks, split_by_blocks
 from clay_lib.errors import ContractError, warn
 from clay_lib.files import CACHE, atomic_write
@@ -476,7 +485,7 @@ def _check_same_grid(image: Header, label: Header) -> None:
 def _read_labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None, window=None) -> np.ndarray:
     """[H, W]: class numbers in the order of codes, IGNORE where unlabeled; or values, NaN where unknown."""
     with open_raster(path) as file:
-        values, fill = file.read(1, window=window and Window(*window)), file.nodata
+        values, fill = read_band(file, 1, window and Window(*window)), file.nodata
     blank = np.zeros(values.shape, bool)
     for number in (ignore, fill):
         if number is not None:

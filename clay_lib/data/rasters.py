@@ -106,7 +106,8 @@ def read_scene(
     scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it.
     in_decibel: radar in dB; None goes by the sign of the median. window: (column, row, width, height) in pixels.
     Numbered Landsat bands are read as Landsat 8's, or as Landsat 4-7's where the file's name begins so (LE07, LT05).
-    Files of coarser bands over the same footprint are resampled to the finest grid, bilinear.
+    Files of coarser bands over the same footprint are resampled to the finest grid, bilinear. Rows go from north to
+    south: those of a south-up file are flipped.
     Raises ContractError for anything that cannot be read or named.
     """
     sensor = SENSORS.resolve(sensor)
@@ -126,7 +127,8 @@ def read_scene(
         nodata = [layer.file.nodatavals[layer.index - 1] for layer in layers.values()]
         crs = finest.crs
         georeferenced = crs is not None or not finest.transform.is_identity
-        transform = finest.window_transform(box) if georeferenced else None
+        corner = Affine.translation(box.col_off, box.row_off)
+        transform = north_up(finest) @ corner if georeferenced else None
 
     missing = missing_pixels(pixels, nodata, sensor)
     for mask in masks:
@@ -202,7 +204,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def _header(file: rasterio.DatasetReader) -> Header:
-    return Header(file.name, file.height, file.width, file.crs, tuple(file.transform)[:6])
+    return Header(file.name, file.height, file.width, file.crs, tuple(north_up(file))[:6])
 
 
 def find_layers(path, sensor: str | Sensor, bands: Bands = None) -> dict[str, Layer]:
@@ -427,17 +429,38 @@ def has_mask(file) -> bool:
     return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
+def north_up(file: rasterio.DatasetReader) -> Affine:
+    """The file's transform; of a south-up raster (y ascends with the rows, as from NetCDF), that of its flipped rows."""
+    a, b, c, d, e, f = tuple(file.transform)[:6]
+    return Affine(a, b, c, d, -e, f + e * file.height) if _south_up(file) else file.transform
+
+
+def _south_up(file: rasterio.DatasetReader) -> bool:
+    transform = file.transform  # the identity stands for none
+    return file.crs is not None and transform.e > 0 and transform.b == transform.d == 0 and not transform.is_identity
+
+
+def read_band(file: rasterio.DatasetReader, index: int, box: Window | None = None) -> np.ndarray:
+    """[H, W] of a 1-based band (0: the file's mask), on a window of its rows from north to south."""
+    read = partial(file.read, index) if index else partial(file.read_masks, 1)
+    if not _south_up(file):
+        return read(window=box)
+    if box is not None:
+        box = Window(box.col_off, file.height - box.row_off - box.height, box.width, box.height)
+    return read(window=box)[::-1]
+
+
 def _read(layer: _OpenLayer, finest, box: Window) -> np.ndarray:
     """[H, W] of one layer on the window of the finest file's grid."""
     file = layer.file
-    read = partial(file.read, layer.index) if layer.index else partial(file.read_masks, 1)
     if file.shape == finest.shape and file.transform.almost_equals(finest.transform, 1e-6):
-        return read(window=box)
+        return read_band(file, layer.index, box)
     slack = max(abs(file.transform.a), abs(file.transform.e))
     same_footprint = file.crs == finest.crs and np.allclose(file.bounds, finest.bounds, atol=slack, rtol=0)
-    if not same_footprint or finest.crs is None:
-        cause = "files of two scenes in one folder, or a band cropped or reprojected differently"
+    if not same_footprint or finest.crs is None or _south_up(file) or _south_up(finest):
+        cause = "files of two scenes in one folder, or a band cropped, flipped or reprojected differently"
         raise ContractError("path", str(_header(file)), f"the footprint of {_header(finest)}", cause)
+    read = partial(file.read, layer.index) if layer.index else partial(file.read_masks, 1)
     part = from_bounds(*finest.window_bounds(box), transform=file.transform)
     shape = (int(box.height), int(box.width))
     return read(window=part, out_shape=shape, resampling=Resampling.bilinear, boundless=False)

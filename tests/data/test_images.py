@@ -178,6 +178,23 @@ def test_numbers_that_xarray_unpacked_are_left_alone(tmp_path):
     np.testing.assert_array_equal(open_image(unpacked, LINZ).pixels[0], unpacked.values)
 
 
+@pytest.mark.parametrize("window", [None, (2, 1, 5, 4)])
+def test_south_up_rows_are_flipped(tmp_path, window):
+    values = np.random.default_rng(0).integers(1, 200, (3, 12, 9)).astype(np.uint8)
+    north = write_raster(tmp_path / "north.tif", values, **UTM)
+    south_transform = (10.0, 0.0, 617300.0, 0.0, 10.0, 9625100.0 - 120)
+    south = write_raster(tmp_path / "south.tif", values[:, ::-1], crs=UTM["crs"], transform=south_transform)
+    expected, scene = (read_scene(path, LINZ, window=window) for path in (north, south))
+    np.testing.assert_array_equal(scene.pixels, expected.pixels)
+    assert (scene.transform, scene.lat, scene.lon) == (expected.transform, expected.lat, expected.lon)
+    array = data_array(values, LINZ.band_names)
+    a, b = (open_image(x, LINZ) for x in (array, array.isel(y=slice(None, None, -1))))
+    np.testing.assert_array_equal(a.pixels, b.pixels)
+    assert (a.lat, a.lon, a.gsd) == pytest.approx((b.lat, b.lon, b.gsd))
+    bare = array.drop_vars(["x", "y", "spatial_ref"]).assign_coords(y=np.arange(12))  # row numbers
+    np.testing.assert_array_equal(open_image(bare, LINZ).pixels[0], values)
+
+
 # ---- errors ----
 
 
