@@ -13,288 +13,238 @@
 # ---
 
 # %% [markdown]
-# # 05 Maps of reconstructions
+# # 05 Reconstruction maps
 #
-# > **How good is the picture behind the mask, and where on Earth?**
+# > **How good are reconstructions of hidden patches, and where on the map are they wrong?**
 #
 # You will see
-# - patches put together to an image by hand, and its error, band by band, beside a plain guess,
-# - a whole scene of any size rebuilt tile by tile and written as a GeoTIFF on the footprint of the input,
-# - the same on a map: original, what the model saw, what it made of it, and where it is wrong.
+# - an image assembled from patches by hand, and its error in each band beside a baseline,
+# - a scene of any size reconstructed tile by tile and written as a GeoTIFF,
+# - a map with the original, the visible patches, the reconstruction and the error.
 #
-# | needs | minutes | data |
+# sensors → datacube → encoder → **decoder → figures**
+#
+# | prerequisites | minutes | data |
 # | --- | --- | --- |
-# | small weights, shipped in `data/weights`; your own of [04 Training](04_train_clay.ipynb) by one parameter | under 1 on two cores; no GPU needed (not measured there) | a scene of the mini-world, or a GeoTIFF of your own |
+# | [03 Masking](03_mask_patches.ipynb); the small weights of this repository, or your own from [04 Training](04_train_clay.ipynb) | 0.3 on two cores | a scene of the synthetic Earth, or a GeoTIFF of your own |
 #
-# With a file of your own, set `scene` and `sensor` below. Nothing else changes.
+# For your own file, set `scene` and `sensor` below. Nothing else changes.
 
 # %%
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from einops import rearrange
 from IPython.display import display
 
-from clay_lib import SENSORS, Clay, figures
-from clay_lib.clay import reconstruction_scores
+from clay_lib import Clay, data, figures
 from clay_lib.course import checks
-from clay_lib.data.chips import Chips
-from clay_lib.data.rasters import bounds_wgs84, read_scene, write_raster
-from clay_lib.data.scenes import center_window, most_measured
 from clay_lib.encoder import patchify, unpatchify
-from clay_lib.figures.maps import Layer, show_on_map, static_map
-from clay_lib.runs.notebooks import output_folder, write_metrics
-from clay_lib.world.earth import CLASSES, MiniWorld
-
-_ = torch.set_grad_enabled(False)
+from clay_lib.runs import output_folder, write_metrics
 
 # %% tags=["parameters"]
-seed: int = 0  # of the mini-world and of what is hidden
+seed: int = 0  # of the synthetic Earth and of the mask
 out: str = ""  # folder for results; empty: papermill_runs/lab/05_map_reconstructions
-weights: str = "clay-mini.safetensors"  # shipped; or a path, or what 04 put into data/cache: notebook_04.safetensors
-scene: str = ""  # a GeoTIFF of your own; empty: the mini-world
-sensor: str = "sentinel-2-l2a"  # which took the scene
-when: str = "2023-06-10T10:30"  # date of the mini-world's scene
-scene_when: str = ""  # date of your own scene, such as 2023-06-10T10:30; empty: unknown
-most_pixels: int = 512  # a side; of larger files the middle is taken
-scene_pixels: int = 192  # a side, of the mini-world's scene
-land_cover: int = 40  # WorldCover code of the mini-world's place: 40 is cropland
-tile: int = 64  # pixels a side of what the model gets at once: the size trained on
-mask_ratio: float = 0.6  # share of the patches that is hidden: as the shipped weights were trained; 0.75 in the release
+weights: str = "clay-mini"  # the small weights of this repository; or a path; or what 04 saved: notebook_04.safetensors
+scene: str = ""  # a GeoTIFF of your own; empty: the synthetic Earth
+sensor: str = "sentinel-2-l2a"  # the sensor of the scene
+scene_when: str = ""  # date of your scene, such as 2023-06-10T10:30; empty: unknown
+scene_pixels: int = 192  # pixels a side of the synthetic Earth's scene
+land_cover: int = 40  # WorldCover code of its place: 40 is cropland
+tile: int = 64  # pixels a side of a tile: the size that the small weights were trained on
+mask_ratio: float = 0.6  # share of hidden patches
 
 # %% [markdown]
 # ## A scene
 #
-# Without a file of your own, one is made: what the sensor sees of a place of the mini-world on which the model was never
-# trained. It is written as a GeoTIFF and read back, so that from here on both walks are the same.
+# Place, date and pixel size go to the model with the pixels; place and date may be unknown.
+#
+# > **On a laptop.** The released weights were trained with 75 % of the patches hidden, the small ones with 60 %, on tiles
+# > of 64 pixels. That is why `mask_ratio` and `tile` differ from the release here.
 
 # %%
 out_dir = output_folder(out, "05_map_reconstructions")
-if scene:
-    path, date = Path(scene).expanduser(), scene_when or None
-else:
-    world = MiniWorld(seed)
-    chip = world.observe(world.place(land_cover, 1, "test"), sensor, when, scene_pixels)
-    names = SENSORS[sensor].band_names
-    path, date = out_dir / "scene.tif", when
-    write_raster(path, chip.pixels, crs=chip.crs, transform=chip.transform, descriptions=names)
-
-# %%
-window = center_window(path, most_pixels)
-view = read_scene(path, sensor, when=date, window=window)
-pixels = view.measured()  # [C, H, W]; NaN where nothing was measured
+kwargs = dict(size=scene_pixels, land_cover=land_cover, index=1, seed=seed)
+image = data.open_scene(scene, sensor, when=scene_when, **kwargs)
+pixels = image.measured()  # [C, H, W], NaN where nothing was measured
 C, H, W = pixels.shape
-how = dict(sensor=view.sensor, bands=view.bands, gsd=view.gsd, in_decibel=view.in_decibel)
-place = dict(lat=view.lat, lon=view.lon, when=view.when)
-source = "your file" if scene else f"mini-world, {CLASSES[land_cover]}"
-where = "unknown place" if view.lat is None else f"{view.lat:.4f}, {view.lon:.4f}"
-print(
-    f"{path.name} ({source}): {C} bands of {H} x {W} pixels, {view.gsd:g} m each, at {where}, {date or 'date unknown'}"
-)
-print(
-    "the middle of a larger file" if window else "the whole file", f"- {view.valid.mean():.1%} of its pixels are valid"
-)
+print(f"{image.path}: {C} bands of {H} x {W} pixels, {image.gsd:g} m, {image.valid.mean():.1%} measured")
 
 # %% [markdown]
-# The place, the date and the pixel size go to the model with the pixels. Any of place and date may be unknown.
+# ## Patches to image, by hand
 #
-# ## Put together by hand
-#
-# The model is asked for one small piece first. Its sides are no multiple of the patch on purpose. The decoder gives one row
-# of numbers for each patch: all pixels of the first band, then of the second, and so on. So each row is shaped to a small
-# image and set in its place, what was added as padding is cut off, and the numbers are scaled back to the sensor's own.
+# First a single chip, with sides that are deliberately no multiple of the patch size. The decoder returns one row for each
+# patch: all pixels of the first band, then of the second, and so on. Each row is reshaped into a small image and put in its
+# place, the padding is cropped, and the numbers are scaled back to the sensor's units.
 
 # %%
 clay = Clay.load(weights)
 P = clay.model.config.patch_size
-h, w = min(tile - 3, H), min(tile - 5, W)
-top, left = most_measured(view.valid, h, w)
-piece = pixels[:, top : top + h, left : left + w]
-cube = clay.cube(piece, **how, **place)
-output = clay.model(cube, mask_ratio=mask_ratio, generator=torch.Generator().manual_seed(seed))
+chip = data.crop(image, tile)
+chip_pixels = chip.measured()[:, : tile - 3, : tile - 5]
+h, w = chip_pixels.shape[1:]
+cube = clay.cube(chip_pixels, chip.sensor, **chip.metadata)
+with torch.no_grad():
+    output = clay.model(cube, mask_ratio=mask_ratio, generator=torch.Generator().manual_seed(seed))
 rows, columns = output.encoded.grid
 
+# %%
 by_hand, hidden = torch.empty(C, rows * P, columns * P), torch.empty(rows * P, columns * P)
 for number in range(rows * columns):
     r, c = divmod(number, columns)
-    area = np.s_[..., r * P : (r + 1) * P, c * P : (c + 1) * P]
-    by_hand[area] = output.reconstruction[0, number].reshape(C, P, P)
-    hidden[area] = output.encoded.mask[0, number]
-by_hand, hidden = by_hand[:, :h, :w], hidden[:h, :w].bool()
+    window = np.s_[..., r * P : (r + 1) * P, c * P : (c + 1) * P]
+    by_hand[window] = output.reconstruction[0, number].reshape(C, P, P)
+    hidden[window] = output.encoded.mask[0, number]
+by_hand, hidden = by_hand[:, :h, :w], hidden[:h, :w].bool()  # crop the padding
 
 # %%
-mean, std = (torch.from_numpy(v)[:, None, None] for v in view.sensor.statistics(view.bands))
+mean, std = (torch.from_numpy(v)[:, None, None] for v in chip.sensor.statistics(chip.bands))
 native = by_hand * std + mean
-native = native if view.in_decibel or not view.sensor.decibel else 10 ** (native / 10)  # radar power from dB
-
-library = clay.reconstruct(piece, mask_ratio=mask_ratio, seed=seed, **how, **place)
-torch.testing.assert_close(native, torch.from_numpy(library.pixels[0]))  # both paint every patch, holes too
+native = native if chip.in_decibel or not chip.sensor.decibel else 10 ** (native / 10)  # radar: decibels to power
+library = clay.reconstruct(chip_pixels, chip.sensor, mask_ratio=mask_ratio, seed=seed, **chip.metadata)
+torch.testing.assert_close(native, torch.from_numpy(library.pixels[0]))
 assert (hidden.numpy() == library.mask[0]).all()
-print(f"{rows} x {columns} patches of {P} x {P} -> {tuple(by_hand.shape)}, cropped from {rows * P} x {columns * P}")
+print(f"{rows} x {columns} patches of {P} x {P} pixels -> {tuple(by_hand.shape)}")
 
 # %% [markdown]
-# ## The whole scene, tile by tile
+# ## A scene, tile by tile
 #
-# The model was trained on squares of one size. A scene of any size is cut into such squares, which pass through the model
-# as a batch, and is put together again. Cutting into tiles is cutting into patches, only coarser: the same two functions do
-# it, cropping included. What is added at the edges is NaN: nothing was measured there, and a patch that was mostly not
-# measured never reaches the encoder. (All tiles get the date and the middle of the scene for their own.)
+# The small weights were trained on squares of one size. A larger scene is cut into such tiles, which pass through the model
+# as a batch. Cutting into tiles is like cutting into patches, only coarser, so the same two functions do it. Padding at the
+# edges is NaN: nothing was measured there, and patches without measurements never reach the encoder.
 
 
 # %%
-def cut(image):
-    """[C, H, W] -> tiles [N, C, tile, tile]; NaN at the edges."""
-    image = torch.nn.functional.pad(image, (0, -W % tile, 0, -H % tile), value=float("nan"))
-    return rearrange(patchify(image[None], tile), "1 N (C h w) -> N C h w", h=tile, w=tile)
+def cut(values):
+    """[C, H, W] -> tiles [N, C, tile, tile], NaN at the edges."""
+    padded = torch.nn.functional.pad(values, (0, -W % tile, 0, -H % tile), value=float("nan"))
+    return rearrange(patchify(padded[None], tile), "1 N (C h w) -> N C h w", h=tile, w=tile)
 
 
 def join(tiles):
     """Tiles [N, C, tile, tile] -> [C, H, W]."""
-    flat = rearrange(tiles, "N C h w -> 1 N (C h w)")
-    return unpatchify(flat, grid=(-(-H // tile), -(-W // tile)), patch_size=tile, size=(H, W))[0]
+    rows = rearrange(tiles, "N C h w -> 1 N (C h w)")
+    return unpatchify(rows, grid=(-(-H // tile), -(-W // tile)), patch_size=tile, size=(H, W))[0]
 
 
+# %%
 tiles = cut(torch.from_numpy(pixels))
 torch.testing.assert_close(join(tiles), torch.from_numpy(pixels), rtol=0, atol=0, equal_nan=True)
-made = [
-    clay.reconstruct(batch.numpy(), mask_ratio=mask_ratio, seed=seed + number, **how, **place)
+batches = [
+    clay.reconstruct(batch.numpy(), image.sensor, mask_ratio=mask_ratio, seed=seed + number, **image.metadata)
     for number, batch in enumerate(tiles.split(64))
 ]
-rebuilt = join(torch.from_numpy(np.concatenate([m.pixels for m in made]))).numpy()
-mask = join(torch.from_numpy(np.concatenate([m.mask for m in made])[:, None]))[0].numpy()
-print(f"{len(tiles)} tiles of {tile} x {tile} pixels, {mask.mean():.0%} hidden -> {rebuilt.shape}")
+rebuilt = join(torch.from_numpy(np.concatenate([b.pixels for b in batches]))).numpy()  # [C, H, W]
+mask = join(torch.from_numpy(np.concatenate([b.mask for b in batches])[:, None]))[0].numpy()  # [H, W]
+print(f"{len(tiles)} tiles, {mask.mean():.0%} hidden -> {rebuilt.shape}")
 
 # %% [markdown]
-# ## How far off
+# ## Where it is wrong
 #
-# Errors of different bands can be compared in standard deviations: each band's numbers are divided by the spread that the
-# sensor is known for. For every pixel the mean over bands makes a map of the error. Visible patches do not count: the
-# decoder is never asked to copy what the encoder saw.
+# To compare bands, errors are given in standard deviations: each band is divided by the spread that the sensor is known
+# for. Only hidden pixels count; the decoder is never trained to copy what the encoder saw.
 
 
 # %%
-def normal(native):
-    """Native numbers in standard deviations from the band's mean."""
-    return view.sensor.normalize(native, view.bands, in_decibel=view.in_decibel)
+def normalize(native):
+    """Native numbers -> standard deviations from the band's mean."""
+    return image.sensor.normalize(native, image.bands, in_decibel=image.in_decibel)
 
 
-counted = mask & view.valid
-error = np.abs(normal(rebuilt) - normal(pixels))  # [C, H, W]
+counted = mask & image.valid
+error = np.abs(normalize(rebuilt) - normalize(pixels))  # [C, H, W]
 error_map = np.where(counted, error.mean(axis=0), np.nan).astype(np.float32)
+look = dict(sensor=image.sensor, bands=image.bands, in_decibel=image.in_decibel)
+kwargs = dict(gsd=image.gsd, valid=image.valid, units="standard deviations", **look)
 scores = {"mean absolute error of hidden pixels": float(np.nanmean(error_map))}
-fig = figures.reconstruction(
-    pixels, mask, rebuilt, error, sensor=view.sensor, bands=view.bands, gsd=view.gsd, valid=view.valid,
-    in_decibel=view.in_decibel, units="standard deviations", scores=scores,
-)  # fmt: skip
-_ = figures.save(fig, out_dir / "reconstruction.png")
+fig = figures.reconstruction(pixels, mask, rebuilt, error, scores=scores, **kwargs)
+_ = figures.save(fig, out_dir / "1_reconstruction.png")
 
 # %% [markdown]
-# The third picture shows measured patches where the encoder saw them, and the model's idea elsewhere. What it can get is
-# the large lines and the colours. What is smaller than a patch and not hinted at by a neighbour cannot be known, and the
-# absolute error rewards the middle of all possibilities: hence the softness.
+# The third panel shows measured patches where the encoder saw them and the reconstruction elsewhere. The model gets colors
+# and large shapes. Details smaller than a patch that no neighbor hints at cannot be known, and the loss rewards the average
+# of all possibilities: that is why reconstructions are blurred.
 #
-# ## Band by band, beside a plain guess
+# ## Each band beside a baseline
 #
-# The plainest guess for hidden pixels is the mean of the visible ones of that band, tile by tile.
+# The simplest baseline predicts, for each hidden pixel, the mean of the visible pixels of its band in the same tile.
 
 # %%
-values = cut(torch.from_numpy(normal(pixels)))  # [N, C, tile, tile]
-seen = (cut(torch.from_numpy(mask[None].astype(np.float32))) == 0) & values.isfinite()
-guess = values.masked_fill(~seen, 0).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
-guess_error = np.abs(join(guess.expand_as(values)).numpy() - normal(pixels))
-ours, plain = (e[:, counted].mean(axis=1) for e in (error, guess_error))
-
-if not scene:  # every pixel measured and every tile whole: the same as the library's table
-    N = len(tiles)
-    known = [np.array([v] * N, dtype=object) for v in (view.lat, view.lon, view.when)]
-    chips = Chips(view.sensor.name, tiles.numpy(), np.zeros((N, tile, tile), np.uint8), *known)
-    table = reconstruction_scores(clay, chips, mask_ratio=mask_ratio, seed=seed)
-    np.testing.assert_allclose(ours, table["error"], rtol=1e-3)
-    np.testing.assert_allclose(plain, table["mean_error"], rtol=1e-3)
+values = cut(torch.from_numpy(normalize(pixels)))  # [N, C, tile, tile]
+visible = (cut(torch.from_numpy(mask[None].astype(np.float32))) == 0) & values.isfinite()
+visible_mean = values.masked_fill(~visible, 0).sum((2, 3), keepdim=True)
+visible_mean = visible_mean / visible.sum((2, 3), keepdim=True).clamp(min=1)  # [N, C, 1, 1]
+baseline_error = np.abs(join(visible_mean.expand_as(values)).numpy() - normalize(pixels))
+clay_by_band, baseline_by_band = (e[:, counted].mean(axis=1) for e in (error, baseline_error))  # [C]
+ratio = float(clay_by_band.mean() / baseline_by_band.mean())
+print(f"all bands: Clay {clay_by_band.mean():.3f}, visible mean {baseline_by_band.mean():.3f}, ratio {ratio:.2f}")
 
 # %%
-at = np.arange(C)
+x = np.arange(C)
 with figures.styled():
     fig, ax = plt.subplots(figsize=(min(9, 2.6 + 0.7 * C), 3.2))
-    ax.bar(at - 0.2, ours, 0.38, color=figures.PALETTE[0], label="Clay")
-    ax.bar(at + 0.2, plain, 0.38, color="#9a9a9a", label="visible mean of the tile")
-    waves = ["" if view.sensor.decibel else f"\n{wave:.3g} µm" for wave in view.sensor.waves(view.bands)]
-    ax.set_xticks(at, [band + wave for band, wave in zip(view.bands, waves, strict=True)])
+    ax.bar(x - 0.2, clay_by_band, 0.38, color=figures.PALETTE[0], label="Clay")
+    ax.bar(x + 0.2, baseline_by_band, 0.38, color="#9a9a9a", label="visible mean of the tile")
+    waves = ["" if image.sensor.decibel else f"\n{wave:.3g} µm" for wave in image.sensor.waves(image.bands)]
+    ax.set_xticks(x, [band + wave for band, wave in zip(image.bands, waves, strict=True)])
     ax.tick_params(axis="x", labelsize=8)
     ax.set(ylabel="standard deviations", title="Mean absolute error of hidden pixels")
     fig.legend(loc="outside upper right", ncols=2)
-_ = figures.save(fig, out_dir / "error_by_band.png")
-print(
-    f"over all bands: Clay {ours.mean():.3f}, visible mean {plain.mean():.3f}, ratio {ours.mean() / plain.mean():.2f}"
-)
+_ = figures.save(fig, out_dir / "2_error_by_band.png")
 
 # %% [markdown]
 # ## Back to a file
 #
-# The filled-in scene in the sensor's native numbers, and the error, are written with the georeference of the input. Read
-# back, they lie where it lies: the same box of degrees.
+# The reconstruction in the sensor's native numbers, and its error, are written with the georeference of the input.
 
 # %%
-filled_in = np.where(view.valid, np.where(mask, rebuilt, pixels), np.nan).astype(np.float32)
-geo = dict(crs=view.crs, transform=view.transform, nodata=float("nan"))
-write_raster(out_dir / "reconstruction.tif", filled_in, descriptions=view.bands, **geo)
-write_raster(out_dir / "error.tif", error_map, descriptions=["absolute error in standard deviations"], **geo)
-
-again = read_scene(out_dir / "reconstruction.tif", view.sensor, bands=list(view.bands))
-np.testing.assert_array_equal(again.pixels, filled_in)
-if view.crs:
-    before, after = (bounds_wgs84(s.crs, s.transform, *s.pixels.shape[1:]) for s in (view, again))
-    torch.testing.assert_close(before, after, rtol=0, atol=1e-9)
-    print("west {:.5f}, south {:.5f}, east {:.5f}, north {:.5f}: input and output".format(*after))
-else:
-    print("the file says nothing of its place: the output has none either, and there is no map")
+filled = np.where(image.valid, np.where(mask, rebuilt, pixels), np.nan).astype(np.float32)
+geo = dict(crs=image.crs, transform=image.transform, nodata=float("nan"))
+data.write_raster(out_dir / "reconstruction.tif", filled, descriptions=image.bands, **geo)
+data.write_raster(out_dir / "error.tif", error_map, descriptions=["absolute error, standard deviations"], **geo)
+written = data.read_scene(out_dir / "reconstruction.tif", image.sensor, bands=list(image.bands))
+np.testing.assert_array_equal(written.pixels, filled)
+assert image.crs is None or (written.crs, written.transform) == (image.crs, tuple(image.transform))
 
 # %% [markdown]
 # ## On a map
 #
-# Four layers. The sliders at the lower right make them transparent: move "reconstruction" to compare it with the original.
-# No tiles are fetched, the pictures travel in the notebook. With a network, `basemap="OpenStreetMap"` in `show_on_map`
-# puts streets below (the mini-world's places lie on the true Earth, but are not what is there).
+# Four layers, with opacity sliders at the lower right: move "reconstruction" to compare it with the original. The images
+# are stored in the notebook; with a network, `basemap="OpenStreetMap"` in `show_on_map` adds streets. An image without a
+# CRS has no map.
 
 # %%
-look = dict(sensor=view.sensor, bands=view.bands, in_decibel=view.in_decibel, like=pixels)
-top = float(np.nanpercentile(error_map, 99))
-layers = [] if view.crs is None else [
-    Layer("original", figures.rgb(pixels, **look), view.crs, view.transform, valid=view.valid),
-    Layer("seen by the encoder", figures.rgb(pixels, valid=~mask, **look), view.crs, view.transform, valid=view.valid),
-    Layer("reconstruction", figures.rgb(filled_in, **look), view.crs, view.transform, valid=view.valid),
-    Layer("error", error_map, view.crs, view.transform, "magma", (0, top), "absolute error, standard deviations"),
-]  # fmt: skip
-if layers:
-    shown = show_on_map(layers)
-    shown.to_html(str(out_dir / "map.html"))
-    display(shown)
-
-# %% [markdown]
-# And the same layers as a figure, for paper and for pages that cannot move.
+layers = []
+if image.crs:
+    place = (image.crs, image.transform)
+    rgb = dict(look, like=pixels)
+    layers = [
+        figures.Layer("original", figures.rgb(pixels, **rgb), *place, valid=image.valid),
+        figures.Layer("visible patches", figures.rgb(pixels, valid=~mask, **rgb), *place, valid=image.valid),
+        figures.Layer("reconstruction", figures.rgb(filled, **rgb), *place, valid=image.valid),
+        figures.Layer("error", error_map, *place, "magma", label="absolute error, standard deviations"),
+    ]
+    display(figures.show_on_map(layers))
 
 # %%
 if layers:
-    fig = static_map(layers, size=2.7)
-    _ = figures.save(fig, out_dir / "map.png")
-    plt.show()
+    fig = figures.static_map(layers, size=2.7)
+    _ = figures.save(fig, out_dir / "3_map.png")
 
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself. [The exercises](exercises/05_map_reconstructions.ipynb) have a notebook of their own,
-# with empty places, hints and checks.
+# Three things to write yourself; [their own notebook](exercises/05_map_reconstructions.ipynb) has stubs, hints and checks.
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 1: cells as large as patches
+# ### Exercise 1: the transform of a patch grid
 # *Easy, 5 minutes*
 #
-# A raster's transform `(a, b, c, d, e, f)` says where on the ground pixel (column, row) begins: x = a column + b row + c,
-# y = d column + e row + f. A map with one cell a patch begins at the same corner. Write its transform.
+# A raster's transform `(a, b, c, d, e, f)` gives the ground position of the corner of pixel (column, row):
+# x = a column + b row + c, y = d column + e row + f. A map with one cell per patch starts at the same corner. Write its
+# transform.
 #
-# **Hint.** One column of the map is as many metres as `patch` columns of the image.
+# **Hint.** One column of the map spans as many meters as `patch` columns of the image.
 
 
 # %% tags=["solution"]
@@ -308,19 +258,19 @@ def transform_of_patches(transform, patch):
 checks.check_patch_transform(transform_of_patches)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 2: the guess to beat
+# ### Exercise 2: the baseline
 # *Medium, 10 minutes*
 #
 # Fill the hidden pixels of every band with the mean of the visible pixels of that band; keep the visible pixels.
 #
 # **Hint.** `image[:, ~hidden]` holds the visible pixels of all bands, `[C, n]`.
 #
-# **Hint.** `torch.where(hidden, guess, image)` takes the guess where pixels are hidden.
+# **Hint.** `torch.where(hidden, guess, image)` takes the mean where pixels are hidden.
 
 
 # %% tags=["solution"]
 def visible_mean(image, hidden):
-    """image [C, H, W], hidden [H, W] bool -> the image, its hidden pixels replaced by their band's visible mean."""
+    """image [C, H, W], hidden [H, W] bool -> the image, hidden pixels replaced by the visible mean of their band."""
     mean = image[:, ~hidden].mean(dim=1)
     return torch.where(hidden, mean[:, None, None], image)
 
@@ -329,16 +279,16 @@ def visible_mean(image, hidden):
 checks.check_plain_guess(visible_mean)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 3: an image from rows of numbers
+# ### Exercise 3: an image from rows of patches
 # *Hard, 15 minutes*
 #
-# The decoder gives a row of numbers for each patch, patch after patch, row by row of the grid; in a row all pixels of the
-# first band come first, then those of the second. Put them together to an image `[C, H, W]`. H and W need not be
-# multiples of P: the grid then reaches beyond the image, and what is too much is cut off.
+# The decoder returns one row for each patch, in row-major order of the grid; a row holds all pixels of the first band, then
+# those of the second, and so on. Assemble the image `[C, H, W]`. H and W need not be multiples of P: the grid then extends
+# past the image, and has to be cropped.
 #
-# **Hint.** The grid has `-(-H // P)` rows (a division that rounds up) and `-(-W // P)` columns.
+# **Hint.** The grid has `-(-H // P)` rows (division rounded up) and `-(-W // P)` columns.
 #
-# **Hint.** `rearrange(rows, "(h w) (C p q) -> C (h p) (w q)", ...)` needs h, C and p; then cut.
+# **Hint.** `rearrange(rows, "(h w) (C p q) -> C (h p) (w q)", ...)` needs h, C and p; then crop.
 
 
 # %% tags=["solution"]
@@ -352,28 +302,23 @@ def image_of_rows(rows, C, P, H, W):
 checks.check_image_of_rows(image_of_rows)
 
 # %% [markdown]
-# ## What was seen
+# ## What you have learned
+#
+# - The decoder returns one row for each patch; reshaping, placing and cropping turn rows into an image.
+# - Tiling makes the size of a scene independent of the size that the model was trained on.
+# - On hidden pixels the model beats the visible mean in most bands; the band chart shows in which it does not.
+#
+# Next: what class token and patch tokens are good for, in [06 Embeddings](06_see_embeddings.ipynb).
 
 # %%
-worst = int(np.argmax(ours / plain))
-ratio = float(ours.mean() / plain.mean())
-write_metrics(
-    out_dir,
-    {
-        "scene": path.name if scene else source,
-        "pixels": f"{H} x {W}",
-        "masked error, standard deviations": float(ours.mean()),
-        "the visible mean's": float(plain.mean()),
-        "ratio": ratio,
-        "hardest band": view.bands[worst],
-        "ratio in the hardest band": float(ours[worst] / plain[worst]),
-    },
-)
-print(f"""- With {mask.mean():.0%} hidden, Clay is off by {ours.mean():.3f} standard deviations, the visible mean by {plain.mean():.3f}:
-  {ratio:.2f} of its error. Hardest beside that guess is {view.bands[worst]}, at {ours[worst] / plain[worst]:.2f}.
-- {len(tiles)} tiles of {tile} pixels made a scene of {H} x {W}: the model's size is no limit to an image's size.
-- The output is a GeoTIFF in the sensor's own numbers, on the footprint of the input{"" if view.crs else " (had it one)"}.""")
-
-# %% [markdown]
-# Next: the class token and the patch tokens are worth looking at themselves, in
-# [06 Seeing embeddings](06_see_embeddings.ipynb).
+worst = int(np.argmax(clay_by_band / baseline_by_band))
+metrics = {
+    "scene": image.path,
+    "pixels": f"{H} x {W}",
+    "masked error, standard deviations": float(clay_by_band.mean()),
+    "error of the visible mean": float(baseline_by_band.mean()),
+    "ratio": ratio,
+    "hardest band": image.bands[worst],
+    "ratio in the hardest band": float(clay_by_band[worst] / baseline_by_band[worst]),
+}
+write_metrics(out_dir, metrics)
