@@ -160,12 +160,13 @@ def _interval(dates) -> tuple[datetime, datetime]:
 
 
 def parse_area(area) -> shapely.Geometry:
-    """An area in WGS84: (west, south, east, north), a shapely geometry, a GeoDataFrame or GeoSeries, or a file.
+    """An area in WGS84: (west, south, east, north), "west,south,east,north", shapely, a GeoDataFrame, or a file.
 
     Files: GeoJSON, GeoPackage, GeoParquet. Frames and files are reprojected to WGS84 from their CRS.
     """
     if isinstance(area, (str, Path)):
-        area = _read_area(Path(area))
+        text = str(area)
+        area = text.split(",") if text.count(",") == 3 and not Path(text).exists() else _read_area(Path(text))
     if hasattr(area, "to_crs"):
         area = (area.to_crs("EPSG:4326") if area.crs is not None else area).geometry.union_all()
     elif not isinstance(area, shapely.Geometry):

@@ -253,12 +253,8 @@ def embed(
         raise ContractError("precision", precision, "float32, bfloat16 or float16", "a misspelling")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     clay = Clay.load(weights, device=device, dtype=getattr(torch, precision))
-    try:
-        place = tuple(float(part) for part in area.split(","))
-    except ValueError:
-        place = area or None  # a file, or all of a scene
     options["name"] = options.get("name") or Path(weights).stem
-    print(embed_area(clay, sensor, place, dates or None, out, **options))
+    print(embed_area(clay, sensor, area or None, dates or None, out, **options))
     return 0
 
 

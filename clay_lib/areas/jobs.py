@@ -70,8 +70,8 @@ class Block:
     def acquisition(self) -> Acquisition:
         """With the items of the jobs alone."""
         ids = {item.id for job in self.jobs for item in job.items}
-        whole = self.jobs[0].acquisition
-        return replace(whole, items=tuple(item for item in whole.items if item.id in ids))
+        full = self.jobs[0].acquisition
+        return replace(full, items=tuple(item for item in full.items if item.id in ids))
 
     def geobox(self, overlap: int):
         """odc.geo GeoBox around all tiles and `overlap` pixels."""

@@ -6,7 +6,6 @@ of negative ones (Rocchio, 1971).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,10 +294,9 @@ def search_command(
         configuration: which to search, where the folder holds several
         geojson: a file to write the hits to
     """
-    where = [float(v) for v in area.split(",")] if re.fullmatch(r"[-+.\d\s]+(,[-+.\d\s]+){3}", area) else area or None
     vectors = open_vectors(out, configuration=configuration)
-    hits = search(vectors, like or None, positives=positives, negatives=negatives, k=k, apart=apart, sensor=sensor,
-                  dates=dates, area=where)  # fmt: skip
+    filters = dict(apart=apart, sensor=sensor, dates=dates, area=area or None)
+    hits = search(vectors, like or None, positives=positives, negatives=negatives, k=k, **filters)
     for hit in hits.itertuples():
         point, day = hit.geometry.centroid, "unknown   " if pd.isna(hit.time) else f"{hit.time:%Y-%m-%d}"
         print(f"{hit.rank:>4}  {hit.similarity:.4f}  {point.y:9.5f}, {point.x:10.5f}  {day}  {hit.id}")

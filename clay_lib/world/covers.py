@@ -48,7 +48,7 @@ _CROP_STRAW = np.stack([
 def _trees(out, at, land, season, sun, soil, brightness):
     stand = land.noise(1300, 110, 4, 0.6)
     opening = land.noise(520, 111, 5, 0.6)
-    thick = np.clip(0.80 + 0.20 * opening + 0.12 * (land.vigour - 0.8), 0.12, 1.2)
+    thick = np.clip(0.80 + 0.20 * opening + 0.12 * (land.vigor - 0.8), 0.12, 1.2)
     hot = (land.temperature > 19) & (land.moisture > 0.2)
     if not hot.all():  # managed forest: compartments of one age, some just cut
         p = parcels(land)
@@ -80,7 +80,7 @@ def _trees(out, at, land, season, sun, soil, brightness):
 
 def _shrubs(out, at, land, season, sun, soil, brightness):
     gully = np.exp(-((land.noise(900, 121, 5) * 6) ** 2)) * np.clip(0.5 + land.noise(500, 123, 2), 0, 1)
-    cover = np.clip(0.34 + 0.20 * land.noise(300, 120, 6, 0.72) + 0.12 * land.vigour + 0.4 * gully, 0.04, 0.92)
+    cover = np.clip(0.34 + 0.20 * land.noise(300, 120, 6, 0.72) + 0.12 * land.vigor + 0.4 * gully, 0.04, 0.92)
     green = smoothstep(2, 10, season.lagged) * smoothstep(-1.4, 0.2, season.water) * 0.7 + 0.3
     herbs = np.clip(0.9 * smoothstep(-0.6, 0.5, season.water) * smoothstep(4, 10, season.now), 0.02, None)
     bush = 2.8 * green
@@ -99,14 +99,14 @@ def _grass(out, at, land, season, sun, soil, brightness):
     tuft = land.noise(520, 130, 7, 0.68)
     wash = np.exp(-((land.noise(1100, 131, 3) / 0.12) ** 2))  # swales stay green
     green = smoothstep(1.0, 9.0, season.lagged) * smoothstep(-0.95, 0.25, season.water + 0.22 * tuft + 0.5 * wash)
-    lai = np.clip((0.7 + 2.4 * green) * (1 + 0.22 * tuft) + 0.5 * wash + 0.3 * land.vigour, 0.15, 5)
+    lai = np.clip((0.7 + 2.4 * green) * (1 + 0.22 * tuft) + 0.5 * wash + 0.3 * land.vigor, 0.15, 5)
     a, b = canopy_row(LEAF["grass"], soil, lai), canopy_row(LEAF["straw"], soil, lai * 0.8)
     mix, shade = 1 - 0.92 * green, brightness * (1 + 0.06 * land.noise(60, 132, 6, 0.75))
     path = (np.abs(land.noise(330, 133, 2)) < 0.012) & (land.pixel <= 6)
     mix, lai = np.where(path, 1.0, mix), np.where(path, 0.1, lai)
     b = np.where(path, canopy_row(0, soil, lai), b)
     if land.pixel <= FINE:
-        inside, light, shaded, ident = crowns(land, 17.0, np.clip(0.05 + 0.08 * land.vigour, 0.01, 0.2), 134, sun)
+        inside, light, shaded, ident = crowns(land, 17.0, np.clip(0.05 + 0.08 * land.vigor, 0.01, 0.2), 134, sun)
         a = np.where(inside, canopy_row(LEAF["broadleaf"], soil, 3.0), a)
         mix, lai = np.where(inside, 0.3 * mix, mix), np.where(inside, 3.0, lai)
         shade = np.where(inside, 0.8 * light, np.where(shaded, 0.5, shade))

@@ -75,7 +75,7 @@ class Land:
     elevation: np.ndarray  # m
     river: np.ndarray  # zero on the river's axis, about 1e-3 per meter beside it
     patch: np.ndarray  # vegetation density noise, unit spread
-    vigour: np.ndarray  # moisture plus patch plus valley
+    vigor: np.ndarray  # moisture plus patch plus valley
     labels: np.ndarray  # uint8 WorldCover codes
 
     def noise(self, wavelength, salt, octaves=3, gain=0.5, sharp=False):
@@ -136,22 +136,22 @@ def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0, fold: int 
     warmest = temperature + swing
 
     patch = noise(2600, 4, 6, 0.6)
-    vigour = moisture + 0.42 * patch + 0.45 * near - 0.1 - 0.2 * folds * (height > 60)
+    vigor = moisture + 0.42 * patch + 0.45 * near - 0.1 - 0.2 * folds * (height > 60)
     kind = noise(9000, 5, 5)
     wet = noise(6500, 6, 5) + 1.1 * near + 0.4 * np.clip(moisture, -1, 1)
     farm = noise(26000, 7, 3) + 0.25 * patch + 0.35
     town = noise(8500, 8, 4, 0.45) + 0.25 * near
     tundra = warmest + 1.2 * patch
-    flat, cool, arable = height < 150, tundra < 9.5, vigour > -1.1
+    flat, cool, arable = height < 150, tundra < 9.5, vigor > -1.1
 
     labels = np.full(np.shape(elevation), 30, np.uint8)
     labels[kind > 0.25] = 20
-    labels[(vigour > 0.42) & (warmest > 10.5)] = 10
-    labels[(vigour < 0.42) & (warmest < 11.5)] = 30
-    labels[vigour < -0.85] = 60
-    labels[(farm > 0.3) & flat & (warmest > 14.5) & arable & ((patch < 1.1) | (vigour < 0.42)) & (vigour > -0.85)] = 40
+    labels[(vigor > 0.42) & (warmest > 10.5)] = 10
+    labels[(vigor < 0.42) & (warmest < 11.5)] = 30
+    labels[vigor < -0.85] = 60
+    labels[(farm > 0.3) & flat & (warmest > 14.5) & arable & ((patch < 1.1) | (vigor < 0.42)) & (vigor > -0.85)] = 40
     labels[cool] = 100
-    labels[cool & (vigour < -0.9)] = 60
+    labels[cool & (vigor < -0.9)] = 60
     labels[(wet > 1.55) & flat & (moisture > -0.5) & (warmest > 8)] = 90
     labels[(town > 1.7) & flat & (warmest > 12)] = 50
     labels[warmest + 0.5 * patch < 5.5] = 70
@@ -166,7 +166,7 @@ def survey(x, y, *, seed: int, pixel: float = 0.0, step: float = 1.0, fold: int 
     labels[(noise(7000, 11, 5) > 2.05 - 0.3 * np.clip(moisture, -1, 1)) & humid & (warmest > 4)] = 80
     labels[elevation < 0] = 80
     return Land(
-        x, y, pixel, step, fold, seed, lat, temperature, swing, moisture, elevation, river, patch, vigour, labels
+        x, y, pixel, step, fold, seed, lat, temperature, swing, moisture, elevation, river, patch, vigor, labels
     )
 
 
@@ -192,7 +192,7 @@ class Parcels:
     along: np.ndarray  # m along the rows
     across: np.ndarray  # m across the rows
     road: np.ndarray  # m to the nearest farm road
-    pivot: np.ndarray  # bool: outside the circle of a centre pivot
+    pivot: np.ndarray  # bool: outside the circle of a center pivot
 
 
 def parcels(land: Land) -> Parcels:

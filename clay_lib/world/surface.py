@@ -24,7 +24,7 @@ class Sun:
 
     @property
     def shadow(self) -> float:
-        """Metres of shadow a metre of height."""
+        """Meters of shadow per meter of height."""
         return float(1 / np.tan(np.radians(self.elevation)))
 
 
@@ -131,7 +131,7 @@ def _highways(out: Surface, land: Land) -> None:
     line = land.noise(8000, 195, 4, 0.4, sharp=True)
     dy, dx = np.gradient(line, land.step)
     away = np.abs(line) / np.maximum(np.hypot(dx, dy), 1e-5)
-    drivable = np.isin(land.labels, (10, 20, 30, 40, 50, 60)) & (land.vigour < 1.6)
+    drivable = np.isin(land.labels, (10, 20, 30, 40, 50, 60)) & (land.vigor < 1.6)
     at = (away < np.maximum(6.0, 0.4 * land.pixel)) & drivable
     stripe = (away < 0.4) * 1.2 * (land.pixel <= 1)
     out.put(at, a=np.int32(OTHER["asphalt"]), mix=0.0, shade=1 + stripe, leaf_area=0.0)
