@@ -210,10 +210,8 @@ HARMLESS = (
 
 OTHER_FILES = (  # the first bytes, in lower case, of files that are saved under the weights' name
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself", "a clone without it: run `git lfs pull`"),
-    (b"<!doctype html", "a web page (HTML)", "the page was saved instead of the file; use its download link"),
-    (b"<html", "a web page (HTML)", "the page was saved instead of the file; use its download link"),
-    (b"<?xml", "a server's message", "a download that failed; download it again"),
-    (b"{", "a server's message", "a download that failed; download it again"),
+    ((b"<!doctype html", b"<html"), "a web page (HTML)", "saved instead of the file; use the page's download link"),
+    ((b"<?xml", b"{"), "a server's message", "a download that failed; download it again"),
     (
         b"\x80",
         "a plain pickle, which was not executed",
@@ -313,8 +311,7 @@ def _config_of(metadata: Mapping, shapes: Mapping[str, tuple[int, ...]], changes
     values |= {name: value for name, value in changes.items() if not name.endswith(("heads", "dim_head"))}
     for prefix in ("", "decoder_"):
         values |= _heads(prefix, values, changes)
-        values.pop(f"{prefix}width", None)
-    return ClayConfig(**values)
+    return ClayConfig(**{name: value for name, value in values.items() if not name.endswith("width")})
 
 
 def stored_config(stored: str | Mapping) -> dict:
@@ -333,42 +330,35 @@ def stored_config(stored: str | Mapping) -> dict:
 
 
 def _config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """Sizes from shapes. Heads are known where encoder or decoder are of a released size, else only their `width`."""
+    """Sizes from shapes, with `width` = heads x dim_head; heads are None unless the sizes are released ones."""
+    values = asdict(ClayConfig())
     try:
-        parts = {"": _sizes_from_shapes(shapes, "encoder", shapes["encoder.cls_token"][-1])}
+        parts = {"": ("encoder", shapes["encoder.cls_token"][-1])}
         kernel_size = shapes["encoder.patch_embedding.weight_generator.fc_weight.weight"][0]
         if any(name.startswith("decoder.") for name in shapes):
-            parts["decoder_"] = _sizes_from_shapes(shapes, "decoder", shapes["decoder.mask_patch"][0])
-        teacher_dim = {"teacher_dim": shapes["proj.weight"][0]} if "decoder_" in parts else {}
+            parts["decoder_"] = ("decoder", shapes["decoder.mask_patch"][0])
+            values["teacher_dim"] = shapes["proj.weight"][0]
+        for prefix, (part, dim) in parts.items():
+            layers = f"{part}.transformer.layers."
+            sizes = {"dim": dim, "mlp_ratio": shapes[f"{layers}0.1.net.1.weight"][0] / dim}
+            sizes["width"] = shapes[f"{layers}0.0.to_out.weight"][1]
+            sizes["depth"] = 1 + max(int(name.split(".")[3]) for name in shapes if name.startswith(layers))
+            sizes = {f"{prefix}{name}": value for name, value in sizes.items()}
+            released = next((config for config in _released_configs(prefix) if sizes.items() <= config.items()), {})
+            if not prefix and len(parts) == 1:  # an encoder alone is described with the decoder of its release
+                values |= released
+            values |= sizes | {name: released.get(name) for name in (f"{prefix}heads", f"{prefix}dim_head")}
     except (KeyError, IndexError) as error:
         found = f"{len(shapes)} tensors without a configuration, {error} not among them: {_group_layers(shapes)}"
         expected = "a released .ckpt, its encoder, or a file written by Clay.save"
         raise ContractError("weights", found, expected, "another model, or a stripped file") from None
-    values = asdict(ClayConfig())
-    for prefix, sizes in parts.items():
-        released = [size for size in map(asdict, SIZES.values()) if _sizes_of(size, prefix) == sizes]
-        if released and not prefix:
-            values = dict(released[0])  # an encoder alone is described with the decoder that it was released with
-        heads = {name: released[0][name] if released else None for name in (f"{prefix}heads", f"{prefix}dim_head")}
-        names = (f"{prefix}{name}" for name in ("dim", "depth", "mlp_ratio", "width"))
-        values |= heads | dict(zip(names, sizes, strict=True))
-    return values | teacher_dim | {"patch_size": math.isqrt(kernel_size // values["dim"])}
+    return values | {"patch_size": math.isqrt(kernel_size // values["dim"])}
 
 
-def _sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]], part: str, dim: int) -> tuple:
-    """(dim, depth, mlp_ratio, width = heads x dim_head) of the encoder or the decoder."""
-    numbers = [int(match[1]) for name in shapes if (match := re.match(rf"{part}\.transformer\.layers\.(\d+)\.", name))]
-    block = f"{part}.transformer.layers.0"
-    mlp_ratio, width = shapes[f"{block}.1.net.1.weight"][0] / dim, shapes[f"{block}.0.to_out.weight"][1]
-    return dim, 1 + max(numbers, default=0), mlp_ratio, width
-
-
-def _sizes_of(config: Mapping, prefix: str) -> tuple:
-    """The same of a configuration."""
-    dim, depth, mlp_ratio, heads, dim_head = (
-        config[f"{prefix}{name}"] for name in ("dim", "depth", "mlp_ratio", "heads", "dim_head")
-    )
-    return dim, depth, mlp_ratio, heads * dim_head
+def _released_configs(prefix: str) -> Iterable[dict]:
+    """Released sizes with the width of the encoder's or the decoder's attention."""
+    for config in map(asdict, SIZES.values()):
+        yield config | {f"{prefix}width": config[f"{prefix}heads"] * config[f"{prefix}dim_head"]}
 
 
 def _heads(prefix: str, values: Mapping, changes: Mapping) -> dict:
@@ -382,12 +372,15 @@ def _heads(prefix: str, values: Mapping, changes: Mapping) -> dict:
         found = f"weights without a configuration and of no released size ({width} = {prefix}heads x {prefix}dim_head)"
         cause = "shapes do not determine the number of attention heads"
         raise ContractError(f"{prefix}heads", found, f"load(path, {prefix}heads=...)", cause)
-    given = [n for n in (heads, dim_head) if n is not None]
-    fits = all(isinstance(n, int) and n > 0 and width % n == 0 for n in given)
-    if not fits or math.prod(given) != (width if len(given) == 2 else given[0]):
+    try:
+        pair = heads or width // dim_head, dim_head or width // heads
+        if math.prod(pair) != width or min(pair) < 1:
+            raise ValueError
+    except (TypeError, ValueError):
         found = f"{prefix}heads={heads!r}, {prefix}dim_head={dim_head!r}"
-        raise ContractError(f"{prefix}heads", found, f"a product of {width}, as the tensors have it", "another model's")
-    return {f"{prefix}heads": heads or width // dim_head, f"{prefix}dim_head": dim_head or width // heads}
+        expected = f"a product of {width}, as the tensors have it"
+        raise ContractError(f"{prefix}heads", found, expected, "the heads of another model") from None
+    return {f"{prefix}heads": pair[0], f"{prefix}dim_head": pair[1]}
 
 
 # --- the comparison ---

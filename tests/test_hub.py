@@ -1,4 +1,4 @@
-"""Names of the hub through its real client, against a server on this machine that speaks the hub's file routes."""
+"""Weights from the hub through its own client, against a local server with the hub's file routes."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.path != ROUTE:
             gated, foreign = "/gated/" in self.path, NAME not in self.path
             code = "GatedRepo" if gated else "RepoNotFound" if foreign else "EntryNotFound"
-            self.send(401 if gated or foreign else 404, 0, {"X-Error-Code": code, "X-Error-Message": "told by the hub"})
+            self.send(401 if gated or foreign else 404, 0, {"X-Error-Code": code, "X-Error-Message": "from the hub"})
         else:
             start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
             rest = self.content[start:]
@@ -85,14 +85,14 @@ SCRIPT = """
 import hashlib, json, sys
 from clay_lib import Clay, ContractError
 
-told = {}
+results = {}
 for name in sys.argv[1:]:
     try:
         state = Clay.load(name).model.state_dict()
-        told[name] = hashlib.sha256(b"".join(t.numpy().tobytes() for t in state.values())).hexdigest()
+        results[name] = hashlib.sha256(b"".join(t.numpy().tobytes() for t in state.values())).hexdigest()
     except ContractError as error:
-        told[name] = str(error)
-print(json.dumps(told))
+        results[name] = str(error)
+print(json.dumps(results))
 """
 
 
@@ -116,7 +116,7 @@ def loaded(*names, cache, endpoint, **environment):
     return json.loads(done.stdout)
 
 
-def test_a_download_that_breaks_off_goes_on_and_then_needs_no_network(tmp_path):
+def test_broken_download_resumes_and_then_needs_no_network(tmp_path):
     clay = Clay.random(ClayConfig.named("tiny", teacher_dim=24), seed=5)
     content = clay.save(tmp_path / "w.safetensors").read_bytes()
     digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in clay.model.state_dict().values())).hexdigest()
@@ -125,22 +125,22 @@ def test_a_download_that_breaks_off_goes_on_and_then_needs_no_network(tmp_path):
     absent, gated, unknown = f"hub:{NAME}/v2/clay.ckpt", "hub:gated/Clay/clay.ckpt", "hub:nobody/Clay/clay.ckpt"
 
     with serving(content) as (endpoint, requests):
-        told = loaded(weights, absent, gated, unknown, cache=tmp_path, endpoint=endpoint)
-    assert told[weights] == digest
-    assert f"no file v2/clay.ckpt in {NAME}" in told[absent] and absent in told[absent]
-    assert "a gated repository" in told[gated] and "hf auth login" in told[gated]
-    assert "no such repository" in told[unknown]
+        results = loaded(weights, absent, gated, unknown, cache=tmp_path, endpoint=endpoint)
+    assert results[weights] == digest
+    assert f"no file v2/clay.ckpt in {NAME}" in results[absent] and absent in results[absent]
+    assert "a gated repository" in results[gated] and "hf auth login" in results[gated]
+    assert "no such repository" in results[unknown]
     first, second = [request for request in requests if request[0] == "GET" and request[1] == ROUTE]
     assert first[2:] == (None, CUT)
     start = int(second[2].removeprefix("bytes=").removesuffix("-"))
     assert 0 < start <= CUT and second[3] == len(content) - start  # what had arrived is not sent again
 
-    told = loaded(weights, absent, cache=tmp_path, endpoint=endpoint, HF_HUB_OFFLINE="1")  # the server is gone
-    assert told[weights] == digest
-    assert "HF_HUB_OFFLINE is set" in told[absent]
+    results = loaded(weights, absent, cache=tmp_path, endpoint=endpoint, HF_HUB_OFFLINE="1")  # the server is gone
+    assert results[weights] == digest
+    assert "HF_HUB_OFFLINE is set" in results[absent]
 
 
-def test_what_the_client_raises_is_told_in_words(monkeypatch):
+def test_errors_of_the_client_are_explained(monkeypatch):
     def fail(error):
         monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: (_ for _ in ()).throw(error))
         with pytest.raises(ContractError) as caught:
@@ -154,6 +154,6 @@ def test_what_the_client_raises_is_told_in_words(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["hub:", "hub:Clay", "hub:made-with-clay/Clay", "hub:made-with-clay/Clay/", "hub://x"])
-def test_a_name_without_a_path(name):
+def test_name_without_a_path_is_refused(name):
     with pytest.raises(ContractError, match="path is missing"):
         load_model(name)
