@@ -73,7 +73,7 @@ def load_released_state(model: ClayMAE, state_dict: Mapping[str, Tensor]) -> Cla
 
 
 def save_model(model: ClayMAE, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
-    """Write weights as safetensors with the configuration in the metadata, atomically. dtype float16 halves the file."""
+    """Write weights and configuration as safetensors, atomically. dtype float16 halves the file."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     return save_tensors(path, tensors, dtype=dtype, metadata={"clay_config": json.dumps(asdict(model.config))})
 

@@ -46,7 +46,7 @@ class Embedding:
 class Reconstruction:
     """Native numbers, as given; mask and valid are on the pixels' grid, patch by patch.
 
-    Patches left out for their holes are reconstructed like masked ones, but are not in the mask: their truth is unknown.
+    Patches left out for their holes are reconstructed like masked ones, but are not in the mask: no truth is known.
     """
 
     pixels: np.ndarray  # [B, C, H, W]; NaN for a chip without visible patches

@@ -148,7 +148,7 @@ def as_numpy(values) -> np.ndarray:
 
 
 def as_valid(valid, shape: tuple[int, int, int, int]) -> np.ndarray:
-    """A mask of True or 1 where something was measured, [H, W], [B, H, W] or [B, C, H, W] -> bool of shape [B, C, H, W].
+    """A mask, True or 1 where measured, [H, W], [B, H, W] or [B, C, H, W] -> bool [B, C, H, W].
 
     For a single chip [C, H, W] is accepted too. Class codes are refused.
     """

@@ -219,7 +219,7 @@ def fill_holes(pixels: Tensor, valid: Tensor, patch_size: int) -> tuple[Tensor, 
 
 
 def pad_to_patches(pixels: Tensor, patch_size: int) -> Tensor:
-    """[B, C, H, W] -> H and W rounded up to the patch size; the last row and column are repeated downwards and right."""
+    """[B, C, H, W] -> H and W rounded up to the patch size, by repeating the last row and column."""
     bottom, right = -pixels.shape[-2] % patch_size, -pixels.shape[-1] % patch_size
     return F.pad(pixels, (0, right, 0, bottom), mode="replicate") if bottom or right else pixels
 

@@ -109,7 +109,7 @@ class PartBuffer:
 
 @contextmanager
 def locked(path: str | Path, task: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a file, which the system releases if the process dies; ContractError if another process holds it.
+    """Hold the lock of a file, which the system releases if the process dies; ContractError if another one holds it.
 
     task: what the lock is for, as the message names it, such as "sweep". wait: wait for the other process instead.
     """
