@@ -67,7 +67,7 @@ def match_bands(labels: Sequence[str], sensor: Sensor, bands: Bands, source: str
         claims = [label for label, name in zip(labels, names, strict=True) if name in repeated]
         cause = "two scenes or two resolutions in one folder: hand in a list of files, or bands="
         raise ContractError("bands", f"{claims}, all read as {repeated}", "one layer a band", cause)
-    if bands is not None:  # all of them are labelled
+    if bands is not None:  # all of them are labeled
         sensor.indices(bands)
         return {name: names.index(name) for name in bands}
     return {name: names.index(name) for name in sensor.band_names if name in names}

@@ -236,8 +236,8 @@ def _mixed_units(sample: np.ndarray, image: ImageSample) -> Iterator[Finding]:
     tops = np.nanmax(np.where(np.isnan(sample), -np.inf, sample), axis=(1, 2))
     low = np.flatnonzero((tops <= 2) & (tops > 0) & (sample % 1 > 0).any((1, 2)))
     if len(low) and tops.max() > 20:
-        few = f"nothing above {short(tops[low].max())} in {len(low)} of {len(sample)} chips"
-        found = f"{few}, the first is number {low[0]}; up to {short(tops.max())} in the others"
+        dark = f"nothing above {short(tops[low].max())} in {len(low)} of {len(sample)} chips"
+        found = f"{dark}, the first is number {low[0]}; up to {short(tops.max())} in the others"
         cause = f"some chips in reflectance or scaled to 0..1: {image.facts.fix}"
         yield error("pixels", found, "one unit in all chips", cause)
 

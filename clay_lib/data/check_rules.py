@@ -1,7 +1,7 @@
 """Rules of the image check: what the numbers of an image reveal about units, fill values and band order.
 
 Each rule reads the same sample of an image and yields its findings: errors for what cannot be right, warnings for what
-is unlikely. The sensors' mean and std say what a band's numbers look like; FACTS adds what no statistic tells.
+is unlikely. The sensors' mean and std give the range of a band's numbers; FACTS adds what no statistic holds.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def optical_units(s: ImageSample) -> Iterator[Finding]:
 
 
 def radar_units(s: ImageSample) -> Iterator[Finding]:
-    """Power and decibel, told apart by their sign and size."""
+    """Power or decibel, distinguished by sign and size."""
     p, median = s.percentiles, s.percentiles[50]
     centered = not s.integers and np.nanmax(np.abs(median)) < 3 and s.low > -15 and s.high < 15
     centered = centered and np.nanmean(median) > -3 and np.nanmin(p[1]) > -6
@@ -379,7 +379,7 @@ def out_of_order(s: ImageSample) -> Iterator[Finding]:
 
 # Each pixel's spectrum is compared to mixtures of a few materials at the named wavelengths. Where it fits badly, and
 # another order of the same bands fits far better, the names are wrong. Three visible bands alone hold too little for
-# that: there only red and blue are told apart, by what is bright and what varies.
+# that: there only red and blue are distinguished, by what is bright and what varies.
 # Thresholds: chosen so that no right image of 11 satellite and aerial files, 500 aerial images and 900 chips of the
 # mini-world raises a warning. The price: a wrong order goes unnoticed over water, cloud or gray towns, BGR in most
 # aerial images.

@@ -1,4 +1,4 @@
-"""A place has one tile, whichever area asks for it; its corners are where pyproj says, on the archive's pixels."""
+"""A place has one tile in every area; its corners agree with pyproj and lie on the archive's pixels."""
 
 import numpy as np
 import pyproj
@@ -17,7 +17,7 @@ GRIDS = {
 }
 
 
-def changed(source, target, x, y):
+def reproject(source, target, x, y):
     return pyproj.Transformer.from_crs(source, target, always_xy=True).transform(x, y)
 
 
@@ -45,17 +45,17 @@ def test_corners_are_exact_to_a_pixel(name):
         columns, rows = np.array([0, box.shape[1]]), np.array([0, box.shape[0]])
         x, y = box.affine.c + grid.gsd * columns, box.affine.f - grid.gsd * rows
         if overlap == 0:
-            known = changed(tile.crs, "EPSG:4326", x, y)
+            known = reproject(tile.crs, "EPSG:4326", x, y)
             outline = np.array(tile.polygon.exterior.coords)
             for lon, lat in zip(*known, strict=True):
                 assert np.abs(outline - (lon, lat)).max(axis=1).min() * 111_320 < 0.01 * grid.gsd
             inner = x, y
-        else:  # the same tile, seen wider
+        else:  # the same tile with its overlap
             np.testing.assert_allclose(x, inner[0] + np.array([-32, 32]) * grid.gsd)
             np.testing.assert_allclose(y, inner[1] + np.array([32, -32]) * grid.gsd)
 
 
-def test_ids_say_where_and_are_unique():
+def test_ids_are_unique_and_name_the_place():
     area = shapely.box(11.98, -0.02, 12.02, 0.02)  # four zones meet here
     tiles = tiles_of(area, Grid("utm", 10.0))
     assert len({tile.id for tile in tiles}) == len(tiles)
@@ -72,15 +72,15 @@ def test_ids_say_where_and_are_unique():
 def test_tiles_cover_an_area_without_a_gap(box):
     area = shapely.box(*box)
     tiles = tiles_of(area, Grid("utm", 10.0))
-    left = area.difference(shapely.union_all([tile.polygon for tile in tiles]))
-    assert left.area < 1e-7 * area.area
+    uncovered = area.difference(shapely.union_all([tile.polygon for tile in tiles]))
+    assert uncovered.area < 1e-7 * area.area
     assert all(tile.polygon.intersects(area) for tile in tiles)
     same = [tile for tile in tiles if tile.crs == tiles[0].crs]
     a, b = same[0].bounds, next(t for t in same if t.row == same[0].row and t.column == same[0].column + 1).bounds
-    assert (a[2], a[1], a[3]) == (b[0], b[1], b[3])  # neighbours share an edge
+    assert (a[2], a[1], a[3]) == (b[0], b[1], b[3])  # neighbors share an edge
 
 
-def test_an_area_cut_along_tiles_has_those_and_no_others():
+def test_area_along_tile_edges_has_only_those_tiles():
     grid = Grid("utm", 10.0)
     chosen = tiles_of(shapely.box(14.4, 50.0, 14.5, 50.1), grid)[:3]
     for tile in chosen:
@@ -93,7 +93,7 @@ def test_the_antimeridian_cuts_an_outline_in_two():
     assert cut and all(part.bounds[2] - part.bounds[0] < 1 for tile in cut for part in tile.polygon.geoms)
 
 
-def test_areas_that_are_none():
+def test_empty_or_self_crossing_areas_are_refused():
     with pytest.raises(ContractError, match="empty"):
         tiles_of(shapely.Polygon(), Grid("utm", 10.0))
     with pytest.raises(ContractError, match="cross"):

@@ -66,7 +66,7 @@ WRONG = [  # name, sensor, change of a right chip, change of its metadata, level
     ("per cent", S2, lambda x: x / 100, {}, W, "pixels", "per cent; multiply by 100"),
     ("8-bit file", S2, lambda x: (x / 30).clip(0, 255).astype(np.uint8), {}, E, "pixels", "8-bit image"),
     ("8 bit in 16", S2, lambda x: (x / x.max() * 250).astype(np.uint16), {}, W, "pixels", "8-bit image in a wider"),
-    ("normalised", S2, lambda x: SENSORS[S2].normalize(x), {}, E, "pixels", "already normalized"),
+    ("normalized", S2, lambda x: SENSORS[S2].normalize(x), {}, E, "pixels", "already normalized"),
     ("MODIS 0..1", "modis", lambda x: x / 1e4, {}, E, "pixels", "multiply by 10000"),
     ("offset kept", S2, lambda x: x + 1000, {}, W, "pixels", "offset of 1000 .*was not removed"),
     ("offset taken twice", S2, lambda x: x.astype(int) - 1000, {}, W, "pixels", "subtracted twice"),
@@ -83,7 +83,7 @@ WRONG = [  # name, sensor, change of a right chip, change of its metadata, level
     ("dB twice", S1, lambda x: db(np.maximum(db(x), 1e-10)), dict(in_decibel=True), E, "pixels", "converted to dB twice"),
     ("dB undone twice", S1, lambda x: 10 ** (x / 10), {}, W, "pixels", "dB undone twice"),
     ("radar counts", S1, lambda x: np.sqrt(x) * 1000, {}, E, "pixels", "uncalibrated counts"),
-    ("radar normalised", S1, lambda x: (db(x) + 15) / 8, dict(in_decibel=True), W, "pixels", "already normalized"),
+    ("radar normalized", S1, lambda x: (db(x) + 15) / 8, dict(in_decibel=True), W, "pixels", "already normalized"),
     ("statistics of one's own", "mine", lambda x: x * 30, {}, W, "pixels", "standard deviations away"),
     ("one's own 0..1", "mine", lambda x: x / 1e4, {}, E, "pixels", "0..1"),
     ("bands last", S2, lambda x: np.moveaxis(x, 0, -1), {}, E, "pixels", r"bands last.*moveaxis"),
@@ -339,8 +339,8 @@ def test_scene_is_compared_to_its_own_place_and_the_command_reports_it(right, tm
     bad = str(write_raster(tmp_path / "bad.tif", (chip.pixels / 1e4).astype(np.float32), **write))
     assert cli.main(["check", bad, "--sensor", S2]) == 2
     assert "multiply by 10000" in capsys.readouterr().out
-    few = "blue,green,red,-,-,-,nir,-,-,-"
-    assert cli.main(["check", path, "--sensor", S2, "--bands", few, "--when", "2990-01-01"]) == 0
+    subset = "blue,green,red,-,-,-,nir,-,-,-"
+    assert cli.main(["check", path, "--sensor", S2, "--bands", subset, "--when", "2990-01-01"]) == 0
     assert "0 errors, 1 warnings" in capsys.readouterr().out
 
 

@@ -29,7 +29,7 @@ def levels(image):
 
 
 def data_array(values, bands=None, crs="EPSG:32736", corner=(617300.0, 9625100.0), step=10.0, **attrs):
-    """[C, H, W] as rioxarray lays it out: centres of pixels, and the CRS on a spatial_ref coordinate."""
+    """[C, H, W] as rioxarray lays it out: centers of pixels, and the CRS on a spatial_ref coordinate."""
     coords = {} if bands is None else {"band": list(bands)}
     coords["x"] = corner[0] + step * (np.arange(values.shape[-1]) + 0.5)
     coords["y"] = corner[1] - step * (np.arange(values.shape[-2]) + 0.5)
