@@ -9,12 +9,9 @@ from clay_lib import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "notebooks": "RUNS output_folder write_metrics run_notebook",
-        "profiles": "run_profile",
+        "notebooks": "RUNS output_folder write_metrics",
         "specification": "make_sweep read_sweep",
         "sweep": "run_sweep",
-        "tables": "read_ledger over_seeds best differences one_at_a_time",
-        "report": "",
-        "prepare": "texture_teacher find_teacher",
+        "tables": "over_seeds best differences one_at_a_time",
     },
 )

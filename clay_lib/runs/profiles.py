@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,19 +67,22 @@ def parse_config(kind: type[T], content: object, where: str) -> T:
     try:
         given = parser.parse_object({key: value for key, value in content.items() if value is not None})
     except ArgumentError as error:
-        cause = "a wrong indent, a missing dash, or a text in a number: YAML reads 1e-3 as text, write 1.0e-3"
+        cause = "a missing key, a wrong indent or dash, or a text in a number (write 1.0e-3, not 1e-3)"
         raise ContractError(where, _reason(error), "the keys and types of papermill_runs/README.md", cause) from None
     return kind(**vars(parser.instantiate(given)))
 
 
 def _reason(error: Exception) -> str:
-    """jsonargparse's message in one line, without the types that a Union tried in vain."""
-    text = " ".join(str(error).split())
+    """jsonargparse's message in one line, without its class paths and the types that a Union tried in vain."""
+    text = re.sub(r"Problem with given class_path '[^']*': |Parser key |typing\.", "", " ".join(str(error).split()))
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     key, _, tried = text.partition(": Does not validate against any of the Union subtypes")
     if not tried:
         return text
-    reasons = [reason for reason in tried.split(" - ")[1:] if "<class 'NoneType'>" not in reason]
-    return f"{key}: {'; '.join(reasons)}, given {tried.rsplit('Given value: ')[-1]}"
+    reasons, _, given = tried.partition(" Given value type: ")
+    reasons = [reason for reason in reasons.split(" - ")[1:] if "NoneType" not in reason]
+    given = given.partition("Given value: ")[2]
+    return f"{key}: {'; '.join(reasons)}" + ("" if given.startswith("Namespace") else f", given {given}")
 
 
 def read_profile(profile: str | Path) -> Profile:
