@@ -1,4 +1,4 @@
-"""Atomic file writes, on disk and on object stores; locks; JSON and YAML; file hashes."""
+"""Atomic file writes, on disk and on object stores; locks; JSON; file hashes."""
 
 from __future__ import annotations
 
@@ -142,23 +142,6 @@ def read_json(path: str | Path) -> dict:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def read_yaml(path: str | Path) -> object:
-    """The content of a YAML file; yaml.YAMLError for a duplicate key, of which YAML would silently keep the last."""
-    import yaml
-
-    class UniqueKeyLoader(yaml.SafeLoader):
-        def compose_mapping_node(self, anchor):
-            node, keys = super().compose_mapping_node(anchor), set()
-            for key, _ in node.value:
-                if (key.tag, str(key.value)) in keys:
-                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} a second time", problem_mark=key.start_mark)
-                keys.add((key.tag, str(key.value)))
-            return node
-
-    with open(path, encoding="utf-8") as file:
-        return yaml.load(file, UniqueKeyLoader)  # a safe loader
 
 
 def sha256(path: str | Path) -> str:

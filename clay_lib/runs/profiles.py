@@ -15,7 +15,7 @@ from jsonargparse.typing import PositiveInt, register_type
 
 from clay_lib.checkpoint import find_weights
 from clay_lib.errors import ContractError
-from clay_lib.files import read_json, read_yaml
+from clay_lib.files import read_json
 from clay_lib.runs.gallery import write_gallery
 from clay_lib.runs.notebooks import NOTEBOOKS, RUNS, RunResult, list_notebooks, read_script, run_notebook
 from clay_lib.runs.parameters import check_parameters, read_parameters
@@ -47,10 +47,23 @@ class Profile:
         return common | self.notebooks.get(notebook, {})
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is repeated, of which YAML would silently keep the last."""
+
+    def compose_mapping_node(self, anchor):
+        node, keys = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in keys:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} a second time", problem_mark=key.start_mark)
+            keys.add((key.tag, str(key.value)))
+        return node
+
+
 def read_mapping(path: Path, where: str) -> object:
     """A YAML file's content. ContractError, whose message begins with `where`, for bad YAML and repeated keys."""
     try:
-        return read_yaml(path)
+        with open(path, encoding="utf-8") as file:
+            return yaml.load(file, _UniqueKeyLoader)  # a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         cause = "a wrong indent, a missing quote, or a repeated key"
         raise ContractError(where, " ".join(str(error).split()), "keys with values, in YAML", cause) from None
