@@ -305,19 +305,9 @@ def provenance() -> dict:
 
 def _git_state() -> dict:
     """The commit, and whether tracked files differ from it; empty outside a repository."""
-    command = [
-        "git",
-        "-C",
-        ROOT,
-        "--no-optional-locks",
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--exclude=*",
-        "--dirty",
-    ]
+    describe = "--no-optional-locks describe --always --abbrev=40 --exclude=* --dirty".split()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["git", "-C", ROOT, *describe], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):  # git is not installed
         return {}
     commit = done.stdout.strip()
