@@ -1,6 +1,6 @@
 """Evaluation: frozen embeddings probed for your labels in one call, beside baselines and with intervals.
 
-    evaluation = evaluate(clay, chips)                                                # Chips know label, place, date
+    evaluation = evaluate(clay, chips)                                                # Chips have label, place, date
     evaluation = evaluate(clay, pixels, labels, groups=farms, sensor="naip", bands=["red", "green", "blue"])
     evaluation.table, evaluation.lead, evaluation.gap, evaluation.figure()
 

@@ -1,6 +1,6 @@
 """Bootstrap intervals: the range of a score over other chips, other places and other seeds.
 
-Whole groups are drawn, since two dates of one place or neighbors in a mosaic are not independent; and where there are
+Groups are drawn, not single chips, since two dates of one place or neighbors in a mosaic are not independent; and where there are
 predictions of several seeds (splits, random weights, training shots), the seeds are drawn as well. The same seed and
 groups give the same draws, so that two resampled scores can be subtracted pairwise. With one group there is no
 interval (NaN), and with few groups a warning says that it is too narrow.

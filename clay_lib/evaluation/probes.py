@@ -1,4 +1,4 @@
-"""Probes: simple classifiers on frozen features, for a model and its baselines alike.
+"""Probes: simple classifiers on frozen features, the same for a model and its baselines.
 
 A score alone says little: a linear probe on the mean color of a chip already separates water from forest. So every
 feature set, baseline or model, is standardized and given to the same three probes, and whether the model is worth it

@@ -201,7 +201,7 @@ STUDIES = {
         _ucmerced,
     ),
     "landsat": Study(
-        "Labelled pixels of a real Landsat 7 scene",
+        "Labeled pixels of a real Landsat 7 scene",
         "718 pixels of five classes, a chip of 8 x 8 pixels of 30 m around each (eight lie too near the border). They "
         "were drawn in 27 clumps, of which complete ones are held out, so that the intervals are wide. Balanced "
         "accuracy; intervals over clumps and seeds.",

@@ -134,7 +134,7 @@ def read_images(folder: str | Path, size: int) -> Images:
     numbers = [re.search(r"\d+$", p.stem) for p in paths]
     wrong = [p.name for p, number in zip(paths, numbers, strict=True) if number is None]
     if not paths or wrong:
-        cause = "another layout of folders" if not paths else "names without numbers, which tell neighbors apart"
+        cause = "another layout of folders" if not paths else "names without numbers, by which neighbors are split"
         expected = f"CLASS/NAME + NUMBER with one of {SUFFIXES}"
         raise ContractError("images", wrong[:3] or f"no image in {folder}", expected, cause)
     pixels = []

@@ -141,7 +141,7 @@ class HeadModule(L.LightningModule):
     def training_step(self, batch, batch_idx: int) -> Tensor:
         x, labels = batch
         options = {}
-        if labels.ndim == 3:  # neighbors are alike: every fourth pixel, from another corner each time
+        if labels.ndim == 3:  # neighbors are similar: every fourth pixel, from a random corner
             rows, columns = (slice(int(k), None, PIXEL_STEP) for k in torch.randint(PIXEL_STEP, (2,)))
             labels, options = labels[:, rows, columns], {"select": (rows, columns)}
         loss = task_loss(self(x, **options), labels, self.weights, self.scale)

@@ -1,4 +1,4 @@
-"""Ablation: exactly one piece of metadata, or one part of the image, is removed, by hand and through Clay alike."""
+"""Ablation: exactly one piece of metadata, or one part of the image, is removed."""
 
 from __future__ import annotations
 

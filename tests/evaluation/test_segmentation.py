@@ -41,7 +41,7 @@ def test_an_absent_class_is_not_counted():
 
 
 def test_the_interval_covers_the_truth_and_groups_widen_it():
-    """Chips alike in pairs: an interval over pairs is wider, and covers the truth about as often as it claims."""
+    """Pairs of equal chips: an interval over pairs is wider, and covers the truth about as often as it claims."""
     rng, chip = np.random.default_rng(0), np.arange(120)
     truth, covered, widths = chip // 2 % 2, [], []
     for seed in range(60):

@@ -162,13 +162,9 @@ def test_rare_classes_weigh_more():
 
 
 def test_holes_are_left_out_of_training(clay):
-    tuned = finetune(
-        clay, planted("segmentation", holes=True), settings=replace(QUICK, epochs=3), bands=3, width=16, **CPU
-    )
-    assert (
-        tuned.history["train/loss"].notna().all()
-        and np.isfinite(tuned.predict(planted("segmentation", holes=True))).all()
-    )
+    data = planted("segmentation", holes=True)
+    tuned = finetune(clay, data, settings=replace(QUICK, epochs=3), bands=3, width=16, **CPU)
+    assert tuned.history["train/loss"].notna().all() and np.isfinite(tuned.predict(data)).all()
 
 
 @pytest.mark.parametrize("unfreeze", [0, 1])
@@ -210,12 +206,12 @@ def test_the_same_seed_gives_the_same_run_also_without_a_decoder(clay, tmp_path)
 
 
 def test_kept_and_recomputed_features_give_the_same_losses(clay):
-    settings = replace(QUICK, epochs=2)
-    runs = [
-        finetune(clay, planted("segmentation"), settings=replace(settings, keep_gb=gb), width=16, dropout=0.0, **CPU)
-        for gb in (4.0, 0.0)
-    ]
-    np.testing.assert_allclose(runs[0].history["train/loss"], runs[1].history["train/loss"], rtol=1e-4)
+    losses = []
+    for keep_gb in (4.0, 0.0):
+        settings = replace(QUICK, epochs=2, keep_gb=keep_gb)
+        tuned = finetune(clay, planted("segmentation"), settings=settings, width=16, dropout=0.0, **CPU)
+        losses.append(tuned.history["train/loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
