@@ -322,6 +322,7 @@ def class_folders(
     size = size or max(first.pixels.shape[1:])
     boxes = [((h.width - size) // 2, (h.height - size) // 2, size, size) for h in headers]
     labels = [classes.index(path.parent.name) for path in paths]
+    _check_ground_distance(headers, first)
     lat, lon = np.array([h.at(h.width / 2, h.height / 2) for h in headers], float).T
     places = place_table([f"{p.parent.name}/{p.name}" for p in paths], lat, lon, when or "")
     return _scene_set(first, classes, places, partial(_chip_sample, paths, boxes, labels, sensor, bands))
@@ -364,6 +365,7 @@ def raster_pairs(
         raise ContractError("labels", f"{len(pairs)} pair(s), every pixel ignored", "labeled pixels", cause)
     image, _, box = windows[0]
     first = read_scene(image, sensor, bands=bands, window=read_header(image).clip(box))
+    _check_ground_distance([read_header(image) for image, _ in pairs], first)
     places = place_table(names, *np.array(positions).T, when or "", [image.stem for image, _, _ in windows])
     data = _scene_set(
         first, (codes or {}).values(), places, partial(_pair_sample, windows, sensor, bands, codes, ignore)
@@ -431,6 +433,14 @@ def _scene_set(first: Scene, classes, places: pd.DataFrame, read) -> LabeledSet:
     )
 
 
+def _check_ground_distance(headers: Sequence[Header], first: Scene) -> None:
+    """A set has one gsd, so files of another resolution are refused; those without a place are taken as they are."""
+    for header in headers if first.crs is not None else ():
+        if header.crs is not None and not 0.8 < header.gsd / first.gsd < 1.25:
+            found, expected = f"{header.gsd:g} m in {header}", f"about {first.gsd:g} m, as in {Path(first.path).name}"
+            raise ContractError("gsd", found, expected, "images of two resolutions or sensors: a set for each")
+
+
 def _labeled_points(points, label: str, header: Header):
     """The points that carry a label; a column of floats that holds integers and gaps becomes integers."""
     if label not in points:
@@ -486,7 +496,13 @@ def _read_labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None
     """[H, W]: class numbers in the order of codes, IGNORE where unlabeled; or values, NaN where unknown."""
     with open_raster(path) as file:
         values, fill = read_band(file, 1, window and Window(*window)), file.nodata
-    blank = np.zeros(values.shape, bool)
+    if codes is not None and fill in codes:
+        if ignore is None:
+            found, expected = f"{path.name}: nodata {fill:g}, which is class {codes[fill]!r}", "one or the other"
+            cause = "no class: leave it out of classes=; a class: say what is unlabeled, as in ignore=255"
+            raise ContractError("labels", found, expected, cause)
+        fill = None
+    blank = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
     for number in (ignore, fill):
         if number is not None:
             blank |= np.isnan(values) if np.isnan(number) else values == number

@@ -28,7 +28,8 @@ from clay_lib.errors import ContractError, number
 from clay_lib.files import atomic_write
 from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor
 
-RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # quicklooks, where another raster of the same name lies beside them
+RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".img", *IMAGE_ENDINGS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +179,11 @@ class Header:
     def at(self, column: float, row: float) -> tuple[float, float]:
         """(lat, lon) of a position in pixels from the upper left corner; NaN without a CRS."""
         return (math.nan, math.nan) if self.crs is None else _lat_lon(self.crs, Affine(*self.transform), column, row)
+
+    @property
+    def gsd(self) -> float:
+        """Ground distance in meters per pixel, of a raster with a CRS."""
+        return locate(self.crs, Affine(*self.transform), self.height, self.width)[2]
 
     def clip(self, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
         """The part of a box (column, row, width, height) that lies on the raster."""
@@ -355,10 +361,10 @@ def write_raster(
 
 
 def list_rasters(folder: str | Path) -> list[Path]:
-    """The raster files of a folder, by name; hidden ones left out."""
-    return sorted(
-        p for p in Path(folder).iterdir() if p.suffix.lower() in RASTER_ENDINGS and not p.name.startswith(".")
-    )
+    """The raster files of a folder, by name; hidden ones and quicklooks (a.png beside a.tif) left out."""
+    paths = [p for p in Path(folder).iterdir() if p.suffix.lower() in RASTER_ENDINGS and not p.name.startswith(".")]
+    rasters = {p.stem for p in paths if p.suffix.lower() not in IMAGE_ENDINGS}
+    return sorted(p for p in paths if p.suffix.lower() not in IMAGE_ENDINGS or p.stem not in rasters)
 
 
 def _raster_paths(path) -> tuple[list[str], bool]:

@@ -131,6 +131,37 @@ def test_labels_of_another_grid_or_class_are_refused(pair, change, message):
         raster_pairs(folder / "images", folder / "wrong", "sentinel-2-l2a", classes={1: "a", 5: "b"}, ignore=9)
 
 
+def test_nodata_that_is_a_class_is_asked_for(tmp_path):
+    labels = np.tile(np.array([0, 1, 9], np.uint8), (6, 2))
+    write_raster(tmp_path / "i.tif", np.ones((10, 6, 6), np.uint16), descriptions=S2.band_names, **UTM)
+    write_raster(tmp_path / "l.tif", labels, nodata=0, **UTM)
+    files, classes = (tmp_path / "i.tif", tmp_path / "l.tif", S2), {0: "water", 1: "land"}
+    with pytest.raises(ContractError, match="nodata 0, which is class 'water'"):
+        raster_pairs(*files, classes=classes)
+    sample = raster_pairs(*files, classes=classes, ignore=9, size=6)[0]
+    np.testing.assert_array_equal(sample.label[0], [0, 1, IGNORE] * 2)
+
+
+def test_undeclared_nan_is_unlabeled(tmp_path):
+    labels = np.array([[0, np.nan], [1, 1]], np.float32)
+    write_raster(tmp_path / "i.tif", np.ones((10, 2, 2), np.uint16), descriptions=S2.band_names, **UTM)
+    write_raster(tmp_path / "l.tif", labels, **UTM)
+    data = raster_pairs(tmp_path / "i.tif", tmp_path / "l.tif", S2, classes=["a", "b"], size=2)
+    np.testing.assert_array_equal(data[0].label, [[0, IGNORE], [1, 1]])
+
+
+def test_two_resolutions_in_one_set_are_refused_and_quicklooks_left_out(tmp_path):
+    for name, step in (("a", 10.0), ("b", 10.0), ("c", 60.0)):
+        placed = dict(crs=UTM["crs"], transform=(step, 0, 500_000.0, 0, -step, 5_000_000.0), descriptions=S2.band_names)
+        write_raster(tmp_path / name / "x.tif", np.ones((10, 8, 8), np.uint16), **placed)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name / "x.png")
+    with pytest.raises(ContractError, match="gsd: found 60 m in x.tif.*two resolutions"):
+        class_folders(tmp_path, S2)
+    (tmp_path / "c" / "x.tif").unlink()
+    (tmp_path / "c" / "x.png").unlink()
+    assert class_folders(tmp_path, S2).places["name"].tolist() == ["a/x.tif", "b/x.tif"]
+
+
 def test_points_on_a_scene(pair):
     folder, pixels, _ = pair
     x, y = 500_000 + 10 * np.array([12, 2, 500]) + 5.0, 5_000_000 - 10 * np.array([20, 3, 3]) - 5.0
