@@ -1,6 +1,6 @@
 """Splits and sampling: which tiles a training set is cut from, and which chips train, validate and test.
 
-Split by blocks of land, since neighbors are alike; a random split is here to show how much that flatters a score.
+Split by blocks of land, since neighbors are similar; a random split is here to show how much that flatters a score.
 """
 
 from __future__ import annotations

@@ -336,7 +336,7 @@ def _write_part(url: str, part: Part, session: str, parent: int) -> tuple[Part, 
 
 @lru_cache(maxsize=1)
 def _end_with(parent: int) -> None:
-    """A worker outlives a parent that was killed: end it then, so that it does not write for nobody."""
+    """End this worker when its parent is gone: workers outlive a parent that was killed."""
     if os.getpid() == parent:
         return
 
