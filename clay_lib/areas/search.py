@@ -176,9 +176,8 @@ def _open(data: ds.Dataset, name: str, column: str, configuration: str) -> Vecto
         parts.append(batch.select(KEPT))
         start += len(batch)
     _check_comparable(pa.concat_tables(origins).to_pandas(), name)
-    return Vectors(
-        pa.Table.from_batches(parts).combine_chunks(), values, bounds, centers
-    )  # one chunk: fast to take from
+    table = pa.Table.from_batches(parts).combine_chunks()  # taking rows from many chunks is slow
+    return Vectors(table, values, bounds, centers)
 
 
 def _stored(batch: pa.RecordBatch, name: str) -> np.ndarray:
