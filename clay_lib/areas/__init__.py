@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "archives": "archives_of find_acquisitions",
         "area": "embed_area",
+        "demo": "open_study_area",
         "local": "serve_archive write_archive",
         "reading": "read_acquisition",
         "search": "neighbors_kept open_vectors search write_geojson",
