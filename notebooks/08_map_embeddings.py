@@ -41,8 +41,8 @@ from odc.geo.geobox import GeoBox
 from sklearn.metrics import roc_auc_score
 
 from clay_lib import SENSORS, Clay, areas, data, figures
-from clay_lib.clay import principal_components
 from clay_lib.course import checks
+from clay_lib.evaluation import principal_components
 from clay_lib.runs import output_folder, write_metrics
 
 # %% tags=["parameters"]
@@ -166,7 +166,7 @@ if cover and not like:
     query = max(cover, key=lambda i: (cover[i][0] == land_cover) * cover[i][1])  # the tile with most built-up land
 
 table = areas.open_vectors(out_dir / "before", configuration=results["before"].configuration)
-hits = areas.search(table, query, k=k)
+hits = areas.find_similar(table, query, k=k)
 hits[["rank", "id", "similarity"]].round(4)
 
 # %% [markdown]
@@ -175,7 +175,7 @@ hits[["rank", "id", "similarity"]].round(4)
 # %%
 values = table.values.astype(np.float64)  # [N, D]
 ids = np.array(table.rows["id"].to_pylist())
-query_id = areas.search(table, query, k=1, apart=None).id[0]
+query_id = areas.find_similar(table, query, k=1, apart=None).id[0]
 vector = values[ids == query_id][0]
 cosines = values @ vector / np.linalg.norm(values, axis=1) / np.linalg.norm(vector)
 order = np.argsort(-cosines)
@@ -226,12 +226,12 @@ _ = figures.save(fig, out_dir / "2_hits.png")
 # %%
 def precision_with_examples(start, each=2):
     """Share of correct results among the next k, without and with examples; None if there are too few of either."""
-    ranked, same = areas.search(table, start, k=3 * k), [i for i in cover if cover[i][0] == cover[start][0]]
+    ranked, same = areas.find_similar(table, start, k=3 * k), [i for i in cover if cover[i][0] == cover[start][0]]
     right, wrong = ([i for i in ranked.id if (i in same) == want][:each] for want in (True, False))
     if min(len(right), len(wrong)) < each or len(same) < 2 * each + 2:
         return None
     rest = ranked[~ranked.id.isin([*right, *wrong])][:k]  # the same candidates, in the order of the first search
-    better = areas.search(table, start, positives=right, negatives=wrong, k=len(rest))
+    better = areas.find_similar(table, start, positives=right, negatives=wrong, k=len(rest))
     return [found.id.isin(same).mean() for found in (rest, better)]
 
 

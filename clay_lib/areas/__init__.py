@@ -1,7 +1,7 @@
 """From a place and dates to vectors and maps: archives, tiles, reading, embedding, rasters, similarity search.
 
 `find_acquisitions` asks an archive what it holds of an area, `embed_area` embeds it tile by tile into GeoParquet and
-rasters, and `search` finds similar places among the vectors.
+rasters, and `find_similar` finds similar places among the vectors.
 """
 
 from clay_lib import lazy
@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy(
         "demo": "open_study_area",
         "local": "serve_archive write_archive",
         "reading": "read_acquisition",
-        "search": "neighbors_kept open_vectors search write_geojson",
+        "search": "find_similar neighbors_kept open_vectors write_geojson",
         "vectors": "shrink",
     },
 )

@@ -210,7 +210,7 @@ def _check_comparable(origins: pd.DataFrame, name: str) -> None:
 # ---- search ----
 
 
-def search(
+def find_similar(
     source: Vectors | str | Path | pa.Table,
     like: Example | None = None,
     *,
@@ -295,7 +295,7 @@ def search_command(
     """
     vectors = open_vectors(out, configuration=configuration)
     filters = dict(apart=apart, sensor=sensor, dates=dates, area=area or None)
-    hits = search(vectors, like or None, positives=positives, negatives=negatives, k=k, **filters)
+    hits = find_similar(vectors, like or None, positives=positives, negatives=negatives, k=k, **filters)
     for hit in hits.itertuples():
         point, day = hit.geometry.centroid, "unknown   " if pd.isna(hit.time) else f"{hit.time:%Y-%m-%d}"
         print(f"{hit.rank:>4}  {hit.similarity:.4f}  {point.y:9.5f}, {point.x:10.5f}  {day}  {hit.id}")

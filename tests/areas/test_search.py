@@ -13,7 +13,7 @@ import shapely
 from pyproj import Geod
 
 from clay_lib.__main__ import main
-from clay_lib.areas.search import nearest, neighbors_kept, open_vectors, search, search_command, write_geojson
+from clay_lib.areas.search import find_similar, nearest, neighbors_kept, open_vectors, search_command, write_geojson
 from clay_lib.areas.vectors import done_ids, read_vectors, shrink, to_int8, write_part
 from clay_lib.errors import ContractError
 
@@ -93,42 +93,46 @@ def test_ties_zeros_and_lengths():
 def test_a_place_an_id_and_a_vector_give_the_same_hits(out):
     vectors = open_vectors(out)
     assert vectors.values.dtype == np.int8
-    by_place = search(out, (46.03, 7.052), k=5)  # row 3, column 5, off the center
+    by_place = find_similar(out, (46.03, 7.052), k=5)  # row 3, column 5, off the center
     row = vectors.rows["id"].to_pylist().index("t0065_2023-06-10")
-    by_vector = search(vectors, vectors.values[row], k=6)
+    by_vector = find_similar(vectors, vectors.values[row], k=6)
     assert by_vector.id[0] == "t0065_2023-06-10" and by_vector.similarity[0] == pytest.approx(1)
-    assert by_place.id.tolist() == search(vectors, "t0065_2023-06-10", k=5).id.tolist() == by_vector.id[1:].tolist()
+    assert (
+        by_place.id.tolist() == find_similar(vectors, "t0065_2023-06-10", k=5).id.tolist() == by_vector.id[1:].tolist()
+    )
     assert by_place["rank"].tolist() == [1, 2, 3, 4, 5] and by_place.crs == "EPSG:4326"
-    with_itself = search(vectors, (46.03, 7.052), k=6, apart=None)
+    with_itself = find_similar(vectors, (46.03, 7.052), k=6, apart=None)
     assert with_itself.id.tolist() == by_vector.id.tolist()
-    means = search(open_vectors(out, column="patch_mean"), (46.03, 7.052), k=5)  # the same vectors with the other sign
+    means = find_similar(
+        open_vectors(out, column="patch_mean"), (46.03, 7.052), k=5
+    )  # the same vectors with the other sign
     assert means.id.tolist() == by_place.id.tolist()
 
 
 def test_hits_keep_distance_dates_and_area(out, rng):
     write(out, rng.normal(size=(400, 24)) + 1, day="2024-07-01")
     place = (46.05, 7.05)
-    assert "t0105" not in set(search(out, place, k=800).id.str[:5])  # neither on the one date nor on the other
-    hits = search(out, place, k=800, apart=3000.0)
+    assert "t0105" not in set(find_similar(out, place, k=800).id.str[:5])  # neither on the one date nor on the other
+    hits = find_similar(out, place, k=800, apart=3000.0)
     middles = gpd.GeoSeries(shapely.centroid(hits.geometry.to_numpy()))
     far = Geod(ellps="WGS84").inv(*np.broadcast_arrays(7.05, 46.05, middles.x, middles.y))[2]
     assert 2900 < far.min() < 4000 and len(hits) < 800 - 2
-    assert set(search(out, place, dates="2024-06-01/2024-07-01").time.dt.year) == {2024}
-    assert search(out, place, dates=("2023-06-10", "2023-06-10"), k=1000).shape[0] == 399
+    assert set(find_similar(out, place, dates="2024-06-01/2024-07-01").time.dt.year) == {2024}
+    assert find_similar(out, place, dates=("2023-06-10", "2023-06-10"), k=1000).shape[0] == 399
     corner = gpd.GeoSeries([shapely.box(7.1, 46.1, 7.13, 46.13)], crs="EPSG:4326")
-    inside = search(out, place, area=corner, k=1000)
+    inside = find_similar(out, place, area=corner, k=1000)
     assert len(inside) == 2 * 16 and inside.intersects(corner[0]).all()
     with pytest.raises(ContractError, match="none of 800 rows fits"):
-        search(out, place, dates="2020-01-01")
+        find_similar(out, place, dates="2020-01-01")
     with pytest.raises(ContractError, match="sensor naip"):
-        search(out, place, sensor="naip")
+        find_similar(out, place, sensor="naip")
 
 
 def test_of_several_dates_the_latest_that_fits_is_the_example(out, rng):
     write(out, rng.normal(size=(400, 24)) + 1, day="2024-07-01")
-    hit = search(out, (46.0, 7.0), k=1, apart=None)
+    hit = find_similar(out, (46.0, 7.0), k=1, apart=None)
     assert hit.id[0] == "t0000_2024-07-01"
-    hit = search(out, (46.0, 7.0), k=1, apart=None, dates="2023-01-01/2023-12-31")
+    hit = find_similar(out, (46.0, 7.0), k=1, apart=None, dates="2023-01-01/2023-12-31")
     assert hit.id[0] == "t0000_2023-06-10" and hit.similarity[0] == pytest.approx(1)
 
 
@@ -136,7 +140,7 @@ def test_examples_follow_rocchio(out):
     vectors = open_vectors(out)
     ids = vectors.rows["id"].to_pylist()
     units = vectors.values / np.linalg.norm(vectors.values.astype(float), axis=1, keepdims=True)
-    hits = search(out, ids[0], positives=[ids[1], (46.0, 7.02)], negatives=[ids[9]], k=10)
+    hits = find_similar(out, ids[0], positives=[ids[1], (46.0, 7.02)], negatives=[ids[9]], k=10)
     truth = cosines(vectors.values, units[:3].mean(axis=0) - 0.5 * units[9])
     truth[[0, 1, 2, 9]] = -np.inf  # examples are no hits
     assert hits.id.tolist() == [ids[n] for n in np.argsort(-truth)[:10]]
@@ -156,10 +160,10 @@ def test_examples_raise_precision_on_land(tmp_path):
     kind_of = {f"t{n:04d}_2023-06-10": kind for n, kind in enumerate(kinds)}
     plain, helped = [], []
     for n in range(0, 220, 4):
-        first = search(table, f"t{n:04d}_2023-06-10", k=30)
+        first = find_similar(table, f"t{n:04d}_2023-06-10", k=30)
         right = [i for i in first.id if kind_of[i] == kinds[n]][:3]
         wrong = [i for i in first.id if kind_of[i] != kinds[n]][:3]
-        second = search(table, f"t{n:04d}_2023-06-10", positives=right, negatives=wrong, k=10)
+        second = find_similar(table, f"t{n:04d}_2023-06-10", positives=right, negatives=wrong, k=10)
         rest = first[~first.id.isin([*right, *wrong])][:10]  # the same candidates without the help
         plain.append(np.mean([kind_of[i] == kinds[n] for i in rest.id]))
         helped.append(np.mean([kind_of[i] == kinds[n] for i in second.id]))
@@ -167,7 +171,7 @@ def test_examples_raise_precision_on_land(tmp_path):
 
 
 def test_geojson_has_the_right_places(out, tmp_path):
-    hits = search(out, (46.03, 7.05), k=7)
+    hits = find_similar(out, (46.03, 7.05), k=7)
     again = gpd.read_file(write_geojson(hits, tmp_path / "hits.geojson"))
     assert again.id.tolist() == hits.id.tolist() and again.crs == "EPSG:4326"
     np.testing.assert_allclose(again.bounds, hits.bounds, atol=1e-7)
@@ -196,15 +200,15 @@ def test_tiles_across_the_antimeridian(tmp_path, rng):
     rows[0]["geometry"] = shapely.MultiPolygon(list(halves))
     write_part(tmp_path, rows, (), SHARED, 8, "float16")
     for lon in (179.95, -179.95):
-        assert search(tmp_path, (0.0, lon), k=9, apart=None).id[0] == rows[0]["id"]
-        assert len(search(tmp_path, (0.0, lon), k=9)) == 2
+        assert find_similar(tmp_path, (0.0, lon), k=9, apart=None).id[0] == rows[0]["id"]
+        assert len(find_similar(tmp_path, (0.0, lon), k=9)) == 2
     with pytest.raises(ContractError, match="place"):
-        search(tmp_path, (0.0, 90.0))
+        find_similar(tmp_path, (0.0, 90.0))
 
 
 def refused(match, *args, **options):
     with pytest.raises(ContractError, match=match):
-        search(*args, **options)
+        find_similar(*args, **options)
 
 
 def test_errors(out, tmp_path):
@@ -234,7 +238,7 @@ def test_mixtures_are_refused(out, rng, name):
     write(out, rng.normal(size=(4, 24)), shared=other, day="2024-01-01")
     refused(f"{name}: found 2", out, place)
     if name == "configuration":
-        assert len(search(open_vectors(out, configuration=SHARED[name]), place, k=1000)) == 399
+        assert len(find_similar(open_vectors(out, configuration=SHARED[name]), place, k=1000)) == 399
         assert main(["search", str(out), "--like", "46.0,7.0", "--configuration", "other"]) == 0
 
 
@@ -242,8 +246,8 @@ def test_a_table_may_hold_several_sensors(out, rng):
     """Each has its own configuration; the model is the same."""
     naip = SHARED | {"sensor": "naip", "configuration": "ef" * 8}
     write(out, rng.normal(size=(400, 24)), shared=naip, day="2023-06-11")
-    assert set(search(out, (46.03, 7.05), k=900).sensor) == {"sentinel-2-l2a", "naip"}
-    assert set(search(out, (46.03, 7.05), k=900, sensor="naip").sensor) == {"naip"}
+    assert set(find_similar(out, (46.03, 7.05), k=900).sensor) == {"sentinel-2-l2a", "naip"}
+    assert set(find_similar(out, (46.03, 7.05), k=900, sensor="naip").sensor) == {"naip"}
 
 
 def test_nan_in_a_table_is_named(tmp_path, rng):
