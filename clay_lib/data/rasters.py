@@ -443,7 +443,8 @@ def north_up(file: rasterio.DatasetReader) -> Affine:
 
 def _south_up(file: rasterio.DatasetReader) -> bool:
     transform = file.transform  # the identity stands for none
-    return file.crs is not None and transform.e > 0 and transform.b == transform.d == 0 and not transform.is_identity
+    down = transform.e > 0 and transform.b == transform.d == 0 and not transform.is_identity
+    return down and file.crs is not None
 
 
 def read_band(file: rasterio.DatasetReader, index: int, box: Window | None = None) -> np.ndarray:
@@ -459,7 +460,7 @@ def read_band(file: rasterio.DatasetReader, index: int, box: Window | None = Non
 def _read(layer: _OpenLayer, finest, box: Window) -> np.ndarray:
     """[H, W] of one layer on the window of the finest file's grid."""
     file = layer.file
-    if file.shape == finest.shape and file.transform.almost_equals(finest.transform, 1e-6):
+    if file is finest or (file.shape == finest.shape and file.transform.almost_equals(finest.transform, 1e-6)):
         return read_band(file, layer.index, box)
     slack = max(abs(file.transform.a), abs(file.transform.e))
     same_footprint = file.crs == finest.crs and np.allclose(file.bounds, finest.bounds, atol=slack, rtol=0)
