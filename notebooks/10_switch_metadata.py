@@ -1,9 +1,11 @@
 # ---
 # jupyter:
 #   jupytext:
+#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -11,22 +13,20 @@
 # ---
 
 # %% [markdown]
-# # 10 Switching metadata off
+# # 10 Metadata ablation
 #
-# > **Which of the things that Clay is told about an image does it use?**
-#
-# Beside the pixels, Clay is told four things: the bands' wavelengths, the size of a pixel (GSD), the place and the
-# time. Here they are taken away one at a time.
+# > **Which metadata does the model use?**
 #
 # You will see
-# - what happens to the kernels when all bands are said to be of one wavelength,
-# - how far each embedding moves, and what a probe of land cover loses by it,
-# - what it costs when only the images that are asked about lack the information,
-# - how much worse hidden pixels are rebuilt.
+# - the kernels when all bands get the same wavelength,
+# - how far embeddings move without wavelengths, pixel size, place or time, and what land-cover probes lose,
+# - how much worse hidden pixels are reconstructed.
 #
-# | needs | minutes | data |
+# sensors → **datacube** → encoder → Clay.embed → **evaluation**
+#
+# | prerequisites | minutes | data |
 # | --- | --- | --- |
-# | small weights, shipped in `data/weights`, or your own; [07 Probing](07_probe_embeddings.ipynb) tells what probes and intervals are | about 1 on two cores (not measured on a GPU) | chips of the mini-world, made here and kept in `data/cache` |
+# | [07 Linear probes](07_probe_embeddings.ipynb); the small weights of this repository, or your own from [04 Training](04_train_clay.ipynb) | 1 on two cores | chips of the synthetic Earth, generated here |
 
 # %%
 from dataclasses import replace
@@ -37,264 +37,236 @@ import numpy as np
 import pandas as pd
 import torch
 
-from clay_lib import SENSORS, Clay, figures
+from clay_lib import SENSORS, Clay, data, figures
 from clay_lib.clay import embed_chips, reconstruction_scores
 from clay_lib.course import checks
-from clay_lib.data.chips import world_chips
-from clay_lib.data.splits import spatial_blocks
-from clay_lib.evaluation import baselines, probes
-from clay_lib.evaluation.ablation import SETTINGS, WRONG_GSD, cosine_change, withhold, without
-from clay_lib.evaluation.evaluate import Evaluation
-from clay_lib.runs.notebooks import output_folder, write_metrics
+from clay_lib.evaluation import Evaluation, pixel_statistics, probes
+from clay_lib.evaluation.ablation import SETTINGS, cosine_change, withhold, without
+from clay_lib.runs import output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
 
 # %% tags=["parameters"]
-seed: int = 0  # of the mini-world, of what is hidden and of every draw
+seed: int = 0  # of the synthetic Earth, the masks and all draws
 out: str = ""  # folder for results; empty: papermill_runs/lab/10_switch_metadata
-weights: str = "clay-mini.safetensors"  # shipped; or a path, or what 04 put into data/cache: notebook_04.safetensors
-off: str = "all"  # wavelengths, gsd, place or time: this alone; all: each of them, and the four together
+weights: str = "clay-mini"  # the small weights of this repository; or a path; or what 04 saved: notebook_04.safetensors
+off: str = "all"  # wavelengths, gsd, place or time: only this one; all: each of them, and the four together
 sensor: str = "sentinel-2-l2a"
-kind: str = "patch mean"  # which vector of a chip: "patch mean" or "class token"
-chips: int = 330  # to train the probes on
-test_chips: int = 165  # on other land
+kind: str = "patch mean"  # the vector of a chip: "patch mean" or "class token"
+chips: int = 330  # for training the probes
+test_chips: int = 165  # at test places
 chip_size: int = 64  # pixels a side
-dates: int = 2  # at which every place is seen
-draws: int = 5  # halves of the training places, and draws of what is hidden
-bootstraps: int = 1000  # resamplings behind every interval
+dates: int = 2  # of each place
+draws: int = 5  # random halves of the training places, and random masks
+bootstraps: int = 1000  # resamples for each interval
 
 # %% [markdown]
 # ## What "off" means
 #
-# The model always takes a number for each of the four, so nothing can simply be left out. Place and time have a code
-# for *unknown*: zeros, which training used now and then. For the other two there is none. Wavelengths are taken away by
-# telling every band the same one, their mean. The pixel size is taken away by telling a wrong one, a tenth of the
-# true: that asks not what knowing it is worth but whether the model listens.
+# Besides the pixels, the model gets four pieces of metadata: the wavelengths of the bands, the pixel size (GSD), the place
+# and the time. Place and time have a code for **unknown**, zeros, which training used for a part of its samples.
+# Wavelengths and pixel size have no such code. Wavelengths are switched off by giving all bands their mean wavelength. The
+# pixel size is replaced by a wrong one, a tenth of the true one, which tests only whether the model uses it.
 
 # %%
 out_dir = output_folder(out, "10_switch_metadata")
 settings = SETTINGS if off == "all" else (off,)
-common = dict(size=chip_size, seed=seed, dates=dates)
-train = world_chips(sensor, chips, split="train", **common)
-test = world_chips(sensor, test_chips, split="test", **common)
+special = {"gsd": "wrong pixel size", "all": "without metadata"}
+labels = {name: special.get(name, f"without {name}") for name in settings}
+world_kwargs = dict(size=chip_size, seed=seed, dates=dates)
+train = data.world_chips(sensor, chips, split="train", **world_kwargs)
+test = data.world_chips(sensor, test_chips, split="test", **world_kwargs)
 clay = Clay.load(weights)
-print(f"train {train.pixels.shape}, test {test.pixels.shape}; to be switched off: {', '.join(settings)}")
+print(f"training chips {train.pixels.shape}, test chips {test.pixels.shape}; {', '.join(labels.values())}")
 
 # %% [markdown]
 # ## By hand
 #
-# A `Datacube` holds the pixels and the four codes. Replacing one code and asking the encoder again is all there is to
-# it. The library's `withhold` gives a Clay that does so with every image it is handed.
+# A `Datacube` holds the pixels and the four codes. To switch one off, replace its code and run the encoder. The library's
+# `withhold` returns a Clay that does this for every image.
 
 # %%
-few = test[:8]
-cube = clay.cube(few.pixels, sensor, **few.place_and_time)
-blind = replace(cube, latlon=torch.zeros_like(cube.latlon))
-by_hand = clay.model.encoder(blind, mask_ratio=0.0, shuffle=False).tokens[:, 0]
+subset = test[:8]
+cube = clay.cube(subset.pixels, sensor, **subset.place_and_time)
+no_place = replace(cube, latlon=torch.zeros_like(cube.latlon))
+by_hand = clay.model.encoder(no_place, mask_ratio=0.0, shuffle=False).tokens[:, 0]  # class tokens [8, D]
 
-library = withhold(clay, "place").embed(few.pixels, sensor, **few.place_and_time).chip
-torch.testing.assert_close(by_hand, library)
-torch.testing.assert_close(by_hand, clay.embed(few.pixels, sensor, when=few.place_and_time["when"]).chip)
-moved = torch.cosine_similarity(by_hand, clay.embed(few.pixels, sensor, **few.place_and_time).chip)
-print("1 - cosine of the class tokens with and without place:", (1 - moved).numpy().round(6))
+withheld = withhold(clay, "place").embed(subset.pixels, sensor, **subset.place_and_time).chip
+torch.testing.assert_close(by_hand, withheld)
+torch.testing.assert_close(by_hand, clay.embed(subset.pixels, sensor, when=subset.place_and_time["when"]).chip)
+full = clay.embed(subset.pixels, sensor, **subset.place_and_time).chip
+distance = 1 - torch.cosine_similarity(by_hand, full)
+print("1 - cosine of the class tokens with and without place:", distance.numpy().round(6))
 
 # %% [markdown]
 # ## One wavelength for all bands
 #
-# Clay makes the kernels that cut an image into tokens from the wavelengths alone
-# ([01](01_embed_patches.ipynb)). If all bands have the same wavelength they get the same kernels: the model then sees
-# the sum of the bands, a grey image.
+# The kernels of the patch embedding are generated from the wavelengths alone ([01](01_embed_patches.ipynb)). Bands of the
+# same wavelength therefore get the same kernel, and the model sees only the sum of the bands, a gray image.
 
 # %%
-made = {"wavelengths told": cube, "one wavelength for all": without(cube, "wavelengths")}
+cubes = {"true wavelengths": cube, "one wavelength": without(cube, "wavelengths")}
+kernels = {name: clay.model.encoder.patch_embedding.kernels(c.waves)[0] for name, c in cubes.items()}  # [D, C, P, P]
 names = SENSORS[sensor].band_names
-shown = [0, len(names) // 2, len(names) - 1]
-made = {title: clay.model.encoder.patch_embedding.kernels(one.waves)[0] for title, one in made.items()}  # [D, C, P, P]
-strong = np.argsort(-made["wavelengths told"].abs().mean(dim=(1, 2, 3)).numpy())[:6]
-for title, kernels in made.items():
-    bands = [names[b] for b in shown]
-    fig = figures.kernels(
-        kernels[:, shown], band_names=bands, chosen=strong, own_scale=True, title=f"Six kernels, {title}"
-    )
-    plt.show()
-same = kernels - kernels[:, :1]
-assert same.abs().max() < 1e-5, "bands of one wavelength have one kernel"
+bands = [0, len(names) // 2, len(names) - 1]
+strongest = np.argsort(-kernels["true wavelengths"].abs().mean(dim=(1, 2, 3)).numpy())[:6]
+kwargs = dict(band_names=[names[b] for b in bands], chosen=strongest, own_scale=True)
+for name, weight in kernels.items():
+    fig = figures.kernels(weight[:, bands], title=f"Six kernels, {name}", **kwargs)
+    _ = figures.save(fig, out_dir / f"kernels_{name.replace(' ', '_')}.png")
+assert (kernels["one wavelength"] - kernels["one wavelength"][:, :1]).abs().max() < 1e-5
 
 # %% [markdown]
-# ## Embedding everything, once for each setting
+# ## Embed with each setting
 #
-# Both the training and the test chips lose the information, as in an archive that never had it.
+# Training and test chips lose the same metadata, as in an archive that never had it. A cosine of 1 means that an embedding
+# has not moved. For scale, `unrelated` is the mean cosine of **different** chips, one with all metadata and one without.
+
 
 # %%
-models = {"nothing": clay, **{name: withhold(clay, name) for name in settings}}
-found = {name: [embed_chips(model, part)[kind] for part in (train, test)] for name, model in models.items()}
-places = np.unique(np.stack([test.lat, test.lon]), axis=1, return_inverse=True)[1].ravel()
-cosines = pd.DataFrame(
-    {
-        name: cosine_change(found["nothing"][1], found[name][1], groups=places, bootstraps=bootstraps)
-        for name in settings
-    }
-).T
+def place_index(chips):
+    """[N] the number of each chip's place."""
+    return np.unique(np.stack([chips.lat, chips.lon]), axis=1, return_inverse=True)[1].ravel()
+
+
+models = {"nothing": clay} | {name: withhold(clay, name) for name in settings}
+vectors = {name: [embed_chips(model, c)[kind] for c in (train, test)] for name, model in models.items()}
+full, places = vectors["nothing"], place_index(test)
+changes = {name: cosine_change(full[1], vectors[name][1], groups=places, bootstraps=bootstraps) for name in settings}
+cosines = pd.DataFrame(changes).T
 cosines.round(4)
 
-# %% [markdown]
-# A cosine of 1 means that nothing moved. For scale: `unrelated` is the mean cosine of the embeddings of *different* chips,
-# one told and one not. Where the two are near each other, a chip is as strange to itself as any other.
-
 # %%
-same = cosines.rename(columns={"cosine": "value"}).assign(kind="the same chip, told less")
-other = cosines.rename(columns={"unrelated": "value"}).assign(kind="another chip, told less", low=np.nan, high=np.nan)
-bars = (
-    pd.concat([same, other])
-    .loc[list(settings)]
-    .rename_axis("name")
-    .reset_index()[["name", "value", "low", "high", "kind"]]
-)
-fig = figures.bars_with_intervals(
-    bars,
-    label=f"cosine to the embedding that was told everything ({kind})",
-    title="How far embeddings move when something is not told",
-    form="{:.3f}",
-)
-figures.save(fig, out_dir / "cosines.png")
-plt.show()
+same = cosines.rename(columns={"cosine": "value"}).assign(kind="same chip")
+other = cosines.rename(columns={"unrelated": "value"}).assign(kind="different chip", low=np.nan, high=np.nan)
+bars = pd.concat([same, other]).loc[list(settings)].rename(labels).rename_axis("name").reset_index()
+title, label = "Embeddings without metadata", f"cosine to the embedding with all metadata ({kind})"
+fig = figures.bars_with_intervals(bars, label=label, title=title, form="{:.3f}")
+_ = figures.save(fig, out_dir / "cosines.png")
 
 # %% [markdown]
 # ## What a probe loses
 #
-# Moving is not yet losing: all embeddings may move together. So the probes of [07](07_probe_embeddings.ipynb) tell land
-# cover from each setting's own embeddings, on land that they were not trained on. Each draw takes half of the training
-# places; the interval (95 %) knows the luck of the draws and of the test places. Pixel statistics stand beside them as
-# a floor: they are told nothing but the pixels.
+# Embeddings may all move together and still hold the same information. So the probes of [07](07_probe_embeddings.ipynb)
+# classify land cover from the embeddings of each setting, at test places. Every draw trains on half of the training
+# places; the 95 % intervals cover the draws and the choice of test places. The baseline is pixel statistics, which use
+# pixels alone.
 
 # %%
-which = ("kNN-20 cosine", "linear")
-seen = [SENSORS[sensor].normalize(part.pixels) for part in (train, test)]
-sets = {f"told all but {name}" if name != "nothing" else "told everything": v for name, v in found.items()}
-sets = {name.replace("all but all", "nothing"): v for name, v in sets.items()}
-sets["pixel statistics"] = [baselines.pixel_statistics(x) for x in seen]
-blocks = spatial_blocks(train.lat, train.lon, 6.0)
+PROBES = ("kNN-20 cosine", "linear")
+blocks, train_places = data.spatial_blocks(train.lat, train.lon, 6.0), place_index(train)
 
 
-def answers_of(sets):
-    """Answers of the probes, trained on half of the places of `train`, `draws` times."""
-    told = []
+def predict(features):
+    """Predictions of both probes for {name: (train [N, D], test [M, D])}, in all draws."""
+    tables = []
     for draw in range(draws):
-        rng = np.random.default_rng([seed, draw])
-        place = np.unique(np.stack([train.lat, train.lon]), axis=1, return_inverse=True)[1].ravel()
-        part = rng.permutation(place.max() + 1)[place] % 2 == 0
-        known = dict(train_groups=blocks[part], test_groups=places, which=which, seed=draw)
-        pairs = {name: (a[part], b) for name, (a, b) in sets.items()}
-        asked = np.isin(test.land_cover, train.land_cover[part])
-        pairs = {name: (a, b[asked]) for name, (a, b) in pairs.items()}
-        known["test_groups"] = places[asked]
-        told.append(probes.predict(pairs, train.land_cover[part], test.land_cover[asked], **known))
-    return pd.concat(told, ignore_index=True)
+        order = np.random.default_rng([seed, draw]).permutation(train_places.max() + 1)
+        half = order[train_places] % 2 == 0  # [N]
+        known = np.isin(test.land_cover, train.land_cover[half])  # [M] test classes that have training chips
+        kwargs = dict(train_groups=blocks[half], test_groups=places[known], which=PROBES, seed=draw)
+        parts = {name: (a[half], b[known]) for name, (a, b) in features.items()}
+        tables.append(probes.predict(parts, train.land_cover[half], test.land_cover[known], **kwargs))
+    return pd.concat(tables, ignore_index=True)
 
 
-own = Evaluation(answers_of(sets), bootstraps=bootstraps)
-scores = own.table.pivot(index="features", columns="probe", values="score").loc[list(sets)]
+# %%
+features = {"all metadata": full} | {labels[name]: vectors[name] for name in settings}
+normalized = [SENSORS[sensor].normalize(c.pixels) for c in (train, test)]
+features["pixel statistics"] = [pixel_statistics(x) for x in normalized]
+evaluation = Evaluation(predict(features), bootstraps=bootstraps)
+scores = evaluation.table.pivot(index="features", columns="probe", values="score").loc[list(features)]
 scores.round(3)
 
 # %%
-for probe in which:
-    part = own.table[own.table["probe"] == probe].rename(columns={"features": "name", "score": "value"})
-    fig = figures.bars_with_intervals(
-        part.replace({"kind": {"model": "Clay"}}),
-        label="share of test chips named correctly",
-        title=f"Land cover, {probe}",
-        limits=(0, 1),
-    )
-    figures.save(fig, out_dir / f"scores_{probe.split(' ')[0]}.png")
-    plt.show()
+for probe in PROBES:
+    bars = evaluation.table.query("probe == @probe").rename(columns={"features": "name", "score": "value"})
+    bars = bars.replace({"kind": {"model": "Clay"}})
+    label = "share of test chips classified correctly"
+    fig = figures.bars_with_intervals(bars, label=label, title=f"Land cover, {probe}", limits=(0, 1))
+    _ = figures.save(fig, out_dir / f"scores_{probe.split(' ')[0]}.png")
 
 # %% [markdown]
-# ## The difference, chip by chip
+# ## Paired differences
 #
-# Both scores come from the same chips, so their difference is surer than either. Below zero, the information was worth
-# something; an interval that holds zero leaves it open. And a harder question: what if the probe was trained on chips
-# that were told everything, and only the chips to be told apart lack it, such as photographs without a date?
+# All scores come from the same chips, so their difference is more certain than each of them. Below zero, the metadata was
+# useful; an interval that contains zero leaves it open. The second case is harder: the probe was trained on embeddings
+# with all metadata, and only the test chips lack some, such as photographs without a date.
 
 # %%
-label = {name: "told nothing" if name == "all" else f"told all but {name}" for name in settings}
-untold = {label[name]: (found["nothing"][0], found[name][1]) for name in settings}  # trained on what was told all
-late, lost = answers_of({"told everything": found["nothing"], **untold}), {}
-for when, told in (("never told", own.predictions), ("not told at the end", late)):
-    told = told[told["features"].isin(["told everything", *label.values()])]
-    floor = np.where(told["features"] == "told everything", "baseline", "model")  # what the others are compared with
-    gains = probes.difference(told.assign(kind=floor), bootstraps=bootstraps).set_index(["features", "probe"])
-    for name in settings:
-        for probe in which:
-            row = gains.loc[(label[name], probe)]
-            lost[name, when, probe] = (100 * row["difference"], 100 * row["low"], 100 * row["high"])
-lost = pd.DataFrame(lost, index=["points", "low", "high"]).T.rename_axis(["off", "when", "probe"])
+features = {labels[name]: (full[0], vectors[name][1]) for name in settings}
+predictions = {"always missing": evaluation.predictions, "missing in test": predict({"all metadata": full} | features)}
+rows = []
+for case, table in predictions.items():
+    table = table[table["features"].isin(["all metadata", *labels.values()])]
+    role = np.where(table["features"] == "all metadata", "baseline", "model")
+    difference = probes.difference(table.assign(kind=role), bootstraps=bootstraps)
+    rows.append(difference.assign(case=case))
+lost = pd.concat(rows).set_index(["features", "case", "probe"])
+lost = (100 * lost[["difference", "low", "high"]]).rename(columns={"difference": "points"})
 lost.round(1)
 
 # %%
 with figures.styled():
-    fig, axes = plt.subplots(1, len(which), figsize=(8.4, 0.55 * len(settings) + 1.6), sharey=True, sharex=True)
-    for ax, probe in zip(axes, which, strict=True):
-        for k, (when, colour) in enumerate((("never told", 0), ("not told at the end", 1))):
-            part = lost.xs((when, probe), level=("when", "probe")).loc[list(settings)]
-            y = np.arange(len(settings)) + 0.16 * (2 * k - 1)
-            ends = [part["points"] - part["low"], part["high"] - part["points"]]
-            ax.errorbar(part["points"], y, xerr=ends, fmt="os"[k], color=figures.PALETTE[colour], label=when, capsize=3)
-        ax.axvline(0, color="#9a9a9a", ls="--", lw=1.2)
-        ax.set(title=probe, xlabel="points against being told everything")
-    axes[0].set_yticks(range(len(settings)), settings)
-    axes[0].invert_yaxis()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
-figures.save(fig, out_dir / "lost.png")
-plt.show()
+    fig, axes = plt.subplots(1, len(PROBES), figsize=(8.4, 0.55 * len(settings) + 1.6), sharey=True, sharex=True)
+for ax, probe in zip(axes, PROBES, strict=True):
+    for k, case in enumerate(predictions):
+        part = lost.xs((case, probe), level=("case", "probe")).loc[list(labels.values())]
+        y, color = np.arange(len(settings)) + 0.16 * (2 * k - 1), figures.PALETTE[k]
+        ends = [part["points"] - part["low"], part["high"] - part["points"]]
+        ax.errorbar(part["points"], y, xerr=ends, fmt="os"[k], color=color, label=case, capsize=3)
+    ax.axvline(0, color="#9a9a9a", ls="--", lw=1.2)
+    ax.set(title=probe, xlabel="points compared with all metadata")
+axes[0].set_yticks(range(len(settings)), labels.values())
+axes[0].invert_yaxis()
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+_ = figures.save(fig, out_dir / "lost.png")
 
 # %% [markdown]
-# ## Rebuilding hidden pixels
+# ## Reconstruct hidden pixels
 #
-# Three quarters of each chip are hidden and rebuilt. The error is that of the hidden pixels over that of guessing the
-# mean of what is visible; 1 means that nothing was gained by the model.
+# Three quarters of each chip are hidden and reconstructed. The error is divided by that of predicting the mean of the
+# visible pixels: below 1, the model is better than that guess. Bars show the mean over several masks, lines the smallest
+# and the largest value.
 
 # %%
 rows = []
 for name, model in models.items():
     tables = [reconstruction_scores(model, test, seed=seed + k) for k in range(draws)]
     ratios = [float(t["error"].mean() / t["mean_error"].mean()) for t in tables]
-    rows.append({"off": name, "ratio": np.mean(ratios), "low": min(ratios), "high": max(ratios)})
-rebuilt = pd.DataFrame(rows).set_index("off")
+    rows.append({"off": name, "value": np.mean(ratios), "low": min(ratios), "high": max(ratios)})
+errors = pd.DataFrame(rows).set_index("off")
 if "wavelengths" in settings:
-    assert rebuilt.loc["wavelengths", "low"] > rebuilt.loc["nothing", "high"], "bands cannot be told apart any more"
-bars = rebuilt.rename(columns={"ratio": "value"}).rename_axis("name").reset_index()
-fig = figures.bars_with_intervals(
-    bars.assign(kind=np.where(bars["name"] == "nothing", "told everything", "told less")),
-    label=f"error of hidden pixels over that of the visible mean ({draws} draws: mean, least, most)",
-    title="Rebuilding hidden pixels with something switched off",
-)
-figures.save(fig, out_dir / "rebuilt.png")
-plt.show()
+    assert errors.loc["wavelengths", "low"] > errors.loc["nothing", "high"]
+bars = errors.rename({"nothing": "all metadata"} | labels).rename_axis("name").reset_index()
+bars["kind"] = np.where(bars["name"] == "all metadata", "all metadata", "less metadata")
+label, title = "error / error of the visible mean", "Reconstruction without metadata"
+fig = figures.bars_with_intervals(bars, label=label, title=title)
+_ = figures.save(fig, out_dir / "reconstruction.png")
 
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself. [The exercises](exercises/10_switch_metadata.ipynb) have a notebook of their own, with
-# empty places, hints and checks; it needs no chips and no weights.
+# Three things to write yourself; [their own notebook](exercises/10_switch_metadata.ipynb) has stubs, hints and checks. It
+# needs no chips and no weights.
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 1: a place that is not known
+# ### Exercise 1: a code for unknown places
 # *Easy, 10 minutes*
 #
-# In an archive of photographs some have a place and some have none. All of them go into one batch, and the model has to be
-# told which is which.
+# In an archive of photographs, some have a place and some have none, and all of them go into one batch.
 #
-# Write the code of each chip's place, `sin lat, cos lat, sin lon, cos lon`. Where `lat` or `lon` is not known, NaN, all
-# four numbers are zeros. A chip at 0 degrees lies somewhere, and has a code like any other.
+# Write the code of each chip's place, `sin lat, cos lat, sin lon, cos lon`. Where `lat` or `lon` is unknown, NaN, all four
+# numbers are zeros. Zero degrees is a place like any other.
 #
-# **Hint.** `torch.deg2rad` turns degrees into radians; `torch.stack([...], dim=1)` puts four lists of B numbers side by side.
+# **Hint.** `torch.deg2rad` turns degrees into radians; `torch.stack([...], dim=1)` puts four vectors [B] side by side.
 #
 # **Hint.** `unknown = lat.isnan() | lon.isnan()`, and then `code[unknown] = 0`, or `torch.where` with `unknown[:, None]`.
 
 
 # %% tags=["solution"]
 def place_codes(lat, lon):
-    """lat, lon [B] in degrees, NaN where not known -> sin lat, cos lat, sin lon, cos lon, or four zeros, [B, 4]."""
+    """lat, lon [B] in degrees, NaN where unknown -> sin lat, cos lat, sin lon, cos lon, or four zeros, [B, 4]."""
     unknown = lat.isnan() | lon.isnan()
     lat, lon = torch.deg2rad(lat), torch.deg2rad(lon)
     code = torch.stack([lat.sin(), lat.cos(), lon.sin(), lon.cos()], dim=1)
@@ -305,101 +277,95 @@ def place_codes(lat, lon):
 checks.check_place_codes(place_codes)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 2: how far, beside how far apart
+# ### Exercise 2: relative change
 # *Medium, 10 minutes*
 #
-# A cosine of 0.98 sounds like nothing. But if two different chips have a cosine of 0.97, the chip has moved two thirds as
-# far as another chip lies. So put the one beside the other.
+# A cosine of 0.98 looks like no change. But if two different chips have a cosine of 0.97, the chip has moved two thirds of
+# the distance to another chip. So compare the two.
 #
-# Row i of `told` and of `untold` are the embeddings of the same chip, told everything and told less. Take 1 - cosine of
-# each chip's two embeddings, and their mean. Divide it by the mean of 1 - cosine over all pairs of *different* chips, one of
-# `told` and the other of `untold`. Vectors are of any length.
+# Row i of `full` and of `reduced` are the embeddings of the same chip, with all and with less metadata. Take the mean of
+# 1 - cosine over the chips. Divide it by the mean of 1 - cosine over all pairs of **different** chips, one from `full` and
+# the other from `reduced`. The vectors may have any length.
 #
-# **Hint.** With all vectors at length one, `a @ b.T` holds every cosine: the chips with themselves on the diagonal, the
-# pairs of different chips everywhere else.
+# **Hint.** With all vectors at length one, `a @ b.T` holds every cosine: each chip with itself on the diagonal, pairs of
+# different chips everywhere else.
 #
-# **Hint.** `~np.eye(len(a), dtype=bool)` picks what is not on the diagonal.
+# **Hint.** `~np.eye(len(a), dtype=bool)` selects everything off the diagonal.
 
 
 # %% tags=["solution"]
-def share_moved(told, untold):
-    """told, untold [N, D] -> mean 1 - cosine of a chip with itself, as a share of that of two different chips."""
-    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (told, untold))
-    apart = 1 - a @ b.T  # [N, N]
-    return np.diag(apart).mean() / apart[~np.eye(len(a), dtype=bool)].mean()
+def relative_change(full, reduced):
+    """full, reduced [N, D] -> mean 1 - cosine of a chip with itself, divided by that of two different chips."""
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (full, reduced))
+    distance = 1 - a @ b.T  # [N, N]
+    return np.diag(distance).mean() / distance[~np.eye(len(a), dtype=bool)].mean()
 
 
 # %% tags=["check"]
-checks.check_moved(share_moved)
+checks.check_moved(relative_change)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 3: could it be luck?
+# ### Exercise 3: a permutation test
 # *Hard, 20 minutes*
 #
-# A probe names more chips correctly when the model is told everything. If what it was told were worth nothing, it would be
-# chance which of the two answers to a chip came from which model, and they could as well be swapped. How often does a
-# difference like the one seen come about by swapping alone?
+# A probe classifies more chips correctly when the model has all metadata. If the metadata made no difference, the two
+# results for a chip could be swapped. How often does swapping alone give a difference as large as the observed one?
 #
-# `told` and `untold` hold 1 where a chip was named correctly and 0 where not. The chips of a place stand or fall together,
-# so they are swapped together or not at all: K places can be swapped in 2^K ways, the way as it was seen among them. Go
-# through all of these and give the share whose difference of the two scores is at least as large as the one seen, in
-# either direction. (The check has seven places, with one to four chips each. Such a share is called a p-value.)
+# `full` and `reduced` hold 1 where a chip was classified correctly and 0 elsewhere. Chips of one place are not independent,
+# so they are swapped together or not at all: K places can be swapped in 2^K ways, and the observed one is among them. Go
+# through all of them and return the share whose difference of the two scores is at least as large as the observed one, in
+# either direction. This share is the p-value. (The check has seven places, with one to four chips each.)
 #
-# **Hint.** Swapping the two turns the sign of their difference. So for each place only `(told - untold)[places == name].sum()`
-# matters, and a way of swapping is a sign for each place.
+# **Hint.** Swapping changes the sign of a difference. So only `(full - reduced)[places == name].sum()` of each place
+# matters, and a way of swapping is one sign for each place.
 #
 # **Hint.** `np.array(list(product((1, -1), repeat=K)))` holds all ways, `[2^K, K]`; `@` with the sums gives all differences.
 #
-# **Hint.** Compare the absolute values of sums, which are whole numbers: means that should be equal may differ by rounding.
+# **Hint.** Compare absolute values of sums, which are integers: means that should be equal may differ by rounding.
 
 
 # %% tags=["solution"]
-def luck(told, untold, places):
-    """told, untold [M] 0 or 1, places [M] -> share of all swaps of places that differ at least as much as what was seen."""
-    sums = np.array([(told - untold)[places == name].sum() for name in np.unique(places)])  # [K]
-    ways = np.array(list(product((1, -1), repeat=len(sums))))  # [2^K, K]
-    return (np.abs(ways @ sums) >= abs(sums.sum())).mean()
+def p_value(full, reduced, places):
+    """full, reduced [M] 0 or 1, places [M] -> share of all swaps of places that differ at least as much as observed."""
+    sums = np.array([(full - reduced)[places == name].sum() for name in np.unique(places)])  # [K]
+    signs = np.array(list(product((1, -1), repeat=len(sums))))  # [2^K, K]
+    return (np.abs(signs @ sums) >= abs(sums.sum())).mean()
 
 
 # %% tags=["check"]
-checks.check_luck(luck)
+checks.check_luck(p_value)
 
 # %% [markdown]
-# ## What was seen
+# ## What you have learned
+#
+# - To switch metadata off, replace its code: zeros for place and time, one wavelength for all bands, a wrong pixel size.
+# - Without wavelengths, bands cannot be distinguished: embeddings, probes and reconstructions all suffer.
+# - Metadata missing only in test usually costs more than metadata that is always missing, since a probe adapts.
+#
+# To compare other weights, set `weights`. As a sweep, over `off` and several seeds, run
+# `clay sweep papermill_runs/sweeps/metadata.yaml`; [09](09_read_sweeps.ipynb) shows its results.
+#
+# Next: [11 Fine-tuning a segmentation head](11_finetune_segmentation.ipynb), which trains a network on such embeddings.
 
 # %%
-knn, line = (lost.xs(("never told", probe), level=("when", "probe")) for probe in which)
-late = lost.xs(("not told at the end", which[0]), level=("when", "probe"))
-last = "told nothing" if off == "all" else f"told all but {off}"
+reduced = labels[off]
+always = lost.loc[(reduced, "always missing", PROBES[0])]
+in_test = lost.loc[(reduced, "missing in test", PROBES[0])]
+metrics = {
+    "off": off,
+    "knn": round(float(scores.loc[reduced, PROBES[0]]), 4),
+    "linear": round(float(scores.loc[reduced, PROBES[1]]), 4),
+    "knn told everything": round(float(scores.loc["all metadata", PROBES[0]]), 4),
+    "linear told everything": round(float(scores.loc["all metadata", PROBES[1]]), 4),
+    "knn points": round(float(always["points"]), 2),
+    "knn points low": round(float(always["low"]), 2),
+    "knn points high": round(float(always["high"]), 2),
+    "knn points if lost at the end": round(float(in_test["points"]), 2),
+    "cosine": round(float(cosines.loc[off, "cosine"]), 4),
+    "error ratio": round(float(errors.loc[off, "value"]), 4),
+    "error ratio told everything": round(float(errors.loc["nothing", "value"]), 4),
+}
+points = lost.xs(("always missing", PROBES[0]), level=("case", "probe"))["points"]
 write_metrics(
-    out_dir,
-    {
-        "off": off,
-        "knn": round(float(scores.loc[last, which[0]]), 4),
-        "linear": round(float(scores.loc[last, which[1]]), 4),
-        "knn told everything": round(float(scores.loc["told everything", which[0]]), 4),
-        "linear told everything": round(float(scores.loc["told everything", which[1]]), 4),
-        "knn points": round(float(knn.loc[off, "points"]), 2),
-        "knn points low": round(float(knn.loc[off, "low"]), 2),
-        "knn points high": round(float(knn.loc[off, "high"]), 2),
-        "knn points if lost at the end": round(float(late.loc[off, "points"]), 2),
-        "cosine": round(float(cosines.loc[off, "cosine"]), 4),
-        "error ratio": round(float(rebuilt.loc[off, "ratio"]), 4),
-        "error ratio told everything": round(float(rebuilt.loc["nothing", "ratio"]), 4),
-        "points by setting": {name: round(float(knn.loc[name, "points"]), 2) for name in settings},
-    },
+    out_dir, metrics | {"points by setting": {name: round(float(points[labels[name]]), 2) for name in settings}}
 )
-single = [name for name in settings if name != "all"]
-moved = cosines.loc[single, "cosine"].idxmin()
-worst, dear = knn.loc[single, "points"].idxmin(), late.loc[single, "points"].idxmin()
-print(f"""- Embeddings move most without {moved} (cosine {cosines.loc[moved, "cosine"]:.3f}; with another chip {cosines.loc[moved, "unrelated"]:.3f}).
-- kNN-20 changes most without {worst}: {knn.loc[worst, "points"]:+.1f} points ({knn.loc[worst, "low"]:+.1f} to \
-{knn.loc[worst, "high"]:+.1f}); if only the test chips lack it, most without {dear}: {late.loc[dear, "points"]:+.1f}.
-- Hidden pixels: error ratio {rebuilt.loc["nothing", "ratio"]:.2f} told everything, \
-{rebuilt.loc[settings[-1], "ratio"]:.2f} without {settings[-1]}. The pixel size was told as {WRONG_GSD:g} of the true one.""")
-
-# %% [markdown]
-# These are the shipped small weights on a synthetic Earth. The question is the same for any weights: set `weights`. One
-# setting at a time, over several seeds, is a sweep: `off` and `seed` are parameters.
-#
-# Next: [11 Fine-tuning a segmentation head](11_finetune_segmentation.ipynb) trains on such embeddings instead of probing them.
