@@ -15,6 +15,6 @@ __getattr__, __dir__, __all__ = lazy(
         "local": "serve_archive write_archive",
         "reading": "read_acquisition",
         "search": "find_similar neighbors_kept open_vectors write_geojson",
-        "vectors": "shrink",
+        "vectors": "from_int8 shrink to_int8",
     },
 )
