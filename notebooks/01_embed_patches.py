@@ -28,8 +28,8 @@
 # | --- | --- | --- |
 # | [00 First look](00_first_look.ipynb) | 0.3 on two cores | a scene of the synthetic Earth and small weights, both in the repository |
 #
-# > **On a laptop.** The weights are those of **clay-mini**, a small Clay trained on the synthetic Earth. The code is the
-# > same for the released weights: give their path in `weights`.
+# > **On a laptop.** The weights are those of **clay-mini**, a small Clay trained on the synthetic Earth. The code is
+# > the same for the released weights: give their path in `weights`.
 
 # %%
 import matplotlib.pyplot as plt
@@ -64,9 +64,9 @@ print(f"pixels {tuple(cube.pixels.shape)}, wavelengths {tuple(cube.waves.shape)}
 # %% [markdown]
 # ## The problem
 #
-# A transformer works on **tokens**: vectors of D numbers. A vision transformer usually cuts an image into patches of P x P
-# pixels and turns each patch into a token with one convolution. That convolution has a kernel for every band, so the number
-# of bands is fixed. A convolution for ten Sentinel-2 bands cannot take the two bands of a radar.
+# A transformer works on **tokens**: vectors of D numbers. A vision transformer usually cuts an image into patches of P
+# x P pixels and turns each patch into a token with one convolution. That convolution has a kernel for every band, so
+# the number of bands is fixed. A convolution for ten Sentinel-2 bands cannot take the two bands of a radar.
 
 # %%
 fixed = nn.Conv2d(len(s2.bands), D, kernel_size=P, stride=P)
@@ -81,8 +81,8 @@ assert message is not None
 
 # %% [markdown]
 # Clay solves this as DOFA does ([Xiong et al., 2024](https://arxiv.org/abs/2403.15356)). It does not store kernels; it
-# stores a small network that computes the kernel of a band from the band's central wavelength. A network that computes the
-# weights of another network is called a **hypernetwork**.
+# stores a small network that computes the kernel of a band from the band's central wavelength. A network that computes
+# the weights of another network is called a **hypernetwork**.
 #
 # ## A wavelength becomes 128 numbers
 #
@@ -118,8 +118,9 @@ fig.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 63), "viridis"), ax=axes, la
 _ = figures.save(fig, out_dir / "1_wavelength_code.png")
 
 # %% [markdown]
-# Black marks are the bands of all sensors that the library knows. The optical ones lie between 0.44 and 2.2 µm. Radar has
-# a wavelength of centimeters; the release gives its two polarizations the values 3.5 (VV) and 4.0 (VH), far from all others.
+# Black marks are the bands of all sensors that the library knows. The optical ones lie between 0.44 and 2.2 µm. Radar
+# has a wavelength of centimeters; the release gives its two polarizations the values 3.5 (VV) and 4.0 (VH), far from
+# all others.
 #
 # For such a short range most frequencies are too low. Their sines stay near 0 and their cosines near 1, whatever the
 # wavelength, so that only a part of the code carries information.
@@ -138,7 +139,8 @@ assert informative < code.shape[1]
 # - 128 **latent tokens**, learned and the same for every image, which band tokens can attend to,
 # - one **bias token**, also learned, whose output becomes the bias of the convolution.
 #
-# In this layer the bands attend to each other, too. A last linear layer turns the output of each band token into a kernel.
+# In this layer the bands attend to each other, too. A last linear layer turns the output of each band token into a
+# kernel.
 
 # %%
 mlp, generator = embedding.fclayer, embedding.weight_generator
@@ -157,8 +159,8 @@ print(f"{len(sequence)} tokens -> kernels {tuple(weight.shape)} and bias {tuple(
 # %% [markdown]
 # ## From pixels to tokens
 #
-# The rest is the usual convolution with a stride of one patch. The patches, row by row, are the tokens. These few lines are
-# all that `clay_lib.embedding.PatchEmbedding` computes.
+# The rest is the usual convolution with a stride of one patch. The patches, row by row, are the tokens. These few lines
+# are all that `clay_lib.embedding.PatchEmbedding` computes.
 
 # %%
 tokens = rearrange(F.conv2d(cube.pixels, weight, bias, stride=P), "B D h w -> B (h w) D")
@@ -168,14 +170,14 @@ difference = (tokens - library).abs().max().item()
 print(f"pixels {tuple(cube.pixels.shape)} -> tokens {tuple(tokens.shape)}; largest difference {difference:.0e}")
 
 # %% [markdown]
-# Each of the D numbers of a token is the response of one kernel. The responses of one kernel for all patches form a small
-# image, one pixel for each patch. Below are two of them: for a kernel that is nearly constant, which measures a color, and
-# for one with a pattern.
+# Each of the D numbers of a token is the response of one kernel. The responses of one kernel for all patches form a
+# small image, one pixel for each patch. Below are two of them: for a kernel that is nearly constant, which measures a
+# color, and for one with a pattern.
 
 # %%
 responses = rearrange(tokens[0], "(h w) D -> D h w", h=chip_size // P)
 responses = (responses - responses.mean((1, 2), keepdim=True)) / responses.std((1, 2), keepdim=True)
-flatness = weight.mean(dim=(2, 3)).norm(dim=1) / weight.flatten(1).norm(dim=1)  # [D]
+flatness = P * weight.mean(dim=(2, 3)).norm(dim=1) / weight.flatten(1).norm(dim=1)  # [D], 1: constant
 spread = tokens[0].std(dim=0)  # [D]
 color, pattern = int((spread * flatness).argmax()), int(spread.masked_fill(flatness > 0.3, 0).argmax())
 titles = [f"{s2.name}, {chip_size} x {chip_size} pixels", f"kernel {color}: a color", f"kernel {pattern}: a pattern"]
@@ -187,8 +189,8 @@ _ = figures.save(fig, out_dir / "2_tokens.png")
 # %% [markdown]
 # ## What the kernels respond to
 #
-# The kernels of red, green and blue together form a small color image: the patch to which this number of the token responds
-# most. Gray is zero, and every kernel has its own contrast.
+# The kernels of red, green and blue together form a small color image: the patch to which this number of the token
+# responds most. Gray is zero, and every kernel has its own contrast.
 
 # %%
 color_kernels = weight[:, s2.indices(["red", "green", "blue"])]  # [D, 3, P, P]
@@ -209,7 +211,8 @@ _ = figures.save(fig, out_dir / "3_kernels_in_color.png")
 # > initialized as cosine waves and trained from there; [04 Training](04_train_clay.ipynb) explains why. The noisy ones
 # > were initialized at random, as in the release.
 #
-# The same kernels in the infrared and for radar: each row is a band, each column a kernel, scaled to its largest weight.
+# The same kernels in the infrared and for radar: each row is a band, each column a kernel, scaled to its largest
+# weight.
 
 # %%
 shown = ["blue", "green", "red", "rededge1", "nir", "swir16", "swir22"]
@@ -234,8 +237,8 @@ assert same_pattern > 0.5
 
 # %% [markdown]
 # Most kernels have one pattern and give it to each band with its own strength and sign. With the same sign for blue and
-# red, a kernel responds to brightness; with opposite signs, to color. The sign often changes between red and near infrared,
-# where vegetation turns from dark to bright.
+# red, a kernel responds to brightness; with opposite signs, to color. The sign often changes between red and near
+# infrared, where vegetation turns from dark to bright.
 #
 # ## Similar wavelengths, similar kernels
 #
@@ -266,13 +269,13 @@ print(f"Sentinel-2 red and Landsat red {landsat_red:.4f}, red edge {red_edge:.3f
 assert landsat_red > red_edge > near_infrared
 
 # %% [markdown]
-# The dark squares on the diagonal are blue, green, red, near infrared and short-wave infrared. Each square holds bands of
-# many sensors, because the network receives a wavelength and never the name of a sensor.
+# The dark squares on the diagonal are blue, green, red, near infrared and short-wave infrared. Each square holds bands
+# of many sensors, because the network receives a wavelength and never the name of a sensor.
 #
 # ## A band that no sensor has
 #
-# No sensor of the registry has a band at 0.59 µm, between green (0.565) and yellow (0.61) of PlanetScope. The hypernetwork
-# computes kernels for it all the same, and they lie between those of its neighbors.
+# No sensor of the registry has a band at 0.59 µm, between green (0.565) and yellow (0.61) of PlanetScope. The
+# hypernetwork computes kernels for it all the same, and they lie between those of its neighbors.
 
 # %%
 new = 0.59
@@ -285,8 +288,8 @@ print(f"cosine of green and yellow {green_yellow:.3f}; of {new} µm and green {n
 assert new_green > green_yellow and new_yellow > green_yellow
 
 # %% [markdown]
-# In the same way any two wavelengths can be compared, whether or not a sensor has them. Dark squares are ranges that the
-# network treats as one color; at their edges the kernels change.
+# In the same way any two wavelengths can be compared, whether or not a sensor has them. Dark squares are ranges that
+# the network treats as one color; at their edges the kernels change.
 
 # %%
 axis = torch.logspace(-0.398, 0.38, 120)  # 0.4 to 2.4 µm
@@ -312,7 +315,8 @@ wavelength_slider(clay, image.measured(), s2, wave=new)
 # %% [markdown]
 # ## Any subset, any order
 #
-# A subset of bands is a shorter list of wavelengths, and another sensor is another list. The tokens always have D numbers.
+# A subset of bands is a shorter list of wavelengths, and another sensor is another list. The tokens always have D
+# numbers.
 
 # %%
 naip_bands = ["red", "green", "blue", "nir"]
@@ -327,8 +331,8 @@ assert radar_tokens.shape == tokens.shape
 
 # %% [markdown]
 # The order of the bands does not matter as long as the wavelengths are reordered with the pixels. If they are not, each
-# band meets the kernel of another one: there is no error message, only wrong tokens. That is why the library keeps pixels
-# and wavelengths together in one datacube.
+# band meets the kernel of another one: there is no error message, only wrong tokens. That is why the library keeps
+# pixels and wavelengths together in one datacube.
 
 # %%
 order = torch.randperm(len(s2.bands), generator=torch.Generator().manual_seed(seed))
@@ -340,8 +344,8 @@ print(f"relative difference: {good:.0e} with the wavelengths reordered, {bad:.2f
 assert bad > 1000 * good
 
 # %% [markdown]
-# One property follows from the transformer layer: since bands attend to each other, the kernel of a band also depends on
-# which other bands are there. Here are the kernels of four bands among Sentinel-2's ten and among NAIP's four.
+# One property follows from the transformer layer: since bands attend to each other, the kernel of a band also depends
+# on which other bands are there. Here are the kernels of four bands among Sentinel-2's ten and among NAIP's four.
 
 # %%
 naip = SENSORS["naip"]
@@ -355,8 +359,8 @@ assert min(by_band.values()) < 1
 
 # %% [markdown]
 # The visible bands hardly differ; the near infrared does. Visible light and near infrared alone always meant an aerial
-# photograph in training, and with short-wave infrared a satellite image: the network has learned the difference. So use the
-# same set of bands for all images that you want to compare.
+# photograph in training, and with short-wave infrared a satellite image: the network has learned the difference. So use
+# the same set of bands for all images that you want to compare.
 #
 # ## Exercises, solved
 #
@@ -366,8 +370,8 @@ assert min(by_band.values()) < 1
 # ### Exercise 1: a camera of your own
 # *Easy, 5 minutes*
 #
-# The data sheet of a drone camera lists: blue 450 nm, green 550 nm, red 660 nm, red edge 735 nm, near infrared 845 nm. Its
-# images have the bands in this order. Write the tensor of wavelengths, `[5]`, that the patch embedding needs.
+# The data sheet of a drone camera lists: blue 450 nm, green 550 nm, red 660 nm, red edge 735 nm, near infrared 845 nm.
+# Its images have the bands in this order. Write the tensor of wavelengths, `[5]`, that the patch embedding needs.
 #
 # **Hint.** All wavelengths in this notebook are in micrometers. A micrometer is 1000 nanometers.
 
@@ -381,8 +385,9 @@ checks.check_wavelengths(camera)
 # ### Exercise 2: tokens without a convolution
 # *Medium, 10 minutes*
 #
-# Compute the tokens from given kernels with reshapes and one matrix product, without `conv2d`: for each patch and each of
-# the D kernels, multiply pixels and kernel, sum over bands and pixels, and add the bias. The tokens are in row order.
+# Compute the tokens from given kernels with reshapes and one matrix product, without `conv2d`: for each patch and each
+# of the D kernels, multiply pixels and kernel, sum over bands and pixels, and add the bias. The tokens are in row
+# order.
 #
 # **Hint.** Reshape the pixels so that each patch is one row:
 # `rearrange(pixels, "B C (h p) (w q) -> B (h w) (C p q)", p=P, q=P)`.
@@ -405,8 +410,8 @@ checks.check_tokens(tokens_of)
 # ### Exercise 3: what each band adds to a token
 # *Hard, 15 minutes*
 #
-# A token is a sum over bands, plus the bias. Return the term of each band, `[B, C, L, D]`, so that the sum over the bands
-# plus the bias is the token. `embedding.kernels(waves)` returns kernels `[D, C, P, P]` and the bias.
+# A token is a sum over bands, plus the bias. Return the term of each band, `[B, C, L, D]`, so that the sum over the
+# bands plus the bias is the token. `embedding.kernels(waves)` returns kernels `[D, C, P, P]` and the bias.
 #
 # **Hint.** It is exercise 2 with one sum less: the axis C stays. `torch.einsum` sums over the axes that you leave out.
 #
@@ -428,7 +433,8 @@ checks.check_band_parts(parts_of)
 # %% [markdown]
 # ## What you have learned
 #
-# - A hypernetwork computes the kernels of the patch embedding from the wavelengths, so one network takes any set of bands.
+# - A hypernetwork computes the kernels of the patch embedding from the wavelengths, so one network takes any set of
+#   bands.
 # - Kernels follow the wavelength, not the sensor: red of Sentinel-2 and of Landsat get nearly the same ones, and a band
 #   that no sensor has gets kernels between those of its neighbors.
 # - Bands attend to each other, so the kernel of a band also depends on the other bands of the image.

@@ -59,7 +59,8 @@ print(f"a token has {D} numbers: 4 x {quarter} for column and row, the last 8 fo
 # %% [markdown]
 # ## Why a code is needed
 #
-# A transformer treats its tokens as a set, without any order. Here are a chip and the same chip with its patches shuffled.
+# A transformer treats its tokens as a set, without any order. Here are a chip and the same chip with its patches
+# shuffled.
 
 # %%
 clay = Clay.load(weights)
@@ -88,7 +89,8 @@ largest = (features[order] - shuffled_features).abs().max()
 print(f"features of {len(order)} patches, in place and shuffled: largest difference {largest:.0e}")
 
 # %% [markdown]
-# So a **position code** is added to each token. In Clay it also contains the pixel size, the date and the place on Earth.
+# So a **position code** is added to each token. In Clay it also contains the pixel size, the date and the place on
+# Earth.
 #
 # ## The code, by hand
 #
@@ -97,7 +99,7 @@ print(f"features of {len(order)} patches, in place and shuffled: largest differe
 # ([Reed et al., 2023](https://arxiv.org/abs/2212.14532)), the frequencies are multiplied by the **ground sampling
 # distance** $g$ (GSD, meters per pixel), so that angles grow with the distance on the ground:
 #
-# $$\sin(x f_k),\ \cos(x f_k),\ \sin(y f_k),\ \cos(y f_k), \qquad f_k = g \cdot 10000^{-2 o_k / 4n}, \quad o_k = k/(n-1)$$
+# $$\sin(x f_k),\ \cos(x f_k),\ \sin(y f_k),\ \cos(y f_k), \qquad f_k = g \cdot 10000^{-2 o_k / 4n},\ o_k = \tfrac{k}{n-1}$$
 #
 # with $n = (D-8)/4$ frequencies. The last eight numbers are the codes of time and place, shown further below.
 
@@ -159,10 +161,10 @@ print(f"columns 0, 3, 6, ... at 10 m equal columns 0, 1, 2, ... at 30 m: {count}
 # %% [markdown]
 # ## The released frequencies are nearly equal
 #
-# Transformers normally use frequencies from 1 down to 1/10,000: the high ones distinguish neighbors, the low ones the left
-# from the right of the image. The formula of the released weights divides the exponent by the width of the code once more.
-# At a GSD of 10 m all frequencies are then close to 10 radians per patch. The released weights need this formula;
-# `frequencies="geometric"` in the configuration selects the usual one for models that you train yourself.
+# Transformers normally use frequencies from 1 down to 1/10,000: the high ones distinguish neighbors, the low ones the
+# left from the right of the image. The formula of the released weights divides the exponent by the width of the code
+# once more. At a GSD of 10 m all frequencies are then close to 10 radians per patch. The released weights need this
+# formula; `frequencies="geometric"` in the configuration selects the usual one for models that you train yourself.
 
 # %%
 released, geometric = (
@@ -182,9 +184,9 @@ print(f"released: {low:.3f} to {high:.3f} x GSD; geometric: {geometric[-1] / 10:
 assert low > 0.9 and geometric[-1] < 0.001
 
 # %% [markdown]
-# A full turn is 2 pi, about 6.28 radians, so 10 radians are more than one and a half turns. Sampled once per patch, such a
-# wave cannot be distinguished from one that turns backwards by 2.6 radians. This is **aliasing**, the effect that makes
-# wheels turn backwards in films.
+# A full turn is 2 pi, about 6.28 radians, so 10 radians are more than one and a half turns. Sampled once per patch,
+# such a wave cannot be distinguished from one that turns backwards by 2.6 radians. This is **aliasing**, the effect
+# that makes wheels turn backwards in films.
 
 # %%
 apparent = (10 + math.pi) % (2 * math.pi) - math.pi
@@ -237,14 +239,14 @@ print(f"released, 10 m: next patch {next_patch:.2f}; most similar at {best} patc
 assert best > 1 and profiles["geometric"][1:].argmax() == 0
 
 # %% [markdown]
-# - With the released frequencies, similar codes do **not** mean that patches are close. At 10 m the adjacent patch has an
-#   almost unrelated code, while patches further away have nearly the same. At 500 m the code is close to a random number
-#   for each column and row.
+# - With the released frequencies, similar codes do **not** mean that patches are close. At 10 m the adjacent patch has
+#   an almost unrelated code, while patches further away have nearly the same. At 500 m the code is close to a random
+#   number for each column and row.
 # - With the usual frequencies, similarity decreases with distance. It starts lower for coarse pixels, whose highest
 #   frequencies are aliased, too.
 #
-# Still, no two patches share a code, since the frequencies differ a little. The network can learn where patches lie, but it
-# has to learn this for each pixel size.
+# Still, no two patches share a code, since the frequencies differ a little. The network can learn where patches lie,
+# but it has to learn this for each pixel size.
 
 
 # %%
@@ -261,8 +263,8 @@ assert max(pairs.values()) < 1 - 1e-4
 # %% [markdown]
 # ## Date and place
 #
-# Week 52 and week 1 are neighbors, and so are 23 h and 0 h. That is why the week and the hour become angles, and each is
-# stored as a sine and a cosine. Latitude and longitude are stored in the same way: 4 + 4 numbers in total.
+# Week 52 and week 1 are neighbors, and so are 23 h and 0 h. That is why the week and the hour become angles, and each
+# is stored as a sine and a cosine. Latitude and longitude are stored in the same way: 4 + 4 numbers in total.
 
 # %%
 months = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
@@ -283,8 +285,8 @@ _ = figures.save(fig, out_dir / "7_circles.png")
 
 # %% [markdown]
 # **Zeros mean unknown.** Sine and cosine of an angle are never both zero, so zeros cannot be confused with any date or
-# place. When the released weights were trained, both were set to zero for a fifth of the images, so the model works without
-# them.
+# place. When the released weights were trained, both were set to zero for a fifth of the images, so the model works
+# without them.
 
 # %%
 places = {"Lake Victoria": (when, lat, lon), "Lisbon": (when, 38.72, -9.14), "place unknown": (when, None, None)}
@@ -311,9 +313,9 @@ print("last eight numbers of each token:", [round(v, 2) for v in code[0, 0, -8:]
 # %% [markdown]
 # ## Images that are not square
 #
-# Images of 64 x 256 and of 256 x 64 pixels have the same number of patches, but in 8 x 32 and 32 x 8. A code computed from
-# the square root of the number of tokens would be wrong for both; this one takes height and width. A check: when rows and
-# columns are swapped, the two codes agree.
+# Images of 64 x 256 and of 256 x 64 pixels have the same number of patches, but in 8 x 32 and 32 x 8. A code computed
+# from the square root of the number of tokens would be wrong for both; this one takes height and width. A check: when
+# rows and columns are swapped, the two codes agree.
 
 # %%
 wide, tall = (position.grid_code(h, w, D - 8, 10.0) for h, w in ((8, 32), (32, 8)))
@@ -332,8 +334,8 @@ print(f"{len(wide)} tokens each; {int(((wide - tall).norm(dim=1) > 1e-3).sum())}
 # ### Exercise 1: the same place for another sensor
 # *Easy, 5 minutes*
 #
-# A token in column 12 of an image with pixels of 10 m has a certain code. In which column of an image with pixels of 30 m
-# does a token have the same code? Write a function for any column and any two pixel sizes.
+# A token in column 12 of an image with pixels of 10 m has a certain code. In which column of an image with pixels of 30
+# m does a token have the same code? Write a function for any column and any two pixel sizes.
 #
 # **Hint.** The angle is column times pixel size times a constant.
 
@@ -373,9 +375,9 @@ checks.check_week_code(week_code)
 # ### Exercise 3: the code of any grid
 # *Hard, 15 minutes*
 #
-# Write the part of the position code that encodes column and row, for a grid of `h` rows and `w` columns that may not be
-# square: for each token, row by row, `sin x | cos x | sin y | cos y`, where x is the column times each frequency and y the
-# row times each frequency. No loop is needed.
+# Write the part of the position code that encodes column and row, for a grid of `h` rows and `w` columns that may not
+# be square: for each token, row by row, `sin x | cos x | sin y | cos y`, where x is the column times each frequency and
+# y the row times each frequency. No loop is needed.
 #
 # **Hint.** Begin with two lists of `h * w` numbers: the column of each token, which changes fastest, and its row.
 # `torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")` returns rows and columns as two grids.
@@ -398,7 +400,8 @@ checks.check_grid_code(code_of_grid)
 # ## What you have learned
 #
 # - Column and row are multiplied by the pixel size, so that equal distances in meters have equal codes for all sensors.
-# - The released frequencies are nearly equal: every patch has its own code, but similar codes do not mean nearby patches.
+# - The released frequencies are nearly equal: every patch has its own code, but similar codes do not mean nearby
+#   patches.
 # - Date and place are eight numbers on four circles, the same for every token; zeros mean unknown.
 #
 # Next: the model learns because most of these tokens are removed, in [03 Masking](03_mask_patches.ipynb).

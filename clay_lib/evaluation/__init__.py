@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy(
         "intervals": "as_text interval resample",
         "evaluate": "Evaluation evaluate_features",
         "segmentation": "class_scores",
+        "ablation": "cloud removal_study",
         "components": "fit_components principal_components",
     },
 )
