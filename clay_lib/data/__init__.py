@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy(
         "images": "open_image",
         "labels": "IGNORE class_folders points_on_scene raster_pairs world_set",
         "rasters": "coarser read_scene write_raster",
-        "scenes": "crop cut_chips open_scene",
+        "scenes": "crop cut_chips open_scene segmentation_sets",
         "splits": "random_split spatial_blocks split_by_blocks",
         "store": "ChipStore write_chips",
     },

@@ -12,7 +12,9 @@ from rasterio.transform import Affine
 from rasterio.warp import transform
 
 from clay_lib.data.chips import Chips, shared_world
+from clay_lib.data.labels import LabeledSet, raster_pairs, world_set
 from clay_lib.data.rasters import Scene, locate, read_header, read_scene
+from clay_lib.data.splits import spatial_blocks
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS
 
@@ -126,6 +128,42 @@ def most_measured(valid: np.ndarray, height: int, width: int) -> tuple[int, int]
     rows, columns = np.nonzero(inside == inside.max())
     distance = np.hypot(rows - (inside.shape[0] - 1) / 2, columns - (inside.shape[1] - 1) / 2)
     return int(rows[distance.argmin()]), int(columns[distance.argmin()])
+
+
+def segmentation_sets(
+    images: str | Path = "",
+    labels: str | Path = "",
+    sensor: str = "sentinel-2-l2a",
+    *,
+    classes: str = "",
+    ignore: int | None = 0,
+    chips: int = 440,
+    test_chips: int = 220,
+    size: int = 64,
+    seed: int = 0,
+) -> tuple[LabeledSet, LabeledSet, LabeledSet]:
+    """Train, val and test of your own rasters and label rasters; without a path, of the synthetic Earth's land cover.
+
+    classes: such as "1 water, 2 forest", and ignore, as for `raster_pairs`. chips: train and val together, and test_chips,
+    of the synthetic Earth. Parts lie in different places, and the groups of test may be resampled for intervals: places,
+    rasters, or blocks of about 2 km where there are fewer than six rasters.
+    """
+    if not images:
+        from clay_lib.world.earth import CLASSES
+
+        pool, test = (
+            replace(world_set(sensor, count, split=split, size=size, seed=seed), codes=tuple(CLASSES))
+            for count, split in ((chips, "train"), (test_chips, "test"))
+        )
+        return *pool.split((0.85, 0.15), degrees=6.0, seed=seed), test
+    names = {int(code): name for code, name in (part.strip().split(" ", 1) for part in classes.split(","))}
+    pool = raster_pairs(images, labels, sensor, classes=names, ignore=ignore, size=size)
+    by = "groups" if pool.places["group"].nunique() >= 6 else "blocks"
+    train, val, test = pool.split((0.6, 0.15, 0.25), by=by, degrees=0.02, seed=seed)
+    if by == "blocks":
+        blocks = spatial_blocks(test.places["lat"], test.places["lon"], 0.02)
+        test = replace(test, places=test.places.assign(group=blocks))
+    return train, val, test
 
 
 def world(

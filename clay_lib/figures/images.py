@@ -180,11 +180,8 @@ def land_cover(labels, classes: Mapping[int, str], colors: Mapping[int, str] | N
     labels = as_array(labels, (2,), "labels [H, W]")
     colors = dict(colors) if colors else class_colors(classes)
     present, counts = np.unique(labels, return_counts=True)
-    image = np.full((*labels.shape, 3), MISSING)
-    keys = []
+    image, keys = class_image(labels, colors), []
     for k, share in sorted(zip(present.tolist(), (counts / labels.size).tolist(), strict=True), key=lambda x: -x[1]):
-        if k in colors:
-            image[labels == k] = to_rgb(colors[k])
         if k in classes:
             text = f"{classes[k]}  {share:.0%}" if share >= 0.005 else f"{classes[k]}  <1%"
             keys.append(Patch(facecolor=colors.get(k, str(MISSING)), edgecolor=INK, lw=0.5, label=text))
@@ -194,6 +191,22 @@ def land_cover(labels, classes: Mapping[int, str], colors: Mapping[int, str] | N
         ax.set_axis_off()
         ax.legend(handles=keys, loc="center left", bbox_to_anchor=(1.02, 0.5), borderaxespad=0)
     return fig
+
+
+def class_image(labels, colors: Mapping[int, str]) -> np.ndarray:
+    """Class numbers [H, W] -> an image [H, W, 3] in their colors; numbers without a color are gray."""
+    labels = as_array(labels, (2,), "labels [H, W]")
+    image = np.full((*labels.shape, 3), to_rgb(str(MISSING)))
+    for k, color in colors.items():
+        image[labels == k] = to_rgb(color)
+    return image
+
+
+def class_legend(fig: Figure, labels, names: Sequence[str], colors: Mapping[int, str]) -> None:
+    """A legend below a figure, of the classes that occur in labels (any shape)."""
+    present = [int(k) for k in np.unique(labels) if k in colors and k < len(names)]
+    keys = [Patch(facecolor=colors[k], edgecolor=INK, lw=0.5, label=names[k]) for k in present]
+    fig.legend(handles=keys, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
 
 
 def scatter(

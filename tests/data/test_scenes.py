@@ -5,7 +5,7 @@ import pytest
 
 from clay_lib import ContractError
 from clay_lib.data.rasters import write_raster
-from clay_lib.data.scenes import center_window, crop, cut_chips, most_measured, open_scene
+from clay_lib.data.scenes import center_window, crop, cut_chips, most_measured, open_scene, segmentation_sets
 
 
 def test_synthetic_scene_and_its_file_are_the_same(tmp_path):
@@ -52,3 +52,25 @@ def test_center_window_of_a_larger_file(tmp_path):
     path = write_raster(tmp_path / "a.tif", np.ones((3, 30, 40)), crs=None, transform=None)
     assert center_window(path, 20) == (10, 5, 20, 20) and center_window(path, 40) is None
     assert center_window(tmp_path, 4) is None  # a folder is read completely
+
+
+def test_segmentation_sets_of_own_rasters_lie_apart(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for n in range(6):
+        scene = open_scene(size=32, index=n, seed=0)
+        grid = dict(crs=scene.crs, transform=scene.transform)
+        write_raster(tmp_path / f"images/{n}.tif", scene.pixels, descriptions=scene.bands, **grid)
+        write_raster(tmp_path / f"labels/{n}.tif", np.full((32, 32), 3 + n % 2, np.uint8), **grid)
+    folders = tmp_path / "images", tmp_path / "labels"
+    train, val, test = segmentation_sets(*folders, classes="3 crops, 4 town", size=16)
+    assert test.classes == ("crops", "town") and test.codes == (3, 4)
+    groups = [set(part.places["group"]) for part in (train, val, test)]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 6
+
+
+def test_segmentation_sets_of_the_synthetic_earth_lie_apart():
+    train, val, test = segmentation_sets(chips=22, test_chips=11, size=16)
+    assert len(train) + len(val) == 22 and len(test) == 11
+    assert len(test.codes) == len(test.classes) and test[0].label.shape == (16, 16)
+    assert not set(train.places["group"]) & (set(test.places["group"]) | set(val.places["group"]))

@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgba
 
 from clay_lib import figures
 from clay_lib.errors import ContractError
-from clay_lib.figures.images import round_length
+from clay_lib.figures.images import class_image, round_length
 from clay_lib.figures.style import MISSING
 
 RNG = np.random.default_rng(0)
@@ -66,3 +66,8 @@ def test_thumbnails_never_overlap_and_keep_their_class():
 def test_scatter_counts_its_classes():
     ax = figures.scatter(RNG.normal(size=(10, 2)), ["a"] * 4 + ["b"] * 6).axes[0]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a  (4)", "b  (6)"]
+
+
+def test_class_image_shows_unknown_numbers_gray():
+    image = class_image(np.array([[0, 1], [-1, 1]]), {0: "#000000", 1: "#ffffff"})
+    np.testing.assert_allclose(image[..., 0], [[0, 1], [0.85, 1]])
