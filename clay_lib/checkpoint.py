@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clay_lib.errors import ContractError
-from clay_lib.files import CACHE, DATA, atomic_write, sha256
+from clay_lib.files import atomic_write, find_weights, sha256
 from clay_lib.model import SIZES, ClayConfig, ClayMAE
 
 # Fields of ClayConfig given by the tensors' shapes; whoever loads a file can state all others.
@@ -142,47 +142,6 @@ def convert(
 
 
 # --- where the file is ---
-
-
-def find_weights(name: str | Path) -> Path:
-    """The file of weights for a path, a name in the cache or in data/weights (with or without its ending), or hub:."""
-    if str(name).startswith("hub:"):
-        return _from_hub(str(name).removeprefix("hub:"))
-    path = Path(name).expanduser()
-    names = [path] if path.suffix else [path, path.with_name(f"{path.name}.safetensors")]
-    candidates = [folder / n for n in names for folder in (Path(), CACHE, DATA / "weights", DATA)]
-    return next((candidate for candidate in candidates if candidate.is_file()), path)
-
-
-def _from_hub(name: str) -> Path:
-    """ "owner/name/path/in/repository" -> the file in the cache of the hub's own client, which resumes downloads.
-
-    The client's cache, HF_HUB_OFFLINE and HF_ENDPOINT apply.
-    """
-    from huggingface_hub import constants, errors, hf_hub_download
-
-    owner, _, rest = name.partition("/")
-    repository, _, path = rest.partition("/")
-    if not (owner and repository and path):
-        raise ContractError("weights", f"hub:{name}", "hub:owner/name/path/to/file", "the path is missing")
-    try:
-        return Path(hf_hub_download(f"{owner}/{repository}", path))
-    except errors.GatedRepoError:
-        found, cause = "a gated repository", "accept its terms on its page, then `hf auth login`"
-    except errors.RepositoryNotFoundError:
-        found, cause = "no such repository", "a misspelled owner or name, or a private one without `hf auth login`"
-    except errors.LocalEntryNotFoundError as error:
-        found, cause = (
-            f"no answer from {constants.ENDPOINT}",
-            f"no network, a proxy, or HF_ENDPOINT ({error.__cause__})",
-        )
-        if constants.HF_HUB_OFFLINE:
-            found, cause = "HF_HUB_OFFLINE is set and the file is not in the cache", "never downloaded; unset it once"
-    except errors.EntryNotFoundError:
-        found, cause = f"no file {path} in {owner}/{repository}", "a misspelled path, or a file that was moved"
-    except Exception as error:  # HTTP errors, a full disk, a name that the client refuses
-        found, cause = f"{type(error).__name__}: {error}", f"the hub at {constants.ENDPOINT}, the network, or the disk"
-    raise ContractError("weights", found, f"hub:{name}", cause)
 
 
 # --- what the file holds ---

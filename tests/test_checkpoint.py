@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 
 from clay_lib import Clay, ClayConfig, ClayMAE, ContractError
 from clay_lib.__main__ import main
-from clay_lib.checkpoint import convert, find_weights, load_model, load_released_state, save_model
+from clay_lib.checkpoint import convert, load_model, load_released_state, save_model
+from clay_lib.files import find_weights
 from clay_lib.runs.bench import load_memory
 
 MICRO = ClayConfig(24, 3, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=12)

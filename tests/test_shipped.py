@@ -8,10 +8,9 @@ import pytest
 import yaml
 
 from clay_lib import SENSORS, Clay, ClayConfig
-from clay_lib.checkpoint import find_weights
 from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
 from clay_lib.data.chips import world_chips
-from clay_lib.files import DATA
+from clay_lib.files import DATA, find_weights
 
 WEIGHTS = DATA / "weights" / "clay-mini.safetensors"
 

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from clay_lib.checkpoint import find_weights
 from clay_lib.clay import Clay
 from clay_lib.errors import ContractError
 from clay_lib.evaluation import transfer
 from clay_lib.evaluation.evaluate import Evaluation
 from clay_lib.evaluation.intervals import as_text
-from clay_lib.files import DATA, atomic_write, sha256
+from clay_lib.files import DATA, atomic_write, find_weights, sha256
 
 REAL = Path(os.environ.get("CLAY_REALDATA") or Path(__file__).resolve().parents[3] / "shared" / "realdata")
 KEYS = ["study", "split", "features", "kind", "probe"]

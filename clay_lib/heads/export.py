@@ -20,11 +20,11 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbols
 from torch.nn import functional as F
 
-from clay_lib.checkpoint import find_weights, load_model
+from clay_lib.checkpoint import load_model
 from clay_lib.datacube import Datacube, latlon_code, time_code
 from clay_lib.encoder import Encoder
 from clay_lib.errors import ContractError
-from clay_lib.files import atomic_write, sha256
+from clay_lib.files import atomic_write, find_weights, sha256
 from clay_lib.model import ClayConfig
 from clay_lib.position import METADATA, angular_frequencies
 from clay_lib.sensors import SENSORS

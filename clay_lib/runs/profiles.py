@@ -13,9 +13,8 @@ import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt, register_type
 
-from clay_lib.checkpoint import find_weights
 from clay_lib.errors import ContractError
-from clay_lib.files import read_json
+from clay_lib.files import find_weights, read_json
 from clay_lib.runs.gallery import write_gallery
 from clay_lib.runs.notebooks import NOTEBOOKS, RUNS, RunResult, list_notebooks, read_script, run_notebook
 from clay_lib.runs.parameters import check_parameters, read_parameters

@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from clay_lib.cluster import cores, dask_client
 from clay_lib.errors import ContractError
@@ -24,6 +23,9 @@ from clay_lib.runs.parameters import declared_metrics
 from clay_lib.runs.profiles import read_profile
 from clay_lib.runs.specification import Run, Sweep, read_sweep
 from clay_lib.runs.tables import read_ledger, read_run, runs_without, write_ledger
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KERNEL_MB = 1000  # assumed memory of a run until one has been measured
 KERNEL_ATTEMPTS = 2  # within one start, for a run whose kernel was killed from outside
@@ -56,17 +58,17 @@ def sweep(
         raise ContractError("file", "none", "papermill_runs/sweeps/NAME.yaml", "only --report works without one")
     if report and dry_run:
         raise ContractError("report, dry_run", "both", "one of them", "a dry run writes nothing, not even a page")
-    spec = read_sweep(file) if file else None
-    table = pd.DataFrame({"status": []})
+    spec, failed = read_sweep(file) if file else None, False
     if spec and not report:
         options = dict(workers=workers, scheduler=scheduler, retry_failed=retry_failed, dry_run=dry_run)
         table = run_sweep(spec, **options, runs=RUNS)
+        failed = not dry_run and table["status"].isin(["failed", "died"]).any()
     elif spec and (RUNS / spec.name / "sweep.json").is_file():
         write_summary(spec, RUNS / spec.name)
     if not dry_run:
         write_ledger(RUNS)
         print(f"Open {write_report(RUNS, spec.name if spec else None)}")
-    return 1 if not dry_run and table["status"].isin(["failed", "died"]).any() else 0
+    return 1 if failed else 0
 
 
 def run_sweep(

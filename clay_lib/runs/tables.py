@@ -12,14 +12,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, read_json
 from clay_lib.runs.notebooks import RUNS, flatten, is_done
 from clay_lib.runs.specification import Sweep
+
+if TYPE_CHECKING:  # pandas takes a second to import, which every worker of a sweep would pay
+    import pandas as pd
 
 LEVEL = 0.95  # of confidence
 ENDED = ("done", "failed", "died")  # failed: its own error or out of time; died: killed from outside
@@ -76,6 +79,8 @@ def read_ledger(runs: Path = RUNS, sweep: str | None = None) -> pd.DataFrame:
     Columns: sweep, run, status, asked (the sweep's present specification has it), then `parameter NAME`,
     `metric NAME` (numbers) and `text NAME` (metrics that are text), then cost (seconds, peak_mb) and provenance.
     """
+    import pandas as pd
+
     rows = []
     for path in sorted(Path(runs).glob(f"{sweep or '*'}/*/parameters.json")):
         row = read_run(path.parent)
@@ -125,6 +130,8 @@ def _single_type(column: pd.Series) -> pd.Series:
 
 def values_of(table: pd.DataFrame, metric: str) -> pd.Series:
     """The metric of each run that is done and has a finite one; NaN for all others, as where training diverged."""
+    import pandas as pd
+
     column = f"metric {metric}"
     if not pd.api.types.is_numeric_dtype(table[column]) if column in table else f"text {metric}" in table:
         cause = "a text cannot be ranked: name another metric"
@@ -150,6 +157,8 @@ def comparable_rows(table: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.D
 
 def runs_without(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
     """A sentence for each metric that some finished runs have no number for."""
+    import pandas as pd
+
     done = table[table["status"] == "done"]
     sentences = []
     for metric in metrics:
@@ -169,6 +178,7 @@ def over_seeds(table: pd.DataFrame, metric: str, by: Sequence[str], seed: str | 
     Runs are first averaged within a seed, since runs that share a seed are not independent; low and high are the 95 %
     t-interval of the seeds' means (Student: mean +- t(0.975, n - 1) s / sqrt(n)), NaN for a single seed.
     """
+    import pandas as pd
     from scipy import stats  # a sweep starts a second sooner without
 
     axes = [f"parameter {name}" for name in by]
@@ -240,6 +250,8 @@ def _require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
 
 
 def _matches(table: pd.DataFrame, setting: Mapping[str, object]) -> pd.Series:
+    import pandas as pd
+
     equal = pd.Series(True, index=table.index)
     for name, value in setting.items():
         equal &= table[f"parameter {name}"] == value
