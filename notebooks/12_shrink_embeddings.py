@@ -346,8 +346,8 @@ for candidates in (10, 50, 200):
 # weights, set `weights` and run again. `clay embed` writes int8 or float16 vectors:
 # [08 Embedding maps](08_map_embeddings.ipynb) shows how.
 #
-# This was the last notebook. To go on with your own image, return to [00 First look](00_first_look.ipynb) and set
-# `scene`.
+# This was the last notebook of the main path; the appendix is [13 Missing pixels](13_embed_holes.ipynb). For your own
+# image, return to [00 First look](00_first_look.ipynb) and set `scene`.
 
 # %%
 scores = {name: table[table["probe"] == name].set_index("features")["score"] for name in names}
