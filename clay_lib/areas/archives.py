@@ -221,7 +221,8 @@ def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | 
     geometry, unknown = shapely.geometry.mapping(shape), datetime(2000, 1, 1, tzinfo=UTC)
     item = pystac.Item(Path(finest.path).stem, geometry, list(shape.bounds), when or unknown, {})
     for band, layer in layers.items():
-        metadata = {"data_type": layer.dtype} | ({} if layer.nodata is None else {"nodata": layer.nodata})
+        metadata = {"data_type": layer.dtype, "scale": layer.scale, "offset": layer.offset}
+        metadata |= {} if layer.nodata is None else {"nodata": layer.nodata}
         href = layer.path if "://" in layer.path or layer.path.startswith("/vsi") else str(Path(layer.path).resolve())
         item.add_asset(band, pystac.Asset(href, extra_fields={"raster:bands": [metadata] * layer.index}))
     fills = {layer.nodata for layer in layers.values()} - {None}
@@ -238,6 +239,7 @@ def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | 
         kind="files",
         assets={band: f"{band}.{layer.index}" for band, layer in layers.items()},
         nodata=MODIS_FILL if sensor.name == "modis" else None,
+        native={"scale": 1.0, "offset": 0.0},
         shared_fill=shared[0] if shared else None,
         alpha=any(layer.masked for layer in layers.values()),
         **grid,

@@ -143,7 +143,7 @@ def _source(item: pystac.Item, archive: Archive, key: str, *, scaled: bool = Tru
         offset = (
             _baseline_offset(item, metadata) if archive.baseline else _scaling(item, archive, metadata, "offset", 0.0)
         )
-        gain = round(scale / archive.native["scale"], 6)  # rounded: 0.0001 / 0.0001 is 1
+        gain = round(scale / archive.native["scale"], 10)  # rounded: 0.0001 / 0.0001 is 1
         bias = round((offset - archive.native["offset"]) / archive.native["scale"], 6)
     nodata = metadata.get("nodata")
     in_file = len(extra.get("raster:bands") or extra.get("eo:bands") or [{}])

@@ -1,7 +1,7 @@
 """Bands of an image: names, fill values and decibel, without a raster library.
 
 Every reader (arrays, xarray, raster files, labeled sets) decides here which band is which (`match_bands`), which
-pixels were measured (`missing_pixels`, `radar_holes`) and whether radar is in decibel already (`looks_like_decibel`).
+pixels were measured (`missing_pixels`, `radar_holes`), in which units (`header_units`) and whether radar is in decibel already (`looks_like_decibel`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from clay_lib.data.check_rules import FACTS, Facts
 from clay_lib.errors import ContractError, warn
 from clay_lib.sensors import Sensor
 
@@ -157,6 +158,19 @@ def _explicit_bands(count: int, sensor: Sensor, bands: Bands) -> dict[str, int]:
             expected = f"a band number from 1 to {count}"
             raise ContractError(f"bands[{name!r}]", repr(number), expected, "numbers count from 1, as in GDAL")
     return {name: number - 1 for name, number in numbers.items()}
+
+
+def header_units(scale: float, offset: float, sensor: Sensor) -> tuple[float, float]:
+    """(scale, offset) of a file's header -> those to the sensor's native numbers.
+
+    A header turns stored numbers into physical ones. Where the sensor's are reflectance and the scale is below 0.01,
+    that is reflectance 0 to 1, as of Landsat's 0.0000275 and Sentinel-2's 0.0001; else native numbers or decibel.
+    """
+    facts = FACTS.get(sensor.name, Facts())
+    if (scale, offset) == (1, 0) or not scale or facts.one is None or abs(scale) >= 0.01:
+        return (scale, offset) if scale else (1.0, 0.0)
+    span = facts.one - facts.zero
+    return round(scale * span, 4), round(offset * span + facts.zero)
 
 
 def missing_pixels(pixels: np.ndarray, nodata: Sequence[float | None], sensor: Sensor) -> np.ndarray:

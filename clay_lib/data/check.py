@@ -118,8 +118,8 @@ def check(
     lat: float | None = None,
     lon: float | None = None,
     in_decibel: bool | None = None,
-    scale: float = 1.0,
-    offset: float = 0.0,
+    scale: float | None = None,
+    offset: float | None = None,
 ) -> int:
     """Check a scene against its sensor: units, bands, missing pixels, place and date.
 
@@ -133,7 +133,7 @@ def check(
         lat: degrees, to be compared to the file's own place
         lon: degrees
         in_decibel: radar in dB; by default decided by the sign of the numbers
-        scale: native = value * scale + offset, for files in other units
+        scale: native = value * scale + offset, for files in other units; by default what the header says
         offset: see scale
     """
     from clay_lib.data.rasters import read_scene

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from clay_lib.data.bands import Bands, looks_like_decibel, match_bands, missing_pixels, radar_holes
+from clay_lib.data.bands import Bands, header_units, looks_like_decibel, match_bands, missing_pixels, radar_holes
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS, Sensor
 
@@ -59,8 +59,8 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
     source: numbers of any dtype and device, [C, H, W] or [B, C, H, W]; a DataArray with a band, a y and an x dimension
     in any order and at most one more (the batch, such as time); a Dataset with a variable a band; or what
     `rasters.read_scene` reads. CRS and pixel size of xarray come from its grid mapping coordinate (rioxarray, odc-stac,
-    CF) and its x and y; rows from south to north are flipped. xarray's numbers are taken as they are: a scale factor
-    beside them is neither applied nor undone.
+    CF) and its x and y; rows from south to north are flipped. A scale factor and offset in xarray's attributes, or undone
+    on opening (its encoding), count as a raster header's do (`bands.header_units`).
     bands: of a source that names its bands, those to take, in that order; of one that does not, the names of its bands
     in order, None for one to leave out, or {name: 1-based number}. Without it, bands that carry names are matched to
     the sensor's and the others left out; bands without names must be all the sensor's in its order.
@@ -193,16 +193,19 @@ def decode_image(value) -> np.ndarray:
 
 def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None) -> Image:
     read = _read_dataset if hasattr(source, "data_vars") else _read_dataarray
-    values, fills, names, first, axes = read(source, sensor, bands)
+    values, fills, units, names, first, axes = read(source, sensor, bands)
     if _south_up(first, axes):
         values, first = values[..., ::-1, :], first.isel({axes["y"]: slice(None, None, -1)})
     fills = [_fill_value(own) if fill is None else fill for own in fills]
     pixels = _native(as_batch(values, sensor), fills, sensor)
+    if any(pair != (1.0, 0.0) for pair in units):
+        scale, offset = np.array(units, np.float32).T[:, :, None, None]  # [C, 1, 1]
+        pixels = pixels * scale + offset
     return _image(pixels, sensor, names, when=_dates(first, axes.get("batch")), **_position(first, axes))
 
 
 def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tuple:
-    """(values [C, H, W] or [B, C, H, W] as stored, C fill values, C names, array, axes)."""
+    """(values [C, H, W] or [B, C, H, W] as stored, C fill values, C (scale, offset), C names, array, axes)."""
     axes = _axes(array)
     if "band" not in axes:
         cause = "a single band was taken out: array.expand_dims('band'), or array.sel(band=['red'])"
@@ -210,7 +213,8 @@ def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tu
     chosen = match_bands(_band_labels(array, axes["band"]), sensor, bands, _source_name(array))
     array = array.isel({axes["band"]: list(chosen.values())})
     order = [axes[axis] for axis in ("batch", "band", "y", "x") if axis in axes]
-    return array.transpose(*order).values, [_own_fill(array)] * len(chosen), tuple(chosen), array, axes
+    fills, units = [_own_fill(array)] * len(chosen), [_own_units(array, sensor)] * len(chosen)
+    return array.transpose(*order).values, fills, units, tuple(chosen), array, axes
 
 
 def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands) -> tuple:
@@ -237,7 +241,8 @@ def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands) -> tuple:
         cause = "bands of different resolution or dates: bring them to one grid first"
         raise ContractError("pixels", f"dimensions {dims}", "the same for every band", cause)
     values = np.stack([layer.transpose(*order).values for layer in layers], axis=-3)
-    return values, [_own_fill(layer, data.attrs) for layer in layers], tuple(chosen), layers[0], axes
+    fills, units = [_own_fill(layer, data.attrs) for layer in layers], [_own_units(layer, sensor) for layer in layers]
+    return values, fills, units, tuple(chosen), layers[0], axes
 
 
 def _axes(array: xarray.DataArray) -> dict[str, Hashable]:
@@ -277,6 +282,21 @@ def _own_fill(array: xarray.DataArray, shared: Mapping | None = None):
     attrs = {**(shared or {}), **({} if unpacked else array.encoding), **array.attrs}
     fills = [np.ravel(attrs[key])[0] for key in FILL_ATTRIBUTES if attrs.get(key) is not None and np.size(attrs[key])]
     return fills[0] if fills else None
+
+
+def _own_units(array: xarray.DataArray, sensor: Sensor) -> tuple[float, float]:
+    """(scale, offset) from the array's numbers to native ones, by its attributes, or its encoding where it is unpacked."""
+    attrs = array.attrs if {"scale_factor", "add_offset"} & array.attrs.keys() else array.encoding
+    scale, offset = (np.ravel(attrs.get(k, d)).astype(float) for k, d in (("scale_factor", 1), ("add_offset", 0)))
+    if scale.size != 1 or offset.size != 1:
+        return 1.0, 0.0
+    native_scale, native_offset = header_units(float(scale[0]), float(offset[0]), sensor)
+    if attrs is array.attrs:
+        return native_scale, native_offset
+    if array.dtype.kind != "f" or not scale[0]:
+        return 1.0, 0.0
+    unpacked = native_scale / float(scale[0])
+    return (1.0, 0.0) if math.isclose(unpacked, 1) else (unpacked, native_offset - float(offset[0]) * unpacked)
 
 
 def _dates(array: xarray.DataArray, batch: Hashable | None) -> datetime | tuple[datetime | None, ...] | None:

@@ -23,8 +23,16 @@ from rasterio.warp import transform as reproject
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window, from_bounds
 
-from clay_lib.data.bands import Bands, looks_like_decibel, match_bands, missing_pixels, radar_holes, words
-from clay_lib.errors import ContractError, number
+from clay_lib.data.bands import (
+    Bands,
+    header_units,
+    looks_like_decibel,
+    match_bands,
+    missing_pixels,
+    radar_holes,
+    words,
+)
+from clay_lib.errors import ContractError, number, warn
 from clay_lib.files import atomic_write
 from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor
 
@@ -94,8 +102,8 @@ def read_scene(
     bands: Bands = None,
     when: str | None = None,
     in_decibel: bool | None = None,
-    scale: float = 1.0,
-    offset: float = 0.0,
+    scale: float | None = None,
+    offset: float | None = None,
     window: tuple[int, int, int, int] | None = None,
 ) -> Scene:
     """A GeoTIFF, VRT, JPEG or PNG, or a folder or list of single-band files, as a Scene of `sensor`.
@@ -104,7 +112,8 @@ def read_scene(
     order with None for a band to leave out. Without it, in this order: the bands' descriptions (or single-band files'
     names), the sensor's own band count in its own order, a known product's layout (12- and 13-band Sentinel-2, Landsat
     from band 1). Bands may be a subset of the sensor's.
-    scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it.
+    scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it. None:
+    as the file's header says (`bands.header_units`), 1 and 0 where it is silent; given ones replace the header's.
     in_decibel: radar in dB; None goes by the sign of the median. window: (column, row, width, height) in pixels.
     Numbered Landsat bands are read as Landsat 8's, or as Landsat 4-7's where the file's name begins so (LE07, LT05).
     Files of coarser bands over the same footprint are resampled to the finest grid, bilinear. Rows go from north to
@@ -112,7 +121,9 @@ def read_scene(
     Raises ContractError for anything that cannot be read or named.
     """
     sensor = SENSORS.resolve(sensor)
-    scale, offset = number("scale", scale), number("offset", offset)
+    given = None
+    if scale is not None or offset is not None:
+        given = number("scale", 1.0 if scale is None else scale), number("offset", 0.0 if offset is None else offset)
     with _open_layers(path, sensor, bands) as (paths, layers):
         files = list(dict.fromkeys(layer.file for layer in layers.values()))
         finest = max(files, key=lambda file: file.width * file.height)
@@ -126,6 +137,8 @@ def read_scene(
             found = f"{paths[0]}: {_first_line(error)}"
             raise ContractError("path", found, "a raster that can be read to its end", cause) from None
         nodata = [layer.file.nodatavals[layer.index - 1] for layer in layers.values()]
+        units = np.array([_units(layer, sensor) for layer in layers.values()], np.float32)  # [C, 2]: scale, offset
+        stated = any(set(file.scales) != {1.0} or any(file.offsets) for file in files)
         crs = finest.crs
         georeferenced = crs is not None or not finest.transform.is_identity
         corner = Affine.translation(box.col_off, box.row_off)
@@ -134,8 +147,13 @@ def read_scene(
     missing = missing_pixels(pixels, nodata, sensor)
     for mask in masks:
         missing |= mask == 0
-    if (scale, offset) != (1.0, 0.0):
-        pixels = pixels.astype(np.float32) * np.float32(scale) + np.float32(offset)
+    if given is not None:
+        if stated and not np.allclose(units, given, rtol=1e-4):
+            header = "native = value * {:g} + {:g}".format(*units[0])
+            warn(f"{paths[0]}: its header gives {header}, replaced by the given {given[0]:g} and {given[1]:g}")
+        units[:] = given
+    if (units != (1, 0)).any():
+        pixels = pixels.astype(np.float32) * units[:, :1, None] + units[:, 1:, None]
     if sensor.decibel and in_decibel is None:
         in_decibel = looks_like_decibel(np.where(missing, np.nan, pixels))
     if sensor.decibel:
@@ -200,6 +218,8 @@ class Layer(Header):
     index: int  # 1-based
     dtype: str
     nodata: float | None
+    scale: float  # native = value * scale + offset
+    offset: float
     masked: bool  # by an alpha band, or by GDAL's mask in the file or beside it
 
 
@@ -217,8 +237,9 @@ def find_layers(path, sensor: str | Sensor, bands: Bands = None) -> dict[str, La
     """{band: Layer} of a file, a folder of single-band files or a list of them: as `read_scene`, headers alone."""
     sensor, found = SENSORS.resolve(sensor), {}
     with _open_layers(path, sensor, bands) as (_, layers):
-        for name, (file, i, _) in layers.items():
-            stored = dict(index=i, dtype=file.dtypes[i - 1], nodata=file.nodatavals[i - 1])
+        for name, layer in layers.items():
+            file, i, (scale, offset) = layer.file, layer.index, _units(layer, sensor)
+            stored = dict(index=i, dtype=file.dtypes[i - 1], nodata=file.nodatavals[i - 1], scale=scale, offset=offset)
             found[name] = Layer(**vars(_header(file)), **stored, masked=bool(_alpha(file, sensor)) or has_mask(file))
     return found
 
@@ -421,6 +442,12 @@ def _layers(files, many: bool, sensor: Sensor) -> list[_OpenLayer]:
                 text = file.descriptions[index - 1] or ""
                 layers.append(_OpenLayer(file, index, f"{text} {own}".strip() if many and file.count == 1 else text))
     return layers
+
+
+def _units(layer: _OpenLayer, sensor: Sensor) -> tuple[float, float]:
+    """(scale, offset) from the stored numbers to native ones, by the header."""
+    file, i = layer.file, layer.index - 1
+    return header_units(file.scales[i], file.offsets[i], sensor)
 
 
 def _alpha(file, sensor: Sensor) -> int:

@@ -6,12 +6,17 @@ from pathlib import Path
 import numpy as np
 import pyproj
 import pytest
+import rasterio
 import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+from rasterio.transform import Affine
 
 from clay_lib import SENSORS, ContractError
+from clay_lib.areas.archives import acquisition_from_file
+from clay_lib.areas.reading import read_acquisition
 from clay_lib.data.images import open_image
 from clay_lib.data.rasters import read_scene, write_raster
 
@@ -167,12 +172,12 @@ def test_place_is_that_of_the_window_and_degrees_become_meters():
     assert open_image(cf, LINZ).lat == pytest.approx(open_image(image, LINZ).lat, abs=1e-9)
 
 
-def test_numbers_that_xarray_unpacked_are_left_alone(tmp_path):
+def test_a_scale_in_attributes_is_applied_once():
     values = numbered(3, dtype=np.float32)
     values[:, 0, 0] = -9.0
     raw = data_array(values, LINZ.band_names, scale_factor=0.1, add_offset=-1.0, _FillValue=-9.0)
     image = open_image(raw, LINZ)
-    assert np.isnan(image.pixels[:, :, 0, 0]).all() and image.pixels[0, 2, 1, 1] == 3
+    assert np.isnan(image.pixels[:, :, 0, 0]).all() and image.pixels[0, 2, 1, 1] == pytest.approx(3 * 0.1 - 1)
     unpacked = data_array(values * 0.1 - 1.0, LINZ.band_names)
     unpacked.encoding = dict(scale_factor=0.1, add_offset=-1.0, _FillValue=unpacked.values[0, 1, 1])
     np.testing.assert_array_equal(open_image(unpacked, LINZ).pixels[0], unpacked.values)
@@ -258,3 +263,37 @@ def test_real_files_as_files_and_as_xarray(realdata, sensor, file):
     again = open_image(array.where(~scene.missing) if scene.missing.any() else array, sensor)
     np.testing.assert_array_equal(again.pixels, image.pixels)
     assert (again.gsd, again.lat, again.lon) == pytest.approx((image.gsd, image.lat, image.lon), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sensor, scale, offset, expected",
+    [
+        ("sentinel-2-l2a", 1e-4, -0.1, 2000),  # the header's reflectance, as native numbers without the offset of 1000
+        ("sentinel-2-l2a", 1, -1000, 2000),
+        ("landsat-c2l2-sr", 2.75e-5, -0.2, 3000),  # whose native numbers are the stored ones
+        ("landsat-c2l2-sr", 1e-4, 0, 7273 + 0.3 * 36363),
+        ("modis", 1e-4, 0, 3000),
+        ("sentinel-1-rtc", -0.01, 0, -30),  # hundredths of a decibel
+    ],
+)
+def test_scale_and_offset_of_a_header_are_honored_at_every_door(tmp_path, sensor, scale, offset, expected):
+    sensor = SENSORS[sensor]
+    stored = np.full((len(sensor.bands), 16, 16), 3000, np.int16)
+    stored[:, 0, 0] = -9999
+    path = write_raster(tmp_path / "a.tif", stored, nodata=-9999, descriptions=sensor.band_names, **UTM)
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = [scale] * file.count, [offset] * file.count
+    array = data_array(stored, sensor.band_names, scale_factor=scale, add_offset=offset, nodata=-9999)
+    unpacked = data_array(stored * np.float64(scale) + offset, sensor.band_names)
+    unpacked[:, 0, 0] = np.nan
+    unpacked.encoding = dict(scale_factor=scale, add_offset=offset)
+    acquisition = acquisition_from_file(path, sensor, when="2020-06-01")
+    tile = GeoBox((16, 16), Affine(*UTM["transform"]), UTM["crs"])
+    images = [open_image(source, sensor).pixels[0] for source in (path, array, unpacked)]
+    images += [read_acquisition(acquisition, tile).to_array().values]
+    for pixels in images:
+        np.testing.assert_allclose(pixels[:, 1:], expected, rtol=1e-4)
+        assert np.isnan(pixels[:, 0, 0]).all()
+    assert read_scene(path, sensor, scale=1, offset=0).pixels[0, 1, 1] == 3000
+    with pytest.warns(UserWarning, match="its header gives native = value"):
+        read_scene(path, sensor, scale=3, offset=7)
