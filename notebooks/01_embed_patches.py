@@ -171,15 +171,14 @@ print(f"pixels {tuple(cube.pixels.shape)} -> tokens {tuple(tokens.shape)}; large
 
 # %% [markdown]
 # Each of the D numbers of a token is the response of one kernel. The responses of one kernel for all patches form a
-# small image, one pixel for each patch. Below are two of them: for a kernel that is nearly constant, which measures a
-# color, and for one with a pattern.
+# small image, one pixel for each patch. Below are those of the kernel with the strongest mean color and of the kernel
+# with the strongest pattern.
 
 # %%
 responses = rearrange(tokens[0], "(h w) D -> D h w", h=chip_size // P)
 responses = (responses - responses.mean((1, 2), keepdim=True)) / responses.std((1, 2), keepdim=True)
-flatness = P * weight.mean(dim=(2, 3)).norm(dim=1) / weight.flatten(1).norm(dim=1)  # [D], 1: constant
-spread = tokens[0].std(dim=0)  # [D]
-color, pattern = int((spread * flatness).argmax()), int(spread.masked_fill(flatness > 0.3, 0).argmax())
+average = weight.mean(dim=(2, 3), keepdim=True)  # [D, C, 1, 1], a color
+color, pattern = (int(part.flatten(1).norm(dim=1).argmax()) for part in (average, weight - average))
 titles = [f"{s2.name}, {chip_size} x {chip_size} pixels", f"kernel {color}: a color", f"kernel {pattern}: a pattern"]
 views = [figures.rgb(image.measured(), s2), responses[color].numpy(), responses[pattern].numpy()]
 kwargs = dict(gsd=[s2.gsd, s2.gsd * P, s2.gsd * P], cmap="RdBu_r", limits=(-3, 3), size=2.8)
