@@ -79,8 +79,8 @@ print(f"{chip_size} x {chip_size} pixels in patches of {P} x {P}: L = {L} patche
 #
 # Each patch gets a random number. In the order of these numbers, the first 75 % are hidden and the rest is visible.
 #
-# > **On a laptop.** The release hides 75 %, as this notebook does. The small weights were trained with 60 %, because
-# > their tiles are only 64 pixels wide.
+# > **On a laptop.** The release hides 75 %, as this notebook does. The small weights were trained with 60 %, on
+# > tiles of 64 pixels.
 
 # %%
 ratio = 0.75
@@ -130,7 +130,7 @@ _ = figures.save(fig, out_dir / "1_ratios.png")
 
 # %% [markdown]
 # The encoder returns one token for each visible patch, and a **class token** in front of them. The class token has no
-# place of its own; it describes the whole chip.
+# place of its own; it describes the chip as a unit.
 
 # %%
 for ratio in ratios:
