@@ -122,7 +122,7 @@ with figures.styled():
     fig, ax = plt.subplots(figsize=(6.4, 3.2))
     ax.plot(np.arange(1, len(explained) + 1), explained, color=figures.PALETTE[0], lw=1.8)
     for i, c in enumerate(components):
-        point, offset = (c, explained[c - 1]), (6, -16 - 14 * i)  # staggered, so that labels do not overlap
+        point, offset = (c, explained[c - 1]), (6, -16 - 14 * (i % 2))  # staggered, so that labels do not overlap
         ax.plot(*point, "o", color=figures.PALETTE[1])
         ax.annotate(f"{c}: {point[1]:.1f}%", point, xytext=offset, textcoords="offset points")
     ax.set_xscale("log", base=2)
