@@ -95,9 +95,9 @@ assert (released.reconstruction_weight, released.representation_weight) == (0.95
 # ## The learning rate
 #
 # Cosine annealing with warm restarts (Loshchilov and Hutter, 2017) goes in each cycle of $T$ steps from $\eta_0$ to
-# $\eta_{end}$: $\eta(t) = \eta_{end} + (\eta_0 - \eta_{end}) (1 + \cos(\pi t / T)) / 2$. Usually $\eta_{end}$ is
-# small. In the release it is 100 times $\eta_0$, so the rate **rises** from 1e-5 to 1e-3 within a cycle and falls back at
-# each restart.
+# $\eta_{end}$: $\eta(t) = \eta_{end} + (\eta_0 - \eta_{end}) (1 + \cos(\pi t / T)) / 2$. Usually $\eta_{end}$ is small.
+# In the release it is 100 times $\eta_0$, so the rate **rises** from 1e-5 to 1e-3 within a cycle and falls back at each
+# restart.
 #
 # > **On a laptop.** A few minutes do not reach the end of the first cycle. The short schedule warms up over a
 # > twentieth of the steps to a rate of 1e-3, and then decreases to zero along half a cosine.
@@ -137,11 +137,11 @@ assert np.isclose(curves["release"]["learning rate"].max(), 100 * released.lr, r
 # ## Chips
 #
 # Every sensor has its own chips in its native numbers: reflectance times 10,000, digital numbers, 8-bit gray levels,
-# radar power. The release sampled its chips by land-cover statistics; here the land-cover classes come in turn. Training
-# and test chips lie in different spatial blocks.
+# radar power. The release sampled its chips by land-cover statistics; here the land-cover classes come in turn.
+# Training and test chips lie in different spatial blocks.
 #
-# > **On a laptop.** Fewer than 200 chips of each sensor, from the synthetic Earth and cut to 64 x 64 pixels, stand in for
-# > 70 million chips of 256 x 256.
+# > **On a laptop.** Fewer than 200 chips of each sensor, from the synthetic Earth and cut to 64 x 64 pixels, stand in
+# > for 70 million chips of 256 x 256.
 
 # %%
 out_dir = output_folder(out, "04_train_clay")
@@ -156,9 +156,9 @@ fig = figures.show_row(images, titles, gsd=gsd, columns=4, title="One training c
 # %% [markdown]
 # ## Teacher
 #
-# Clay learns from two signals: the hidden part of the image, and a frozen **teacher** that describes the whole image in one
-# vector. The teacher of the release is DINOv2 (Oquab et al., 2024), a vision transformer trained without labels on 142
-# million images. It sees red, green and blue.
+# Clay learns from two signals: the hidden part of the image, and a frozen **teacher** that describes the whole image in
+# one vector. The teacher of the release is DINOv2 (Oquab et al., 2024), a vision transformer trained without labels on
+# 142 million images. It sees red, green and blue.
 #
 # > **On a laptop.** DINOv2 is a download of 1.2 GB, and on two cores it takes seconds for each image. Its stand-in is a
 # > vector of 47 texture statistics: colors, contrast, roughness at three scales and direction. To use the real one, set
@@ -176,9 +176,9 @@ print(f"teacher {teacher}: {example_teacher.dim} numbers for each image")
 # kernels are weak noise and nearly the same for red and for green.
 #
 # > **On a laptop.** A small model spends its first thousands of steps on leaving that state. Here the last layer of the
-# > generator is solved for by least squares, so that its first kernels are a cosine basis (as in JPEG), some of them equal
-# > in all bands and others opposite. No shape changes, and training updates all of it. The release starts from random
-# > weights.
+# > generator is solved for by least squares, so that its first kernels are a cosine basis (as in JPEG), some of them
+# > equal in all bands and others opposite. No shape changes, and training updates all of it. The release starts from
+# > random weights.
 
 # %%
 sizes = dict(patch_size=patch_size, teacher_dim=example_teacher.dim, frequencies=frequencies, mask_ratio=mask_ratio)
@@ -199,9 +199,9 @@ assert similarity["cosine basis"] < similarity["random weights"] - 0.05
 # %% [markdown]
 # ## The two losses by hand
 #
-# The **reconstruction loss** is the mean absolute error of each hidden patch, averaged over the hidden patches (He et al.,
-# 2022, use the squared error). The **representation loss** is one minus the cosine between the projected class token and
-# the teacher's vector. With $m_i = 1$ for hidden patches and $N$ numbers in a patch,
+# The **reconstruction loss** is the mean absolute error of each hidden patch, averaged over the hidden patches (He et
+# al., 2022, use the squared error). The **representation loss** is one minus the cosine between the projected class
+# token and the teacher's vector. With $m_i = 1$ for hidden patches and $N$ numbers in a patch,
 #
 # $$\mathcal{L} = 0.95\, \frac{\sum_i m_i \lVert \hat x_i - x_i \rVert_1 / N}{\sum_i m_i} + 0.05\, (1 - \cos(z, t)).$$
 #
@@ -259,14 +259,14 @@ print(f"{len(before)} tensors updated as by hand")
 #
 # ## Train
 #
-# The data module yields batches of one sensor each, flipped and rotated at random; a fifth of the samples lose their place
-# and date, as in the release. Four times on the way, the model reconstructs the same test chips with the same patches
-# hidden.
+# The data module yields batches of one sensor each, flipped and rotated at random; a fifth of the samples lose their
+# place and date, as in the release. Four times on the way, the model reconstructs the same test chips with the same
+# patches hidden.
 #
-# > **On a laptop.** Besides the schedule, the chips, the teacher and the first weights: a network of 6 M parameters, 60 %
-# > of the patches hidden instead of 75 %, half of the loss from the teacher instead of 5 %, a position code with well
-# > separated frequencies ([02](02_encode_positions.ipynb)), gradients clipped at norm 1, and no dropped bands (the release
-# > drops all bands of 10 % of the samples with a known place, and half of them of 20 %).
+# > **On a laptop.** Besides the schedule, the chips, the teacher and the first weights: a network of 6 M parameters, 60
+# > % of the patches hidden instead of 75 %, half of the loss from the teacher instead of 5 %, a position code with well
+# > separated frequencies ([02](02_encode_positions.ipynb)), gradients clipped at norm 1, and no dropped bands (the
+# > release drops all bands of 10 % of the samples with a known place, and half of them of 20 %).
 
 # %%
 datamodule = ClayDataModule(train_chips, unseen, batch_size=batch_size, crop=crop, seed=seed)
@@ -306,9 +306,9 @@ if teacher_network:
 # %% [markdown]
 # ## From noise to shapes
 #
-# Four test chips. The first column is what the encoder sees, and the last one the truth; between them are reconstructions
-# at four moments of the training. The column `clay-mini` shows the weights that the other notebooks use: the same network
-# after 18,000 steps. Visible patches are drawn as they are.
+# Four test chips. The first column is what the encoder sees, and the last one the truth; between them are
+# reconstructions at four moments of the training. The column `clay-mini` shows the weights that the other notebooks
+# use: the same network after 18,000 steps. Visible patches are drawn as they are.
 
 # %%
 predictions = {f"step {m}": snapshots.taken[m] for m in moments}  # [B, L, C*P*P]
@@ -353,9 +353,9 @@ fig = figures.bars_with_intervals(bars, label="error / error of the visible mean
 _ = figures.save(fig, out_dir / "2_error.png")
 
 # %% [markdown]
-# Reconstruction is the training task, not the purpose: the embeddings should describe land. As a first test, each test chip
-# of the first sensor gets the land cover of its five nearest training chips. [07](07_probe_embeddings.ipynb) does this
-# with care.
+# Reconstruction is the training task, not the purpose: the embeddings should describe land. As a first test, each test
+# chip of the first sensor gets the land cover of its five nearest training chips. [07](07_probe_embeddings.ipynb) does
+# this with care.
 
 # %%
 window = np.s_[..., :crop, :crop]
@@ -370,15 +370,15 @@ print(f"correct land cover for {knn:.0%} of {len(test_x)} test chips; by chance 
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/04_train_clay.ipynb) has stubs, hints and checks. It trains
-# nothing and needs no data.
+# Three things to write yourself; [their own notebook](exercises/04_train_clay.ipynb) has stubs, hints and checks. It
+# trains nothing and needs no data.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: the reconstruction loss
 # *Easy, 5 minutes*
 #
-# Write Clay's reconstruction loss: the absolute error of each hidden patch, averaged over its numbers, then averaged over
-# all hidden patches of the batch. In the mask, 1 means hidden.
+# Write Clay's reconstruction loss: the absolute error of each hidden patch, averaged over its numbers, then averaged
+# over all hidden patches of the batch. In the mask, 1 means hidden.
 #
 # **Hint.** `(reconstruction - target).abs().mean(-1)` is the error of each patch, `[B, L]`.
 #
@@ -399,8 +399,8 @@ checks.check_masked_error(masked_error)
 # ### Exercise 2: the representation loss
 # *Easy, 5 minutes*
 #
-# Write Clay's second loss: one minus the cosine between the student's and the teacher's vector of each chip, averaged over
-# the batch.
+# Write Clay's second loss: one minus the cosine between the student's and the teacher's vector of each chip, averaged
+# over the batch.
 #
 # **Hint.** The cosine is the dot product over D, divided by both lengths: one number for each chip.
 
@@ -425,7 +425,8 @@ checks.check_agreement(representation_error)
 #
 # **Hint.** While `step < warmup`: `peak * (step + 1) / (warmup + 1)`.
 #
-# **Hint.** Half a cosine: `0.5 + 0.5 * math.cos(math.pi * done)`, where `done` goes from 0 at the end of the warm-up to 1.
+# **Hint.** Half a cosine: `0.5 + 0.5 * math.cos(math.pi * done)`, where `done` goes from 0 at the end of the warm-up to
+# 1.
 
 
 # %% tags=["solution"]
@@ -447,9 +448,9 @@ checks.check_rate(rate)
 # - Minutes of training teach brightness and color; shapes need many more steps. The visible mean is a strong baseline.
 # - The embeddings recognize land cover before the reconstructions look good.
 #
-# The weights file holds its own configuration, so `Clay.load` needs only its name. The other notebooks use `clay-mini`: the
-# same network, trained for 18,000 steps on more chips, by `clay train --config data/weights/clay-mini.yaml`. To compare,
-# set their parameter `weights` to the name of your file.
+# The weights file holds its own configuration, so `Clay.load` needs only its name. The other notebooks use `clay-mini`:
+# the same network, trained for 18,000 steps on more chips, by `clay train --config data/weights/clay-mini.yaml`. To
+# compare, set their parameter `weights` to the name of your file.
 #
 # Next: [05 Maps of reconstructions](05_map_reconstructions.ipynb).
 

@@ -61,9 +61,9 @@ workers: int = 0  # runs at a time; 0: as many as cores and memory allow
 # %% [markdown]
 # ## A specification
 #
-# Notebook 03 filled each hidden patch with a copy of its nearest visible neighbor. The error of this baseline depends on
-# the share of hidden patches, on the patch size and on the land. A **sweep** runs all combinations: a notebook, a grid of
-# its parameters, and seeds.
+# Notebook 03 filled each hidden patch with a copy of its nearest visible neighbor. The error of this baseline depends
+# on the share of hidden patches, on the patch size and on the land. A **sweep** runs all combinations: a notebook, a
+# grid of its parameters, and seeds.
 
 # %%
 out_dir = output_folder(out, "09_read_sweeps")
@@ -71,9 +71,9 @@ text = (RUNS / "sweeps" / "copy_neighbours.yaml").read_text()
 print(text)
 
 # %% [markdown]
-# The notebook `copy_neighbours.py` is an ordinary one with a cell of parameters; it writes its results to `metrics.json`. On
-# the command line, the sweep is `clay sweep papermill_runs/sweeps/copy_neighbours.yaml`. Here a function does the same,
-# with the parameters of this notebook in the specification.
+# The notebook `copy_neighbours.py` is an ordinary one with a cell of parameters; it writes its results to
+# `metrics.json`. On the command line, the sweep is `clay sweep papermill_runs/sweeps/copy_neighbours.yaml`. Here a
+# function does the same, with the parameters of this notebook in the specification.
 
 # %%
 specification = yaml.safe_load(text)
@@ -85,8 +85,8 @@ print(f"{len(sweep.runs)} runs; the first one: {sweep.runs[0].parameters}, in fo
 assert len(sweep.runs) == len(hidden) * len(patch) * seeds
 
 # %% [markdown]
-# Names and types are compared with the notebook before anything runs. A misspelled parameter would otherwise show up after
-# hours, or never.
+# Names and types are compared with the notebook before anything runs. A misspelled parameter would otherwise show up
+# after hours, or never.
 
 # %%
 for change in ({"grid": {"concealed": [0.5]}}, {"grid": {"patch": [4, 8.5]}}, {"metrics": {"errors": "min"}}):
@@ -106,8 +106,8 @@ table = run_sweep(sweep, workers=workers, runs=out_dir)
 assert (table["status"] == "done").all()
 
 # %% [markdown]
-# The folder of a run is named by a hash of the notebook's code and all parameters. So the same call, after an interruption
-# or a change, does only the runs that are missing. Here the grid gets a second land size, in a dry run.
+# The folder of a run is named by a hash of the notebook's code and all parameters. So the same call, after an
+# interruption or a change, does only the runs that are missing. Here the grid gets a second land size, in a dry run.
 
 # %%
 _ = run_sweep(sweep, runs=out_dir, dry_run=True)
@@ -119,8 +119,8 @@ assert len(missing) == len(wider.runs) - len(sweep.runs)
 # %% [markdown]
 # ## The table of runs
 #
-# One row for each run: its parameters, its metrics, its cost, and the version of the code. `run_sweep` returns the rows of
-# one sweep; `papermill_runs/ledger.parquet` holds those of all sweeps.
+# One row for each run: its parameters, its metrics, its cost, and the version of the code. `run_sweep` returns the rows
+# of one sweep; `papermill_runs/ledger.parquet` holds those of all sweeps.
 
 # %%
 parameters = ["parameter hidden", "parameter patch", "parameter seed"]
@@ -130,9 +130,9 @@ table[columns].sort_values(parameters).head(6).round(3)
 # %% [markdown]
 # ## An interval by hand
 #
-# Each setting ran once for each seed, and its mean would be slightly different with other seeds. The 95 % interval of the
-# mean over $n$ seeds with standard deviation $s$ is $\bar x \pm t\, s / \sqrt n$ (Student, 1908). The factor $t$ grows as
-# the number of seeds falls: 2.8 for five, 4.3 for three, 12.7 for two.
+# Each setting ran once for each seed, and its mean would be slightly different with other seeds. The 95 % interval of
+# the mean over $n$ seeds with standard deviation $s$ is $\bar x \pm t\, s / \sqrt n$ (Student, 1908). The factor $t$
+# grows as the number of seeds falls: 2.8 for five, 4.3 for three, 12.7 for two.
 
 # %%
 by, first = sweep.varied, sweep.runs[0].parameters
@@ -180,9 +180,10 @@ _ = figures.save(fig, out_dir / "pair.png")
 # %% [markdown]
 # ## Paired differences
 #
-# Overlapping intervals do not prove that two settings are equal. Some lands are rougher than others and increase the error
-# of every setting; this variation is in each interval. Where both settings ran with the **same** seeds it cancels: subtract
-# seed by seed, then compute the interval of the difference. Here the setting in the middle of the ranking is the base.
+# Overlapping intervals do not prove that two settings are equal. Some lands are rougher than others and increase the
+# error of every setting; this variation is in each interval. Where both settings ran with the **same** seeds it
+# cancels: subtract seed by seed, then compute the interval of the difference. Here the setting in the middle of the
+# ranking is the base.
 
 # %%
 middle = len(ranked) // 2
@@ -201,15 +202,15 @@ print(f"the intervals of {overlap.sum()} of {len(others)} settings overlap that 
 print(f"paired by seed, {(overlap & different).sum()} of them differ from it")
 
 # %% [markdown]
-# Among many settings, one looks good by chance. So choose the comparison beforehand, or run the best setting again with new
-# seeds and report that result.
+# Among many settings, one looks good by chance. So choose the comparison beforehand, or run the best setting again with
+# new seeds and report that result.
 #
 # ## Stored results
 #
-# Two sweeps over the model itself took hours. Their specifications are in `papermill_runs/sweeps`, the tables of their runs
-# in `papermill_runs/sweeps/results`; they are only read here. One of them varies the patch size. The sweep above shows how
-# to read it: small hidden patches are easier to fill, even by copying. So compare reconstruction errors only within one
-# patch size; kNN accuracy can be compared between sizes.
+# Two sweeps over the model itself took hours. Their specifications are in `papermill_runs/sweeps`, the tables of their
+# runs in `papermill_runs/sweeps/results`; they are only read here. One of them varies the patch size. The sweep above
+# shows how to read it: small hidden patches are easier to fill, even by copying. So compare reconstruction errors only
+# within one patch size; kNN accuracy can be compared between sizes.
 
 # %%
 results = {path.stem: pd.read_csv(path) for path in sorted((RUNS / "sweeps" / "results").glob("*.csv"))}
@@ -240,18 +241,18 @@ for name, rows in results.items():
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/09_read_sweeps.ipynb) has stubs, hints and checks. It runs
-# no sweep.
+# Three things to write yourself; [their own notebook](exercises/09_read_sweeps.ipynb) has stubs, hints and checks. It
+# runs no sweep.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: failed runs
 # *Easy, 10 minutes*
 #
-# In a long sweep some runs fail, and settings end up with different numbers of seeds. A mean of three seeds is less certain
-# than a mean of seven.
+# In a long sweep some runs fail, and settings end up with different numbers of seeds. A mean of three seeds is less
+# certain than a mean of seven.
 #
-# Each row of `errors` is a setting, each column a seed, and NaN a failed run; every setting has at least two finished runs.
-# Return the mean of each setting's finished runs and both ends of its 95 % interval by Student's t.
+# Each row of `errors` is a setting, each column a seed, and NaN a failed run; every setting has at least two finished
+# runs. Return the mean of each setting's finished runs and both ends of its 95 % interval by Student's t.
 #
 # **Hint.** `np.isfinite(errors).sum(axis=1)` is the n of each setting. `np.nanmean` and `np.nanstd(..., ddof=1)` ignore
 # NaN.
@@ -275,8 +276,8 @@ checks.check_seed_intervals(seed_intervals)
 # ### Exercise 2: the Pareto front
 # *Medium, 10 minutes*
 #
-# The best score may take ten times as long as the second best. With two metrics there is rarely one best setting, but many
-# settings can be excluded, because another one is better in both.
+# The best score may take ten times as long as the second best. With two metrics there is rarely one best setting, but
+# many settings can be excluded, because another one is better in both.
 #
 # A higher `score` is better, a lower `cost` is better; each row is a setting, each column a seed. A setting is
 # **dominated** if another one has both a higher mean score and a lower mean cost over its seeds. Return True for each
@@ -284,8 +285,8 @@ checks.check_seed_intervals(seed_intervals)
 #
 # **Hint.** Take means over the seeds first: the luckiest single run says little about a setting.
 #
-# **Hint.** `s[None, :] > s[:, None]` is a table `[S, S]`: is the setting of this column better than that of this row? A row
-# is dominated if any of its columns is better in score and in cost.
+# **Hint.** `s[None, :] > s[:, None]` is a table `[S, S]`: is the setting of this column better than that of this row? A
+# row is dominated if any of its columns is better in score and in cost.
 
 
 # %% tags=["solution"]
@@ -306,14 +307,15 @@ checks.check_unbeaten(pareto_front)
 # Rough lands increase the error of every setting. Where two settings ran on the same land, this cancels in their
 # difference.
 #
-# `table` has a row for each run, with `setting`, `seed` and `error`, in no particular order. Failed runs have no row, so a
-# seed may be missing for one of the settings: leave such a seed out. Return the mean difference, `one` minus `other`, and
-# both ends of its 95 % interval by Student's t over the seeds.
+# `table` has a row for each run, with `setting`, `seed` and `error`, in no particular order. Failed runs have no row,
+# so a seed may be missing for one of the settings: leave such a seed out. Return the mean difference, `one` minus
+# `other`, and both ends of its 95 % interval by Student's t over the seeds.
 #
-# **Hint.** `table[table["setting"] == one].set_index("seed")["error"]` holds the errors of one setting, indexed by seed.
+# **Hint.** `table[table["setting"] == one].set_index("seed")["error"]` holds the errors of one setting, indexed by
+# seed.
 #
-# **Hint.** pandas subtracts by index, whatever the order, and gives NaN where one of the two is missing: `.dropna()`. The
-# rest is the interval of a mean over the remaining seeds.
+# **Hint.** pandas subtracts by index, whatever the order, and gives NaN where one of the two is missing: `.dropna()`.
+# The rest is the interval of a mean over the remaining seeds.
 
 # %% tags=["given"]
 example_runs = pd.DataFrame(
@@ -348,8 +350,8 @@ print(f"three seeds: {difference:.3f}, 95 % interval {low:.3f} to {high:.3f}; th
 # - The interval of a mean over few seeds is wide, and it counts seeds, not runs.
 # - Settings that ran with the same seeds are compared by paired differences, which are much more certain.
 #
-# `clay sweep FILE.yaml --report` writes these figures as one page, with links to the notebook of each run. The format of a
-# specification, other schedulers and SLURM are described in `papermill_runs/README.md`.
+# `clay sweep FILE.yaml --report` writes these figures as one page, with links to the notebook of each run. The format
+# of a specification, other schedulers and SLURM are described in `papermill_runs/README.md`.
 #
 # Next: [10 Metadata ablation](10_switch_metadata.ipynb), one of the two stored sweeps as a notebook.
 

@@ -63,10 +63,10 @@ bootstraps: int = 1000  # resamples for each interval
 # %% [markdown]
 # ## What "off" means
 #
-# Besides the pixels, the model gets four pieces of metadata: the wavelengths of the bands, the pixel size (GSD), the place
-# and the time. Place and time have a code for **unknown**, zeros, which training used for a part of its samples.
-# Wavelengths and pixel size have no such code. Wavelengths are switched off by giving all bands their mean wavelength. The
-# pixel size is replaced by a wrong one, a tenth of the true one, which tests only whether the model uses it.
+# Besides the pixels, the model gets four pieces of metadata: the wavelengths of the bands, the pixel size (GSD), the
+# place and the time. Place and time have a code for **unknown**, zeros, which training used for a part of its samples.
+# Wavelengths and pixel size have no such code. Wavelengths are switched off by giving all bands their mean wavelength.
+# The pixel size is replaced by a wrong one, a tenth of the true one, which tests only whether the model uses it.
 
 # %%
 out_dir = output_folder(out, "10_switch_metadata")
@@ -82,8 +82,8 @@ print(f"training chips {train.pixels.shape}, test chips {test.pixels.shape}; {',
 # %% [markdown]
 # ## By hand
 #
-# A `Datacube` holds the pixels and the four codes. To switch one off, replace its code and run the encoder. The library's
-# `withhold` returns a Clay that does this for every image.
+# A `Datacube` holds the pixels and the four codes. To switch one off, replace its code and run the encoder. The
+# library's `withhold` returns a Clay that does this for every image.
 
 # %%
 subset = test[:8]
@@ -101,8 +101,8 @@ print("1 - cosine of the class tokens with and without place:", distance.numpy()
 # %% [markdown]
 # ## One wavelength for all bands
 #
-# The kernels of the patch embedding are generated from the wavelengths alone ([01](01_embed_patches.ipynb)). Bands of the
-# same wavelength therefore get the same kernel, and the model sees only the sum of the bands, a gray image.
+# The kernels of the patch embedding are generated from the wavelengths alone ([01](01_embed_patches.ipynb)). Bands of
+# the same wavelength therefore get the same kernel, and the model sees only the sum of the bands, a gray image.
 
 # %%
 cubes = {"true wavelengths": cube, "one wavelength": without(cube, "wavelengths")}
@@ -119,8 +119,9 @@ assert (kernels["one wavelength"] - kernels["one wavelength"][:, :1]).abs().max(
 # %% [markdown]
 # ## Embed with each setting
 #
-# Training and test chips lose the same metadata, as in an archive that never had it. A cosine of 1 means that an embedding
-# has not moved. For scale, `unrelated` is the mean cosine of **different** chips, one with all metadata and one without.
+# Training and test chips lose the same metadata, as in an archive that never had it. A cosine of 1 means that an
+# embedding has not moved. For scale, `unrelated` is the mean cosine of **different** chips, one with all metadata and
+# one without.
 
 
 # %%
@@ -189,9 +190,9 @@ for probe in PROBES:
 # %% [markdown]
 # ## Paired differences
 #
-# All scores come from the same chips, so their difference is more certain than each of them. Below zero, the metadata was
-# useful; an interval that contains zero leaves it open. The second case is harder: the probe was trained on embeddings
-# with all metadata, and only the test chips lack some, such as photographs without a date.
+# All scores come from the same chips, so their difference is more certain than each of them. Below zero, the metadata
+# was useful; an interval that contains zero leaves it open. The second case is harder: the probe was trained on
+# embeddings with all metadata, and only the test chips lack some, such as photographs without a date.
 
 # %%
 features = {labels[name]: (full[0], vectors[name][1]) for name in settings}
@@ -226,8 +227,8 @@ _ = figures.save(fig, out_dir / "lost.png")
 # ## Reconstruct hidden pixels
 #
 # Three quarters of each chip are hidden and reconstructed. The error is divided by that of predicting the mean of the
-# visible pixels: below 1, the model is better than that guess. Bars show the mean over several masks, lines the smallest
-# and the largest value.
+# visible pixels: below 1, the model is better than that guess. Bars show the mean over several masks, lines the
+# smallest and the largest value.
 
 # %%
 rows = []
@@ -247,8 +248,8 @@ _ = figures.save(fig, out_dir / "reconstruction.png")
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/10_switch_metadata.ipynb) has stubs, hints and checks. It
-# needs no chips and no weights.
+# Three things to write yourself; [their own notebook](exercises/10_switch_metadata.ipynb) has stubs, hints and checks.
+# It needs no chips and no weights.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: a code for unknown places
@@ -256,12 +257,13 @@ _ = figures.save(fig, out_dir / "reconstruction.png")
 #
 # In an archive of photographs, some have a place and some have none, and all of them go into one batch.
 #
-# Write the code of each chip's place, `sin lat, cos lat, sin lon, cos lon`. Where `lat` or `lon` is unknown, NaN, all four
-# numbers are zeros. Zero degrees is a place like any other.
+# Write the code of each chip's place, `sin lat, cos lat, sin lon, cos lon`. Where `lat` or `lon` is unknown, NaN, all
+# four numbers are zeros. Zero degrees is a place like any other.
 #
 # **Hint.** `torch.deg2rad` turns degrees into radians; `torch.stack([...], dim=1)` puts four vectors [B] side by side.
 #
-# **Hint.** `unknown = lat.isnan() | lon.isnan()`, and then `code[unknown] = 0`, or `torch.where` with `unknown[:, None]`.
+# **Hint.** `unknown = lat.isnan() | lon.isnan()`, and then `code[unknown] = 0`, or `torch.where` with `unknown[:,
+# None]`.
 
 
 # %% tags=["solution"]
@@ -280,15 +282,15 @@ checks.check_place_codes(place_codes)
 # ### Exercise 2: relative change
 # *Medium, 10 minutes*
 #
-# A cosine of 0.98 looks like no change. But if two different chips have a cosine of 0.97, the chip has moved two thirds of
-# the distance to another chip. So compare the two.
+# A cosine of 0.98 looks like no change. But if two different chips have a cosine of 0.97, the chip has moved two thirds
+# of the distance to another chip. So compare the two.
 #
-# Row i of `full` and of `reduced` are the embeddings of the same chip, with all and with less metadata. Take the mean of
-# 1 - cosine over the chips. Divide it by the mean of 1 - cosine over all pairs of **different** chips, one from `full` and
-# the other from `reduced`. The vectors may have any length.
+# Row i of `full` and of `reduced` are the embeddings of the same chip, with all and with less metadata. Take the mean
+# of 1 - cosine over the chips. Divide it by the mean of 1 - cosine over all pairs of **different** chips, one from
+# `full` and the other from `reduced`. The vectors may have any length.
 #
-# **Hint.** With all vectors at length one, `a @ b.T` holds every cosine: each chip with itself on the diagonal, pairs of
-# different chips everywhere else.
+# **Hint.** With all vectors at length one, `a @ b.T` holds every cosine: each chip with itself on the diagonal, pairs
+# of different chips everywhere else.
 #
 # **Hint.** `~np.eye(len(a), dtype=bool)` selects everything off the diagonal.
 
@@ -311,15 +313,17 @@ checks.check_moved(relative_change)
 # A probe classifies more chips correctly when the model has all metadata. If the metadata made no difference, the two
 # results for a chip could be swapped. How often does swapping alone give a difference as large as the observed one?
 #
-# `full` and `reduced` hold 1 where a chip was classified correctly and 0 elsewhere. Chips of one place are not independent,
-# so they are swapped together or not at all: K places can be swapped in 2^K ways, and the observed one is among them. Go
-# through all of them and return the share whose difference of the two scores is at least as large as the observed one, in
-# either direction. This share is the p-value. (The check has seven places, with one to four chips each.)
+# `full` and `reduced` hold 1 where a chip was classified correctly and 0 elsewhere. Chips of one place are not
+# independent, so they are swapped together or not at all: K places can be swapped in 2^K ways, and the observed one is
+# among them. Go through all of them and return the share whose difference of the two scores is at least as large as the
+# observed one, in either direction. This share is the p-value. (The check has seven places, with one to four chips
+# each.)
 #
 # **Hint.** Swapping changes the sign of a difference. So only `(full - reduced)[places == name].sum()` of each place
 # matters, and a way of swapping is one sign for each place.
 #
-# **Hint.** `np.array(list(product((1, -1), repeat=K)))` holds all ways, `[2^K, K]`; `@` with the sums gives all differences.
+# **Hint.** `np.array(list(product((1, -1), repeat=K)))` holds all ways, `[2^K, K]`; `@` with the sums gives all
+# differences.
 #
 # **Hint.** Compare absolute values of sums, which are integers: means that should be equal may differ by rounding.
 
@@ -338,7 +342,7 @@ checks.check_luck(p_value)
 # %% [markdown]
 # ## What you have learned
 #
-# - To switch metadata off, replace its code: zeros for place and time, one wavelength for all bands, a wrong pixel size.
+# - To switch metadata off, replace its code: zeros for place and time, one wavelength for all bands, a wrong GSD.
 # - Without wavelengths, bands cannot be distinguished: embeddings, probes and reconstructions all suffer.
 # - Metadata missing only in test usually costs more than metadata that is always missing, since a probe adapts.
 #
