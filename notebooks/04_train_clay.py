@@ -250,7 +250,7 @@ for name, parameter in module.model.named_parameters():
     m, v = (1 - released.betas[0]) * g, (1 - released.betas[1]) * g**2
     step = (m / (1 - released.betas[0] ** n)) / ((v / (1 - released.betas[1] ** n)).sqrt() + 1e-8)
     by_hand = (1 - released.lr * released.weight_decay) * before[name] - released.lr * step
-    torch.testing.assert_close(by_hand, parameter.detach(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(by_hand, parameter.detach(), rtol=1e-6, atol=1e-8)
 print(f"{len(before)} tensors updated as by hand")
 
 # %% [markdown]
@@ -425,8 +425,8 @@ checks.check_agreement(representation_error)
 #
 # **Hint.** While `step < warmup`: `peak * (step + 1) / (warmup + 1)`.
 #
-# **Hint.** Half a cosine: `0.5 + 0.5 * math.cos(math.pi * done)`, where `done` goes from 0 at the end of the warm-up to
-# 1.
+# **Hint.** Half a cosine: `0.5 + 0.5 * math.cos(math.pi * done)`, where `done` rises from 0 at the end of the warm-up
+# to 1 at step `steps`.
 
 
 # %% tags=["solution"]
