@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -42,12 +42,19 @@ AUXILIARY = re.compile(
 MODIS_FILL = 32767
 
 
-def match_bands(labels: Sequence[str], sensor: Sensor, bands: Bands, source: str) -> dict[str, int]:
+def match_bands(
+    labels: Sequence[str],
+    sensor: Sensor,
+    bands: Bands,
+    source: str,
+    sample: Callable[[], np.ndarray] | None = None,
+) -> dict[str, int]:
     """{sensor band: position in labels}, in the caller's order, else in the sensor's.
 
     labels: the description of each band in the source, "" where there is none. bands: {sensor band: 1-based number}; or
     names: those to take where the labels hold all of them, else one a band in the source's order, None for a band to
     leave out; or None: by the labels, else by the number of bands. source: its name, for the mission and for messages.
+    sample: returns some pixels [C, ...] of the source; asked only where the number of bands fits two layouts.
     Raises ContractError where nothing names the bands, or two labels mean the same band.
     """
     labels = [""] * len(labels) if _uninformative(labels) else labels
@@ -57,7 +64,7 @@ def match_bands(labels: Sequence[str], sensor: Sensor, bands: Bands, source: str
     if bands is not None and not (requested and requested <= set(names) - {None}):
         return _explicit_bands(len(labels), sensor, bands)
     if not any(names):
-        names = _layout(labels, sensor, numbers, source)
+        names = _layout(labels, sensor, numbers, source, sample)
     elif lost := [label for label, name in zip(labels, names, strict=True) if name is None and not _auxiliary(label)]:
         missing = [name for name in sensor.band_names if name not in names]
         if missing:
@@ -118,7 +125,12 @@ def band_numbers(sensor: Sensor, source: str, labels: Sequence[str] = ()) -> dic
     return {str(i): name for i, name in enumerate(sensor.band_names, start=1)}
 
 
-def _layout(labels: Sequence[str], sensor: Sensor, numbers: Mapping[str, str], source: str) -> list[str | None]:
+def has_layout(sensor: Sensor, count: int) -> bool:
+    """Whether `count` bands without names are a known product of the sensor."""
+    return count == len(sensor.bands) or any(count == len(text.split()) for text in LAYOUTS.get(sensor.name, ()))
+
+
+def _layout(labels: Sequence[str], sensor: Sensor, numbers: Mapping[str, str], source: str, sample) -> list[str | None]:
     """The bands of a source without labels, from how many there are."""
     if any(labels):
         expected = f"names of {sensor.name}: {list(sensor.band_names)}"
@@ -135,7 +147,40 @@ def _layout(labels: Sequence[str], sensor: Sensor, numbers: Mapping[str, str], s
             "another sensor, several scenes at once, or more bands than it has: name them in file order, "
             "bands=['blue', None, ...], or by number, bands={'red': 3, ...}",
         )  # fmt: skip
-    return [numbers.get(number) for number in layout]
+    names = [numbers.get(number) for number in layout]
+    if "8a" not in layout or sample is None:
+        return names
+    last = [numbers.get(number) for number in layout if number != "8a"] + ["nir08"]
+    evidence = _b8a_last(sample())
+    if evidence > 0.5:
+        warn(f"{source}: {len(labels)} bands without names, B8A last by their spectra, as in EuroSAT: bands={last}")
+        return last
+    if evidence > -0.5:
+        warn(
+            f"{source}: {len(labels)} bands without names, read in ESA's order, bands={names}; the spectra don't tell it "
+            f"from the order with B8A last (EuroSAT): bands={last}. Pass the right one"
+        )
+    return names
+
+
+def _b8a_last(sample: np.ndarray) -> float:
+    """Evidence that 12 or 13 bands of Sentinel-2 [C, ...] end with B8A: positive, else that it stands after B8.
+
+    B8A resembles B8 on every surface. B10 (of 13) sees no ground and is the darkest; B9 (of 12) resembles B8 too.
+    """
+    C = len(sample)
+    pixels = sample.reshape(C, -1).astype(np.float64)
+    pixels = (
+        pixels[:, (np.isfinite(pixels) & (pixels > 0)).all(axis=0)] if C == 12 else pixels[:, (pixels > 0).any(axis=0)]
+    )
+    if not pixels.size:
+        return 0.0
+    distance = np.median(np.abs(pixels - pixels[7]), axis=1) / max(np.median(pixels[7]), 1e-9) + 0.01  # [C]
+    evidence = np.log(distance[8] / distance[-1])
+    if C == 12:
+        return float(evidence + np.log(distance[9] / distance[-1]))
+    ninth, tenth = np.median(pixels[9]), np.median(pixels[10])
+    return float(evidence + np.log((tenth + 1) / (ninth + 1)))
 
 
 def _explicit_bands(count: int, sensor: Sensor, bands: Bands) -> dict[str, int]:

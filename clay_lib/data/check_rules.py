@@ -440,10 +440,13 @@ def red_is_blue(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> bool:
 
 
 def _likely_orders(waves: np.ndarray) -> list[list[int]]:
-    """The common mistakes: reversed, sorted by wavelength, shifted by one, two exchanged."""
+    """The common mistakes: reversed, sorted by wavelength, shifted by one, one (B8A) moved to the end, two exchanged."""
     right = list(range(len(waves)))
     orders = [right[::-1], np.argsort(waves).tolist(), np.argsort(np.argsort(waves)).tolist()]
-    orders += [right[1:] + right[:1], right[-1:] + right[:-1]]
+    orders += [
+        right[1:] + right[:1],
+        *(right[:i] + right[-1:] + right[i:-1] for i in right[:-2]),
+    ]  # one moved to the end
     for i, j in combinations(right, 2):
         swapped = right.copy()
         swapped[i], swapped[j] = j, i

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from clay_lib.data.bands import Bands, header_units, looks_like_decibel, match_bands, missing_pixels, radar_holes
+from clay_lib.data.bands import (
+    Bands,
+    has_layout,
+    header_units,
+    looks_like_decibel,
+    match_bands,
+    missing_pixels,
+    radar_holes,
+)
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS, Sensor
 
@@ -144,15 +152,24 @@ def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
     except ValueError:
         cause = "images of different sizes: hand them in one by one, or crop them to one size"
         raise ContractError("pixels", "lists of unequal lengths", SHAPES, cause) from None
-    values, matched = as_batch(values, sensor, sensor.band_names if bands is None else None), None
-    if bands is not None:
-        matched = match_bands([""] * values.shape[1], sensor, bands, "the array")
+    count = values.shape[-3] if values.ndim in (3, 4) else 0
+    bands_last = count and values.shape[-1] == len(sensor.bands)
+    known = count != len(sensor.bands) and not bands_last and has_layout(sensor, count)  # such as Sentinel-2's 13
+    values, matched = as_batch(values, sensor, sensor.band_names if bands is None and not known else None), None
+    if bands is not None or known:
+        matched = match_bands([""] * count, sensor, bands, "the array", lambda: _center(values))
         values = values[:, list(matched.values())]
         masked = None if masked is None else masked.reshape(-1, *masked.shape[-3:])[:, list(matched.values())]
     pixels = _native(values, [fill] * values.shape[1], sensor)
     if masked is not None:
         pixels[masked.reshape(pixels.shape)] = np.nan
     return _image(pixels, sensor, matched)
+
+
+def _center(values: np.ndarray) -> np.ndarray:
+    """[B, C, H, W] -> [C, ...]: at most 64 x 64 pixels of the center of 16 chips."""
+    y, x = (max(n // 2 - 32, 0) for n in values.shape[-2:])
+    return np.moveaxis(values[:: max(1, len(values) // 16), :, y : y + 64, x : x + 64], 1, 0)
 
 
 def _is_path_list(source) -> bool:
@@ -210,7 +227,10 @@ def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tu
     if "band" not in axes:
         cause = "a single band was taken out: array.expand_dims('band'), or array.sel(band=['red'])"
         raise ContractError("pixels", f"dimensions {array.dims}", "one named band, beside y and x", cause)
-    chosen = match_bands(_band_labels(array, axes["band"]), sensor, bands, _source_name(array))
+    labels = _band_labels(array, axes["band"])
+    chosen = match_bands(
+        labels, sensor, bands, _source_name(array), lambda: _xarray_center(array.transpose(axes["band"], ...), axes)
+    )
     array = array.isel({axes["band"]: list(chosen.values())})
     order = [axes[axis] for axis in ("batch", "band", "y", "x") if axis in axes]
     fills, units = [_own_fill(array)] * len(chosen), [_own_units(array, sensor)] * len(chosen)
@@ -232,7 +252,13 @@ def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands) -> tuple:
     labels = [str(layer.name) for layer in layers]
     if labels == [f"band_{n}" for n in range(1, len(layers) + 1)]:  # rioxarray's, by the position in the file
         labels = [str(layer.attrs.get("long_name") or "") for layer in layers]
-    chosen = match_bands(labels, sensor, bands, _source_name(data))
+    chosen = match_bands(
+        labels,
+        sensor,
+        bands,
+        _source_name(data),
+        lambda: np.stack([_xarray_center(layer, _axes(layer)) for layer in layers]),
+    )
     layers = [layers[i] for i in chosen.values()]
     axes = _axes(layers[0])
     order = [axes[axis] for axis in ("batch", "y", "x") if axis in axes]
@@ -243,6 +269,12 @@ def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands) -> tuple:
     values = np.stack([layer.transpose(*order).values for layer in layers], axis=-3)
     fills, units = [_own_fill(layer, data.attrs) for layer in layers], [_own_units(layer, sensor) for layer in layers]
     return values, fills, units, tuple(chosen), layers[0], axes
+
+
+def _xarray_center(array: xarray.DataArray, axes: Mapping[str, Hashable]) -> np.ndarray:
+    """At most 64 x 64 pixels of the center, by which `match_bands` distinguishes layouts."""
+    middle = {axes[axis]: array.sizes[axes[axis]] // 2 for axis in ("y", "x")}
+    return array.isel({dim: slice(max(n - 32, 0), n + 32) for dim, n in middle.items()}).values
 
 
 def _axes(array: xarray.DataArray) -> dict[str, Hashable]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from clay_lib.data.images import decode_image
 from clay_lib.data.rasters import (
     Header,
     Scene,
+    find_layers,
     list_rasters,
     open_raster,
     read_band,
@@ -317,7 +319,7 @@ def class_folders(
     if len(classes) < 2:
         found = f"{folder}: images in {len(classes)} subfolder(s)"
         raise ContractError("folder", found, "two or more classes", "the class folders lie one folder below or above")
-    headers = [read_header(path) for path in paths]
+    headers, bands = [read_header(path) for path in paths], bands or _common_layout(paths, sensor)
     first = read_scene(paths[0], sensor, bands=bands)
     size = size or max(first.pixels.shape[1:])
     boxes = [((h.width - size) // 2, (h.height - size) // 2, size, size) for h in headers]
@@ -347,6 +349,7 @@ def raster_pairs(
     """
     sensor = SENSORS.resolve(sensor)
     pairs = _pair_files(images, labels)
+    bands = bands or _common_layout([image for image, _ in pairs], sensor)
     codes = None if classes is None else dict(classes) if isinstance(classes, Mapping) else dict(enumerate(classes))
     windows, names, positions = [], [], []
     for image, label in pairs:
@@ -431,6 +434,22 @@ def _scene_set(first: Scene, classes, places: pd.DataFrame, read) -> LabeledSet:
         read=read,
         in_decibel=first.in_decibel,
     )
+
+
+def _common_layout(paths: Sequence[Path], sensor: Sensor) -> dict[str, int] | None:
+    """{band: number} of images without names, of the layout that most of 32 have; None: each names its own bands."""
+    with open_raster(paths[0]) as file:
+        if any(file.descriptions) or file.count <= len(sensor.bands):
+            return None
+    orders = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path in paths[:: math.ceil(len(paths) / 32)]:
+            order = {name: layer.index for name, layer in find_layers(path, sensor).items()}
+            orders.setdefault(tuple(order.items()), []).append(path)
+    order, examples = max(orders.items(), key=lambda item: len(item[1]))
+    find_layers(examples[0], sensor)  # again, for its warning
+    return dict(order)
 
 
 def _check_ground_distance(headers: Sequence[Header], first: Scene) -> None:

@@ -110,8 +110,8 @@ def read_scene(
 
     bands: {sensor band: 1-based number}, or names: those to take where the file describes its bands, else in file
     order with None for a band to leave out. Without it, in this order: the bands' descriptions (or single-band files'
-    names), the sensor's own band count in its own order, a known product's layout (12- and 13-band Sentinel-2, Landsat
-    from band 1). Bands may be a subset of the sensor's.
+    names), the sensor's own band count in its own order, a known product's layout (12- and 13-band Sentinel-2 in
+    ESA's order, or with B8A last by their spectra; Landsat from band 1). Bands may be a subset of the sensor's.
     scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it. None:
     as the file's header says (`bands.header_units`), 1 and 0 where it is silent; given ones replace the header's.
     in_decibel: radar in dB; None goes by the sign of the median. window: (column, row, width, height) in pixels.
@@ -426,7 +426,7 @@ def _open_layers(path, sensor: Sensor, bands: Bands) -> Iterator[tuple[list[str]
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         layers = _layers([stack.enter_context(open_raster(p)) for p in paths], many, sensor)
-        matched = match_bands([layer.label for layer in layers], sensor, bands, paths[0])
+        matched = match_bands([layer.label for layer in layers], sensor, bands, paths[0], partial(_sample, layers))
         yield paths, {name: layers[i] for name, i in matched.items()}
 
 
@@ -442,6 +442,14 @@ def _layers(files, many: bool, sensor: Sensor) -> list[_OpenLayer]:
                 text = file.descriptions[index - 1] or ""
                 layers.append(_OpenLayer(file, index, f"{text} {own}".strip() if many and file.count == 1 else text))
     return layers
+
+
+def _sample(layers: Sequence[_OpenLayer]) -> np.ndarray:
+    """[C, n, n]: at most 64 x 64 pixels of each layer's center, the same whatever window is read later."""
+    side = min(64, *(min(layer.file.shape) for layer in layers))
+    corners = [((file.width - side) // 2, (file.height - side) // 2) for file, _, _ in layers]
+    pairs = zip(layers, corners, strict=True)
+    return np.stack([read_band(layer.file, layer.index, Window(*corner, side, side)) for layer, corner in pairs])
 
 
 def _units(layer: _OpenLayer, sensor: Sensor) -> tuple[float, float]:

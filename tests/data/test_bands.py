@@ -4,8 +4,10 @@ import warnings
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from clay_lib import SENSORS, ContractError
+from clay_lib.data import bands
 from clay_lib.data.bands import match_bands, missing_pixels
 from clay_lib.data.check import inspect_image
 from clay_lib.data.images import open_image
@@ -139,3 +141,36 @@ def test_alpha_band_is_not_near_infrared():
     pixels[3, :4] = 0
     (finding, *_) = inspect_image(pixels, "naip")
     assert finding.level == "error" and "alpha band, not nir" in finding.cause
+
+
+# ---- layouts without names ----
+
+# medians over crops, of B1 to B12 with B8A after B8; level 1C has B10 and a dark B9
+FIELD = {"1": 1200, "2": 900, "3": 950, "4": 700, "5": 1200, "6": 2300, "7": 2800, "8": 2900, "8a": 3100, "9": 3200}
+FIELD |= {"11": 1900, "12": 1000}
+LEVEL_1C = FIELD | {"9": 900, "10": 12}
+ESA_12, ESA_13 = (text.split() for text in bands.LAYOUTS["sentinel-2-l2a"])
+
+
+@pytest.mark.parametrize("spectrum, order", [(FIELD, ESA_12), (LEVEL_1C, ESA_13)])
+@pytest.mark.parametrize("last", [False, True])
+def test_layouts_without_names_are_told_by_their_spectra(tmp_path, spectrum, order, last):
+    order = [n for n in order if n != "8a"] + ["8a"] if last else order
+    medians = np.array([spectrum[n] for n in order])[:, None, None]
+    values = (medians * np.random.default_rng(0).normal(1, 0.1, (1, 24, 24))).astype(np.uint16)
+    path = write_raster(tmp_path / "a.tif", values, crs="EPSG:32736", transform=(10, 0, 6e5, 0, -10, 9e6))
+    array = xr.DataArray(values, dims=("band", "y", "x"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        images = [open_image(source, S2) for source in (values, values[None], path, array)]
+    for image in images:
+        assert image.bands == S2.band_names
+        np.testing.assert_array_equal(image.pixels[0], values[[order.index(n) for n in bands.SENTINEL_2]])
+    pasted = [bands.SENTINEL_2.get(n) for n in order]
+    assert len(caught) == (4 if last else 0) and all(f"bands={pasted}" in str(w.message) for w in caught)
+    assert open_image(values, S2, bands=pasted).bands == tuple(name for name in pasted if name)
+
+
+def test_a_layout_that_the_spectra_do_not_tell_is_reported():
+    with pytest.warns(UserWarning, match="in ESA's order, bands=.*B8A last .EuroSAT.: bands="):
+        assert match_bands([""] * 12, S2, None, "scene.tif", lambda: np.ones((12, 8, 8)))["nir08"] == 8

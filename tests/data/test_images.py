@@ -207,7 +207,7 @@ def test_south_up_rows_are_flipped(tmp_path, window):
     "source, kwargs, message",
     [
         (np.ones((8, 8)), {}, "pixels: found shape .8, 8.* a single band without its axis"),
-        (np.ones((4, 8, 8)), {}, "name them with bands="),
+        (np.ones((5, 8, 8)), {}, "name them with bands="),
         (np.ones((8, 8, 3)), {}, "bands last"),
         (np.ones((1, 2, 3, 8, 8)), {}, "too many axes"),
         (np.ones((3, 0, 8)), {}, "an empty window"),
