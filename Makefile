@@ -50,12 +50,12 @@ clean:  ## remove .venv, caches and results
 	find clay_lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 	find papermill_runs -mindepth 1 -maxdepth 1 ! -name profiles ! -name sweeps ! -name '*.md' ! -name 'train.*' -exec rm -rf {} +
 
-# torch first and pinned, so that nothing after it pulls another build.
+# torch first and pinned, so that no later package installs another build.
 $(READY): pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "python3 must be 3.11 or newer; found: $$(python3 --version 2>&1). Install one and put it first on PATH." >&2; exit 1; }
 	@[ -x $(PY) ] || python3 -m venv $(VENV) || \
-	  { rm -rf $(VENV); echo "python3 cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	  { rm -rf $(VENV); echo "python3 cannot create a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PY) -m pip install -q -c constraints.txt torch
 	$(PY) -m pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@

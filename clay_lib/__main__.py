@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"usage: clay COMMAND [options]\n\n{lines}\nclay COMMAND --help lists its options.")
         return 0
     formatwarning = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: f"clay: warning: {message}\n"  # a line of code means nothing here
+    warnings.formatwarning = lambda message, *_: f"clay: warning: {message}\n"  # without the source line
     try:
         if argv[0] in RENAMED:
             raise ContractError("command", argv[0], f"clay {RENAMED[argv[0]]}", "one command prints all timings now")

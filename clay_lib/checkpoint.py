@@ -25,7 +25,7 @@ from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, find_weights, sha256
 from clay_lib.model import SIZES, ClayConfig, ClayMAE
 
-# Fields of ClayConfig given by the tensors' shapes; whoever loads a file can state all others.
+# Fields of ClayConfig given by the tensors' shapes; all others may be stated when loading.
 SHAPE_FIELDS = {"dim", "depth", "mlp_ratio", "decoder_dim", "decoder_depth", "decoder_mlp_ratio"}
 SHAPE_FIELDS |= {"patch_size", "teacher_dim"}
 
@@ -39,7 +39,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, **changes)
     dtype: of the model, float32 by default, whatever the file's is.
     changes: values of ClayConfig that shapes do not give: heads, dim_head, decoder_heads, decoder_dim_head,
     frequencies, mask_ratio. Heads are needed for a file without a configuration that is of no released size.
-    Raises ContractError that says what the file is instead, or lists every missing, unexpected and wrongly shaped
+    Raises ContractError that names the file's real content, or lists every missing, unexpected and wrongly shaped
     tensor.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -186,15 +186,15 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], Mapping]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise _not_weights(path, what, "a wrong name, or not yet trained or downloaded")
+        found = "a folder" if path.is_dir() else "no such file"
+        raise _not_weights(path, found, "a wrong name, or not yet trained or downloaded")
     with open(path, "rb") as file:
         start = file.read(512)
     is_torch = start.startswith(b"PK\x03\x04")
     if not is_torch and start[8:9] != b"{":  # safetensors: after eight bytes with the length of the header
-        for prefix, what, cause in OTHER_FILES:
+        for prefix, found, cause in OTHER_FILES:
             if start.lstrip().lower().startswith(prefix):
-                raise _not_weights(path, what, cause)
+                raise _not_weights(path, found, cause)
         raise _not_weights(path, f"a file that begins with {start[:16]!r}", "empty, compressed, or of another kind")
     if is_torch and path.suffix == ".safetensors":  # torch.load itself would take it for safetensors
         raise _not_weights(path, "a checkpoint of torch under another format's name", "renamed; call it .ckpt")
@@ -205,13 +205,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], Mapping]:
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
-        what = f"a pickle that needs {name[1]}" if name else f"an unreadable pickle ({reason[1] if reason else error})"
+        found = f"a pickle that needs {name[1]}" if name else f"an unreadable pickle ({reason[1] if reason else error})"
         cause = "foreign objects, or a file made to run code: ask its author for safetensors or a plain state_dict"
-        raise _not_weights(path, f"{what}; it was not executed", cause) from None
+        raise _not_weights(path, f"{found}; it was not executed", cause) from None
     except Exception as error:  # neither library has one common error for a broken file
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        what = f"a damaged or cut-short file of {path.stat().st_size:,} bytes ({reason})"
-        raise _not_weights(path, what, "an interrupted download, a full disk, or another kind of archive") from None
+        found = f"a damaged or cut-short file of {path.stat().st_size:,} bytes ({reason})"
+        raise _not_weights(path, found, "an interrupted download, a full disk, or another kind of archive") from None
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], Mapping]:
@@ -219,8 +219,8 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], Mapping]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     if not (isinstance(state, Mapping) and state and all(isinstance(tensor, Tensor) for tensor in state.values())):
-        what = f"a saved {type(content).__name__} without a state_dict of tensors"
-        raise _not_weights(path, what, "another tool's file, or one stripped of its weights")
+        found = f"a saved {type(content).__name__} without a state_dict of tensors"
+        raise _not_weights(path, found, "another tool's file, or one stripped of its weights")
     hyper_parameters = content.get("hyper_parameters")
     return dict(state), hyper_parameters if isinstance(hyper_parameters, Mapping) else {}
 
@@ -242,8 +242,8 @@ def _own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(own)
 
 
-def _not_weights(path: Path, what: str, cause: str) -> ContractError:
-    return ContractError("weights", f"{path}: {what}", "a complete Lightning checkpoint or safetensors file", cause)
+def _not_weights(path: Path, found: str, cause: str) -> ContractError:
+    return ContractError("weights", f"{path}: {found}", "a complete Lightning checkpoint or safetensors file", cause)
 
 
 # --- its configuration ---
@@ -351,16 +351,16 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _compare(model: ClayMAE, tensors: Mapping[str, Tensor]) -> None:
     """ContractError that lists every difference between a model's tensors and the given ones."""
-    own, given = _shapes(model.state_dict()), _shapes(tensors)
-    lines = [f"missing {name}" for name in own.keys() - given.keys()]
-    lines += [f"unexpected {name}" for name in given.keys() - own.keys()]
-    common = own.keys() & given.keys()
-    lines += [f"{name} is {given[name]}, the model's is {own[name]}" for name in common if given[name] != own[name]]
+    own, loaded = _shapes(model.state_dict()), _shapes(tensors)
+    lines = [f"missing {name}" for name in own.keys() - loaded.keys()]
+    lines += [f"unexpected {name}" for name in loaded.keys() - own.keys()]
+    common = own.keys() & loaded.keys()
+    lines += [f"{name} is {loaded[name]}, the model's is {own[name]}" for name in common if loaded[name] != own[name]]
     if not lines:
         return
     cause = "a stripped file, or weights of another version or model"
     try:
-        sizes = {name: value for name, value in _config_from_shapes(given).items() if name in SHAPE_FIELDS}
+        sizes = {name: value for name, value in _config_from_shapes(loaded).items() if name in SHAPE_FIELDS}
     except ContractError:
         sizes = {}
     stated = asdict(model.config)

@@ -123,8 +123,8 @@ class Clay:
         right, ContractWarning for what is unlikely.
         """
         sensor = SENSORS.resolve(sensor)
-        given = dict(when=when, lat=lat, lon=lon, gsd=gsd, in_decibel=in_decibel)
-        native, metadata = _open(pixels, sensor, bands=bands, valid=valid, nodata=nodata, **given)
+        arguments = dict(when=when, lat=lat, lon=lon, gsd=gsd, in_decibel=in_decibel)
+        native, metadata = _open(pixels, sensor, bands=bands, valid=valid, nodata=nodata, **arguments)
         if check:
             _check(native, sensor, metadata)
         parameter = self.model.encoder.cls_token
@@ -207,17 +207,17 @@ def cosine_initialized(config: ClayConfig, seed: int = 0) -> Clay:
     return clay
 
 
-def _open(pixels, sensor: Sensor, *, bands=None, valid=None, nodata=None, **given) -> tuple[np.ndarray, dict]:
-    """Native numbers [B, C, H, W] with NaN for holes, and metadata: the given values before the image's own."""
+def _open(pixels, sensor: Sensor, *, bands=None, valid=None, nodata=None, **arguments) -> tuple[np.ndarray, dict]:
+    """Native numbers [B, C, H, W] with NaN for holes, and metadata: arguments before the image's own."""
     image = open_image(pixels, sensor, bands=bands, nodata=nodata)
     native = image.pixels
     if valid is not None:
         native = np.where(as_valid(valid, native.shape), native, np.float32(np.nan))
     metadata = {name: getattr(image, name) for name in ("bands", "when", "lat", "lon", "gsd", "in_decibel")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if "lat" in given or "lon" in given:  # a place is taken from one source
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    if "lat" in arguments or "lon" in arguments:  # a place is taken from one source
         metadata |= {"lat": None, "lon": None}
-    return native, metadata | given
+    return native, metadata | arguments
 
 
 def _check(native: np.ndarray, sensor: Sensor, metadata: dict) -> None:

@@ -223,6 +223,6 @@ class WeightAverage:
     def swap(self) -> None:
         """Exchange the averaged weights and the model's own."""
         for average, live in zip(self.weights, self.live, strict=True):
-            kept = average.clone()
+            previous = average.clone()
             average.copy_(live)
-            live.copy_(kept)
+            live.copy_(previous)

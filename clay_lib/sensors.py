@@ -101,7 +101,7 @@ class Sensor:
             std = np.nanstd(values, axis=1) if std is None else std
         if mean is None or std is None or not len(mean) == len(std) == C:
             found = [None if v is None else f"{len(v)} numbers" for v in (mean, std)]
-            expected = f"{C} each, one a band, or pixels to compute them from"
+            expected = f"{C} numbers each, one a band, or pixels to compute them from"
             raise ContractError("mean, std", found, expected, "statistics of other bands, or none")
         bands = (Band(*row) for row in zip(wavelengths, wavelengths.values(), mean, std, strict=True))
         return cls(name, tuple(bands), gsd, **kwargs)

@@ -109,7 +109,7 @@ def test_safetensors_contain_their_configuration(model, tmp_path):
     assert same(load_model(save_model(alone, tmp_path / "alone.safetensors")), alone)
 
 
-def test_the_configurations_former_key_still_loads(model, tmp_path):
+def test_former_configuration_key_still_loads(model, tmp_path):
     config = asdict(replace(MICRO, frequencies="geometric"))
     config["ladder"] = config.pop("frequencies")
     save_file(named(model), tmp_path / "w.safetensors", metadata={"clay_config": json.dumps(config)})
@@ -161,7 +161,7 @@ def test_shipped_weights_are_found_by_name():
 # --- configuration ---
 
 
-def test_heads_are_given_where_shapes_do_not_determine_them(model, tmp_path):
+def test_heads_must_be_stated_where_shapes_do_not_determine_them(model, tmp_path):
     torch.save({"state_dict": named(model)}, tmp_path / "w.ckpt")
     assert "load(path, heads=...)" in refused(tmp_path / "w.ckpt")
     assert "load(path, decoder_heads=...)" in refused(tmp_path / "w.ckpt", heads=2)
@@ -306,12 +306,12 @@ def test_lightnings_own_attribute_dict_loads(tmp_path):
 # --- other files under the weights' name ---
 
 
-def cut(path):
+def truncated(path):
     torch.save({"state_dict": {"a": torch.zeros(10000)}}, path)
     os.truncate(path, 30000)
 
 
-def cut_safetensors(path):
+def truncated_safetensors(path):
     save_file({"a": torch.zeros(10000)}, path)
     os.truncate(path, 30000)
 
@@ -328,8 +328,8 @@ OTHER_FILES = {  # kind: (how it is made, what the message says)
     "html": (lambda path: path.write_text("\n<!DOCTYPE html>\n<html><head><title>Clay"), "a web page"),
     "error": (lambda path: path.write_text('{"error": "Repository not found"}'), "a server's message"),
     "noise": (lambda path: path.write_bytes(bytes(range(100, 200))), "a file that begins with"),
-    "cut": (cut, "cut-short file of 30,000 bytes"),
-    "cut safetensors": (cut_safetensors, "cut-short file of 30,000 bytes"),
+    "truncated": (truncated, "cut-short file of 30,000 bytes"),
+    "truncated safetensors": (truncated_safetensors, "cut-short file of 30,000 bytes"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps([1, 2])), "a plain pickle"),
     "old torch": (old_torch, "before 1.6"),
     "list": (lambda path: torch.save([1, 2], path), "a saved list"),
@@ -355,7 +355,7 @@ def test_format_is_known_by_content(model, tmp_path):
     assert "call it .ckpt" in refused(tmp_path / "w.safetensors")
 
 
-def test_download_cut_anywhere_is_refused(model, tmp_path):
+def test_truncated_download_is_refused(model, tmp_path):
     torch.save({"state_dict": named(model)}, tmp_path / "w.ckpt")
     for complete in (save_model(model, tmp_path / "w.safetensors"), tmp_path / "w.ckpt"):
         content = complete.read_bytes()
@@ -430,9 +430,9 @@ def test_teacher_is_not_loaded_into_memory(tmp_path):
     state = {name: torch.zeros(shape) for name, shape in shapes.items()}  # no memory until written to
     state["model.teacher.weight"] = torch.zeros(60_000_000)
     torch.save({"state_dict": state, "hyper_parameters": released_settings("base", config)}, tmp_path / "w.ckpt")
-    took = load_memory(tmp_path / "w.ckpt")
-    assert took.model == 4 * sum(shape.numel() for shape in shapes.values())
-    assert took.model < took.peak and took.over < took.model + BOUND
+    loaded = load_memory(tmp_path / "w.ckpt")
+    assert loaded.model == 4 * sum(shape.numel() for shape in shapes.values())
+    assert loaded.model < loaded.peak and loaded.over < loaded.model + BOUND
 
 
 @pytest.mark.slow
@@ -444,6 +444,6 @@ def test_large_release_loads_within_the_bound(tmp_path):
     assert released.stat().st_size > 5e9
     convert(str(released), str(out), part="whole")
     for path in (released, out):
-        took = load_memory(path)
-        assert took.model > 1.3e9 and took.over < took.model + BOUND
+        loaded = load_memory(path)
+        assert loaded.model > 1.3e9 and loaded.over < loaded.model + BOUND
         path.unlink()

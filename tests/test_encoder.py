@@ -51,7 +51,7 @@ def valid_pixels(bits: int) -> np.ndarray:
 
 @settings(max_examples=12, deadline=None)
 @given(bits=patch_masks, seed=st.integers(0, 9))
-def test_a_patch_with_a_hole_is_left_out_of_the_sequence(bits, seed):
+def test_patch_with_a_hole_is_left_out_of_the_sequence(bits, seed):
     """The same tokens as from the sequence of the other patches alone, by hand."""
     pixels, valid = image(seed=seed), valid_pixels(bits)
     out = embed(np.where(valid, pixels, np.nan))

@@ -30,7 +30,7 @@ def test_partial_file_keeps_the_suffix_for_writers_that_need_it(tmp_path):
     assert names[0].suffix == ".npz" and names[0].name.startswith(PARTIAL) and names[0].parent == tmp_path
 
 
-def test_killed_write_leaves_no_file_of_that_name(tmp_path):
+def test_killed_write_leaves_no_file(tmp_path):
     code = (
         "import os, signal; from clay_lib.files import atomic_write\n"
         f"atomic_write({str(tmp_path / 'a.bin')!r}, lambda p: (p.write_bytes(b'x' * 9), os.kill(os.getpid(), {signal.SIGKILL:d})))"
@@ -56,7 +56,7 @@ def test_existing_file_is_kept_without_overwrite(hard_links, tmp_path, monkeypat
         filesystem("nonsense://bucket")
 
 
-def test_rows_are_published_by_number_or_age():
+def test_part_is_published_by_rows_or_age():
     parts = []
     buffer = PartBuffer(parts.append, rows=3, seconds=60)
     buffer.add(1, 2)

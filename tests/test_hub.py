@@ -34,22 +34,24 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
-        wanted, sent = self.headers.get("Range"), 0
+        requested, sent = self.headers.get("Range"), 0
         if self.path != ROUTE:
             gated, foreign = "/gated/" in self.path, NAME not in self.path
             code = "GatedRepo" if gated else "RepoNotFound" if foreign else "EntryNotFound"
             self.send(401 if gated or foreign else 404, 0, {"X-Error-Code": code, "X-Error-Message": "from the hub"})
         else:
-            start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+            start = int(requested.removeprefix("bytes=").split("-")[0]) if requested else 0
             rest = self.content[start:]
-            partly = {"Content-Range": f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"} if wanted else {}
-            self.send(206 if wanted else 200, len(rest), partly)
+            partly = (
+                {"Content-Range": f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"} if requested else {}
+            )
+            self.send(206 if requested else 200, len(rest), partly)
             if body:
                 first = not any(method == "GET" for method, *_ in self.requests)
                 piece = rest[:CUT] if first else rest
                 self.wfile.write(piece)
                 sent, self.close_connection = len(piece), first
-        self.requests.append((self.command, self.path, wanted, sent))
+        self.requests.append((self.command, self.path, requested, sent))
 
     def send(self, status, length, more):
         self.send_response(status)

@@ -42,13 +42,13 @@ def test_blocks_run_as_printed(page, checkout):
         assert done.returncode == 0, f"{page}:\n{block}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
 
 
-def test_the_first_page_is_short():
+def test_main_readme_is_short():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150 and len(text.encode()) <= 8000
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
+def test_links_lead_to_existing_files(page):
     text = (ROOT / page).read_text()
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
     missing = [t for t in targets if "://" not in t and not ((ROOT / page).parent / t).exists()]

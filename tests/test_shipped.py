@@ -44,7 +44,7 @@ def test_masked_pixels_are_predicted_better_than_by_the_visible_mean(clay, untra
 
 
 @pytest.mark.parametrize("kind", ["class token", "patch mean"])
-def test_training_brings_chips_of_one_land_cover_together(clay, untrained, kind):
+def test_nearest_neighbor_has_the_same_land_cover(clay, untrained, kind):
     """The nearest neighbor, always of another place, has the same of eleven land covers far more often than by chance."""
     chips = world_chips("sentinel-2-l2a", 66, split="test", size=64)
     same = chips.land_cover[:, None] == chips.land_cover

@@ -33,7 +33,7 @@ from clay_lib.datacube import parse_when
 from clay_lib.errors import ContractError, number
 from clay_lib.sensors import SENSORS, Sensor
 
-RETRIES, BACKOFF = 5, 0.5  # of a request that met a 429, a 5xx or a cut answer, after 0, 1, 2, 4, 8 s
+RETRIES, BACKOFF = 5, 0.5  # of a request after a 429, a 5xx or a truncated response, after 0, 1, 2, 4, 8 s
 RECONNECTS = 2  # of a server that cannot be reached at all, so that a missing network is reported within seconds
 TIMEOUT = (5, 60)  # s to connect, s to answer
 PAGE = 250  # items a request
@@ -116,7 +116,7 @@ def find_acquisitions(
         Acquisition(sensor, archive, moment_of(items[0]), tuple(items), mean_cloud_cover(items))
         for items in groups.values()
     ]
-    acquisitions.sort(key=lambda found: (100.0 if found.cloud_cover is None else found.cloud_cover, found.when))
+    acquisitions.sort(key=lambda a: (100.0 if a.cloud_cover is None else a.cloud_cover, a.when))
     return acquisitions[:limit]
 
 

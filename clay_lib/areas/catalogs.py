@@ -33,20 +33,20 @@ def read_catalog(
         response.raise_for_status()
         content = response.json()
         content["links"] = [link for link in content.get("links", ()) if link.get("rel") != "self"]  # often relative
-        found = pystac.read_dict(content)
-        found.set_self_href(response.url)  # after redirects, so that relative links are right
-        return found
+        node = pystac.read_dict(content)
+        node.set_self_href(response.url)  # after redirects, so that relative links are right
+        return node
 
     with ThreadPoolExecutor(WORKERS) as pool:
         tiles, level = [], [url]
         while level:  # catalogs hold catalogs or collections, collections hold items
             children: list[str] = []
-            for found in pool.map(fetch, level):
-                if not isinstance(found, pystac.Collection):
-                    links = [link.absolute_href for link in found.get_links("child")]
+            for node in pool.map(fetch, level):
+                if not isinstance(node, pystac.Collection):
+                    links = [link.absolute_href for link in node.get_links("child")]
                     children += [link for link in links if _years_meet(link, start, end)]
-                elif _extent_meets(found.extent, area, start, end):
-                    links = [link.absolute_href for link in found.get_links("item")]
+                elif _extent_meets(node.extent, area, start, end):
+                    links = [link.absolute_href for link in node.get_links("item")]
                     tiles += [link for link in links if _tile_meets(link, area)]
             level = children
         return [item for item in pool.map(fetch, tiles) if _overlaps(*_interval(item), start, end)]

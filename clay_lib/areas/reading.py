@@ -43,14 +43,14 @@ from clay_lib.errors import ContractError
 from clay_lib.sensors import METERS_PER_DEGREE
 
 warnings.filterwarnings("ignore", "Dataset has no geotransform", module="rasterio.warp")  # the warper's own arrays
-logging.getLogger("odc.loader._rio").setLevel(logging.CRITICAL)  # reports reads that are tried again
+logging.getLogger("odc.loader._rio").setLevel(logging.CRITICAL)  # it reports reads that are retried
 
 UNKNOWN = datetime(2000, 1, 1, tzinfo=UTC)  # odc-stac needs a date; no result depends on it
 BLOCK, HEADER, PACKED = 512, 32_768, 0.7  # px, bytes, compressed share: as in the public archives' files
 READERS = 8  # threads of a read without Dask: they wait for the network, not for a core
 FULL = 0.999  # share of a pixel's interpolation weights, all but rounding
 TRIES, PAUSE = 3, 0.5  # of one read, beside GDAL's own; s before the second, doubled before each further one
-PERMANENT = "response code: 40[0-9]|AWS_SECRET_ACCESS_KEY"  # answers that trying again does not change
+PERMANENT = "response code: 40[0-9]|AWS_SECRET_ACCESS_KEY"  # responses that a retry does not change
 GDAL = {  # one request a read where possible, and no listing of folders
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MAX_RETRY": "3",
@@ -387,9 +387,6 @@ def _exception(client, future) -> BaseException | None:
         except TimeoutError:
             last_seen = time.monotonic() if client.nthreads() else last_seen
             if time.monotonic() - last_seen > WITHOUT_WORKERS:
-                cause = (
-                    "all workers were killed, most often for their memory: use fewer (workers=) or smaller tiles, and "
-                )
-                cause += "run the same command again; finished tiles are kept"
+                cause = "all were killed, probably for their memory: use fewer workers or smaller tiles; the same command resumes"
                 found = f"no worker for {WITHOUT_WORKERS} s"
                 raise ContractError("scheduler", found, "at least one that reads", cause) from None

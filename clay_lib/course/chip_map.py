@@ -86,8 +86,8 @@ def agreement(predictions: np.ndarray, truth: np.ndarray, labels: Mapping[int, s
 
 def scene_background(scene: Scene) -> Layer:
     """A scene in color, to lay chips of `data.cut_chips` on. One without a CRS lies at 0, 0: the map shows no true place."""
-    look = dict(valid=scene.valid, in_decibel=scene.in_decibel)
-    image = figures.rgb(scene.measured(), scene.sensor, scene.bands, **look)
+    options = dict(valid=scene.valid, in_decibel=scene.in_decibel)
+    image = figures.rgb(scene.measured(), scene.sensor, scene.bands, **options)
     crs, matrix = scene.crs or DEGREES, scene.transform
     if scene.crs is None:
         matrix = (DEGREES_A_PIXEL, 0.0, 0.0, 0.0, -DEGREES_A_PIXEL, 0.0)
@@ -190,7 +190,7 @@ def _short(name: str) -> str:
 
 
 def _still(atlas: Atlas, background: Layer, colors: Mapping[str, str]) -> Figure:
-    """Shown without a kernel: neighbors of four chips, and the map that three labels of each known kind give."""
+    """The figure without a kernel: neighbors of four chips, and the map that three labels of each known kind give."""
     kinds = np.arange(len(atlas.lat)) if atlas.truth is None else np.unique(atlas.truth, return_index=True)[1]
     four = kinds[np.unique(np.linspace(0, len(kinds) - 1, 4).astype(int))].tolist()
     known = {} if atlas.truth is None else {kind: np.flatnonzero(atlas.truth == kind)[:3] for kind in colors}
@@ -214,12 +214,12 @@ def _still(atlas: Atlas, background: Layer, colors: Mapping[str, str]) -> Figure
 class ChipMap(Widget):
     """The map and the panel beside it. labels: {chip: label} so far; predictions [N] of the probe, or None."""
 
-    def __init__(self, atlas: Atlas, background: Layer, colors: Mapping[str, str], *, height: str = "430px"):
+    def __init__(self, atlas: Atlas, background: Layer, colors: Mapping[str, str]):
         import ipyleaflet  # takes seconds, with leafmap
 
         self.atlas, self.colors = atlas, dict(colors)
         self.chosen, self.labels, self.predictions = None, {}, None
-        self.map = show_on_map(background, height=height)
+        self.map = show_on_map(background, height="430px")
         self.chips = ipyleaflet.GeoJSON(data=self._features(), name="chips", hover_style={"weight": 4})
         self.chips.on_click(lambda properties=None, **_: self.click(properties["chip"]))
         self.map.add(self.chips)

@@ -50,7 +50,7 @@ def exercises(out: str = "", *, overwrite: bool = False) -> int:
 
     Args:
         out: the folder to write to; empty: notebooks/exercises
-        overwrite: overwrite notebooks that somebody has worked in
+        overwrite: replace notebooks whose exercises were done in place
     """
     folder = Path(out) if out else NOTEBOOKS / "exercises"
     for script in list_notebooks():
@@ -58,7 +58,7 @@ def exercises(out: str = "", *, overwrite: bool = False) -> int:
         if text is None:
             continue
         if not overwrite and any(cell.get("execution_count") for cell in read_json(path).get("cells", [])):
-            found = f"a notebook that somebody has worked in, {path}"
+            found = f"a notebook with executed cells, {path}"
             cause = "exercises were done in place: rename the file to keep them, or pass --overwrite"
             raise ContractError("exercises", found, "one as it was generated, or none", cause)
         atomic_write(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
@@ -206,11 +206,11 @@ def _imports(notebook, cells: list[str], name: str) -> str:
     trees = [ast.parse(c.source) for c in notebook.cells if c.cell_type == "code"]
     for node in (n for tree in trees for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))):
         names = {alias.asname or alias.name.split(".")[0]: alias for alias in node.names}
-        wanted = {bound: alias for bound, alias in names.items() if bound in missing}
-        if not wanted:
+        needed = {bound: alias for bound, alias in names.items() if bound in missing}
+        if not needed:
             continue
-        missing -= set(wanted)
-        node.names = list(wanted.values())
+        missing -= set(needed)
+        node.names = list(needed.values())
         root = (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         kind = 0 if root in sys.stdlib_module_names else 2 if root == "clay_lib" else 1
         lines += ([""] if group not in (None, kind) else []) + [ast.unparse(node)]

@@ -1,6 +1,6 @@
 """Workshop kit: the repository with all that its notebooks need without a network, in one folder for a USB stick.
 
-The notebooks run once with the kit's own, empty cache, so that the cache holds afterwards what they need.
+The notebooks run once with the kit's own, empty cache, which then holds what they need.
 """
 
 from __future__ import annotations
@@ -172,6 +172,6 @@ PIP settings out and run `make lab` once where there is a network; `wheels.txt` 
 | `gallery/` | every notebook executed, with figures and times, as pages that open from disk |
 | `notebooks/` | the notebooks, to run |
 | `papermill_runs/` | the executed notebooks and what they wrote |
-| `data/cache/` | the chips that the notebooks need, already made |
+| `data/cache/` | the chips that the notebooks need, already generated |
 | `data/weights/` | the small weights |
 """

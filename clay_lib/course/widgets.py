@@ -141,18 +141,18 @@ def show_reconstruction(
     return figures.reconstruction(result.original, result.hidden, result.pixels, **options)
 
 
-def show_ratios(clay: Clay, pixels, sensor: str | Sensor, *, ratios: Sequence[float] = RATIOS, **options) -> Figure:
+def show_ratios(clay: Clay, pixels, sensor: str | Sensor, **options) -> Figure:
     """One chip at several mask ratios, the visible patches above the reconstruction; options of `reconstruct`."""
     sensor = SENSORS.resolve(sensor)
-    results = [reconstruct(clay, pixels, sensor, mask_ratio=ratio, **options) for ratio in ratios]
+    results = [reconstruct(clay, pixels, sensor, mask_ratio=ratio, **options) for ratio in RATIOS]
     bands = options.get("bands") or options.get("available")
     stretch = dict(sensor=sensor, bands=bands, normalized=True, like=results[0].original)
     visible = [figures.rgb(r.original, valid=~r.hidden, **stretch) for r in results]
     filled = [figures.rgb(np.where(r.hidden, r.pixels, r.original), **stretch) for r in results]
-    titles = [f"{ratio:.0%} hidden" for ratio in ratios]
+    titles = [f"{ratio:.0%} hidden" for ratio in RATIOS]
     titles += [f"reconstruction, error {r.error:.2f} (mean {r.baseline:.2f})" for r in results]
     gsd = options.get("gsd") or sensor.gsd
-    fig = figures.show_row(visible + filled, titles, columns=len(ratios), gsd=gsd, size=2.3)
+    fig = figures.show_row(visible + filled, titles, columns=len(RATIOS), gsd=gsd, size=2.3)
     for ax in fig.axes:
         ax.title.set_fontsize(9)
     return fig
@@ -193,8 +193,8 @@ def playground(
 
     def figure() -> Figure:
         bands = names.value or available
-        given = dict(gsd=size.value, when=dates[date.value], lat=places[place.value][0], lon=places[place.value][1])
-        options = dict(available=available, bands=bands, mask_ratio=hidden.value, seed=draw.value, **given)
+        metadata = dict(gsd=size.value, when=dates[date.value], lat=places[place.value][0], lon=places[place.value][1])
+        options = dict(available=available, bands=bands, mask_ratio=hidden.value, seed=draw.value, **metadata)
         return show_reconstruction(reconstruct(clay, pixels, sensor, **options), sensor, bands=bands, gsd=gsd)
 
     redrawn(image, (hidden, names, size, place, date, draw), figure)

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "style": "PALETTE class_colors components_to_rgb rgb save styled",
-        "images": "class_image class_legend land_cover reconstruction scatter scatter_thumbnails show_row",
+        "images": "class_image class_legend reconstruction scatter scatter_thumbnails show_row",
         "charts": "against_bytes bars_with_intervals curves kernels matrix",
         "maps": "Layer show_on_map static_map",
     },

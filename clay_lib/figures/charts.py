@@ -133,7 +133,6 @@ def curves(
     x: str,
     y: str | Sequence[str],
     *,
-    xlabel: str | None = None,
     ylabel: str | None = None,
     title: str | None = None,
     log: bool = False,
@@ -170,7 +169,7 @@ def curves(
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlabel(xlabel or x)
+        ax.set_xlabel(x)
         ax.set_ylabel(ylabel or (columns[0] if len(columns) == 1 else ""))
         ax.set_title(title or "")
         _grid(ax, "y")
@@ -188,10 +187,10 @@ def _label_ends(ax, ends: list[tuple[float, str, str]]) -> None:
     """Names (value, name, color) right of the lines' ends, pushed apart so that none overlaps another."""
     scale = ax.yaxis.get_transform().transform
     low, high = scale(np.array(ax.get_ylim()))
-    wanted = (scale(np.array([value for value, _, _ in ends])) - low) / (high - low)
+    heights = (scale(np.array([value for value, _, _ in ends])) - low) / (high - low)
     steps = 0.055 * np.arange(len(ends))  # a line of text, as a share of the axes' height
-    upward = np.maximum.accumulate(wanted - steps) + steps
-    downward = np.minimum.accumulate((wanted - steps)[::-1])[::-1] + steps
+    upward = np.maximum.accumulate(heights - steps) + steps
+    downward = np.minimum.accumulate((heights - steps)[::-1])[::-1] + steps
     for (_, name, color), share in zip(ends, (upward + downward) / 2, strict=True):
         ax.annotate(name, (1.01, share), xycoords="axes fraction", color=color, fontsize=9, va="center", ha="left")
 

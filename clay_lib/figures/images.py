@@ -1,4 +1,4 @@
-"""Figures of images, reconstructions, land cover and embeddings as points.
+"""Figures of images, reconstructions and embeddings as points.
 
 Arrays may be NumPy or torch (on the CPU); no file is read and no model is called.
 """
@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import offset_copy
 
 from clay_lib.errors import ContractError
-from clay_lib.figures.style import ERROR, INK, MAGNITUDE, MARKERS, MISSING, as_array, class_colors, rgb, styled
+from clay_lib.figures.style import ERROR, MAGNITUDE, MARKERS, MISSING, as_array, class_colors, rgb, styled
 from clay_lib.sensors import SENSORS, Sensor
 
 
@@ -25,7 +25,6 @@ def show_row(
     images: Sequence,
     titles: Sequence[str] = (),
     *,
-    scale_bar_m: float | None = None,
     gsd: float | Sequence[float] | None = None,
     cmap: str | None = None,
     limits: tuple[float, float] | None = None,
@@ -36,7 +35,7 @@ def show_row(
 ) -> Figure:
     """Images [H, W, 3] or grids [H, W] side by side, without axes.
 
-    gsd: meters per pixel, one or one each: draws a scale bar (scale_bar_m long, else a round length). cmap, limits and
+    gsd: meters per pixel, one or one each: draws a scale bar. cmap, limits and
     label apply to the grids, which share one color bar if label names their quantity and unit. columns: wraps.
     """
     images = [np.asarray(image) for image in images]
@@ -59,7 +58,7 @@ def show_row(
             if i < len(titles):
                 ax.set_title(titles[i], loc="center", fontsize=10)
             if gsds[i]:
-                scale_bar(ax, images[i].shape[1] * gsds[i], meters=scale_bar_m)
+                scale_bar(ax, images[i].shape[1] * gsds[i])
         if label and colored is not None:
             fig.colorbar(colored, ax=axes, label=label, shrink=0.85, pad=0.01)
         if title:
@@ -67,9 +66,9 @@ def show_row(
     return fig
 
 
-def scale_bar(ax, width_m: float, *, meters: float | None = None) -> None:
+def scale_bar(ax, width_m: float) -> None:
     """A labeled bar at the lower left of an axes whose data are width_m meters wide."""
-    meters = meters or round_length(width_m)
+    meters = round_length(width_m)
     text = f"{meters / 1000:g} km" if meters >= 1000 else f"{meters:g} m"
     outline = [withStroke(linewidth=3, foreground="black", alpha=0.6)]  # for bright ground
 
@@ -102,7 +101,6 @@ def reconstruction(
     in_decibel: bool | None = None,
     units: str | None = None,
     valid=None,
-    title: str | None = None,
 ) -> Figure:
     """Four panels: the input, what the encoder saw, the reconstruction with visible patches pasted in, and the error.
 
@@ -134,8 +132,7 @@ def reconstruction(
         ("reconstruction", image(np.where(masked, predicted, original), valid)),
         ("absolute error, mean of bands", error),
     ]
-    heading = [title] if title else []
-    heading += ["   ".join(f"{name} {value:.3g}" for name, value in scores.items())] if scores else []
+    heading = "   ".join(f"{name} {value:.3g}" for name, value in (scores or {}).items())
     top = float(np.nanpercentile(error, 99)) if np.isfinite(error).any() else 1.0
     with styled():
         aspect = original.shape[1] / original.shape[2]
@@ -150,7 +147,7 @@ def reconstruction(
             scale_bar(axes[0], original.shape[2] * gsd)
         fig.colorbar(drawn, ax=axes[3], label=units, shrink=0.9, extend="max", pad=0.02)
         if heading:
-            fig.suptitle("    ".join(heading), x=0.01, ha="left", fontsize=11)
+            fig.suptitle(heading, x=0.01, ha="left", fontsize=11)
     return fig
 
 
@@ -173,24 +170,6 @@ def _draw(ax, image: np.ndarray, cmap=None, limits=None):
     cmap = plt.get_cmap(cmap or MAGNITUDE).with_extremes(bad=str(MISSING))
     low, high = limits or (None, None)
     return ax.imshow(np.ma.masked_invalid(image.astype(float)), cmap=cmap, vmin=low, vmax=high)
-
-
-def land_cover(labels, classes: Mapping[int, str], colors: Mapping[int, str] | None = None, ax=None) -> Figure:
-    """Labels [H, W] in their colors, with a legend of the classes present, by size; unknown ids are gray."""
-    labels = as_array(labels, (2,), "labels [H, W]")
-    colors = dict(colors) if colors else class_colors(classes)
-    present, counts = np.unique(labels, return_counts=True)
-    image, keys = class_image(labels, colors), []
-    for k, share in sorted(zip(present.tolist(), (counts / labels.size).tolist(), strict=True), key=lambda x: -x[1]):
-        if k in classes:
-            text = f"{classes[k]}  {share:.0%}" if share >= 0.005 else f"{classes[k]}  <1%"
-            keys.append(Patch(facecolor=colors.get(k, str(MISSING)), edgecolor=INK, lw=0.5, label=text))
-    with styled():
-        fig, ax = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(5.2, 3.4))
-        ax.imshow(image)
-        ax.set_axis_off()
-        ax.legend(handles=keys, loc="center left", bbox_to_anchor=(1.02, 0.5), borderaxespad=0)
-    return fig
 
 
 def class_image(labels, colors: Mapping[int, str]) -> np.ndarray:
@@ -237,7 +216,6 @@ def scatter_thumbnails(
     across: int = 14,
     size: float = 8.0,
     title: str | None = None,
-    legend: str | None = None,
 ) -> Figure:
     """Chips as markers: each cell of a lattice, `across` cells wide, shows the chip whose point is nearest its center.
 
@@ -273,7 +251,7 @@ def scatter_thumbnails(
         ax.set_ylim(low[1] - 0.2 * cell, low[1] + span[1] + 0.2 * cell)
         _remove_axes(ax, title)
         keys = [Patch(color=color, label=str(name)) for name, color in colors.items() if (labels == name).any()]
-        fig.legend(handles=keys, title=legend, loc="outside center right", alignment="left")
+        fig.legend(handles=keys, loc="outside center right", alignment="left")
     return fig
 
 

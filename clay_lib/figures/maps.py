@@ -71,17 +71,12 @@ def overlay(
 def show_on_map(
     layers: Layer | Sequence[Layer],
     *,
-    bounds: tuple[float, float, float, float] | None = None,
-    zoom: float | None = None,
-    center: tuple[float, float] | None = None,
-    basemap: str | None = None,
     height: str = "480px",
     outlines: Mapping | None = None,
 ):
     """A leafmap.Map (ipyleaflet) of the layers, the first at the bottom, with a layer list and opacity sliders.
 
-    bounds: (west, south, east, north) in degrees; by default all that they cover. center: (lat, lon), zoom: Leaflet's.
-    basemap: a name that leafmap knows ("OpenStreetMap"); its tiles need a network, so none is drawn by default.
+    No base map is drawn, since its tiles need a network: `add_basemap("OpenStreetMap")` of the result adds one.
     outlines: {name: GeoDataFrame} drawn as lines above all layers, the first in orange, the second in blue.
     """
     import ipyleaflet  # with leafmap about five seconds
@@ -90,17 +85,12 @@ def show_on_map(
 
     layers = _as_list(layers)
     overlays = [overlay(v.values, v.crs, v.transform, v.cmap, limits=v.limits, valid=v.valid) for v in layers]
-    if bounds is None:
-        corners = np.array([box for _, box in overlays])
-        (south, west), (north, east) = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
-    else:
-        west, south, east, north = bounds
-    center = center or ((south + north) / 2, (west + east) / 2)
-    zoom = zoom if zoom is not None else _zoom(west, south, east, north)
+    corners = np.array([box for _, box in overlays])
+    (south, west), (north, east) = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
     controls = ("draw", "measure", "toolbar", "attribution", "search", "layers")
     leaflet = leafmap.Map(
-        center=[float(v) for v in center],
-        zoom=zoom,
+        center=[float(south + north) / 2, float(west + east) / 2],
+        zoom=_zoom(west, south, east, north),
         max_zoom=24,
         height=height,
         scroll_wheel_zoom=True,
@@ -108,8 +98,6 @@ def show_on_map(
         **{f"{control}_control": False for control in controls},
     )
     leaflet.layers = ()  # drop leafmap's network tiles; remove() would close them and break to_html
-    if basemap is not None:
-        leaflet.add_basemap(basemap)
     added = []
     for layer, (url, box) in zip(layers, overlays, strict=True):
         added.append(ipyleaflet.ImageOverlay(url=url, bounds=box, name=layer.name, opacity=layer.opacity))
@@ -134,12 +122,10 @@ def show_on_map(
 def static_map(
     layers: Layer | Sequence[Layer],
     *,
-    columns: int = 2,
     size: float = 4.2,
-    title: str | None = None,
     outlines: Mapping | None = None,
 ) -> Figure:
-    """The same layers as a figure: a panel each, opaque, on one common extent; degrees, scale bar, north arrow.
+    """The same layers as a figure: a panel each, two in a row, opaque, on one common extent; degrees, scale bar, north arrow.
 
     outlines: as in `show_on_map`; a column "rank" is written into them.
     """
@@ -148,10 +134,10 @@ def static_map(
     boxes = np.array([box for _, box in warped])
     west, south, east, north = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
     squeeze = math.cos(math.radians((south + north) / 2))  # a degree of longitude over one of latitude, on the ground
-    columns = min(columns, len(layers))
+    columns = min(2, len(layers))
     rows = math.ceil(len(layers) / columns)
     aspect = (north - south) / ((east - west) * squeeze)
-    figsize = ((size + 0.7) * columns, (size * min(aspect, 1.6) + 0.5) * rows + (0.3 if title else 0))
+    figsize = ((size + 0.7) * columns, (size * min(aspect, 1.6) + 0.5) * rows)
     arrow = dict(color="white", fontsize=9, linespacing=1, bbox=_label_box(0.3))
     with styled():
         fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False)
@@ -172,8 +158,6 @@ def static_map(
         if outlines:
             lines = [plt.Line2D([], [], color=color, lw=2) for color in OUTLINES[: len(outlines)]]
             fig.legend(lines, list(outlines), loc="outside lower left", ncols=len(outlines))
-        if title:
-            fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     fig.draw_without_rendering()  # the layout needs a first pass to know the width of the color bars' numbers
     return fig
 

@@ -69,14 +69,14 @@ def class_colors(names: Sequence) -> dict:
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
 
 
-def components_to_rgb(components, valid=None, percentiles: tuple[float, float] = (2, 98)) -> np.ndarray:
-    """Principal components [..., 3] -> colors [..., 3], 0 to 1: each component from one percentile to the other.
+def components_to_rgb(components, valid=None) -> np.ndarray:
+    """Principal components [..., 3] -> colors [..., 3], 0 to 1: each component from its 2nd to its 98th percentile.
 
     valid [...]: which cells set the stretch; NaN never does, and stays NaN.
     """
     components = as_array(components)
     known = np.isfinite(components).all(axis=-1)
-    low, high = np.percentile(components[known if valid is None else known & valid], percentiles, axis=0)
+    low, high = np.percentile(components[known if valid is None else known & valid], (2, 98), axis=0)
     return np.clip((components - low) / (high - low), 0, 1)
 
 

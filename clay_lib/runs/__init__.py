@@ -1,5 +1,5 @@
-"""Headless work: notebooks executed with a profile's values, sweeps over their parameters with the tables and reports
-made of them, the gallery, pretraining by a configuration, and timings.
+"""Headless work: notebooks executed with a profile's values, sweeps over their parameters with their tables and
+reports, the gallery, pretraining by a configuration, and timings.
 
 A notebook takes its output folder from here and writes its metrics; runs execute notebooks and never import one.
 """

@@ -63,7 +63,7 @@ def bench(
     Example: clay bench model,chips
 
     Args:
-        what: some of these, separated by commas. model: the mini-world, the encoder, a training step. mae: our
+        what: any of these, separated by commas. model: the mini-world, the encoder, a training step. mae: our
             training step beside the ViT-MAE of transformers. teacher: cached targets beside the live DINOv2. chips:
             writing and reading a chip store. load: seconds and memory of loading weights (large: 8 GB of disk).
             plan: the operations of papermill_runs/PRETRAINING.md
@@ -280,8 +280,8 @@ class _ShiftedChips:
 
     sensor, recipe = SENSOR, "shifted"
 
-    def __init__(self, made: Made, count: int):
-        self.made, self.count, self.size = made, count, made.chips.pixels.shape[-1]
+    def __init__(self, sample: Made, count: int):
+        self.sample, self.count, self.size = sample, count, sample.chips.pixels.shape[-1]
 
     def __len__(self) -> int:
         return self.count
@@ -290,8 +290,8 @@ class _ShiftedChips:
         return lambda: self._shift(np.array(numbers))
 
     def _shift(self, numbers: np.ndarray) -> Made:
-        shifts, sources = np.divmod(numbers, len(self.made.chips))
-        chips = self.made.chips[sources]
+        shifts, sources = np.divmod(numbers, len(self.sample.chips))
+        chips = self.sample.chips[sources]
         pixels = np.stack([np.roll(image, shift, -1) for image, shift in zip(chips.pixels, shifts, strict=True)])
         n = len(numbers)
         return Made(replace(chips, pixels=pixels), [None] * n, ["train"] * n, "shifted")
@@ -301,11 +301,11 @@ def _bench_chips(w: Workload) -> None:
     """A store of Sentinel-2 chips: writing, random reads, plain numpy.load, and a training step for comparison."""
     if w.count < w.batch:
         raise ContractError("count, batch", (w.count, w.batch), "batch at most count", "two numbers interchanged")
-    made = WorldMaker(SENSOR, 16, size=w.pixels).part(range(16))()
+    sample = WorldMaker(SENSOR, 16, size=w.pixels).part(range(16))()
     rng = np.random.default_rng(0)
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
-        write_chips(Path(folder) / "store", [_ShiftedChips(made, w.count)], jobs=1, progress=False)
+        write_chips(Path(folder) / "store", [_ShiftedChips(sample, w.count)], jobs=1, progress=False)
         writing = (time.perf_counter() - start) / w.count
         chips = ChipStore.open(Path(folder) / "store").sensor(SENSOR, labels=False)
         plain = Path(folder) / "plain.npy"
@@ -320,8 +320,8 @@ def _bench_chips(w: Workload) -> None:
         reading = at_random(lambda index: chips[index])
         cubes = at_random(lambda index: make_datacube((c := chips[index]).pixels, c.sensor, **c.place_and_time))
     torch.manual_seed(0)
-    two = made.chips[:2]
-    cube = make_datacube(two.pixels, two.sensor, **two.place_and_time)
+    pair = sample.chips[:2]
+    cube = make_datacube(pair.pixels, pair.sensor, **pair.place_and_time)
     step = _step_seconds(ClayMAE(ClayConfig.named(w.size)), cube, repeats=3) / 2
     ratios = f"{loading / reading:.2f} of numpy.load; {chip_bytes / stored:.2f} x smaller"
     rows = [

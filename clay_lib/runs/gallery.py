@@ -223,7 +223,7 @@ def _export(notebook, path: Path) -> None:
 
 
 def pair_notebooks(run: Path, folder: Path = NOTEBOOKS) -> list[Path]:
-    """Write folder/NN_name.ipynb for every script in folder, with the outputs of the executed notebooks in `run`.
+    """Write folder/NN_name.ipynb for every script in folder, with the outputs of the run in folder `run`.
 
     The cells come from the script, so a run of an older script is refused (ContractError). Machine paths, live
     widgets, timings and papermill's own cells are removed from the outputs.

@@ -82,7 +82,7 @@ def list_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
 def read_script(script: Path, source: str | None = None):
     """A percent script as an nbformat notebook, with a default kernelspec if its header has none.
 
-    source: the script's text, if it is not to be read from the file.
+    source: the script's text, instead of the file's.
     """
     import jupytext
 
@@ -220,7 +220,7 @@ def _execute(notebook, executed: Path, values: dict, prefix: str, log, *, cwd: P
             if not self.shutting_down:  # all cells are done: an interrupt would only leave an error in the log
                 await super()._async_interrupt_kernel()
 
-    # One kernel in four hangs at its end (ipykernel 7.4 flushes into a closed thread) until it is asked again.
+    # One kernel in four hangs at its end (ipykernel 7.4 flushes into a closed thread) until the request is repeated.
     settings = {"connection_file": f"{prefix}/kernel.json", "shutdown_wait_time": 1.0}
     if os.name == "posix":  # with many kernels a TCP port is sometimes taken; a socket of our own never is
         settings |= {"transport": "ipc", "ip": f"{prefix}/s"}

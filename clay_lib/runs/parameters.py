@@ -1,6 +1,6 @@
 """Notebook parameters and metrics, read from the source and checked before a kernel starts.
 
-papermill only warns of an unknown parameter and never looks at types.
+papermill only warns of an unknown parameter and never checks types.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def check_parameters(annotations: Mapping[str, ast.expr], values: Mapping[str, o
 
 
 def convert(value: object, annotation: ast.expr) -> object:
-    """The value in the one form that stands for it: an int for a float becomes a float, a tuple a list.
+    """The value in its canonical form: an int for a float becomes a float, a tuple a list.
 
     TypeError if it is not of the annotated type. Annotations that are not listed here accept every value.
     """
@@ -97,7 +97,7 @@ def _literals(notebook) -> dict[str, tuple[ast.expr, object]]:
 
 
 def declared_metrics(notebook) -> list[str] | None:
-    """Regular expressions for the names that a notebook writes into metrics.json; None: its source does not tell.
+    """Regular expressions for the names that a notebook writes into metrics.json; None: unknown.
 
     Read are the keys of a dict given to write_metrics (or to json.dump, if the source names "metrics.json"), directly
     or through a variable, f-strings among them. A dict that a function returns, or one that is unpacked, is unknown.
@@ -123,8 +123,8 @@ def _keys(expression: ast.expr, nodes: Sequence[ast.AST]) -> list[str] | None:
     match expression:
         case ast.Dict(keys=keys, values=values):
             return _join(_entry(key, value, nodes) for key, value in zip(keys, values, strict=True))
-        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=given) if all(k.arg for k in given):
-            return _join(_entry(ast.Constant(k.arg), None, nodes) for k in given)
+        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords) if all(k.arg for k in keywords):
+            return _join(_entry(ast.Constant(k.arg), None, nodes) for k in keywords)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _join(_keys(side, nodes) for side in (left, right))
         case ast.Name(id=name):
@@ -145,7 +145,7 @@ def _entry(key: ast.expr | None, value: ast.expr | None, nodes: Sequence[ast.AST
 
 
 def _variable(name: str, nodes: Sequence[ast.AST]) -> list[str] | None:
-    """All that is ever put into a dict of this name; None if something is put there that cannot be read."""
+    """Patterns of all keys assigned to a dict of this name; None if one cannot be read."""
     parts: list[list[str] | None] = []
     for node in nodes:
         match node:

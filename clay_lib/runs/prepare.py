@@ -71,7 +71,7 @@ def chips(
         jobs: processes; -1: one a core
         forecast: print what it would take, and stop
         check: compare the complete store with its checksums and stop; exit code 1 if something is damaged
-        mend: with check: remove damaged shards from the index, so that the commands that wrote them make them again
+        mend: with check: remove damaged shards from the index, so that the commands that wrote them write them again
     """
     if check or mend:
         return _check(out, mend)
@@ -96,7 +96,7 @@ def chips(
 
 
 def _forecast_chips(out: str, makers: list[Maker], chips_per_part: int, jobs: int) -> str:
-    """Chips, bytes and minutes of what is still to be made, measured on a few chips of each sensor and size."""
+    """Chips, bytes and minutes of missing parts, measured on a few chips of each sensor and size."""
     fs, root = filesystem(out)
     parts = missing_parts(makers, index_parts(fs, root), chips_per_part)
     processes = min(jobs if jobs > 0 else os.cpu_count() or 1, len(parts)) or 1
@@ -117,9 +117,9 @@ def _measure(maker: Maker, numbers: range, most: int = 6) -> tuple[float, float]
     numbers, sizes = numbers[:most], []
 
     def make() -> None:
-        made = maker.part(numbers)()
-        if made is not None:  # none of them was fit to keep
-            arrays = {"pixels": native(made.chips), "labels": made.chips.labels}
+        part = maker.part(numbers)()
+        if part is not None:  # no chip was fit to keep
+            arrays = {"pixels": native(part.chips), "labels": part.chips.labels}
             sizes.append(sum(map(len, encode(arrays).values())))
 
     seconds = timed(make, warm_up=maker.part(numbers[:1]))
@@ -197,9 +197,9 @@ def targets(
 
 def _seconds_a_target(teacher: nn.Module, chips, batch_size: int) -> float:
     """Measured on up to a batch of the first chips."""
-    some = chips[: min(batch_size, 4 if next(teacher.parameters(), None) is not None else 16, len(chips))]
-    warm_up = lambda: compute_targets(teacher, some[:1], 0)  # noqa: E731
-    return timed(lambda: compute_targets(teacher, some, 0), warm_up=warm_up) / len(some)
+    sample = chips[: min(batch_size, 4 if next(teacher.parameters(), None) is not None else 16, len(chips))]
+    warm_up = lambda: compute_targets(teacher, sample[:1], 0)  # noqa: E731
+    return timed(lambda: compute_targets(teacher, sample, 0), warm_up=warm_up) / len(sample)
 
 
 # ---- teachers by name ----
@@ -212,7 +212,7 @@ MIN_VARIANCE = 0.02  # directions of less variance are not amplified further
 class TextureTeacher(nn.Module):
     """Fixed statistics of color and texture: normalized RGB [B, 3, H, W] -> [B, dim] float32, without gradient.
 
-    It has learned nothing and knows no object: it measures brightness and color, how much they vary at four scales, how
+    Hand-crafted, without any learning: it measures brightness and color, how much they vary at four scales, how
     oriented that variation is, and how the scales relate. On 500 aerial images of ten classes its output gives kNN-20
     0.83 by cosine, random convolutions 0.51. A flip changes the output little. Images are resized to sides that are
     multiples of 8, and at least 64.

@@ -77,11 +77,11 @@ def parse_config(kind: type[T], content: object, where: str) -> T:
         found = sorted(set(content) - set(keys), key=str) if isinstance(content, Mapping) else content
         raise ContractError(f"{where}: keys", found, f"some of {keys}", "an empty file, or a misspelled key")
     try:
-        given = parser.parse_object({key: value for key, value in content.items() if value is not None})
+        config = parser.parse_object({key: value for key, value in content.items() if value is not None})
     except ArgumentError as error:
         cause = "a missing key, a wrong indent or dash, or a text in a number (write 1.0e-3, not 1e-3)"
         raise ContractError(where, _reason(error), "the keys and types of papermill_runs/README.md", cause) from None
-    return kind(**vars(parser.instantiate(given)))
+    return kind(**vars(parser.instantiate(config)))
 
 
 def _reason(error: Exception) -> str:
@@ -91,10 +91,10 @@ def _reason(error: Exception) -> str:
     key, _, tried = text.partition(": Does not validate against any of the Union subtypes")
     if not tried:
         return text
-    reasons, _, given = tried.partition(" Given value type: ")
+    reasons, _, rest = tried.partition(" Given value type: ")
     reasons = [reason for reason in reasons.split(" - ")[1:] if "NoneType" not in reason]
-    given = given.partition("Given value: ")[2]
-    return f"{key}: {'; '.join(reasons)}" + ("" if given.startswith("Namespace") else f", given {given}")
+    value = rest.partition("Given value: ")[2]
+    return f"{key}: {'; '.join(reasons)}" + ("" if value.startswith("Namespace") else f", given {value}")
 
 
 def read_profile(profile: str | Path) -> Profile:

@@ -109,8 +109,8 @@ def _results(table: pd.DataFrame, varied: Sequence[str], seed: str | None, metri
     base = one_at_a_time(table[values_of(table, first).notna()], varied)
     if base is not None:
         text = (
-            "Every setting differs from one base in a single parameter. Differences are paired by seed, so that what a "
-            "seed does to both sides cancels; the line is the 95 % t-interval. If it contains zero, the sign is open."
+            "Every setting differs from one base in a single parameter. Differences are paired by seed, so that the "
+            "effect of a seed cancels; the line is the 95 % t-interval. If it contains zero, the sign is open."
         )
         yield article("Minus the base", text, _image(base_differences(table, first, direction, varied, base, seed)))
     if varied:
@@ -227,7 +227,7 @@ def _effect_panel(ax, table: pd.DataFrame, parameter: str, metric: str, seed: st
     levels, lost = (over_seeds(table, metric, [parameter], seed)[name] for name in (parameter, "lost"))
     numeric = pd.api.types.is_numeric_dtype(levels) and not pd.api.types.is_bool_dtype(levels)
     levels = list(levels)  # in order, as groups are
-    few = len(levels) <= MAX_LEVELS
+    as_levels = len(levels) <= MAX_LEVELS
     runs, common = table[values_of(table, metric).notna()], comparable_rows(table, metric, [parameter])
     x = runs[f"parameter {parameter}"]
     x = x if numeric else x.map(levels.index)
@@ -235,7 +235,7 @@ def _effect_panel(ax, table: pd.DataFrame, parameter: str, metric: str, seed: st
     at = np.array(levels, float) if numeric else np.arange(len(levels), dtype=float)
     names = [f"{level:g}" if numeric else label(level) for level in levels]
     ticks = [name + f"\n{count} lost" * (count > 0) for name, count in zip(names, lost, strict=True)]
-    if few or not numeric:
+    if as_levels or not numeric:
         means = over_seeds(common, metric, [parameter], seed).set_index(parameter).reindex(levels).astype(float)
         half = (means["value"] - means["low"]).fillna(0)
         line = dict(fmt="o-" if numeric else "o", color=OURS, ecolor=INK, capsize=4, ms=6, lw=1.6, elinewidth=1.2)
@@ -243,7 +243,7 @@ def _effect_panel(ax, table: pd.DataFrame, parameter: str, metric: str, seed: st
         ax.set_xticks(at, ticks)
     if numeric and _spans_decades(at):
         ax.set_xscale("log")
-        if few:
+        if as_levels:
             ax.set_xticks(at, ticks, minor=False)
             ax.set_xticks([], minor=True)
     elif numeric:
@@ -252,7 +252,7 @@ def _effect_panel(ax, table: pd.DataFrame, parameter: str, metric: str, seed: st
         ax.set_xlim(-0.5, len(at) - 0.5)
         if max(map(len, names)) * len(names) > 40:
             ax.tick_params(axis="x", rotation=25)
-    note = _note(common, runs, "no mean: its levels share no setting") if few or not numeric else ""
+    note = _note(common, runs, "no mean: its levels share no setting") if as_levels or not numeric else ""
     ax.set_xlabel(f"{parameter}{note}")
 
 

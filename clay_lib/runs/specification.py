@@ -1,4 +1,4 @@
-"""Sweep specifications: a dozen lines of YAML made into checked runs. papermill_runs/README.md describes the format."""
+"""Sweep specifications: YAML files, checked and expanded into runs. papermill_runs/README.md describes the format."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ def read_sweep(path: str | Path) -> Sweep:
     return make_sweep(read_mapping(path, f"sweep {path.stem!r}"), name=path.stem, folder=path.parent)
 
 
-def make_sweep(given: Mapping, *, name: str, folder: Path = NOTEBOOKS) -> Sweep:
+def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS) -> Sweep:
     """The same from a mapping, as a notebook may hold it. folder: where a relative path to the notebook begins."""
     profiles = {p.stem for p in (RUNS / "profiles").glob("*.yaml")}
     if not re.fullmatch(r"[\w][\w.-]*", name) or name in profiles | {"profiles", "sweeps", "lab", "pretrain"}:
         expected = "letters, digits, - and _; no profile's name"
         raise ContractError("sweep's name", name, expected, "results go to papermill_runs/NAME")
-    spec = parse_config(Specification, given, f"sweep {name!r}")
+    spec = parse_config(Specification, content, f"sweep {name!r}")
     script = find_notebook(spec.notebook, folder)
     notebook = read_script(script)
     annotations, defaults = read_parameters(notebook), read_defaults(notebook)
@@ -118,7 +118,7 @@ def make_sweep(given: Mapping, *, name: str, folder: Path = NOTEBOOKS) -> Sweep:
         raise _invalid(name, "notebook", found, 'out: str = ""', "it writes to a fixed place")
     _check_metrics(spec.metrics, notebook, script, name)
     for key in ("grid", "list"):
-        if key in given and not given[key]:
+        if key in content and not content[key]:
             raise _invalid(name, key, "nothing", "values", f"an empty {key}")
     profile = read_profile(spec.profile) if spec.profile else None
     base = profile.values(script.stem, annotations) if profile else {}
@@ -140,20 +140,20 @@ def make_sweep(given: Mapping, *, name: str, folder: Path = NOTEBOOKS) -> Sweep:
         values = {k: convert(v, annotations[k]) for k, v in values.items() if k != "out"}
         runs.append(Run(key_of(code, values), {k: values[k] for k in settings}, values))
     _check_distinct(runs, name)
-    kept = tuple(runs[: spec.budget.runs])
+    within_budget = tuple(runs[: spec.budget.runs])
     return Sweep(
         name=name,
         script=script,
         source=script.read_text(encoding="utf-8"),
-        runs=kept,
-        over_budget=len(runs) - len(kept),
+        runs=within_budget,
+        over_budget=len(runs) - len(within_budget),
         seed=seed,
         metrics=spec.metrics,
         minutes=spec.budget.minutes,
         timeout=spec.timeout,
         threads=spec.threads,
         expected_minutes=profile.minutes.get(script.stem) if profile else None,
-        specification=dict(given),
+        specification=dict(content),
     )
 
 
@@ -171,7 +171,7 @@ def find_notebook(name: str, folder: Path) -> Path:
 
 
 def code_of(notebook) -> list[str]:
-    """What decides a run's outcome besides its parameters: the code cells, without the one that holds defaults."""
+    """The code cells, without the one that holds defaults: all that decides a run's outcome besides its parameters."""
     cells = (c for c in notebook.cells if c.cell_type == "code")
     return [c.source for c in cells if "parameters" not in c.metadata.get("tags", [])]
 
@@ -219,23 +219,24 @@ def _check_metrics(metrics: Mapping[str, str], notebook, script: Path, name: str
             raise _invalid(name, f"metric {metric!r}", found, f"one of {names}", cause)
 
 
-def _seeds(given: int | list | Mapping | None, name: str) -> tuple[str | None, list]:
-    """(parameter, values) of `3`, `[0, 1]` or `{draw: [0, 1]}`."""
-    if given is None:
+def _seeds(setting: int | list | Mapping | None, name: str) -> tuple[str | None, list]:
+    """(parameter, seeds) of `3`, `[0, 1]` or `{draw: [0, 1]}`."""
+    if setting is None:
         return None, []
-    parameter, values = next(iter(given.items())) if isinstance(given, Mapping) and len(given) == 1 else ("seed", given)
-    values = list(range(values)) if isinstance(values, int) else values
-    if not isinstance(values, list) or not values:
+    is_named = isinstance(setting, Mapping) and len(setting) == 1
+    parameter, seeds = next(iter(setting.items())) if is_named else ("seed", setting)
+    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
+    if not isinstance(seeds, list) or not seeds:
         expected = "a number of seeds, a list of them, or {PARAMETER: list}"
-        raise _invalid(name, "seeds", given, expected, "an empty list")
-    return parameter, values
+        raise _invalid(name, "seeds", setting, expected, "an empty list")
+    return parameter, seeds
 
 
-def _grid(given: Mapping[str, list], name: str) -> list[dict]:
-    for key, values in given.items():
+def _grid(grid: Mapping[str, list], name: str) -> list[dict]:
+    for key, values in grid.items():
         if not values:
             raise _invalid(name, f"grid: {key}", values, "a list with at least one value", "an empty list")
-    return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def _check_axes(axes: Sequence[Sequence[Mapping]], name: str) -> None:

@@ -80,7 +80,7 @@ def run_sweep(
     dry_run: bool = False,
     runs: Path = RUNS,
 ) -> pd.DataFrame:
-    """Do the runs of a specification that are not done yet; the ledger's rows of the specification, afterwards.
+    """Execute the missing runs of a specification; returns its rows of the ledger.
 
     workers, scheduler: as for the command. Failed runs are kept as they are unless retry_failed; runs that were
     killed from outside are run again. runs: the folder above the sweep's.
@@ -150,7 +150,7 @@ def _collect(future, run: Run, spec: Sweep, home: Path) -> dict | None:
     """The row of a run that ended, however it ended; None: it was not started in time."""
     if future.status == "cancelled":
         cause = "start again: completed runs are kept"
-        raise ContractError("scheduler", "it disappeared", "a scheduler that keeps running", cause)
+        raise ContractError("scheduler", "a lost connection", "a scheduler that keeps running", cause)
     if future.status == "error" and isinstance(future.exception(), ContractError):
         raise future.exception()
     folder = home / run.key
@@ -314,11 +314,11 @@ def _forecast(spec: Sweep, states: dict, todo: int, runs: Path, workers: int, re
     own = earlier[earlier["sweep"] == spec.name]
     if len(earlier):
         similar = own if len(own) else earlier
-        each, source = similar["seconds"].mean() / 60, f"by {len(similar)} earlier runs"
+        minutes, source = similar["seconds"].mean() / 60, f"by {len(similar)} earlier runs"
     else:
-        each = spec.expected_minutes or read_profile("demo").minutes.get(spec.script.stem)
+        minutes = spec.expected_minutes or read_profile("demo").minutes.get(spec.script.stem)
         source = "by the profile" if spec.expected_minutes else "by the demo profile"
-    duration = "duration not yet measured" if each is None else f"about {todo * each / workers:.1f} min {source}"
+    duration = "duration not yet measured" if minutes is None else f"about {todo * minutes / workers:.1f} min {source}"
     limit = f", of which {spec.minutes:g} are allowed" if spec.minutes else ""
     return (
         f"sweep {spec.name}: {len(spec.runs)} runs of {spec.script.stem} ({', '.join(parts)}); "

@@ -1,6 +1,6 @@
 """Tables of sweeps: the ledger of all runs, and means over settings with intervals over seeds.
 
-The folders are the truth; the ledger can be rebuilt from them at any time. A run's folder, papermill_runs/SWEEP/HASH/:
+The ledger can be rebuilt from the runs' folders at any time. A run's folder, papermill_runs/SWEEP/HASH/:
     parameters.json      what was requested, written first
     NB.ipynb, log.txt    the executed notebook, saved after every cell, and what it printed, line by line
     metrics.json         the notebook's last step, beside its figures
@@ -213,7 +213,7 @@ def differences(
 ) -> pd.DataFrame:
     """Each setting minus `base`, paired by seed, in the columns of `over_seeds`.
 
-    What a seed does to both sides cancels, so this shows differences that the settings' own intervals hide.
+    The effect of a seed on both sides cancels, so this shows differences that the settings' own intervals hide.
     """
     column, rows = f"metric {metric}", table.assign(**{f"metric {metric}": values_of(table, metric)})
     is_base = _matches(rows, base)

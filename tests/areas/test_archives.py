@@ -27,8 +27,8 @@ from clay_lib.sensors import SENSORS, WORLD_SENSORS
 @pytest.mark.parametrize("sensor", WORLD_SENSORS)
 def test_profile_from_search_to_native_numbers(sensor, archive_folder, url):
     acquisitions = find_acquisitions(sensor, around(), ALWAYS, url=url)
-    assert len(acquisitions) == 2 and len({found.ids for found in acquisitions}) == 2
-    acquisition = next(found for found in acquisitions if found.when.month == 8)
+    assert len(acquisitions) == 2 and len({a.ids for a in acquisitions}) == 2
+    acquisition = next(a for a in acquisitions if a.when.month == 8)
     assets, bands = acquisition.archive.assets, SENSORS[sensor].band_names
     first = file_of(acquisition, archive_folder, url, assets[bands[0]].partition(".")[0])
     grid = grid_of(first)[5:45, 3:61]  # an odd window of the archive's own grid
@@ -61,7 +61,7 @@ def test_profile_from_search_to_native_numbers(sensor, archive_folder, url):
 
 def test_least_cloudy_comes_first(url):
     acquisitions = find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=url)
-    assert [found.when.month for found in acquisitions] == [8, 5] and acquisitions[0].cloud_cover == 0
+    assert [a.when.month for a in acquisitions] == [8, 5] and acquisitions[0].cloud_cover == 0
     for options in ({"max_cloud": 20}, {"limit": 1}):
         assert len(find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=url, **options)) == 1
 
@@ -91,7 +91,7 @@ def test_failed_searches_are_one_clear_error(url, short_waits):
         archives_of("planetscope-sr")
 
 
-def test_areas(tmp_path):
+def test_parse_area(tmp_path):
     box = shapely.box(*around())
     frame = geopandas.GeoDataFrame(geometry=[box], crs="EPSG:4326").to_crs("EPSG:32633")
     frame.to_file(tmp_path / "a.gpkg")

@@ -20,11 +20,11 @@ def test_tile_names_give_their_bounds():
     assert tile_bounds("BI28_2000_1225") is None and tile_bounds("linz_48.2") is None
 
 
-def test_only_what_may_fit_is_fetched(url, short_waits):
+def test_only_overlapping_surveys_are_fetched(url, short_waits):
     with FaultyServer(url) as server:
         server.faults = [["collection.json", "500", 2]]
         acquisitions = find_acquisitions("linz", around(), "2023-05-01/2023-06-30", url=server.url)
-        assert [found.when.month for found in acquisitions] == [5] and not any(left for *_, left in server.faults)
+        assert [a.when.month for a in acquisitions] == [5] and not any(left for *_, left in server.faults)
         fetched = {line for line in server.requests if "/files/survey" in line}
         assert len(fetched) == 3  # two surveys, and the one tile of the survey in time
         server.requests.clear()

@@ -74,9 +74,9 @@ def test_servers_answer_and_stop(folder):
         features = requests.get(f"{url}/collections/sentinel-2-l2a/items").json()["features"]
         href = features[0]["assets"]["red"]["href"]
         assert len(features) == 2 and href.startswith(f"{url}/files/")
-        answer = requests.get(href, headers={"Range": "bytes=100-299"})
+        response = requests.get(href, headers={"Range": "bytes=100-299"})
         expected = (folder / href.removeprefix(f"{url}/files/")).read_bytes()[100:300]
-        assert answer.status_code == 206 and answer.content == expected
+        assert response.status_code == 206 and response.content == expected
         assert requests.get(f"{url}/files/nothing.tif").status_code == 404
         with serve_archive(folder) as second:  # two at once, on ports of their own
             assert second != url and requests.get(f"{second}/collections").ok
@@ -84,7 +84,7 @@ def test_servers_answer_and_stop(folder):
         requests.get(f"{url}/collections")
 
 
-def test_what_cannot_be_served_or_written_raises(folder, tmp_path, monkeypatch):
+def test_impossible_archives_raise(folder, tmp_path, monkeypatch):
     def serve(*args, **options):
         with serve_archive(*args, **options):
             pass

@@ -59,11 +59,11 @@ class RecordedPage:
         route.abort()
 
 
-def until(test, seconds: float, what: str):
+def until(test, seconds: float, event: str):
     """The first true result of `test`."""
     end = time.monotonic() + seconds
     while not (result := test()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        assert time.monotonic() < end, f"not within {seconds:g} s: {event}"
         time.sleep(0.05)
     return result
 
@@ -100,7 +100,7 @@ def lab(tmp_path_factory):
         log.close()
 
 
-def test_the_lab_asks_for_its_token(lab):
+def test_lab_requires_its_token(lab):
     from urllib.error import HTTPError
     from urllib.request import urlopen
 
@@ -112,7 +112,7 @@ def test_the_lab_asks_for_its_token(lab):
     assert f"{NOTEBOOK}.ipynb" in address, "the first notebook"
 
 
-def test_a_notebook_runs_and_its_widgets_respond(browser, lab):
+def test_notebook_runs_and_its_widgets_respond(browser, lab):
     address, folder = lab
     view = RecordedPage(browser, address.split("/lab")[0])
     page = view.page
@@ -187,7 +187,7 @@ def test_a_notebook_runs_and_its_widgets_respond(browser, lab):
     view.context.close()
 
 
-def test_the_gallery_opens_from_disk_with_the_network_off(browser, tmp_path):
+def test_gallery_opens_from_disk_with_the_network_off(browser, tmp_path):
     from clay_lib.runs.gallery import write_site
 
     write_site(str(tmp_path / "none"), str(tmp_path / "site"))  # from the outputs in the repository

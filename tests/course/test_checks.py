@@ -22,7 +22,7 @@ def answer_of(check, solution):
 
 
 @pytest.mark.parametrize("check", EVERY.values(), ids=EVERY)
-def test_the_reference_is_right_and_every_mistake_is_named(check, capsys):
+def test_reference_is_right_and_every_mistake_is_named(check, capsys):
     check(answer_of(check, check.reference))
     assert capsys.readouterr().out == f"Right. {check.praise}\n"
     for message, variants in check.mistakes.items():
@@ -37,7 +37,7 @@ def test_references_agree_with_the_library():
         np.testing.assert_allclose(week_code(date), time_code(date.isoformat())[0, :2], atol=1e-6)
 
 
-def test_a_convolution_is_refused():
+def test_convolution_is_refused():
     with pytest.raises(Mistake, match="a convolution of torch made them"):
         checks.check_tokens(lambda x, w, b: F.conv2d(x, w, b, stride=4).flatten(2).mT)
 
@@ -58,21 +58,21 @@ def changes(pixels, weight, bias):
         (..., "nothing here yet"),
         (lambda x, w, b: None, "returns nothing yet"),
         (lambda x, w, b: ..., "returns nothing yet"),
-        (torch.zeros(2, 6, 5), "wants the function itself and got a Tensor: pass its name without brackets"),
+        (torch.zeros(2, 6, 5), "needs the function itself, not a Tensor: pass its name without brackets"),
         (lambda x: x, "cannot be called as the exercise asks: .*takes 1 positional argument but 3 were given"),
         (stops, r"stops in line \d+ of its cell, `return rows @ weight`, with RuntimeError: Expected size"),
         (changes, "changes its argument number 1: work on a copy"),
         (lambda x, w, b: [t for t in tokens(x, w, b)], "not a list of 2 tensors .*torch.stack"),
-        (lambda x, w, b: "words", "A tensor of numbers is wanted, not a str"),
-        (lambda x, w, b: {"a": 1}, "A tensor of numbers is wanted, not a dict"),
+        (lambda x, w, b: "words", "A tensor of numbers is expected, not a str"),
+        (lambda x, w, b: {"a": 1}, "A tensor of numbers is expected, not a dict"),
         (lambda x, w, b: 2.5 * tokens(x, w, b), "the values are 2.5 times"),
         (lambda x, w, b: tokens(x, w, b) + 7, r"the values are off by \+7"),
         (lambda x, w, b: tokens(x, w, b) + 3e-4, r"off by \+0.0003"),
         (lambda x, w, b: tokens(x, w, b) / 0, "60 of 60 numbers are not finite"),
-        (lambda x, w, b: tokens(x, w, b) * 1j, "complex numbers; real ones are wanted"),
+        (lambda x, w, b: tokens(x, w, b) * 1j, "complex numbers; real ones are expected"),
         (
             lambda x, w, b: tokens(x, w, b).mT,
-            r"\[2, 5, 6\], wanted is \[2, 6, 5\] \(B L D\): the axes are in another order",
+            r"\[2, 5, 6\], expected is \[2, 6, 5\] \(B L D\): the axes are in another order",
         ),
         (lambda x, w, b: tokens(x, w, b)[None], "an axis of length 1 is too many"),
         (lambda x, w, b: F.conv2d(x, w, b, stride=4), "4 axes, not 3"),
@@ -100,8 +100,8 @@ def test_numpy_answers_and_single_numbers_count(capsys):
         torch.tensor(3.0, requires_grad=True),
     )
     assert [engine.whole_number(three) for three in threes] == [3] * 7
-    wrong = {3.5: "A whole number is wanted, not 3.5", "3": "not a str", True: "not a bool", ...: "nothing here yet"}
-    for answer, message in [*wrong.items(), (np.ones(2), r"One number is wanted; this has the shape \[2\]")]:
+    wrong = {3.5: "A whole number is expected, not 3.5", "3": "not a str", True: "not a bool", ...: "nothing here yet"}
+    for answer, message in [*wrong.items(), (np.ones(2), r"One number is expected; this has the shape \[2\]")]:
         with pytest.raises(Mistake, match=message):
             engine.whole_number(answer)
 
@@ -111,15 +111,17 @@ def test_numpy_answers_and_single_numbers_count(capsys):
     [
         (1.2, 2.4, r"^This is 1.2; the error should be 2.4\.$"),  # of one or two numbers no factor is named
         (math.nan, 2.4, "1 of 1 numbers are not finite"),
-        ([1.0, 3.0], [2.0, 6.0], r"differ in 2 of 2 places; first at \[0\]: yours 1, wanted 2"),
+        ([1.0, 3.0], [2.0, 6.0], r"differ in 2 of 2 places; first at \[0\]: yours 1, expected 2"),
         ([2.0, 2.0, 2.0], [1.0, 1.0, 1.0], "differ in 3 of 3 places"),
-        ([600_005.0, 1, 2], [600_000.0, 1, 2], "yours 600005, wanted 600000"),
-        ([1.00001, 2.00002, 3.00003], [1.0, 2.0, 3.0], "yours 1.00001, wanted 1"),
+        ([600_005.0, 1, 2], [600_000.0, 1, 2], "yours 600005, expected 600000"),
+        ([1.00001, 2.00002, 3.00003], [1.0, 2.0, 3.0], "yours 1.00001, expected 1"),
     ],
 )
 def test_values_are_shown_with_the_digits_that_differ(got, expected, message):
     got, expected = torch.tensor(got).double(), torch.tensor(expected).double()
-    check = Check(reference=lambda: expected, cases=[()], mistakes={}, praise="", what="the error", rtol=1e-9, atol=0)
+    check = Check(
+        reference=lambda: expected, cases=[()], mistakes={}, praise="", quantity="the error", rtol=1e-9, atol=0
+    )
     with pytest.raises(Mistake, match=message):
         check(got)
 
@@ -129,8 +131,8 @@ def test_jupyter_shows_the_message_without_a_traceback(capsys):
 
     shell = InteractiveShell()
     shell.run_cell("from clay_lib.course import checks")
-    shell.run_cell("def mine(x, w, b):\n    rows = x.flatten()\n    return rows.nothing\n")
-    result = shell.run_cell("checks.check_tokens(mine)")
+    shell.run_cell("def answer(x, w, b):\n    rows = x.flatten()\n    return rows.nothing\n")
+    result = shell.run_cell("checks.check_tokens(answer)")
     shown = capsys.readouterr().out
     assert isinstance(result.error_in_exec, Mistake), "so that a run stops there"
     assert "Traceback" not in shown and "engine.py" not in shown

@@ -43,7 +43,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("check", "answer", "message"), WRONG.values(), ids=WRONG)
-def test_the_mistake_is_named(check, answer, message):
+def test_mistake_is_named(check, answer, message):
     with pytest.raises(Mistake, match=message):
         check(answer)
 
@@ -86,6 +86,6 @@ RIGHT = {
 
 
 @pytest.mark.parametrize(("check", "answer"), RIGHT.values(), ids=RIGHT)
-def test_right_answers_written_in_other_ways_are_right(check, answer, capsys):
+def test_other_right_answers_pass(check, answer, capsys):
     check(answer)
     assert capsys.readouterr().out.startswith("Right. ")

@@ -128,13 +128,13 @@ WRONG = {
     "NaN": (checks.check_seed_intervals, lambda errors: [mean_and_ends(row) for row in errors], "setting NaN"),
     "two spreads": (checks.check_paired, two_spreads, "difference of each seed first"),
     "all runs": (checks.check_paired, mean_of_all_runs, "Leave out seeds"),
-    "each way": (checks.check_luck, lambda *case: np.ones(128, bool), "One number is wanted"),
+    "each way": (checks.check_luck, lambda *case: np.ones(128, bool), "One number is expected"),
     "drawn": (checks.check_luck, drawn_swaps, "Were swaps drawn at random"),
 }
 
 
 @pytest.mark.parametrize(("check", "answer", "message"), WRONG.values(), ids=WRONG)
-def test_the_mistake_is_named(check, answer, message):
+def test_mistake_is_named(check, answer, message):
     with pytest.raises(Mistake, match=message):
         check(answer)
 
@@ -188,6 +188,6 @@ RIGHT = {
 
 
 @pytest.mark.parametrize(("check", "answer"), RIGHT.values(), ids=RIGHT)
-def test_right_answers_written_in_other_ways_are_right(check, answer, capsys):
+def test_other_right_answers_pass(check, answer, capsys):
     check(answer)
     assert capsys.readouterr().out.startswith("Right. ")

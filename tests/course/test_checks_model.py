@@ -21,13 +21,9 @@ def below_quantile(draw, ratio):  # which hides the right number of 11 patches, 
 WAVES = [0.450, 0.550, 0.660, 0.845]
 WRONG = {
     "one band forgotten": (checks.check_wavelengths, WAVES, "C is 4 instead of 5"),
-    "wavelengths as text": (checks.check_wavelengths, ["450 nm"] * 5, "numbers is wanted, not a list"),
     "a bias for each band": (checks.check_tokens, lambda x, w, b: tokens(x, w, 3 * b), "once for every band"),
     "bands after patches": (checks.check_band_parts, lambda *a: band_parts(*a).transpose(1, 2), "another order"),
-    "a column as text": (checks.check_same_place, lambda c, a, b: f"{c * a / b}", "numbers is wanted, not a str"),
-    "a week as text": (checks.check_week_code, lambda date: "week 3", "numbers is wanted, not a str"),
-    "a week of None": (checks.check_week_code, lambda date: [None, None], "numbers is wanted, not a list"),
-    "three numbers": (checks.check_week_code, lambda date: torch.zeros(3), r"\[3\], wanted is \[2\] \(sin|cos\)"),
+    "three numbers": (checks.check_week_code, lambda date: torch.zeros(3), r"\[3\], expected is \[2\] \(sin|cos\)"),
     "weeks by strftime": (
         checks.check_week_code,
         lambda d: [f(2 * math.pi * int(d.strftime("%W")) / 52) for f in (math.sin, math.cos)],
@@ -50,6 +46,6 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("check", "answer", "message"), WRONG.values(), ids=WRONG)
-def test_the_mistake_is_named(check, answer, message):
+def test_mistake_is_named(check, answer, message):
     with pytest.raises(Mistake, match=message):
         check(answer)

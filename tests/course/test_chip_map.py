@@ -57,7 +57,7 @@ def test_neighbors_are_the_most_similar_others(vectors):
     assert order.tolist() == [0, 1, 3, 4] and not cosines.any(), "identical chips have neighbors too"
 
 
-def test_the_probe_learns_from_the_labels_alone(vectors):
+def test_probe_learns_from_the_labels_alone(vectors):
     assert refit(vectors, {}) is None and refit(vectors, {0: "water", 3: "water"}) is None
     labels = {n: str(NAMES[n]) for n in range(3)}
     assert agreement(refit(vectors, labels), NAMES, labels) > 0.8
@@ -65,7 +65,7 @@ def test_the_probe_learns_from_the_labels_alone(vectors):
     assert agreement(np.array(["a", "b", "b"]), np.array(["a", "a", "b"]), {0: "a"}) == 0.5, "labels do not count"
 
 
-def test_a_click_shows_neighbors_and_labels_refit_the_probe(widget):
+def test_click_shows_neighbors_and_labels_refit_the_probe(widget):
     widget.label("water")
     assert "Click a chip first" in widget.message.value
     shown = set()
@@ -78,8 +78,8 @@ def test_a_click_shows_neighbors_and_labels_refit_the_probe(widget):
     fills = [feature["properties"]["style"]["fillColor"] for feature in widget.chips.data["features"]]
     assert len(set(fills)) == 3 and fills[0].lower() == widget.colors[widget.predictions[0]].lower()
     assert f"{agreement(widget.predictions, NAMES, widget.labels):.0%}" in widget.message.value
-    widget.label("a lake of my own")
-    assert "a lake of my own" in widget.colors
+    widget.label("a lake nearby")
+    assert "a lake nearby" in widget.colors
     widget.label("")
     widget.click(1)
     widget.label("")
@@ -113,7 +113,7 @@ def test_image_without_a_crs_has_a_map_too(tmp_path):
     assert np.isfinite(widget.atlas.lat).all()
 
 
-def test_the_background_is_the_mini_worlds_land_cover():
+def test_background_is_the_land_cover_of_the_mini_world():
     world = MiniWorld(0)
     layer = world_background(world, step=10.0)
     assert layer.values.shape == (14, 36, 3) and layer.transform[:3] == (10.0, 0.0, -180.0)

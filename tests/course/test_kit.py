@@ -10,13 +10,13 @@ from clay_lib.runs.notebooks import ROOT
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a kit is made from a clone of the repository")
 
 
-def test_an_unfinished_kit_is_not_checked(tmp_path):
+def test_unfinished_kit_is_not_checked(tmp_path):
     with pytest.raises(ContractError, match="make kit"):
         kit.kit(str(tmp_path / "none"), check=True)
 
 
 @pytest.mark.slow
-def test_a_kit_holds_what_its_notebooks_need_and_is_not_made_twice(tmp_path, capsys):
+def test_kit_holds_what_its_notebooks_need_and_resumes(tmp_path, capsys):
     home = tmp_path / "clay"
     options = dict(profile="smoke", only="01")
     assert kit.kit(str(home), **options) == 0

@@ -44,7 +44,7 @@ def place(chip):
 # ---- masking ----
 
 
-def test_the_reconstruction_is_that_of_clay(clay, chip, place):
+def test_reconstruction_is_that_of_clay(clay, chip, place):
     result = widgets.reconstruct(clay, chip.pixels, SENSOR, mask_ratio=0.6, seed=3, **place)
     expected = clay.reconstruct(chip.pixels, SENSOR, mask_ratio=0.6, seed=3, **place)
     np.testing.assert_array_equal(result.hidden, expected.mask[0])
@@ -81,7 +81,7 @@ def test_missing_pixels_do_not_count(clay, chip, place):
     assert np.isnan(difference).any() and result.error == pytest.approx(np.nanmean(difference), rel=1e-4)
 
 
-def test_a_moved_control_redraws_the_playground(clay, chip, place):
+def test_moved_control_redraws_the_playground(clay, chip, place):
     box = widgets.playground(clay, chip.pixels, SENSOR, mask_ratio=0.6, **place)
     controls = {control.description: control for side in box.children[0].children for control in side.children}
     assert not controls["hidden"].continuous_update, "no redraw before the mouse lets go"
@@ -93,7 +93,7 @@ def test_a_moved_control_redraws_the_playground(clay, chip, place):
     assert Image.open(io.BytesIO(box.still)).width > 600 and len(box.still) < 300_000
 
 
-def test_the_playground_takes_radar(clay):
+def test_playground_accepts_radar(clay):
     box = widgets.playground(clay, observe("sentinel-1-rtc").pixels, "sentinel-1-rtc")
     assert box.still and box.children[1].value
 
@@ -128,7 +128,7 @@ def test_similarity_is_one_with_itself_and_falls_with_distance(untrained):
     assert cosines[0] == pytest.approx(1, abs=1e-5) and (np.diff(cosines) < 0).all()
 
 
-def test_a_moved_slider_redraws_the_kernels(untrained, chip):
+def test_moved_slider_redraws_the_kernels(untrained, chip):
     view = widgets.kernel_view(untrained, chip.pixels, SENSOR)
     axes = widgets.show_wavelengths(view, [0.62]).axes
     assert len(set(view.shown.tolist())) == len(axes) - 3, "curve, chip and response beside them"

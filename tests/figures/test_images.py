@@ -39,14 +39,6 @@ def test_scale_bar_has_its_stated_length():
     assert np.diff(ax.lines[0].get_xdata())[0] * 2240 == pytest.approx(500) and ax.texts[0].get_text() == "500 m"
 
 
-def test_land_cover_legend_lists_only_present_classes():
-    labels = np.array([[1, 1, 1, 2], [1, 1, 1, 9]])
-    fig = figures.land_cover(labels, {1: "water", 2: "trees", 3: "crops"}, {1: "#0072B2", 2: "#009E73", 3: "#E69F00"})
-    assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ["water  75%", "trees  12%"]
-    image = fig.axes[0].images[0].get_array()
-    assert image[0, 0].tolist() == list(to_rgba("#0072B2")[:3]) and (image[1, 3] == MISSING).all()
-
-
 def test_thumbnails_never_overlap_and_keep_their_class():
     count = 200
     xy, labels = RNG.normal(size=(count, 2)), np.array(["a", "b"])[(RNG.random(count) < 0.5).astype(int)]

@@ -7,7 +7,6 @@ import torch
 from test_targets import Counting, random_chips
 
 from clay_lib import SENSORS, ClayConfig, ContractError
-from clay_lib import __main__ as cli
 from clay_lib.data.targets import fill_targets
 from clay_lib.datamodule import noise_batch
 from clay_lib.runs.bench import (
@@ -63,11 +62,6 @@ def test_load_prints_memory_beyond_the_model(capsys):
         "encoder.safetensors",
     ]
     assert all(0 < float(line.split()[-2]) < 1 for line in lines)
-
-
-@pytest.mark.parametrize("command, successor", [("bench-chips", "bench chips"), ("plan", "bench plan")])
-def test_old_command_names_its_successor(command, successor, capsys):
-    assert cli.main([command]) == 2 and f"clay {successor}" in capsys.readouterr().err
 
 
 def test_paired_timings_alternate_and_give_the_ratio():

@@ -20,7 +20,7 @@ SCRIPT = """# %% [markdown]
 #
 # **Question.** Is *land* $x$ visible?
 #
-# **You will see** one picture.
+# **You will see** one figure.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -102,24 +102,22 @@ def test_paired_notebooks_have_no_paths_widgets_or_timings(run):
     assert outputs[0].text == "clay_lib/sensors.yaml\n"
     assert base64.b64decode(outputs[1].data["image/png"]) == base64.b64decode(PNG)
     assert [c.metadata for c in notebook.cells] == [{}, {"tags": ["parameters"]}, {}, {}]
-    (folder / "01_see_land.py").write_text(
-        (folder / "01_see_land.py").read_text().replace("one picture", "two pictures")
-    )
+    (folder / "01_see_land.py").write_text((folder / "01_see_land.py").read_text().replace("one figure", "two figures"))
     with pytest.raises(ContractError, match="changed after the run"):
         gallery.pair_notebooks(run / "runs", folder)
 
 
 def test_compressed_figure_keeps_the_colors_of_a_small_legend():
-    """A photograph of a hundred thousand greens, and two swatches that are seldom: they must not become one."""
+    """A photograph of a hundred thousand greens, and two small swatches, which must stay distinct."""
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (420, 420, 3), np.uint8) // [4, 1, 4] + np.array([0, 0, 60])
     photo[5:13, 5:20], photo[20:28, 5:20] = (0, 150, 160), (0, 207, 117)
-    whole = io.BytesIO()
-    Image.fromarray(photo.astype(np.uint8)).save(whole, "PNG")
-    fewer = gallery._compress(base64.b64encode(whole.getvalue()).decode())
-    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(fewer))).convert("RGB")).astype(int)
-    assert len(fewer) < 0.7 * len(base64.b64encode(whole.getvalue()))
-    assert abs(seen[8, 10] - (0, 150, 160)).max() < 30 and abs(seen[24, 10] - (0, 207, 117)).max() < 30
+    original = io.BytesIO()
+    Image.fromarray(photo.astype(np.uint8)).save(original, "PNG")
+    compressed = gallery._compress(base64.b64encode(original.getvalue()).decode())
+    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(compressed))).convert("RGB")).astype(int)
+    assert len(compressed) < 0.7 * len(base64.b64encode(original.getvalue()))
+    assert abs(decoded[8, 10] - (0, 150, 160)).max() < 30 and abs(decoded[24, 10] - (0, 207, 117)).max() < 30
 
 
 def test_metrics_are_flattened_and_formatted(run, tmp_path):

@@ -40,12 +40,12 @@ def write(tmp_path):
     folder = tmp_path / "notebooks"
     folder.mkdir()
 
-    def one(name, body="", *, head=HEAD, end=DONE):
+    def write_script(name, body="", *, head=HEAD, end=DONE):
         path = folder / f"{name}.py"
         path.write_text(head + body + end)
         return path
 
-    return one
+    return write_script
 
 
 @pytest.fixture
@@ -145,13 +145,13 @@ def test_dead_kernel_is_a_failure_with_its_cell(write, tmp_path, capfd):
 def test_only_a_kernel_that_never_started_is_retried(write, tmp_path, monkeypatch, deaths, ok):
     script, execute, tries = write("01_good"), notebooks._execute, []
 
-    def sometimes(*args, **kwargs):
+    def fail_first(*args, **kwargs):
         tries.append(1)
         if len(tries) <= deaths:
             raise RuntimeError("Kernel died before replying to kernel_info")
         execute(*args, **kwargs)
 
-    monkeypatch.setattr(notebooks, "_execute", sometimes)
+    monkeypatch.setattr(notebooks, "_execute", fail_first)
     result = run_notebook(script, tmp_path / "out", {})
     assert (result.ok, len(tries)) == (ok, 3)
     assert ok or "Kernel died before replying" in result.error
@@ -168,15 +168,6 @@ def test_killed_run_is_not_done_even_over_an_older_successful_one(write, tmp_pat
     killed.wait()
     assert json.loads(executed.read_text())["metadata"]["papermill"]["exception"] is None  # as after a good run
     assert not is_done(executed)
-
-
-def test_two_concurrent_runs_do_not_interfere(write, tmp_path):
-    script = write("01_good")
-    both = [_spawn(script, tmp_path / f"out{i}", i) for i in (1, 2)]
-    assert [one.wait(timeout=90) for one in both] == [0, 0]
-    for i in (1, 2):
-        assert is_done(tmp_path / f"out{i}/01_good.ipynb")
-        assert json.loads((tmp_path / f"out{i}/01_good/metrics.json").read_text())["steps"] == i
 
 
 def test_own_scene_selects_notebooks_with_scene_after_training(write, tmp_path):

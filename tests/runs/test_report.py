@@ -65,7 +65,7 @@ def drops_at_a_high_rate(settings):
     return None if fails else {"loss": settings["lr"] + 0.001 * settings["seed"]}
 
 
-def test_level_whose_hard_settings_failed_does_not_win_by_it(swept):
+def test_failed_hard_settings_do_not_favor_a_level(swept):
     spec, table = swept(drops_at_a_high_rate)
     raw = over_seeds(table, "loss", ["opt"]).set_index("opt")["value"]
     assert raw["b"] < raw["a"] - 0.1  # the mean over all that came through
@@ -129,7 +129,7 @@ def test_differences_leave_out_seeds_that_either_side_lost(swept):
 
 
 @pytest.mark.parametrize("bad", [{"loss": math.nan, "knn": 1.0}, {"knn": 1.0}, {"loss": 0.5}, {"loss": "n/a"}], ids=str)
-def test_report_is_written_whatever_a_level_lacks(swept, bad):
+def test_report_is_written_despite_missing_metrics(swept, bad):
     """A level whose runs all lack a metric, or have NaN or a text for it; the page of all sweeps too."""
     swept(
         lambda s: bad if s["opt"] == "b" else {"loss": s["lr"], "knn": 1 - s["lr"]},

@@ -41,8 +41,8 @@ def folder(tmp_path):
 
 
 def make(folder, **changes):
-    given = {key: value for key, value in {**PLAIN, **changes}.items() if value is not None}
-    return make_sweep(given, name="tiny_sweep", folder=folder)
+    content = {key: value for key, value in {**PLAIN, **changes}.items() if value is not None}
+    return make_sweep(content, name="tiny_sweep", folder=folder)
 
 
 def test_grid_with_seeds_gives_every_setting_once_per_seed(folder):
@@ -139,8 +139,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[str(change) for change, _ in WRONG])
 def test_wrong_specification_gives_one_clear_message(folder, change, message):
-    given = {key: value for key, value in {**PLAIN, **change}.items() if value is not None}
-    (folder / "wrong.yaml").write_text(yaml.safe_dump(given))
+    content = {key: value for key, value in {**PLAIN, **change}.items() if value is not None}
+    (folder / "wrong.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ContractError) as caught:
         read_sweep(folder / "wrong.yaml")
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -195,9 +195,7 @@ def test_metrics_are_read_from_the_source_if_it_declares_them(folder):
     with pytest.raises(ContractError, match="probe / knn"):
         make(folder, metrics={"probe / knnn": "max"})
     (folder / "tiny.py").write_text(SCRIPT + "\nfound |= measure()\n")
-    assert (
-        declared_metrics(read_script(folder / "tiny.py")) is None
-    )  # a function returns them: the source does not tell
+    assert declared_metrics(read_script(folder / "tiny.py")) is None  # a function returns them: unknown from the source
     assert make(folder, metrics={"anything": "max"}).metrics
 
 

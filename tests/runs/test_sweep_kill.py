@@ -198,14 +198,14 @@ def test_external_scheduler_gives_the_same_ledger(tmp_path):
         while "address" not in read_json(file):
             assert time.monotonic() < end, "the scheduler did not come up"
             time.sleep(0.1)
-        there = sweep.run_sweep(path, runs=tmp_path / "there", scheduler=read_json(file)["address"])
+        external = sweep.run_sweep(path, runs=tmp_path / "external", scheduler=read_json(file)["address"])
     finally:
         for process in both:
             process.send_signal(signal.SIGTERM)
         for process in both:
             process.wait(timeout=60)
-    here = sweep.run_sweep(path, workers=2, runs=tmp_path / "here")
+    local = sweep.run_sweep(path, workers=2, runs=tmp_path / "local")
     own = ("seconds", "peak_mb", "finished", "folder", "metric pid", "commit", "changed", "library")  # when and where
-    same = [c for c in here if c not in own]
-    assert len(here) == 6 and (here["status"] == "done").all()
-    assert here[same].equals(there[same])
+    same = [c for c in local if c not in own]
+    assert len(local) == 6 and (local["status"] == "done").all()
+    assert local[same].equals(external[same])

@@ -81,7 +81,7 @@ check_three_colours = Check(
     cases=[(normal(8, 5, 6, 7).numpy() * [5, 3, 2, 1, 0.5, 0.3, 0.1] + [0, 0, 9, 4, 0, 0, 0],)],
     read=_unsigned,
     axes="h w 3",
-    what="the first three principal components",
+    quantity="the first three principal components",
     rtol=1e-3,
     atol=1e-3,
     mistakes={
@@ -112,7 +112,7 @@ check_tile_of = Check(
         "int() and astype(int) cut towards zero: np.floor goes down.": dict(cut=np.trunc),
         "The anchor is left out: tiles begin at the anchor, not at 0.": lambda *case: tile_of(*case[:4], (0, 0)),
         "A tile is `size` pixels of `gsd` meters each.": [dict(side=lambda g, n: n), dict(side=lambda g, n: g)],
-        "Rows come first; the column, from x, is wanted first.": lambda *case: tile_of(*case)[:, ::-1],
+        "Rows come first; the column, from x, is expected first.": lambda *case: tile_of(*case)[:, ::-1],
         "You count from the points, so a place has another number for every area: count from the anchor.": (
             lambda x, y, gsd, size, anchor: tile_of(x, y, gsd, size, (x.min(), y.min()))
         ),
@@ -250,7 +250,7 @@ check_variance_kept = Check(
     reference=variance_kept,
     cases=[(*_two_areas(), k) for k in (1, 2, 4)],
     read=number,
-    what="the share",
+    quantity="the share",
     mistakes={
         "This is the share of train: measure on test.": lambda train, _, k: variance_kept(train, train, k),
         "The components are fitted on test: fit on train.": lambda _, test, k: variance_kept(test, test, k),

@@ -30,7 +30,7 @@ def require(holds: bool, mistake: str) -> None:
 
 
 def as_tensor(answer) -> Tensor:
-    """Tensors, arrays, numbers and lists of numbers as a tensor; anything else is a Mistake."""
+    """Tensors, arrays, numbers and lists of numbers as a tensor; Mistake for anything else."""
     require(answer is not ..., NOTHING_YET)
     require(answer is not None, "There is nothing here: the answer is None.")
     try:
@@ -41,10 +41,10 @@ def as_tensor(answer) -> Tensor:
         if isinstance(answer, (list, tuple)) and answer and all(isinstance(a, Tensor) for a in answer):
             shapes = ", ".join(str(tuple(a.shape)) for a in answer[:3])
             found = f"{_kind(answer)} of {len(answer)} tensors ({shapes}): torch.stack or torch.cat joins them"
-            raise Mistake(f"A tensor is wanted, not {found}.") from None
-        raise Mistake(f"A tensor of numbers is wanted, not {_kind(answer)}.") from None
+            raise Mistake(f"A tensor is expected, not {found}.") from None
+        raise Mistake(f"A tensor of numbers is expected, not {_kind(answer)}.") from None
     if answer.is_complex():  # np.linalg.eig returns complex numbers with no imaginary part
-        require(bool((answer.imag.abs() < 1e-9).all()), "These are complex numbers; real ones are wanted.")
+        require(bool((answer.imag.abs() < 1e-9).all()), "These are complex numbers; real ones are expected.")
         answer = answer.real
     return answer
 
@@ -52,15 +52,15 @@ def as_tensor(answer) -> Tensor:
 def number(answer) -> Tensor:
     """One number as a tensor []; tensors, arrays and series of one number count as the number."""
     value = as_tensor(answer)
-    require(value.numel() == 1, f"One number is wanted; this has the shape {list(value.shape)}.")
-    require(value.dtype != torch.bool, "A number is wanted, not a bool.")
+    require(value.numel() == 1, f"One number is expected; this has the shape {list(value.shape)}.")
+    require(value.dtype != torch.bool, "A number is expected, not a bool.")
     return value.double().reshape(())
 
 
 def whole_number(answer) -> Tensor:
     """One whole number as a tensor []; 3.0 counts as 3."""
     value = number(answer)
-    require(value == value.round(), f"A whole number is wanted, not {value.item()}.")
+    require(value == value.round(), f"A whole number is expected, not {value.item()}.")
     return value
 
 
@@ -86,7 +86,7 @@ class Check:
     rules: Callable[[Callable], Iterator[tuple[bool, str]]] | None = None  # answer -> pairs (does it hold, what to fix)
     read: Callable[[object], Tensor] = as_tensor  # what the answer returned -> the tensor that is compared
     axes: str = ""  # meaning of the expected axes, such as "B L D"
-    what: str = "the values"
+    quantity: str = "the values"  # as messages name what is compared
     rtol: float = 1e-4
     atol: float = 1e-5
     equal: Callable[[Tensor, Tensor], bool] | None = None  # instead of equality within the tolerances
@@ -143,7 +143,7 @@ class Check:
             got = got.reshape(())
         if got.shape != expected.shape:
             return shape_difference(got.shape, expected.shape, self.axes)
-        return value_difference(got, expected, self.what, self.rtol, self.atol)
+        return value_difference(got, expected, self.quantity, self.rtol, self.atol)
 
 
 def attempt(fn: Callable, *args):
@@ -154,7 +154,7 @@ def attempt(fn: Callable, *args):
     """
     require(fn is not ..., NOTHING_YET)
     hint = "pass its name without brackets, as in check(my_function)"
-    require(callable(fn), f"The check wants the function itself and got {_kind(fn)}: {hint}.")
+    require(callable(fn), f"The check needs the function itself, not {_kind(fn)}: {hint}.")
     passed = copy.deepcopy(args)
     try:
         result = fn(*passed)
@@ -168,8 +168,8 @@ def attempt(fn: Callable, *args):
     )
     for position, (before, after) in enumerate(zip(args, passed, strict=True), start=1):
         if isinstance(before, (Tensor, np.ndarray)):
-            one, other = (np.asarray(a.detach() if isinstance(a, Tensor) else a) for a in (before, after))
-            same = one.shape == other.shape and np.array_equal(one, other, equal_nan=True)
+            old, new = (np.asarray(a.detach() if isinstance(a, Tensor) else a) for a in (before, after))
+            same = old.shape == new.shape and np.array_equal(old, new, equal_nan=True)
             method = "clone" if isinstance(before, Tensor) else "copy"
             require(same, f"Your function changes its argument number {position}: work on a copy, `x = x.{method}()`.")
     return result
@@ -181,7 +181,7 @@ def attempt(fn: Callable, *args):
 def shape_difference(got: Sequence[int], expected: Sequence[int], axes: str = "") -> str:
     """How a wrong shape differs: axes in another order, missing, added, or of another length."""
     got, expected = tuple(got), tuple(expected)
-    found = f"The shape is {list(got)}, wanted is {list(expected)}{f' ({axes})' if axes else ''}: "
+    found = f"The shape is {list(got)}, expected is {list(expected)}{f' ({axes})' if axes else ''}: "
     if sorted(got) == sorted(expected):
         return found + "the axes are in another order."
     if tuple(n for n in got if n != 1) == tuple(n for n in expected if n != 1):
@@ -196,26 +196,26 @@ def shape_difference(got: Sequence[int], expected: Sequence[int], axes: str = ""
     )
 
 
-def value_difference(got: Tensor, expected: Tensor, what: str, rtol: float, atol: float) -> str:
+def value_difference(got: Tensor, expected: Tensor, quantity: str, rtol: float, atol: float) -> str:
     """How values of the right shape differ: not finite, a constant factor or shift, or the first place that differs."""
     a, b = got.double(), expected.double()
     if not a.isfinite().all() and b.isfinite().all():
         return f"{int((~a.isfinite()).sum())} of {a.numel()} numbers are not finite: a division by zero?"
     if b.numel() == 1:
         yours, right = _digits(got.flatten()[0], expected.flatten()[0])
-        return f"This is {yours}; {what} should be {right}."
+        return f"This is {yours}; {quantity} should be {right}."
     if b.numel() > 2 and b.max() > b.min():  # any two numbers are a multiple of each other
         factor = ((a * b).sum() / (b * b).sum()).item()
         if abs(factor) > 1e-6 and f"{factor:.4g}" != "1" and _close(a, factor * b, max(rtol, 1e-6), atol):
-            return f"The shape is right, but {what} are {factor:.4g} times what they should be: a unit, a sign or a factor."
+            return f"The shape is right, but {quantity} are {factor:.4g} times what they should be: a unit, a sign or a factor."
         shift = (a - b).mean().item()
         if _close(a - shift, b, rtol, max(atol, min(1e-3 * abs(shift), 1e-2 * b.std().item()))):
-            return f"The shape is right, but {what} are off by {shift:+.4g}: a term too many, or one left out."
+            return f"The shape is right, but {quantity} are off by {shift:+.4g}: a term too many, or one left out."
     off = ~torch.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
     place = tuple(off.nonzero()[0].tolist()) if off.any() else (0,) * off.ndim
     yours, right = _digits(got[place], expected[place])
     count = f"{int(off.sum())} of {off.numel()} places; first at {list(place)}"
-    return f"The shape is right, but {what} differ in {count}: yours {yours}, wanted {right}."
+    return f"The shape is right, but {quantity} differ in {count}: yours {yours}, expected {right}."
 
 
 def _stopped(fn: Callable, error: Exception) -> str:

@@ -38,8 +38,8 @@ check_vote = Check(
     cases=[(*_chips(), 5)],
     axes="M",
     mistakes={
-        "The farthest are asked: sort distances from the smallest up.": dict(take=lambda labels, k: labels[-k:]),
-        "Only the nearest is asked; all k of them vote.": dict(take=lambda labels, k: labels[:1]),
+        "The farthest vote: sort distances from the smallest up.": dict(take=lambda labels, k: labels[-k:]),
+        "Only the nearest votes; all k should.": dict(take=lambda labels, k: labels[:1]),
         "A label is a name: count votes, without mean or median.": [dict(answer=np.mean), dict(answer=np.median)],
         "This is the number of votes: answer with the label.": dict(answer=lambda labels: max(np.bincount(labels))),
     },
@@ -63,20 +63,20 @@ def _split_rules(fn: Callable) -> Iterator[tuple[bool, str]]:
             splits = [as_tensor(attempt(fn, blocks, share, seed)).numpy() for seed in (0, *range(6))]
             for test in splits:
                 yield test.shape == blocks.shape, shape_difference(test.shape, blocks.shape, "N")
-                yield test.dtype == bool, f"True and False are wanted, one a chip; these are {test.dtype} numbers."
+                yield test.dtype == bool, f"True and False are expected, one a chip; these are {test.dtype} numbers."
                 yield test.any(), "No chip tests. (rng.choice(len(names), ...) gives places: take names[numbers].)"
                 yield not test.all(), "All chips test: both sides need some."
                 both = len(set(blocks[test]) & set(blocks[~test]))
                 yield not both, f"{both} blocks have chips on both sides: draw blocks, and let chips follow (np.isin)."
             drawn = [len(set(blocks[test])) for test in splits]
-            wanted, least, most = round(share * count), min(drawn), max(drawn)
+            target, least, most = round(share * count), min(drawn), max(drawn)
             tested = str(least) if least == most else f"{least} to {most}"
-            found = f"{tested} of {count} blocks test; with a share of {share} it should be {wanted}"
-            yield not least == most == count - wanted, f"{found}: share is the test's part, you took it for training."
-            yield least < most or least == wanted, f"{found}: take round(share * number of blocks)."
-            yield most <= wanted, f"{found}: draw so many blocks, instead of deciding for each block."
+            found = f"{tested} of {count} blocks test; with a share of {share} it should be {target}"
+            yield not least == most == count - target, f"{found}: share is the test's part, you took it for training."
+            yield least < most or least == target, f"{found}: take round(share * number of blocks)."
+            yield most <= target, f"{found}: draw so many blocks, instead of deciding for each block."
             yield (
-                least == wanted,
+                least == target,
                 f"{found}: draw among np.unique(blocks), with replace=False, so that none comes twice.",
             )
             same = (splits[0] == splits[1]).all()
@@ -127,9 +127,9 @@ def _hits() -> list[tuple]:
 
 def _seed_rules(fn: Callable) -> Iterator[tuple[bool, str]]:
     hits, places, draws, _ = _hits()[0]
-    one, again, other = (as_tensor(attempt(fn, hits, places, draws, seed)).tolist() for seed in (0, 0, 1))
-    yield one == again, "The same seed gives another interval: draw from np.random.default_rng(seed)."
-    yield one != other, "Every seed gives the same interval: draw places from np.random.default_rng(seed)."
+    first, second, other = (as_tensor(attempt(fn, hits, places, draws, seed)).tolist() for seed in (0, 0, 1))
+    yield first == second, "The same seed gives another interval: draw from np.random.default_rng(seed)."
+    yield first != other, "Every seed gives the same interval: draw places from np.random.default_rng(seed)."
 
 
 check_interval = Check(
@@ -157,7 +157,7 @@ check_interval = Check(
         ),
     },
     rules=_seed_rules,
-    praise="Wide enough to be honest: other places would have given another score.",
+    praise="As wide as the scores that other places would have given.",
 )
 
 # ---- 09: sweeps
@@ -171,7 +171,7 @@ def student(mean, sd, n, *, quantile=lambda n: stats.t.ppf(0.975, n - 1), root=n
 
 INTERVAL_MISTAKES = {
     "The factor 1.96 is for many seeds: with few it is Student's t for n - 1.": dict(quantile=lambda n: 1.96),
-    "Ask Student's t for 0.975: 2.5 % on each side.": dict(quantile=lambda n: stats.t.ppf(0.95, n - 1)),
+    "Take Student's t at 0.975: 2.5 % on each side.": dict(quantile=lambda n: stats.t.ppf(0.95, n - 1)),
     "The spread around a mean of the same runs is divided by n - 1, ddof=1.": dict(ddof=0),
     "This is the spread of single runs: for their mean, divide by the square root of n.": dict(root=np.ones_like),
 }
@@ -231,16 +231,16 @@ check_unbeaten = Check(
             dict(score_of=np.max, cost_of=np.min),
             dict(score_of=np.median, cost_of=np.median),
         ],
-        "Nobody is left: it takes both to be beaten, &.": dict(both=np.logical_or),
+        "No setting is left: it takes both to be beaten, &.": dict(both=np.logical_or),
         "A low cost is better.": lambda score, cost: unbeaten(score, -cost),
     },
     praise="Choosing among these is a matter of what a point is worth.",
 )
 
 
-def paired(table, one, other, *, subtract=pd.Series.sub, ddof=1, **options):
-    """A table with setting, seed, error; two settings -> (difference, low, high) of one minus other, seed by seed."""
-    a, b = (table[table["setting"] == name].set_index("seed")["error"] for name in (one, other))
+def paired(table, first, second, *, subtract=pd.Series.sub, ddof=1, **options):
+    """A table (setting, seed, error), two settings -> (difference, low, high), the first minus the second by seed."""
+    a, b = (table[table["setting"] == name].set_index("seed")["error"] for name in (first, second))
     difference = subtract(a, b).dropna()
     return student(difference.mean(), difference.std(ddof=ddof), np.int64(len(difference)), **options)
 
@@ -262,7 +262,7 @@ check_paired = Check(
     cases=[(_runs(), "large", "small")],
     axes="difference|low|high",
     mistakes={
-        "The other way round: one minus other.": lambda table, one, other: paired(table, other, one),
+        "The other way round: the first minus the second.": lambda table, first, second: paired(table, second, first),
         "Pair runs by seed, not by order.": dict(subtract=lambda a, b: pd.Series(a.values - b.values)),
         "A missing run counts as 0: leave such seeds out.": dict(subtract=lambda a, b: a.sub(b, fill_value=0)),
         **INTERVAL_MISTAKES,
@@ -272,7 +272,7 @@ check_paired = Check(
         "The interval is too wide: take the difference of each seed first, then its spread.": (
             lambda answer, expected: answer[-1] - answer[1] > 2 * (expected[2] - expected[1])
         ),
-        "Leave out seeds that only one of the two has.": lambda answer, wanted: abs(answer[0] - wanted[0]) > 1e-6,
+        "Leave out seeds that only one of the two has.": lambda answer, expected: abs(answer[0] - expected[0]) > 1e-6,
     },
     praise="What a seed's land adds is on both sides and cancels.",
 )
@@ -333,7 +333,7 @@ check_moved = Check(
     reference=moved,
     cases=[_embeddings()],
     read=number,
-    what="the share",
+    quantity="the share",
     mistakes={
         "This is how far each chip moved: divide by how far different chips are apart.": dict(divide=lambda a, b: a),
         "The share is upside down: how far the chip moved comes first.": dict(divide=lambda a, b: b / a),
@@ -368,7 +368,7 @@ check_luck = Check(
     reference=luck,
     cases=[_answers()],
     read=number,
-    what="the share",
+    quantity="the share",
     rtol=0,
     atol=1e-6,
     mistakes={

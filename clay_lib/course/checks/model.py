@@ -93,7 +93,7 @@ check_band_parts = Check(
     axes="B C L D",
     rtol=1e-3,
     mistakes={
-        "Bands attend to each other: ask for all wavelengths at once.": dict(together=False),
+        "Bands attend to each other: pass all wavelengths at once.": dict(together=False),
         "The bias is in every band's part. It belongs to no band: leave it out.": [dict(biases=1), dict(biases=1 / 3)],
         "The bands are summed: keep their axis, and sum only over the pixels.": lambda *case: band_parts(*case).sum(1),
     },

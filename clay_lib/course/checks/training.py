@@ -16,14 +16,14 @@ from clay_lib.course.checks.engine import Check, as_tensor, normal, number
 
 def masked_error(reconstruction, target, mask, *, error=torch.abs, root=1):
     """reconstruction, target [B, L, N], mask [B, L] with 1 = hidden -> mean absolute error of the hidden patches."""
-    each = error(reconstruction - target).mean(-1) ** root  # [B, L]
-    return (each * mask).sum() / mask.sum()
+    errors = error(reconstruction - target).mean(-1) ** root  # [B, L]
+    return (errors * mask).sum() / mask.sum()
 
 
 check_masked_error = Check(
     reference=masked_error,
     cases=[(normal(2, 2, 5, 6), normal(3, 2, 5, 6), torch.tensor([[1.0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]))],
-    what="the error",
+    quantity="the error",
     mistakes={
         "All patches count. Only hidden ones (mask 1) should.": lambda r, t, m: masked_error(r, t, m**0),
         "The visible patches count: in the mask, 1 means hidden.": lambda r, t, m: masked_error(r, t, 1 - m),
@@ -52,13 +52,13 @@ def agreement(student, teacher, *, loss=lambda cosine: 1 - cosine.mean(), cosine
 check_agreement = Check(
     reference=agreement,
     cases=[(normal(3, 4, 6) + 0.5, (3 * normal(4, 4, 6) + 1) * torch.tensor([[-1.0], [1], [1], [1]]))],
-    what="the loss",
+    quantity="the loss",
     mistakes={
         "This is the cosine, largest where both agree. A loss is smallest there: 1 - cosine.": dict(loss=torch.mean),
         "This is 1 minus the dot product: divide by both lengths.": dict(cosine=lambda a, b: (a * b).sum(-1)),
         "Sum over D, the last axis, not the batch.": dict(cosine=lambda a, b: cosine_similarity(a, b, dim=0)),
         "There is one number a chip: end with their mean.": dict(loss=lambda cosine: 1 - cosine),
-        "The losses of the chips are added up; their mean is wanted.": dict(loss=lambda cosine: (1 - cosine).sum()),
+        "The losses of the chips are added up: take their mean.": dict(loss=lambda cosine: (1 - cosine).sum()),
         "The absolute value is taken: opposites should lose most, 2.": dict(
             loss=lambda cosine: 1 - cosine.abs().mean()
         ),
@@ -84,7 +84,7 @@ check_rate = Check(
         *((step, 4, 52, 0.5) for step in (0, 3, 4, 28, 51)),
     ],
     read=number,
-    what="the rate",
+    quantity="the rate",
     rtol=1e-5,
     atol=1e-9,
     mistakes={
@@ -218,11 +218,13 @@ def classwise(truth, predicted, count, ignore) -> np.ndarray:
     return np.array([[(truth == k).sum(), (predicted == k).sum(), ((truth == k) & (predicted == k)).sum()] for k in range(count)]).T  # fmt: skip
 
 
-def mean_iou(truth, predicted, count, ignore, *, absent=None, union=lambda has, said, hit: has + said - hit):
+def mean_iou(
+    truth, predicted, count, ignore, *, absent=None, union=lambda actual, guessed, hit: actual + guessed - hit
+):
     """truth, predicted [N, H, W] -> the mean over the classes of labeled pixels of intersection over union."""
-    has, said, hit = classwise(truth, predicted, count, ignore)
-    iou = hit / np.maximum(union(has, said, hit), 1)
-    return iou[has > 0].mean() if absent is None else np.where(has > 0, iou, absent).mean()
+    actual, guessed, hit = classwise(truth, predicted, count, ignore)
+    iou = hit / np.maximum(union(actual, guessed, hit), 1)
+    return iou[actual > 0].mean() if absent is None else np.where(actual > 0, iou, absent).mean()
 
 
 def _labels(shape: tuple, ignore: int, seed: int, only_predicted: int) -> tuple:
@@ -240,7 +242,7 @@ check_mean_iou = Check(
     reference=mean_iou,
     cases=[_labels((3, 5, 7), -1, 0, 4), _labels((2, 4, 9), 255, 3, 0)],
     read=number,
-    what="the score",
+    quantity="the score",
     rtol=1e-6,
     atol=1e-7,
     mistakes={
@@ -251,8 +253,8 @@ check_mean_iou = Check(
         "This is the share of correct pixels; IoU takes each class by itself.": lambda truth, predicted, count, ignore: (
             (truth == predicted)[truth != ignore].mean()
         ),
-        "This is F1: divide the hits by the union.": dict(union=lambda has, said, hit: (has + said) / 2),
-        "This is recall: divide the hits by the union.": dict(union=lambda has, said, hit: has),
+        "This is F1: divide the hits by the union.": dict(union=lambda actual, guessed, hit: (actual + guessed) / 2),
+        "This is recall: divide the hits by the union.": dict(union=lambda actual, guessed, hit: actual),
         "The score is averaged over chips: count over all chips first, then divide.": lambda truth, predicted, *rest: (
             np.mean([mean_iou(*chip, *rest) for chip in zip(truth, predicted, strict=True)])
         ),
