@@ -21,7 +21,7 @@ from clay_lib.errors import ContractError
 COMMANDS = {  # name: (module:function in clay_lib, help)
     "run": ("runs.profiles:run", "run the notebooks with a profile's values and write the gallery"),
     "embed": ("areas.area:embed", "embed an area: vectors of its tiles, a raster of its patches"),
-    "check": ("data.check:check", "check whether a scene is what its sensor's files are"),
+    "check": ("data.check:check", "check a scene's numbers and metadata against its sensor"),
     "world": ("data.scenes:world", "write one chip of the mini-world as a GeoTIFF"),
     "chips": ("runs.prepare:chips", "write a store of chips, of the mini-world or from scenes"),
     "bench": ("runs.bench:bench", "time the model, a training step, chip stores and loading on this machine"),
@@ -30,7 +30,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "transfer": ("evaluation.transfer:transfer", "probe frozen weights on real labeled images, beside baselines"),
     "results": ("evaluation.results:results", "measure weights beside baselines and write the page of results"),
     "export": ("heads.export:export", "write the encoder for other runtimes, as ONNX or torch.export"),
-    "convert": ("checkpoint:convert", "write a checkpoint's encoder or whole model as safetensors"),
+    "convert": ("checkpoint:convert", "write a checkpoint's encoder or complete model as safetensors"),
     "exercises": ("course.exercises:exercises", "write notebooks/exercises from the solved exercises of the notebooks"),
     "search": ("areas.search:search_command", "find places similar to one, among embedded ones"),
     "sweep": ("runs.sweep:sweep", "run a notebook over many parameters; the same command resumes"),

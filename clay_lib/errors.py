@@ -1,4 +1,4 @@
-"""ContractError, raised for wrong input: what was found, what was expected, and the likely cause."""
+"""ContractError for wrong input, warnings at the caller's line, and checks of numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, get_args, get_type_hints
 
 
 class ContractError(ValueError):
-    """Input that cannot be what its caller says it is.
+    """Wrong input, with what was found, what was expected and the likely cause.
 
     field: what is wrong, in the caller's words ("pixels", "waves", "when", a path).
     found, expected: the evidence and the rule, with shapes and units.

@@ -332,8 +332,8 @@ def test_embeddings_do_not_depend_on_the_batch():
     for name in ("class token", "patch mean"):
         assert together[name].shape == (7, 24)
         np.testing.assert_allclose(together[name], parts[name], atol=1e-5)
-    one = CLAY.embed(chips.pixels[3], "naip", when="2021-05-04T10:30", lat=10, lon=20)
-    np.testing.assert_allclose(together["class token"][3], one.chip[0].numpy(), atol=1e-5)
+    alone = CLAY.embed(chips.pixels[3], "naip", when="2021-05-04T10:30", lat=10, lon=20)
+    np.testing.assert_allclose(together["class token"][3], alone.chip[0].numpy(), atol=1e-5)
 
 
 def test_reconstruction_scores_by_hand():

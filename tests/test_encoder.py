@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clay_lib import Clay, ClayConfig, ContractError, Datacube
 from clay_lib.datacube import make_datacube
-from clay_lib.encoder import fill_holes, mask_around_holes, pad_to_patches
+from clay_lib.encoder import fill_holes, mask_around_holes
 from clay_lib.loss import reconstruction_loss
 
 P = 4
@@ -24,12 +24,6 @@ METADATA = dict(when="2023-06-10T10:30", lat=-3.4, lon=34.07, check=False)
 def image(C=3, H=16, W=20, seed=0, B=None):
     shape = (C, H, W) if B is None else (B, C, H, W)
     return np.random.default_rng(seed).uniform(20, 240, shape).astype(np.float32)
-
-
-def test_padding_repeats_the_edge():
-    padded = pad_to_patches(torch.arange(6.0).reshape(1, 1, 2, 3), 4)
-    assert padded.shape == (1, 1, 4, 4)
-    assert torch.equal(padded[0, 0, :, 3], torch.tensor([2.0, 5.0, 5.0, 5.0]))
 
 
 def embed(pixels, **kwargs):
@@ -55,8 +49,10 @@ def test_patch_with_a_hole_is_left_out_of_the_sequence(bits, seed):
     """The same tokens as from the sequence of the other patches alone, by hand."""
     pixels, valid = image(seed=seed), valid_pixels(bits)
     out = embed(np.where(valid, pixels, np.nan))
-    kept = valid[::P, ::P]
-    assert np.array_equal(out.valid[0].numpy(), kept) and torch.equal(out.patches[0].isfinite().all(-1), out.valid[0])
+    visible = valid[::P, ::P]
+    assert np.array_equal(out.valid[0].numpy(), visible) and torch.equal(
+        out.patches[0].isfinite().all(-1), out.valid[0]
+    )
 
     encoder = CLAY.model.encoder
     cube = make_datacube(pixels, "linz", **{k: v for k, v in METADATA.items() if k != "check"})
@@ -65,7 +61,7 @@ def test_patch_with_a_hole_is_left_out_of_the_sequence(bits, seed):
     with torch.no_grad():
         encoder(cube, shuffle=False)
         hook.remove()
-        sequence = torch.cat([inputs[0][:, :1], inputs[0][:, 1:][:, kept.ravel()]], dim=1)
+        sequence = torch.cat([inputs[0][:, :1], inputs[0][:, 1:][:, visible.ravel()]], dim=1)
         expected = encoder.transformer(sequence)[0]
     close(out.chip[0], expected[0])
     close(out.patches[0][out.valid[0]], expected[1:])

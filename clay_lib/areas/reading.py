@@ -156,7 +156,8 @@ def cloud_mask(classes: xr.DataArray, fields: Sequence[tuple[int, int, Sequence[
 
     >>> cloud_mask(scl, [(0, 7, [3, 8, 9, 10])])  # an ordinary class band is a field of all its bits
     """
-    return _any(((classes >> low) & ((1 << (high - low + 1)) - 1)).isin(values) for low, high, values in fields)
+    hidden = (((classes >> low) & ((1 << (high - low + 1)) - 1)).isin(values) for low, high, values in fields)
+    return functools.reduce(operator.or_, hidden)
 
 
 def _load(
@@ -179,10 +180,6 @@ def _load(
 
 def _all(conditions) -> xr.DataArray:
     return functools.reduce(operator.and_, conditions)
-
-
-def _any(conditions) -> xr.DataArray:
-    return functools.reduce(operator.or_, conditions)
 
 
 # ---- files of an archive ----

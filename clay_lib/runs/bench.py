@@ -310,7 +310,9 @@ def _bench_chips(w: Workload) -> None:
         chips = ChipStore.open(Path(folder) / "store").sensor(SENSOR, labels=False)
         plain = Path(folder) / "plain.npy"
         np.save(plain, chips[: w.batch].pixels)
-        chip_bytes, stored = plain.stat().st_size / w.batch, _stored_bytes(folder) / w.count
+        chip_bytes = plain.stat().st_size / w.batch
+        shards = Path(folder).rglob("c/*/*/*/*")  # of the pixels, arrays of four dimensions
+        stored = sum(shard.stat().st_size for shard in shards) / w.count
 
         def at_random(read: Callable[[np.ndarray], object]) -> float:
             indices = lambda: rng.choice(w.count, w.batch, replace=False)  # noqa: E731
@@ -336,11 +338,6 @@ def _bench_chips(w: Workload) -> None:
     )
     for name, seconds, note in rows:
         print(f"{name:<30}{1 / seconds:>9.1f} chips/s{chip_bytes / 1e6 / seconds:>9.1f} MB/s   {note}")
-
-
-def _stored_bytes(folder: str) -> int:
-    """Bytes of the pixels' shards, arrays of four dimensions, in a store."""
-    return sum(file.stat().st_size for file in Path(folder).rglob("c/*/*/*/*"))
 
 
 # ---- loading weights: each file in a process of its own

@@ -207,7 +207,7 @@ def _sample(rng: np.random.Generator, distribution: object, parameter: str, name
 
 
 def _check_metrics(metrics: Mapping[str, str], notebook, script: Path, name: str) -> None:
-    """Refuse a metric that the notebook cannot write, as far as its source tells."""
+    """Refuse a metric that the notebook's source does not declare, if it declares any."""
     if not metrics:
         raise _invalid(name, "metrics", metrics, "{loss: min, accuracy: max}", "a name without its direction")
     patterns = declared_metrics(notebook)

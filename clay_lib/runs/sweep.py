@@ -134,7 +134,7 @@ def _run_all(spec: Sweep, home: Path, todo: Sequence[Run], count: int, scheduler
                 gpus=gpus if local else (),
                 deadline=deadline,
             )
-            # A pair as key makes one group of all runs, which Dask hands out one at a time.
+            # A pair as key makes one group of all runs, which Dask assigns one at a time.
             future = client.submit(run_task, task, key=(str(home), run.key), pure=False, priority=-place)
             futures[future.key] = (future, run)
         for future in as_completed([future for future, _ in futures.values()]):

@@ -59,7 +59,7 @@ def changes(pixels, weight, bias):
         (lambda x, w, b: None, "returns nothing yet"),
         (lambda x, w, b: ..., "returns nothing yet"),
         (torch.zeros(2, 6, 5), "needs the function itself, not a Tensor: pass its name without brackets"),
-        (lambda x: x, "cannot be called as the exercise asks: .*takes 1 positional argument but 3 were given"),
+        (lambda x: x, "cannot be called as in the exercise: .*takes 1 positional argument but 3 were given"),
         (stops, r"stops in line \d+ of its cell, `return rows @ weight`, with RuntimeError: Expected size"),
         (changes, "changes its argument number 1: work on a copy"),
         (lambda x, w, b: [t for t in tokens(x, w, b)], "not a list of 2 tensors .*torch.stack"),

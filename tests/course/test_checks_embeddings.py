@@ -4,20 +4,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
-from torch.nn import functional as F
 
 from clay_lib.course import checks
 from clay_lib.course.checks import Mistake
-from clay_lib.course.checks.embeddings import blend, most_alike, three_colors, tile_of, unit
-
-
-def nan_spreads(tiles, corners, shape):
-    weight = np.outer([0.5, 1.5, 1.5, 0.5], [0.5, 1.5, 2.5, 2.5, 1.5, 0.5])
-    total, weights = np.zeros(shape), np.zeros(shape)
-    for tile, (row, column) in zip(tiles, corners, strict=True):
-        total[row : row + 4, column : column + 6] += tile * weight
-        weights[row : row + 4, column : column + 6] += weight
-    return total / np.where(weights > 0, weights, np.nan)
+from clay_lib.course.checks.embeddings import blend, most_alike, tile_of, unit
 
 
 def divided_by_zero(vectors, bits):
@@ -26,17 +16,9 @@ def divided_by_zero(vectors, bits):
         return np.rint(vectors / scale) * scale
 
 
-def all_rows(vectors, k):
-    cosines = F.normalize(vectors, dim=1) @ F.normalize(vectors, dim=1).T
-    return cosines.argsort(dim=1, descending=True)[:, :k]
-
-
 WRONG = {
-    "itself": (checks.check_most_alike, all_rows, "its own neighbor: take it out"),
     "always three": (checks.check_most_alike, lambda v, k: most_alike(v, 3), "k is 3 instead of 2"),
     "zeros": (checks.check_three_colours, lambda p: np.zeros((5, 6, 3)), "first three principal components differ"),
-    "one row": (checks.check_three_colours, lambda p: three_colors(p).reshape(30, 3), r"reshape to \[h, w, 3\]"),
-    "NaN spreads": (checks.check_blend, nan_spreads, "though another tile has it"),
     "division by zero": (checks.check_rounded, divided_by_zero, "vector of zeros has the scale 0"),
     "wide bytes": (checks.check_bits, lambda x, m: np.packbits(x > m, axis=1).astype(int), "should be uint8"),
 }

@@ -109,7 +109,6 @@ WRONG = {
         "independent",
     ),
     "counted once": (bootstrap, means_of(counted_once), "drawn twice counts once"),
-    "counted once, 90 %": (bootstrap, means_of(counted_once, (0.05, 0.95)), "drawn twice counts once"),
     "mean of means": (
         bootstrap,
         means_of(lambda rng, each, *_: rng.choice([hits.mean() for hits in each], len(each)).mean()),

@@ -1,13 +1,12 @@
 """Checks of notebooks 01 to 03: wrong answers beside the common mistakes, which test_checks.py tries."""
 
-import math
 
 import pytest
 import torch
 
 from clay_lib.course import checks
 from clay_lib.course.checks import Mistake
-from clay_lib.course.checks.model import band_parts, grid_code, mask, sequence_length, tokens
+from clay_lib.course.checks.model import band_parts, grid_code
 
 
 def at_most(draw, ratio):  # with ratio 0 the threshold is the last draw
@@ -21,25 +20,13 @@ def below_quantile(draw, ratio):  # which hides the right number of 11 patches, 
 WAVES = [0.450, 0.550, 0.660, 0.845]
 WRONG = {
     "one band forgotten": (checks.check_wavelengths, WAVES, "C is 4 instead of 5"),
-    "a bias for each band": (checks.check_tokens, lambda x, w, b: tokens(x, w, 3 * b), "once for every band"),
     "bands after patches": (checks.check_band_parts, lambda *a: band_parts(*a).transpose(1, 2), "another order"),
     "three numbers": (checks.check_week_code, lambda date: torch.zeros(3), r"\[3\], expected is \[2\] \(sin|cos\)"),
-    "weeks by strftime": (
-        checks.check_week_code,
-        lambda d: [f(2 * math.pi * int(d.strftime("%W")) / 52) for f in (math.sin, math.cos)],
-        "not strftime's %W",
-    ),
     "a square": (checks.check_grid_code, lambda h, w, f: grid_code(3, 3, f), "L is 9 instead of 12"),
     "a length as float": (checks.check_sequence_length, lambda H, W, P, r: H * W / P**2 * (1 - r), "A whole number"),
-    "visible ones cut off": (
-        checks.check_sequence_length,
-        lambda H, W, P, r: 1 + int((1 - r) * (sequence_length(H, W, P, 0) - 1)),
-        "The number of visible patches is cut off",
-    ),
     "all for ratio 0": (checks.check_mask, at_most, "With ratio 0 no patch is hidden"),
     "a quantile": (checks.check_mask, below_quantile, "quantiles may not"),
     "ranks of 11": (checks.check_mask, lambda d, r: (d.argsort(1) < int(r * 11)).float(), "not the rank of each"),
-    "one mask for all": (checks.check_mask, lambda d, r: mask(d[:1].expand(3, -1), r), "order of its own"),
     "numbers of patches": (checks.check_mask, lambda d, r: d.argsort(1)[:, : int(r * 11)], "L is 6 instead of 11"),
     "visible tokens only": (checks.check_put_back, lambda t, v, m, L: t, "L is 3 instead of 7"),
 }

@@ -151,9 +151,9 @@ def test_text_metric_cannot_be_ranked_and_leaves_other_sweeps_numeric(swept, cap
     with pytest.raises(ContractError, match="cannot be ranked"):
         best(table, "loss", "min", ["opt"])
     assert cli.main(["sweep", "--report"]) == 0
-    kept = pd.read_parquet(swept.folder / "runs" / "ledger.parquet")
-    assert kept["metric loss"].dtype == float and kept["metric loss"].notna().sum() == 18
-    assert kept["text loss"].notna().sum() == 18
+    ledger = pd.read_parquet(swept.folder / "runs" / "ledger.parquet")
+    assert ledger["metric loss"].dtype == float and ledger["metric loss"].notna().sum() == 18
+    assert ledger["text loss"].notna().sum() == 18
     assert "18 of 18 finished runs have no number as loss" in (swept.folder / "runs" / "report.html").read_text()
 
 

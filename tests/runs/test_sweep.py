@@ -59,12 +59,12 @@ def home(tmp_path_factory):
     spec = {"notebook": "tiny.py", "list": points, "metrics": {"loss": "min"}, "threads": 1}
     (folder / "eight.yaml").write_text(yaml.safe_dump(spec, allow_unicode=True))
     before = sorted(folder.rglob("*"))
-    kept = os.environ.get("CUDA_VISIBLE_DEVICES")
+    previous = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = "3,5"
     try:
         table = sweep.run_sweep(folder / "eight.yaml", workers=2, runs=folder / "runs")
     finally:
-        os.environ.pop("CUDA_VISIBLE_DEVICES") if kept is None else os.environ.update(CUDA_VISIBLE_DEVICES=kept)
+        os.environ.pop("CUDA_VISIBLE_DEVICES") if previous is None else os.environ.update(CUDA_VISIBLE_DEVICES=previous)
     outside = [p for p in sorted(folder.rglob("*")) if p not in before and folder / "runs" not in (p, *p.parents)]
     return folder, table, points, outside
 
@@ -110,8 +110,8 @@ def test_second_start_does_nothing_lists_failures_and_exits_with_1(home, monkeyp
     printed = capsys.readouterr().out
     assert "5 done, 3 failed" in printed and "0 to do" in printed and "--retry-failed" in printed
     assert printed.count("too fast") >= 3 and "cell 3 of 4" in printed
-    kept = pd.read_parquet(folder / "runs" / "ledger.parquet")
-    assert len(kept) == 8 and kept["status"].tolist() == table["status"].tolist()
+    ledger = pd.read_parquet(folder / "runs" / "ledger.parquet")
+    assert len(ledger) == 8 and ledger["status"].tolist() == table["status"].tolist()
     page = (folder / "runs" / "eight" / "report.html").read_text()
     assert page.count("AssertionError: too fast") == 3 and "tiny.ipynb" in page and "data:image/svg" in page
 
@@ -175,10 +175,10 @@ def test_metric_that_no_run_writes_stops_the_sweep(home, tmp_path):
     (tmp_path / "tiny.py").write_text(script)
     spec = {"notebook": "tiny.py", "grid": {"rate": [0.1, 0.2, 0.3, 0.35]}, "metrics": {"los": "min"}, "threads": 1}
     (tmp_path / "typo.yaml").write_text(yaml.safe_dump(spec))
-    os.environ["CUDA_VISIBLE_DEVICES"] = kept = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    os.environ["CUDA_VISIBLE_DEVICES"] = previous = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ContractError, match="'los'.*loss"):
         sweep.run_sweep(tmp_path / "typo.yaml", workers=1, runs=tmp_path / "runs")
     assert len(list(tmp_path.glob("runs/typo/*/run.json"))) < 4
     with pytest.raises(ContractError, match="'los'.*loss"):  # the second time before any run
         sweep.run_sweep(tmp_path / "typo.yaml", workers=1, runs=tmp_path / "runs", dry_run=True)
-    assert kept == os.environ["CUDA_VISIBLE_DEVICES"]
+    assert previous == os.environ["CUDA_VISIBLE_DEVICES"]

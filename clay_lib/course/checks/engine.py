@@ -228,7 +228,7 @@ def _stopped(fn: Callable, error: Exception) -> str:
         traceback = traceback.tb_next
     message = str(error).strip().split("\n")[0] or "no message"
     if line is None:
-        return f"Your function cannot be called as the exercise asks: {message}"
+        return f"Your function cannot be called as in the exercise: {message}"
     text = linecache.getline(code.co_filename, line).strip()
     shown = f", `{text}`" if text else ""
     return f"Your function stops in line {line} of its cell{shown}, with {type(error).__name__}: {message}"

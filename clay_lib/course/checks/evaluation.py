@@ -91,10 +91,10 @@ def _split_rules(fn: Callable) -> Iterator[tuple[bool, str]]:
 
 check_split = Check(
     reference=split,
-    cases=[],  # each seed may be answered in many ways: the rules say what right answers have in common
+    cases=[],  # each seed may be answered in many ways: the rules test what all right answers share
     mistakes={},
     rules=_split_rules,
-    praise="No block is on both sides: the score is that of places never seen.",
+    praise="No block is on both sides: the score is that of unseen places.",
 )
 
 
@@ -234,7 +234,7 @@ check_unbeaten = Check(
         "No setting is left: it takes both to be beaten, &.": dict(both=np.logical_or),
         "A low cost is better.": lambda score, cost: unbeaten(score, -cost),
     },
-    praise="Choosing among these is a matter of what a point is worth.",
+    praise="Choosing among these depends on the worth of a point.",
 )
 
 
