@@ -133,6 +133,7 @@ def curves(
     x: str,
     y: str | Sequence[str],
     *,
+    xlabel: str | None = None,
     ylabel: str | None = None,
     title: str | None = None,
     log: bool = False,
@@ -169,7 +170,7 @@ def curves(
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlabel(x)
+        ax.set_xlabel(xlabel or x)
         ax.set_ylabel(ylabel or (columns[0] if len(columns) == 1 else ""))
         ax.set_title(title or "")
         _grid(ax, "y")

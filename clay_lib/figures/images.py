@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import offset_copy
 
 from clay_lib.errors import ContractError
-from clay_lib.figures.style import ERROR, MAGNITUDE, MARKERS, MISSING, as_array, class_colors, rgb, styled
+from clay_lib.figures.style import ERROR, INK, MAGNITUDE, MARKERS, MISSING, as_array, class_colors, rgb, styled
 from clay_lib.sensors import SENSORS, Sensor
 
 

@@ -71,12 +71,13 @@ def overlay(
 def show_on_map(
     layers: Layer | Sequence[Layer],
     *,
+    basemap: str | None = None,
     height: str = "480px",
     outlines: Mapping | None = None,
 ):
     """A leafmap.Map (ipyleaflet) of the layers, the first at the bottom, with a layer list and opacity sliders.
 
-    No base map is drawn, since its tiles need a network: `add_basemap("OpenStreetMap")` of the result adds one.
+    basemap: a name that leafmap knows ("OpenStreetMap"); its tiles need a network, so none is drawn by default.
     outlines: {name: GeoDataFrame} drawn as lines above all layers, the first in orange, the second in blue.
     """
     import ipyleaflet  # with leafmap about five seconds
@@ -98,6 +99,8 @@ def show_on_map(
         **{f"{control}_control": False for control in controls},
     )
     leaflet.layers = ()  # drop leafmap's network tiles; remove() would close them and break to_html
+    if basemap is not None:
+        leaflet.add_basemap(basemap)
     added = []
     for layer, (url, box) in zip(layers, overlays, strict=True):
         added.append(ipyleaflet.ImageOverlay(url=url, bounds=box, name=layer.name, opacity=layer.opacity))

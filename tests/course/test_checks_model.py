@@ -1,6 +1,5 @@
 """Checks of notebooks 01 to 03: wrong answers beside the common mistakes, which test_checks.py tries."""
 
-
 import pytest
 import torch
 
