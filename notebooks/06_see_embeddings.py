@@ -320,7 +320,7 @@ checks.check_patch_mean(patch_mean)
 
 
 # %% tags=["solution"]
-def most_alike(vectors, k):
+def most_similar(vectors, k):
     """vectors [N, D] -> indices [N, k] of the most similar other chips, best first."""
     unit = vectors / vectors.norm(dim=1, keepdim=True)
     similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
@@ -328,7 +328,7 @@ def most_alike(vectors, k):
 
 
 # %% tags=["check"]
-checks.check_most_alike(most_alike)
+checks.check_most_similar(most_similar)
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 3: colors from embeddings
@@ -344,7 +344,7 @@ checks.check_most_alike(most_alike)
 
 
 # %% tags=["solution"]
-def three_colours(patches):
+def three_colors(patches):
     """patches [h, w, D] -> their first three principal components [h, w, 3]."""
     h, w, D = patches.shape
     flat = patches.reshape(h * w, D)
@@ -354,7 +354,7 @@ def three_colours(patches):
 
 
 # %% tags=["check"]
-checks.check_three_colours(three_colours)
+checks.check_three_colors(three_colors)
 
 # %% [markdown]
 # ## What you have learned

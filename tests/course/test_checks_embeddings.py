@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 
 from clay_lib.course import checks
 from clay_lib.course.checks import Mistake
-from clay_lib.course.checks.embeddings import blend, most_alike, tile_of, unit
+from clay_lib.course.checks.embeddings import blend, most_similar, tile_of, unit
 
 
 def divided_by_zero(vectors, bits):
@@ -17,8 +17,8 @@ def divided_by_zero(vectors, bits):
 
 
 WRONG = {
-    "always three": (checks.check_most_alike, lambda v, k: most_alike(v, 3), "k is 3 instead of 2"),
-    "zeros": (checks.check_three_colours, lambda p: np.zeros((5, 6, 3)), "first three principal components differ"),
+    "always three": (checks.check_most_similar, lambda v, k: most_similar(v, 3), "k is 3 instead of 2"),
+    "zeros": (checks.check_three_colors, lambda p: np.zeros((5, 6, 3)), "first three principal components differ"),
     "division by zero": (checks.check_rounded, divided_by_zero, "vector of zeros has the scale 0"),
     "wide bytes": (checks.check_bits, lambda x, m: np.packbits(x > m, axis=1).astype(int), "should be uint8"),
 }
@@ -56,7 +56,7 @@ def bits_by_powers(vectors, mean):
 
 
 RIGHT = {
-    "complex components": (checks.check_three_colours, by_eig),
+    "complex components": (checks.check_three_colors, by_eig),
     "lists of tiles": (checks.check_tile_of, lambda *case: tile_of(*case).astype(int).tolist()),
     "a sorted list": (checks.check_search, search_one_by_one),
     "single precision": (checks.check_blend, lambda *case: blend(*case).astype(np.float32)),

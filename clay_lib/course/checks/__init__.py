@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy(
         "check_sequence_length check_mask check_put_back",
         "training": "check_masked_error check_agreement check_rate check_patch_transform check_plain_guess "
         "check_image_of_rows check_block_rates check_mean_iou check_resized",
-        "embeddings": "check_patch_mean check_most_alike check_three_colours check_tile_of check_search check_blend "
+        "embeddings": "check_patch_mean check_most_similar check_three_colors check_tile_of check_search check_blend "
         "check_rounded check_variance_kept check_bits check_differing",
         "evaluation": "check_vote check_split check_interval check_seed_intervals check_unbeaten check_paired "
         "check_place_codes check_moved check_luck",

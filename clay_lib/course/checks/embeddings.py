@@ -37,7 +37,7 @@ def cosines(vectors):
     return normalize(vectors, dim=1) @ normalize(vectors, dim=1).T
 
 
-def most_alike(vectors, k, *, similarity=cosines, itself=False):
+def most_similar(vectors, k, *, similarity=cosines, itself=False):
     """vectors [N, D] -> indices [N, k] of the most similar others by cosine, the most similar first."""
     scores = similarity(vectors)
     return (scores if itself else scores.fill_diagonal_(-torch.inf)).argsort(dim=1, descending=True)[:, :k]
@@ -45,15 +45,15 @@ def most_alike(vectors, k, *, similarity=cosines, itself=False):
 
 OF_MANY_LENGTHS = normal(7, 9, 5) * torch.linspace(0.3, 4, 9)[:, None]
 
-check_most_alike = Check(
-    reference=most_alike,
+check_most_similar = Check(
+    reference=most_similar,
     cases=[(OF_MANY_LENGTHS, 3)],
     axes="N k",
     mistakes={
         "Each chip is its own neighbor: take it out before ranking.": dict(itself=True),
         "Long vectors win by the dot product: normalize each to length one.": dict(similarity=lambda v: v @ v.T),
         "By cosine only the direction counts, not the distance.": dict(similarity=lambda v: -torch.cdist(v, v)),
-        "Sort from the largest cosine down.": lambda vectors, k: most_alike(vectors, k).flip(1),
+        "Sort from the largest cosine down.": lambda vectors, k: most_similar(vectors, k).flip(1),
     },
     edge_cases={"Another k": (OF_MANY_LENGTHS, 2)},
     praise="By direction alone, and no chip is a neighbor of itself.",
@@ -76,7 +76,7 @@ def three_colors(patches, *, center=lambda rows: rows.mean(0), keep=slice(0, 3),
     return (components / spread(components)).reshape(*patches.shape[:2], 3)
 
 
-check_three_colours = Check(
+check_three_colors = Check(
     reference=three_colors,
     cases=[(normal(8, 5, 6, 7).numpy() * [5, 3, 2, 1, 0.5, 0.3, 0.1] + [0, 0, 9, 4, 0, 0, 0],)],
     read=_unsigned,
