@@ -27,7 +27,7 @@ from urllib3 import Retry
 
 from clay_lib.areas.catalogs import read_catalog
 from clay_lib.areas.items import Acquisition, Archive, mean_cloud_cover, moment_of, solar_day
-from clay_lib.data.bands import MODIS_FILL
+from clay_lib.data.bands import MODIS_FILL, product_name
 from clay_lib.data.rasters import bounds_wgs84, crs_text, cut_at_antimeridian, find_layers
 from clay_lib.datacube import parse_when
 from clay_lib.errors import ContractError, number
@@ -215,7 +215,7 @@ def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | 
     if finest.crs is None:
         cause = "a plain image, or an export without georeference: embed it with Clay.embed instead"
         raise ContractError("path", f"{path}, without a CRS", "a raster with its place on Earth", cause)
-    when = parse_when(when)
+    when = parse_when(when or product_name(finest.path).get("when"))
     when = when if when is None or when.tzinfo else when.replace(tzinfo=UTC)
     shape = _outline(*bounds_wgs84(finest.crs, finest.transform, finest.height, finest.width))
     geometry, unknown = shapely.geometry.mapping(shape), datetime(2000, 1, 1, tzinfo=UTC)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 import numpy as np
 
@@ -40,6 +41,11 @@ AUXILIARY = re.compile(
     r"scl|cloud|snow|aot|wvp|qa|mask|tci|alpha|coastal|aerosol|cirrus|water|thermal|lwir|tir|pan|angle"
 )
 MODIS_FILL = 32767
+OFFSET = -1000  # which Sentinel-2's numbers need since processing baseline 04.00
+SENTINEL_2_NAME = re.compile(r"S2[A-D]_MSIL(?P<level>1C|2A)_(?P<when>\d{8}T\d{6})_N(?P<baseline>\d{4})_")
+LANDSAT_NAME = re.compile(r"L[COTEM]0[4-9]_L(?P<level>[12])[A-Z]{2}P?_\d{6}_(?P<when>\d{8})_")
+OTHER_NAMES = re.compile(r"(?:S1[A-D]_[A-Z0-9]{2}_\w{4}_\w{4}|T\d{2}[A-Z]{3})_(?P<when>\d{8}T\d{6})_")
+LEVELS = {"sentinel-2-l2a": "2A", "landsat-c2l1": "1", "landsat-c2l2-sr": "2"}
 
 
 def match_bands(
@@ -57,6 +63,13 @@ def match_bands(
     sample: returns some pixels [C, ...] of the source; asked only where the number of bands fits two layouts.
     Raises ContractError where nothing names the bands, or two labels mean the same band.
     """
+    product, level = product_name(source), LEVELS.get(sensor.name)
+    if level and product.get("level", level) != level:
+        expected, cause = (
+            f"level {level}, as {sensor.name}",
+            "another product: download the other level, or convert it (sen2cor)",
+        )
+        raise ContractError("sensor", f"level {product['level']} in the name of {source}", expected, cause)
     labels = [""] * len(labels) if _uninformative(labels) else labels
     numbers = band_numbers(sensor, source, labels)
     names = [recognize_band(label, sensor, numbers) for label in labels]
@@ -91,6 +104,35 @@ def recognize_band(label: str, sensor: Sensor, numbers: Mapping[str, str]) -> st
     by_number = re.findall(r"(?<![a-z0-9])b(?:and)?_?0*([1-9][0-9]?a?)(?![a-z0-9])", text)
     matches = by_name or {numbers[number] for number in by_number if number in numbers} or _by_alias(text, sensor)
     return matches.pop() if len(matches) == 1 else None
+
+
+def product_name(source: str) -> dict[str, str]:
+    """What a product's own name says: level, when (ISO 8601, UTC) and Sentinel-2's baseline, those it has.
+
+    source: a path; the innermost file or folder that has a product's name counts.
+    """
+    for part in reversed(re.split(r"[/\\]", source)):
+        for pattern in (SENTINEL_2_NAME, LANDSAT_NAME, OTHER_NAMES):
+            if match := pattern.search(part):
+                names = match.groupdict()
+                try:
+                    moment = datetime.fromisoformat(names["when"])
+                except ValueError:
+                    continue
+                text = moment.isoformat() if "T" in names["when"] else moment.date().isoformat()
+                return _outer_name(source, part) | names | {"when": text}
+    return {}
+
+
+def _outer_name(source: str, part: str) -> dict[str, str]:
+    """The level and baseline of a .SAFE folder around a file T36MXE_20230610T074621_B02_10m.jp2."""
+    outer = [*SENTINEL_2_NAME.finditer(source.rpartition(part)[0])]
+    return outer[-1].groupdict() if outer else {}
+
+
+def has_offset(source: str) -> bool:
+    """Whether Sentinel-2's numbers carry an offset of 1000, by the baseline in the product's name."""
+    return product_name(source).get("baseline", "") >= "0400"
 
 
 def _by_alias(text: str, sensor: Sensor) -> set[str]:

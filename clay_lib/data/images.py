@@ -24,6 +24,7 @@ from clay_lib.data.bands import (
     looks_like_decibel,
     match_bands,
     missing_pixels,
+    product_name,
     radar_holes,
 )
 from clay_lib.errors import ContractError
@@ -218,7 +219,8 @@ def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None) -> Im
     if any(pair != (1.0, 0.0) for pair in units):
         scale, offset = np.array(units, np.float32).T[:, :, None, None]  # [C, 1, 1]
         pixels = pixels * scale + offset
-    return _image(pixels, sensor, names, when=_dates(first, axes.get("batch")), **_position(first, axes))
+    when = _dates(first, axes.get("batch")) or product_name(_source_name(source)).get("when")
+    return _image(pixels, sensor, names, when=when, **_position(first, axes))
 
 
 def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tuple:

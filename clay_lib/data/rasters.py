@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,11 +25,15 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window, from_bounds
 
 from clay_lib.data.bands import (
+    OFFSET,
+    SENTINEL_2,
     Bands,
+    has_offset,
     header_units,
     looks_like_decibel,
     match_bands,
     missing_pixels,
+    product_name,
     radar_holes,
     words,
 )
@@ -114,7 +119,8 @@ def read_scene(
     ESA's order, or with B8A last by their spectra; Landsat from band 1). Bands may be a subset of the sensor's.
     scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it. None:
     as the file's header says (`bands.header_units`), 1 and 0 where it is silent; given ones replace the header's.
-    in_decibel: radar in dB; None goes by the sign of the median. window: (column, row, width, height) in pixels.
+    when: ISO 8601, UTC; None: as a product's name says. Of a .SAFE folder, level and baseline count too: its offset of
+    1000 is removed. in_decibel: radar in dB; None goes by the sign of the median. window: (column, row, width, height) in pixels.
     Numbered Landsat bands are read as Landsat 8's, or as Landsat 4-7's where the file's name begins so (LE07, LT05).
     Files of coarser bands over the same footprint are resampled to the finest grid, bilinear. Rows go from north to
     south: those of a south-up file are flipped.
@@ -136,7 +142,7 @@ def read_scene(
             cause = "a truncated download, or a VRT whose sources moved"
             found = f"{paths[0]}: {_first_line(error)}"
             raise ContractError("path", found, "a raster that can be read to its end", cause) from None
-        nodata = [layer.file.nodatavals[layer.index - 1] for layer in layers.values()]
+        nodata = [_nodata(layer.file, layer.index) for layer in layers.values()]
         units = np.array([_units(layer, sensor) for layer in layers.values()], np.float32)  # [C, 2]: scale, offset
         stated = any(set(file.scales) != {1.0} or any(file.offsets) for file in files)
         crs = finest.crs
@@ -152,6 +158,12 @@ def read_scene(
             header = "native = value * {:g} + {:g}".format(*units[0])
             warn(f"{paths[0]}: its header gives {header}, replaced by the given {given[0]:g} and {given[1]:g}")
         units[:] = given
+    elif not stated and (units == (1, 0)).all() and sensor.name.startswith("sentinel-2") and has_offset(paths[0]):
+        if missing.all() or pixels[~missing].min() >= -OFFSET:
+            warn(
+                f"{paths[0]}: its name says a baseline whose numbers carry an offset of 1000, and no pixel is below 1000: "
+                f"pass offset={OFFSET} where it is still in, offset=0 where it was removed"
+            )
     if (units != (1, 0)).any():
         pixels = pixels.astype(np.float32) * units[:, :1, None] + units[:, 1:, None]
     if sensor.decibel and in_decibel is None:
@@ -169,7 +181,7 @@ def read_scene(
         gsd=gsd,
         lat=lat,
         lon=lon,
-        when=when,
+        when=when or product_name(paths[0]).get("when"),
         missing=missing,
         in_decibel=bool(in_decibel) and sensor.decibel,
         path=str(paths[0] if len(paths) == 1 else folder),
@@ -239,7 +251,7 @@ def find_layers(path, sensor: str | Sensor, bands: Bands = None) -> dict[str, La
     with _open_layers(path, sensor, bands) as (_, layers):
         for name, layer in layers.items():
             file, i, (scale, offset) = layer.file, layer.index, _units(layer, sensor)
-            stored = dict(index=i, dtype=file.dtypes[i - 1], nodata=file.nodatavals[i - 1], scale=scale, offset=offset)
+            stored = dict(index=i, dtype=file.dtypes[i - 1], nodata=_nodata(file, i), scale=scale, offset=offset)
             found[name] = Layer(**vars(_header(file)), **stored, masked=bool(_alpha(file, sensor)) or has_mask(file))
     return found
 
@@ -397,11 +409,20 @@ def _raster_paths(path) -> tuple[list[str], bool]:
         return paths, True
     if not Path(path).is_dir():
         return [str(path)], False
-    paths = [str(p) for p in list_rasters(path)]
+    paths = [str(p) for p in (_safe_bands(path) if str(path).endswith(".SAFE") else list_rasters(path))]
     if not paths:
         expected, cause = f"files ending in {', '.join(RASTER_ENDINGS)}", "the rasters lie in a folder below or above"
         raise ContractError("path", f"{path}, without rasters", expected, cause)
     return paths, True
+
+
+def _safe_bands(folder: str | Path) -> list[Path]:
+    """The file of each band in a .SAFE folder of Sentinel-2, at its finest resolution."""
+    finest = {}
+    for path in sorted(Path(folder).glob("GRANULE/*/IMG_DATA/**/*.jp2"), reverse=True):  # _60m, _20m, _10m
+        if match := re.search(r"_B0?(\d+A?)(?:_\d+m)?$", path.stem):
+            finest[match[1].lower()] = path
+    return [path for number, path in finest.items() if number in SENTINEL_2]
 
 
 def open_raster(path: str | Path) -> rasterio.DatasetReader:
@@ -452,9 +473,21 @@ def _sample(layers: Sequence[_OpenLayer]) -> np.ndarray:
     return np.stack([read_band(layer.file, layer.index, Window(*corner, side, side)) for layer, corner in pairs])
 
 
+def _is_original(file) -> bool:
+    """Whether it is Sentinel-2's own file of a .SAFE folder: JPEG 2000, whose fill, 0, is in no header."""
+    return file.driver.startswith("JP2") and bool(product_name(file.name).get("baseline"))
+
+
+def _nodata(file, index: int) -> float | None:
+    fill = file.nodatavals[index - 1]
+    return 0.0 if fill is None and _is_original(file) else fill
+
+
 def _units(layer: _OpenLayer, sensor: Sensor) -> tuple[float, float]:
     """(scale, offset) from the stored numbers to native ones, by the header."""
     file, i = layer.file, layer.index - 1
+    if _is_original(file) and has_offset(file.name) and (file.scales[i], file.offsets[i]) == (1, 0):
+        return 1.0, float(OFFSET)
     return header_units(file.scales[i], file.offsets[i], sensor)
 
 

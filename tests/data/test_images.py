@@ -297,3 +297,14 @@ def test_scale_and_offset_of_a_header_are_honored_at_every_door(tmp_path, sensor
     assert read_scene(path, sensor, scale=1, offset=0).pixels[0, 1, 1] == 3000
     with pytest.warns(UserWarning, match="its header gives native = value"):
         read_scene(path, sensor, scale=3, offset=7)
+
+
+def test_the_date_of_a_products_name_is_known(tmp_path):
+    path = tmp_path / "LC08_L2SP_022049_20200322_20200822_02_T1.tif"
+    write_raster(path, np.full((3, 8, 8), 99, np.uint8), **UTM)
+    array = data_array(np.full((3, 8, 8), 99, np.uint8), LINZ.band_names)
+    array.encoding["source"] = str(path)
+    assert open_image(path, LINZ).when == open_image(array, LINZ).when == "2020-03-22"
+    for source in (path, array):
+        with pytest.raises(ContractError, match="level 2 in the name"):
+            open_image(source, "landsat-c2l1")

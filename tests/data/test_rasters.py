@@ -10,6 +10,7 @@ from odc.geo.geobox import GeoBox
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.areas.archives import acquisition_from_file
 from clay_lib.areas.reading import read_acquisition
+from clay_lib.data.bands import product_name
 from clay_lib.data.rasters import (
     bounds_wgs84,
     coarser,
@@ -254,3 +255,74 @@ def test_windows_past_the_border(tmp_path):
     assert np.isnan(padded.pixels[padded.missing]).all() and padded.transform[2::3] == (617280.0, 9624900.0)
     write_raster(path, values[:, :20], **UTM)
     assert read_header(path).height == 20  # a rewritten file is read again
+
+
+# ---- what a product's name says ----
+
+GRANULE = "GRANULE/L2A_T36MXE_A041600_20230610T075501/IMG_DATA"
+
+
+def safe_folder(folder, name):
+    """A .SAFE folder of Sentinel-2, 60 m and coarser copies included; band n is 1000 + 100 n, with fill in a corner."""
+    for band, side in {
+        "02": 10,
+        "03": 10,
+        "04": 10,
+        "08": 10,
+        "05": 20,
+        "06": 20,
+        "07": 20,
+        "8A": 20,
+        "11": 20,
+        "12": 20,
+        "01": 60,
+    }.items():
+        for meters in {side, 20, 60} if side == 10 else {side}:
+            path = folder / name / GRANULE / f"R{meters}m" / f"T36MXE_20230610T074621_B{band}_{meters}m.jp2"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            n = 960 // meters
+            values = np.full((1, n, n), 1000 + 100 * int(band.strip("A")), np.uint16)
+            values[:, : n // 4, : n // 4] = 0
+            layout = dict(driver="JP2OpenJPEG", count=1, height=n, width=n, dtype="uint16", crs="EPSG:32736")
+            transform = rasterio.Affine(meters, 0, 617300, 0, -meters, 9625100)
+            with rasterio.open(path, "w", **layout, transform=transform, QUALITY="100", REVERSIBLE="YES") as file:
+                file.write(values)
+    return folder / name
+
+
+def test_level_baseline_date_and_hour_of_a_safe_folder(tmp_path):
+    name = "S2A_MSIL2A_20230610T074621_N{}_R135_T36MXE_20230610T131500.SAFE"
+    for baseline, offset in (("0509", 1000), ("0301", 0)):
+        path = safe_folder(tmp_path, name.format(baseline))
+        scene = read_scene(path, "sentinel-2-l2a")
+        assert scene.bands == SENSORS["sentinel-2-l2a"].band_names and scene.when == "2023-06-10T07:46:21"
+        assert scene.pixels[:, -1, -1].tolist() == [1000 - offset + 100 * n for n in (2, 3, 4, 5, 6, 7, 8, 8, 11, 12)]
+        assert scene.missing[:, :20, :20].all() and scene.valid[40:, 40:].all()
+        acquisition = acquisition_from_file(path, "sentinel-2-l2a")
+        assert f"{acquisition.when:%Y-%m-%dT%H:%M:%S}" == scene.when
+        own = read_acquisition(
+            acquisition, GeoBox((96, 96), rasterio.Affine(10, 0, 617300, 0, -10, 9625100), UTM["crs"])
+        )
+        assert own.red.values[-1, -1] == scene.pixels[2, -1, -1]
+    with pytest.raises(ContractError, match="level 1C in the name"):
+        read_scene(safe_folder(tmp_path, name.format("0509").replace("L2A", "L1C")), "sentinel-2-l2a")
+
+
+def test_an_offset_that_a_name_suggests_is_asked_for(tmp_path):
+    path = tmp_path / "S2B_MSIL2A_20230610T074621_N0509_R135_T36MXE.tif"
+    write_raster(path, np.full((10, 8, 8), 1800, np.uint16), **UTM)
+    with pytest.warns(UserWarning, match="pass offset=-1000 where it is still in"):
+        assert read_scene(path, "sentinel-2-l2a").when == "2023-06-10T07:46:21"
+    assert read_scene(path, "sentinel-2-l2a", offset=-1000).pixels.max() == 800
+
+
+@pytest.mark.parametrize(
+    "name, when",
+    [
+        ("LC08_L2SP_022049_20200322_20200822_02_T1", "2020-03-22"),
+        ("S1A_IW_GRDH_1SDV_20200101T054321_x", "2020-01-01T05:43:21"),
+        ("a", None),
+    ],
+)
+def test_date_of_a_products_name(name, when):
+    assert product_name(f"data/{name}.tif").get("when") == when
