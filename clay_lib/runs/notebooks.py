@@ -262,9 +262,8 @@ class _Watch(threading.Thread):
         while not self._stopped.wait(0.25):
             try:
                 late = kernel is not None and time.monotonic() > deadline
-                if (
-                    polls % 8 == 0 or kernel is None or late
-                ):  # listing children reads all of /proc, so only now and then
+                # Children are listed every two seconds only: it reads all of /proc.
+                if polls % 8 == 0 or kernel is None or late:
                     kernel = kernel or next(
                         (p for p in psutil.Process().children() if self.prefix in " ".join(p.cmdline())), None
                     )

@@ -72,7 +72,7 @@ def changes(pixels, weight, bias):
         (lambda x, w, b: tokens(x, w, b) * 1j, "complex numbers; real ones are expected"),
         (
             lambda x, w, b: tokens(x, w, b).mT,
-            r"\[2, 5, 6\], expected is \[2, 6, 5\] \(B L D\): the axes are in another order",
+            r"\[2, 5, 6\], expected \[2, 6, 5\] \(B L D\): the axes are in another order",
         ),
         (lambda x, w, b: tokens(x, w, b)[None], "an axis of length 1 is too many"),
         (lambda x, w, b: F.conv2d(x, w, b, stride=4), "4 axes, not 3"),

@@ -20,7 +20,7 @@ WAVES = [0.450, 0.550, 0.660, 0.845]
 WRONG = {
     "one band forgotten": (checks.check_wavelengths, WAVES, "C is 4 instead of 5"),
     "bands after patches": (checks.check_band_parts, lambda *a: band_parts(*a).transpose(1, 2), "another order"),
-    "three numbers": (checks.check_week_code, lambda date: torch.zeros(3), r"\[3\], expected is \[2\] \(sin|cos\)"),
+    "three numbers": (checks.check_week_code, lambda date: torch.zeros(3), r"\[3\], expected \[2\] \(sin|cos\)"),
     "a square": (checks.check_grid_code, lambda h, w, f: grid_code(3, 3, f), "L is 9 instead of 12"),
     "a length as float": (checks.check_sequence_length, lambda H, W, P, r: H * W / P**2 * (1 - r), "A whole number"),
     "all for ratio 0": (checks.check_mask, at_most, "With ratio 0 no patch is hidden"),

@@ -181,7 +181,7 @@ def attempt(fn: Callable, *args):
 def shape_difference(got: Sequence[int], expected: Sequence[int], axes: str = "") -> str:
     """How a wrong shape differs: axes in another order, missing, added, or of another length."""
     got, expected = tuple(got), tuple(expected)
-    found = f"The shape is {list(got)}, expected is {list(expected)}{f' ({axes})' if axes else ''}: "
+    found = f"The shape is {list(got)}, expected {list(expected)}{f' ({axes})' if axes else ''}: "
     if sorted(got) == sorted(expected):
         return found + "the axes are in another order."
     if tuple(n for n in got if n != 1) == tuple(n for n in expected if n != 1):
