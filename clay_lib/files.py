@@ -215,10 +215,8 @@ def _from_hub(name: str) -> Path:
     except errors.RepositoryNotFoundError:
         found, cause = "no such repository", "a misspelled owner or name, or a private one without `hf auth login`"
     except errors.LocalEntryNotFoundError as error:
-        found, cause = (
-            f"no answer from {constants.ENDPOINT}",
-            f"no network, a proxy, or HF_ENDPOINT ({error.__cause__})",
-        )
+        found = f"no answer from {constants.ENDPOINT}"
+        cause = f"no network, a proxy, or HF_ENDPOINT ({error.__cause__})"
         if constants.HF_HUB_OFFLINE:
             found, cause = "HF_HUB_OFFLINE is set and the file is not in the cache", "never downloaded; unset it once"
     except errors.EntryNotFoundError:

@@ -20,10 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAMED = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
 DIRECT = {canonicalize_name(r.name): r for r in map(Requirement, NAMED) if r.name != PROJECT["name"]}
-OPTIONAL = sum(
-    (PROJECT["optional-dependencies"][extra] for extra in ("planetary", "slurm")), []
-)  # not installed by `make`
-NOT_INSTALLED = {Requirement(name).name.replace("-", "_") for name in OPTIONAL}
+EXTRAS = PROJECT["optional-dependencies"]
+NOT_INSTALLED = {Requirement(name).name.replace("-", "_") for name in EXTRAS["planetary"] + EXTRAS["slurm"]}
 CONSTRAINTS = [s for line in (ROOT / "constraints.txt").read_text().splitlines() if (s := line.split("#")[0].strip())]
 
 

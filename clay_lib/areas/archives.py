@@ -133,9 +133,7 @@ def _search(archive: Archive, shape: shapely.Geometry, start: datetime, end: dat
         return list(search.items())
     except (APIError, requests.RequestException, pystac.STACError, ValueError, KeyError) as error:
         found = f"{archive.url}: {type(error).__name__} {' '.join(str(error).split())[:300]}"
-        cause = (
-            f"no network, a wrong address, or a server that failed {RETRIES + 1} times: `clay archive` works offline"
-        )
+        cause = f"no network, a wrong address, or {RETRIES + 1} failed requests: `clay archive` works offline"
         raise ContractError("archive", found, "a STAC catalog that answers", cause) from None
 
 
@@ -251,9 +249,7 @@ def _outline(west: float, south: float, east: float, north: float) -> shapely.Ge
     """A box in WGS84; two where west > east, across the antimeridian."""
     if west < -180.001 or east > 180.001:
         found, expected = f"longitudes {west:.6g} to {east:.6g}", "-180 to 180 in a raster in degrees"
-        cause = (
-            "a raster across the antimeridian, or longitudes to 360: reproject it to UTM (gdalwarp -t_srs), or cut it"
-        )
+        cause = "a raster across the antimeridian, or longitudes to 360: reproject it (gdalwarp -t_srs), or cut it"
         raise ContractError("path", found, expected, cause)
     box = shapely.box(west, south, east, north)
     return box if west <= east else cut_at_antimeridian(box)

@@ -171,10 +171,7 @@ def _scaling(item: pystac.Item, archive: Archive, metadata: dict, key: str, defa
     """scale or offset from an item's metadata, else from the archive's profile."""
     value = metadata.get(f"raster:{key}", metadata.get(key, archive.scaling.get(key, default)))
     if value is None:
-        found, cause = (
-            f"{item.id}, without {key} in its raster:bands",
-            "an item of another archive, or an older catalog",
-        )
+        found, cause = f"{item.id}, without {key} in its raster:bands", "another archive's item, or an older catalog"
         raise ContractError("item", found, f"{key}, since {archive.sensor} is stored in several units", cause)
     return float(value)
 

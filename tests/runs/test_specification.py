@@ -48,9 +48,8 @@ def make(folder, **changes):
 def test_grid_with_seeds_gives_every_setting_once_per_seed(folder):
     sweep = make(folder, fixed={"steps": 7})
     assert len(sweep.runs) == len({run.key for run in sweep.runs}) == 12
-    assert [run.settings["seed"] for run in sweep.runs] == [0] * 4 + [1] * 4 + [
-        2
-    ] * 4  # a partial sweep covers all settings
+    seeds = [run.settings["seed"] for run in sweep.runs]
+    assert seeds == [0] * 4 + [1] * 4 + [2] * 4  # a partial sweep covers all settings
     assert sweep.runs[5].settings == {"seed": 1, "rate": 0.1, "kind": "b"}
     assert sweep.runs[5].parameters == {"seed": 1, "rate": 0.1, "kind": "b", "steps": 7, "bands": ["red"]}
     assert sweep.varied == ["rate", "kind"]

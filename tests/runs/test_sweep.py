@@ -169,10 +169,8 @@ def test_concurrent_start_and_missing_scheduler_raise(home, monkeypatch):
 
 def test_metric_that_no_run_writes_stops_the_sweep(home, tmp_path):
     folder, *_ = home
-    script = SCRIPT.replace(
-        'found = {"loss"', 'found = json.loads("{}") | {"loss"'
-    )  # its source no longer declares them
-    (tmp_path / "tiny.py").write_text(script)
+    undeclared = SCRIPT.replace('found = {"loss"', 'found = json.loads("{}") | {"loss"')
+    (tmp_path / "tiny.py").write_text(undeclared)
     spec = {"notebook": "tiny.py", "grid": {"rate": [0.1, 0.2, 0.3, 0.35]}, "metrics": {"los": "min"}, "threads": 1}
     (tmp_path / "typo.yaml").write_text(yaml.safe_dump(spec))
     os.environ["CUDA_VISIBLE_DEVICES"] = previous = os.environ.get("CUDA_VISIBLE_DEVICES", "")
