@@ -90,15 +90,8 @@ def test_numpy_answers_and_single_numbers_count(capsys):
     checks.check_tokens(lambda x, w, b: tokens(x, w, b).numpy())
     checks.check_wavelengths(CAMERA.numpy())
     assert capsys.readouterr().out.count("Right. ") == 2
-    threes = (
-        3,
-        3.0,
-        np.int64(3),
-        np.array(3.0),
-        np.array([3]),
-        torch.tensor([3]),
-        torch.tensor(3.0, requires_grad=True),
-    )
+    threes = [3, 3.0, np.int64(3), np.array(3.0), np.array([3]), torch.tensor([3])]
+    threes.append(torch.tensor(3.0, requires_grad=True))
     assert [engine.whole_number(three) for three in threes] == [3] * 7
     wrong = {3.5: "A whole number is expected, not 3.5", "3": "not a str", True: "not a bool", ...: "nothing here yet"}
     for answer, message in [*wrong.items(), (np.ones(2), r"One number is expected; this has the shape \[2\]")]:

@@ -189,11 +189,8 @@ def shape_difference(got: Sequence[int], expected: Sequence[int], axes: str = ""
     if len(got) != len(expected):
         return found + f"{len(got)} axes, not {len(expected)}; is one to be summed over, kept or joined with another?"
     names = axes.split() or [f"axis {i}" for i in range(len(expected))]
-    return (
-        found
-        + ", ".join(f"{n} is {a} instead of {b}" for n, a, b in zip(names, got, expected, strict=False) if a != b)
-        + "."
-    )
+    axes = zip(names, got, expected, strict=False)
+    return found + ", ".join(f"{n} is {a} instead of {b}" for n, a, b in axes if a != b) + "."
 
 
 def value_difference(got: Tensor, expected: Tensor, quantity: str, rtol: float, atol: float) -> str:

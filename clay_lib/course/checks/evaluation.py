@@ -75,16 +75,12 @@ def _split_rules(fn: Callable) -> Iterator[tuple[bool, str]]:
             yield not least == most == count - target, f"{found}: share is the test's part, you took it for training."
             yield least < most or least == target, f"{found}: take round(share * number of blocks)."
             yield most <= target, f"{found}: draw so many blocks, instead of deciding for each block."
-            yield (
-                least == target,
-                f"{found}: draw among np.unique(blocks), with replace=False, so that none comes twice.",
-            )
+            fix = "draw among np.unique(blocks), with replace=False, so that none comes twice"
+            yield least == target, f"{found}: {fix}."
             same = (splits[0] == splits[1]).all()
             yield same, "The same seed gives another split: draw from np.random.default_rng(seed)."
-            yield (
-                len({s.tobytes() for s in splits}) > 1,
-                "Every seed gives the same split: draw from default_rng(seed).",
-            )
+            differ = len({s.tobytes() for s in splits}) > 1
+            yield differ, "Every seed gives the same split: draw from default_rng(seed)."
     tested = np.any([as_tensor(attempt(fn, blocks, 0.2, seed)).numpy() for seed in range(40)], axis=0)
     yield len(set(blocks[tested])) == 15, "In 40 seeds, some blocks never test: each should have the same chance."
 
