@@ -1,4 +1,4 @@
-"""Data module: batches of one sensor each, the sensors in turn, short ones repeated up to the longest.
+"""Data module: batches of one sensor each, sensors in turn, smaller ones repeated to match the largest.
 
 Batches are numbered through all epochs, and every random number is a function of a batch's number and a chip's place in
 it. So a run can resume at any batch, and neither workers nor ranks change what is drawn.
@@ -25,7 +25,7 @@ from clay_lib.sensors import SENSORS
 
 @dataclass(frozen=True)
 class Batch:
-    """One sensor's chips, and where they stand in its array."""
+    """Chips of one sensor, and their indices in its array."""
 
     sensor: str
     cube: Datacube
@@ -45,7 +45,7 @@ class Batch:
 
 
 def noise_batch(sensor: str, batch: int, pixels: int, teacher_dim: int | None = None) -> Batch:
-    """Noise in the shape of a sensor's chips, for timings; teacher_dim: with random targets of this width."""
+    """A batch of noise in the shape of a sensor's chips, for timings; teacher_dim: with random targets of this width."""
     spec = SENSORS[sensor]
     noise = np.random.default_rng(0).normal(size=(batch, len(spec.bands), pixels, pixels))
     cube = make_datacube(spec.denormalize(noise), sensor, when="2023-06-10T10:30", lat=10.0, lon=20.0)
@@ -56,7 +56,7 @@ def noise_batch(sensor: str, batch: int, pixels: int, teacher_dim: int | None = 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which chips a batch holds, and its random numbers: all that a loading process needs to know."""
+    """Chips and random numbers of a batch: everything that a loading process needs."""
 
     sensor: str
     indices: np.ndarray  # [B]
@@ -77,11 +77,10 @@ class SensorBatches(Sampler[Plan]):
     The position is the number of the next batch to train on. Iterating does not move it, since loading processes are
     ahead of training: the training loop sets it, and `state_dict` and `load_state_dict` save and restore it.
 
-    repeats: how many batches a round holds of a sensor, 1 by default; a training epoch ends when the sensor that
-    needs most rounds is finished. Every rank draws the same order and takes its own share, so that all ranks see the
-    same sensor at a step, take the same number of steps, and share no chip. Chips that do not fill a batch on every
-    rank are completed by repeats. Without shuffling (validation) every epoch is the same and no chip repeats, except
-    to complete a sensor's last batch.
+    repeats: batches of a sensor in each round, 1 by default; a training epoch ends when the sensor that needs the most
+    rounds is finished. Every rank draws the same order and takes its own share, so that all ranks have the same sensor
+    at a step, take the same number of steps, and share no chip. Batches are filled up with repeated chips. Without
+    shuffling (validation) every epoch is the same, and chips repeat only to fill a sensor's last batch.
     """
 
     def __init__(
@@ -98,17 +97,17 @@ class SensorBatches(Sampler[Plan]):
         self.sizes, self.batch_size, self.seed, self.shuffle = dict(sizes), batch_size, seed, shuffle
         ready = distributed.is_available() and distributed.is_initialized()
         self.rank, self.ranks = (distributed.get_rank(), distributed.get_world_size()) if ready else (0, 1)
-        self.together = batch_size * self.ranks  # chips of a batch, of all ranks
+        self.together = batch_size * self.ranks  # chips of a batch on all ranks
         self.each = [(repeats or {}).get(name, 1) if shuffle else 1 for name in self.sizes]
         rounds = rounds_of(self.sizes, self.each, self.together)
         self.rounds = max(rounds)
-        own = [self.rounds] * len(rounds) if shuffle else rounds
+        rounds = [self.rounds] * len(rounds) if shuffle else rounds
         turns = [
-            (k, turn * each + again)
+            (k, turn * each + repeat)
             for turn in range(self.rounds)
-            for again in range(max(self.each))
+            for repeat in range(max(self.each))
             for k, each in enumerate(self.each)
-            if again < each and turn < own[k]
+            if repeat < each and turn < rounds[k]
         ]
         self.turns = np.array(turns, np.int32)  # [batches of an epoch, (sensor, turn)]
         self.position, self.every, self.end = 0, every or len(turns), end
@@ -150,24 +149,23 @@ class SensorBatches(Sampler[Plan]):
 
 
 def rounds_of(sizes: Mapping[str, int], each: Sequence[int], together: int) -> list[int]:
-    """Rounds that each sensor needs, with `each` of its batches of `together` chips to a round."""
+    """Rounds that each sensor needs, with `each` of its batches of `together` chips in a round."""
     return [-(-size // (together * n)) for size, n in zip(sizes.values(), each, strict=True)]
 
 
 def batches_per_epoch(sizes: Mapping[str, int], repeats: Mapping[str, int], together: int) -> int:
-    """Training batches of an epoch, of `together` chips on all ranks."""
+    """Training batches in an epoch, with `together` chips on all ranks."""
     each = [repeats.get(name, 1) for name in sizes]
     return sum(each) * max(rounds_of(sizes, each, together))
 
 
 class PlannedBatches(Dataset):
-    """Plan -> Batch: chips read, augmented and normalized together, without a loop over them.
+    """Plan -> Batch: chips read, augmented and normalized as one array.
 
     augment: each chip flipped at random and, with turns, each batch rotated by a random quarter; place and time of
     unknown_share of the samples zeroed (a fifth in the release); the colors of shifted_share of them shifted.
-    crop: side in pixels of a window cut out of every chip, at random places while augmenting and from the middle
-    otherwise; None: complete chips. targets: a teacher's output for complete chips and their flips, so they exclude
-    windows and turns.
+    crop: side in pixels of a window of every chip, random with augmentation and central without; None: complete chips.
+    targets: a teacher's output for complete chips and their flips, hence without crop and turns.
     """
 
     def __init__(
@@ -196,10 +194,10 @@ class PlannedBatches(Dataset):
     def __getitem__(self, plan: Plan) -> Batch:
         sensor, draws = plan.sensor, plan.draws
         chips, indices = self._read(plan)
-        pixels, flips = self._cropped(chips.pixels, draws), np.zeros(len(indices), np.uint8)
+        pixels, flips = self._crop(chips.pixels, draws), np.zeros(len(indices), np.uint8)
         if self.augment:
             flips = (4 * draws("flips", 1)[:, 0]).astype(np.uint8)
-            pixels = self._turned(pixels, flips, draws)
+            pixels = self._flip(pixels, flips, draws)
         cube = make_datacube(pixels, sensor, **chips.place_and_time)
         if self.augment:
             known = torch.from_numpy(draws("unknown", 1) >= self.unknown_share).float()
@@ -211,7 +209,7 @@ class PlannedBatches(Dataset):
         return Batch(sensor, cube, indices, flips, draws, targets, plan.number)
 
     def _read(self, plan: Plan) -> tuple[Chips, np.ndarray]:
-        """The planned chips and their indices; others of the batch replace damaged ones that a store skips."""
+        """The planned chips and their indices; damaged ones that a store skips are replaced by others of the batch."""
         chips = self.chips[plan.sensor]
         if not hasattr(chips, "take"):
             return chips[plan.indices], plan.indices
@@ -221,8 +219,8 @@ class PlannedBatches(Dataset):
         replacement = np.arange(len(kept)) % len(readable)
         return readable[replacement], plan.indices[kept][replacement]
 
-    def _cropped(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
-        """[B, C, H, W] -> [B, C, crop, crop], another window for each chip."""
+    def _crop(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
+        """[B, C, H, W] -> [B, C, crop, crop], with a window of its own for each chip."""
         B, _, H, W = pixels.shape
         if self.crop is None or self.crop == H == W:
             return pixels
@@ -233,17 +231,17 @@ class PlannedBatches(Dataset):
         windows = np.lib.stride_tricks.sliding_window_view(pixels, (self.crop, self.crop), axis=(2, 3))
         return windows[np.arange(B), :, *corners.T]
 
-    def _turned(self, pixels: np.ndarray, flips: np.ndarray, draws: Draws) -> np.ndarray:
+    def _flip(self, pixels: np.ndarray, flips: np.ndarray, draws: Draws) -> np.ndarray:
         """[B, C, H, W] flipped chip by chip; with turns, the batch rotated by a quarter first."""
         pixels = np.rot90(pixels, draws.batch("turns", 4) if self.turns else 0, axes=(2, 3))
-        turned = np.empty_like(pixels, order="C")
+        out = np.empty_like(pixels, order="C")
         for flip in range(4):
-            turned[flips == flip] = flipped(pixels[flips == flip], flip)
-        return turned
+            out[flips == flip] = flipped(pixels[flips == flip], flip)
+        return out
 
 
 class ClayDataModule(L.LightningDataModule):
-    """Training and validation chips by sensor: Chips, StoredChips, or anything with their length, index and hashes."""
+    """Training and validation chips by sensor: Chips, StoredChips, or any object with their length, indexing and hashes."""
 
     def __init__(
         self,
@@ -265,18 +263,17 @@ class ClayDataModule(L.LightningDataModule):
         super().__init__()
         empty = [name for name, chips in train.items() if len(chips) == 0]
         if not train or empty:
-            raise ContractError(
-                "train", empty or "no sensor", "chips of at least one sensor", "an empty folder or split"
-            )
+            expected = "chips of at least one sensor"
+            raise ContractError("train", empty or "no sensor", expected, "an empty folder or split")
         self.train_chips, self.val_chips = dict(train), dict(val or {})
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.augment, self.targets, self.val_targets = augment, targets, val_targets
         self.options = {"crop": crop, "turns": turns, "unknown_share": unknown_share, "shifted_share": shifted_share}
         self.repeats = dict(repeats or {})
         if wrong := {n: r for n, r in self.repeats.items() if n not in train or r < 1}:
-            cause = "a sensor that is not trained on, or one to leave out"
+            cause = "a sensor without training chips, or one to leave out"
             raise ContractError("repeats", wrong, f"1 or more of {sorted(train)}", cause)
-        # Of a run: batches between two validations, the number of the batch that ends it, and its sampler.
+        # State of a run: batches between two validations, its number of batches, and its sampler.
         self.every: int | None = None
         self.end: int | None = None
         self.sampler: SensorBatches | None = None

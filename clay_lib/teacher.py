@@ -1,7 +1,7 @@
-"""Teacher: a frozen DINOv2 with registers, whose class token the projected class token of Clay learns to match.
+"""Teacher: a frozen DINOv2 with registers, whose class token Clay's projected class token learns to match.
 
-Source: Oquab et al. 2024 and Darcet et al. 2024, through the transformers library. It stays outside the trained module:
-none of its parameters reaches the optimizer or a checkpoint.
+Source: Oquab et al. 2024 and Darcet et al. 2024, through the transformers library. It is no submodule of the trained
+module: none of its parameters reaches the optimizer or a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RELEASED = "facebook/dinov2-with-registers-large"
 class Teacher(nn.Module):
     """A frozen DINOv2: normalized RGB [B, 3, H, W] -> class token [B, teacher_dim], without gradient.
 
-    size: side in pixels to which the RGB is resized (518 in the release). stand_in: random weights, no knowledge.
+    size: side in pixels to which the RGB is resized (518 in the release). stand_in: whether its weights are random.
     """
 
     def __init__(self, network: nn.Module, *, size: int = 518, stand_in: bool = False):
@@ -33,7 +33,7 @@ class Teacher(nn.Module):
         return self.network.config.hidden_size
 
     def train(self, mode: bool = True) -> Teacher:
-        return super().train(False)  # frozen also when a trainer switches everything to training
+        return super().train(False)  # stays frozen when a trainer switches to training mode
 
     @torch.no_grad()
     def forward(self, rgb: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def load_teacher(name: str = RELEASED, *, size: int = 518) -> Teacher:
 
 
 def stand_in_teacher(*, size: int = 56, seed: int = 0) -> Teacher:
-    """DINOv2's architecture, small and with random weights: runs the whole path offline, teaches next to nothing."""
+    """A small DINOv2 with random weights, to run the complete pipeline offline; its targets carry little information."""
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
     config = Dinov2WithRegistersConfig(

@@ -1,21 +1,12 @@
-"""Training: optimizer, learning-rate schedule and losses of the release; runs that can be killed and resumed exactly.
-
-A checkpoint is taken between two batches, when everything of the first is done: its rows are written and its validation
-is over. A run that resumes from it is a run that starts at the next batch.
-"""
+"""Training: optimizer, learning-rate schedule and losses of the release; runs resume exactly after a kill."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
-import pickle
-import signal
-import time
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -27,16 +18,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
+from clay_lib.callbacks import LAST, Checkpoints, newest_checkpoint, read_checkpoint
 from clay_lib.checkpoint import stored_config
 from clay_lib.data.augment import drop_bands
 from clay_lib.datamodule import Batch, ClayDataModule
 from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, check_ranges
-from clay_lib.files import MetricsFile, atomic_write
+from clay_lib.files import MetricsFile
 from clay_lib.loss import RunningMeans, reconstruction_loss, representation_loss
 from clay_lib.model import ClayConfig, ClayMAE, WeightAverage
 from clay_lib.teacher import teacher_target
-
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 @dataclass(frozen=True)
@@ -56,31 +46,31 @@ class TrainSettings:
     reconstruction_weight: NonNegative = 0.95
     representation_weight: NonNegative = 0.05
     norm_pix_loss: bool = False
-    drop_all_bands: Share = 0.1  # share of samples of known place whose input loses every band, while training
+    drop_all_bands: Share = 0.1  # share of training samples of known place whose input loses every band
     drop_half_bands: Share = 0.2  # share that loses half of them
     sensor_weights: Mapping[str, NonNegative] = field(default_factory=dict)  # factors on a sensor's loss, 1 by default
     clip_gradient: NonNegative | None = None  # norm
-    accumulate: Count = 1  # batches, of one sensor each, whose gradients make one step
-    ema_decay: Share | None = None  # of an average of the weights, which is then validated and saved for use
+    accumulate: Count = 1  # batches, of one sensor each, for one optimizer step
+    ema_decay: Share | None = None  # of averaged weights, which are then validated and saved for use
     compile: bool = False  # torch.compile
     max_steps: Count = 1000
     seed: Annotated[int, Range(0)] = 0
 
 
 def schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> LambdaLR:
-    """The learning rate, stepped once an optimizer step; each parameter group keeps its factor throughout."""
+    """The learning rate for each optimizer step; every parameter group keeps its factor."""
 
     def warm_restarts(step: int) -> float:
         cycle = s.t_0
         while step >= cycle:
             step, cycle = step - cycle, cycle * s.t_mult
-        fall = (1 + math.cos(math.pi * step / cycle)) / 2  # 1 at the start of a cycle, 0 at its end
-        return s.eta_min_factor + (1 - s.eta_min_factor) * fall
+        cosine = (1 + math.cos(math.pi * step / cycle)) / 2  # 1 at the start of a cycle, 0 at its end
+        return s.eta_min_factor + (1 - s.eta_min_factor) * cosine
 
     def one_cycle(step: int) -> float:
-        rise = (step + 1) / (s.warmup_steps + 1)
-        done = (step - s.warmup_steps) / max(s.max_steps - s.warmup_steps, 1)
-        return min(rise, 0.5 + 0.5 * math.cos(math.pi * min(max(done, 0.0), 1.0)))
+        warmup = (step + 1) / (s.warmup_steps + 1)
+        progress = (step - s.warmup_steps) / max(s.max_steps - s.warmup_steps, 1)
+        return min(warmup, 0.5 + 0.5 * math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
     factors = {"warm_restarts": warm_restarts, "one_cycle": one_cycle}
     if s.schedule not in factors:
@@ -91,8 +81,8 @@ def schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> LambdaLR:
 class ClayModule(L.LightningModule):
     """One training step of Clay. `teacher` is frozen and no submodule, so it is neither trained nor saved.
 
-    cached: batches bring a teacher's targets with them. With neither, the loss is reconstruction alone and the
-    projection is left as it is.
+    cached: batches contain a teacher's targets. Without a teacher or targets the loss is reconstruction alone, and the
+    projection is not trained.
     """
 
     def __init__(
@@ -121,7 +111,7 @@ class ClayModule(L.LightningModule):
 
     @property
     def step(self) -> int:
-        """Optimizer steps done, over all starts of the run; Lightning's global_step counts those since this start."""
+        """Optimizer steps over all starts of the run; Lightning's global_step counts those since this start."""
         return self.first_step + self.trainer.global_step
 
     def setup(self, stage: str) -> None:
@@ -131,7 +121,7 @@ class ClayModule(L.LightningModule):
         """loss, and its two parts before weighting; representation only with a teacher or its cached targets."""
         s, cube = self.settings, batch.cube
         P = self.model.config.patch_size
-        visible = cube  # what the model gets; the target is the complete cube
+        visible = cube  # the model's input; the target is the complete cube
         if training and s.drop_all_bands + s.drop_half_bands > 0:
             visible = drop_bands(cube, batch.draws, drop_all=s.drop_all_bands, drop_half=s.drop_half_bands)
         L = math.prod(-(-side // P) for side in cube.pixels.shape[-2:])
@@ -205,13 +195,13 @@ class ClayModule(L.LightningModule):
         return row
 
     def check_weights(self) -> None:
-        """Refuse weights that are not finite: they are neither saved nor used."""
+        """ContractError for weights that are not finite: they are never saved."""
         average = [] if self.average is None else self.average.weights
         if not all(w.isfinite().all() for w in [*self.model.state_dict().values(), *average]):
             raise _diverged("weights", "NaN or infinity")
 
     def snapshot(self) -> dict:
-        """What a checkpoint holds of this module: the weights to use, those to train on, and open means."""
+        """The module's part of a checkpoint: weights to use, weights to train further, and running means."""
         self.check_weights()
         live = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is None:
@@ -221,7 +211,7 @@ class ClayModule(L.LightningModule):
         return {"state_dict": averaged, "live": live, "means": self.train_means.state()}
 
     def restore(self, saved: dict) -> None:
-        """The state of the module when `snapshot` was called."""
+        """Load the state that `snapshot` returned."""
         self.model.load_state_dict({name.removeprefix("model."): w for name, w in saved["state_dict"].items()})
         if self.average is not None:
             self.average = WeightAverage(self.model, self.average.decay)
@@ -241,112 +231,8 @@ class ClayModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule(optimizer, s), "interval": "step"}}
 
 
-def newest_checkpoint(folder: str | Path) -> dict | None:
-    """The last readable checkpoint of a run, on the CPU, or the one before it; None if there is none yet."""
-    paths = [path for name in (LAST, PREVIOUS) if (path := Path(folder) / name).is_file()]
-    for path in paths:
-        with suppress(ContractError):
-            return read_checkpoint(path)
-        warnings.warn(f"{path} is damaged; the one before it is used", stacklevel=2)
-    return read_checkpoint(paths[0]) if paths else None  # raises, and names the damage
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint written by `train`, on the CPU; nothing in it is executed."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content["state_dict"], content["step"], content["optimizer"]
-        return content
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError) as error:
-        reason = f"{path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        cause = "a broken copy, weights alone, or a checkpoint of another program"
-        raise ContractError("checkpoint", reason, "a checkpoint written by clay_lib.training", cause) from None
-
-
-class Checkpoints(L.Callback):
-    """Saves and restores checkpoints, and stops the run in good order on SIGTERM or SIGUSR1 (a cluster's warning).
-
-    every_steps, every_minutes: whichever comes first; one is saved at the end in any case. saved: what to resume from.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        every_steps: int | None = None,
-        every_minutes: float | None = 5.0,
-        saved: dict | None = None,
-    ):
-        self.folder, self.every_steps, self.every_minutes, self.saved = Path(folder), every_steps, every_minutes, saved
-        self.signal: int | None = None  # the one that stops the run
-        self.seconds = 0.0 if saved is None else saved["seconds"]  # of training, over all its starts
-
-    @property
-    def path(self) -> Path:
-        return self.folder / LAST
-
-    def on_train_start(self, trainer: L.Trainer, module: ClayModule) -> None:
-        if self.saved is not None:
-            trainer.optimizers[0].load_state_dict(self.saved["optimizer"])
-            # Checkpoints of before hold no lr_lambdas, since warm restarts were a scheduler of their own.
-            scheduler = trainer.lr_scheduler_configs[0].scheduler
-            scheduler.load_state_dict({"lr_lambdas": []} | self.saved["scheduler"])
-            torch.set_rng_state(self.saved["rng"])
-        self.step, self.began, self.written = module.step, time.monotonic(), time.monotonic()
-        self.saved = None  # frees its memory
-        with suppress(ValueError):  # only the main thread receives signals
-            for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
-                signal.signal(number, self._on_signal)  # Lightning restores the former handlers
-
-    def _on_signal(self, number: int, _) -> None:
-        self.signal = number
-
-    def on_train_batch_start(self, trainer: L.Trainer, module: ClayModule, batch: Batch, batch_idx: int) -> None:
-        if batch.number % trainer.accumulate_grad_batches:
-            return
-        stop = self.signal is not None
-        if trainer.world_size > 1:
-            stop = batch_idx % 10 == 0 and self._any_rank_signaled(trainer, module)
-        due = self.every_steps is not None and module.step % self.every_steps == 0
-        due |= self.every_minutes is not None and time.monotonic() - self.written > 60 * self.every_minutes
-        if stop or (due and module.step > self.step):
-            self.save(trainer, module)
-        if stop:
-            trainer.should_stop = True  # the module then skips this batch
-
-    def _any_rank_signaled(self, trainer: L.Trainer, module: ClayModule) -> bool:
-        """So that all ranks stop at the same step; called now and then, since it costs time."""
-        number = torch.tensor(self.signal or 0, device=module.device)
-        self.signal = int(trainer.strategy.reduce(number, reduce_op="max")) or self.signal
-        return self.signal is not None
-
-    def on_train_end(self, trainer: L.Trainer, module: ClayModule) -> None:
-        if module.step > self.step or not self.path.is_file():
-            self.save(trainer, module)
-
-    def save(self, trainer: L.Trainer, module: ClayModule) -> None:
-        now = time.monotonic()
-        self.seconds += now - self.began
-        self.step, self.began, self.written = module.step, now, now
-        if not trainer.is_global_zero:
-            return
-        content = {
-            "hyper_parameters": dict(module.hparams),
-            "step": module.step,
-            "seconds": self.seconds,
-            "data": trainer.datamodule.state_dict(),
-            "optimizer": trainer.optimizers[0].state_dict(),
-            "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
-            "rng": torch.get_rng_state(),
-            **module.snapshot(),
-        }
-        if self.path.is_file():
-            os.replace(self.path, self.folder / PREVIOUS)
-        atomic_write(self.path, lambda path: torch.save(content, path))
-
-
 class Snapshots(L.Callback):
-    """Reconstructions of one batch at some steps, always with the same patches hidden: {step: [B, L, C*P*P]}."""
+    """Reconstructions of one batch at the given steps, with the same mask each time: {step: [B, L, C*P*P]}."""
 
     def __init__(self, batch: Batch, steps: tuple[int, ...], *, seed: int = 0):
         self.batch, self.steps, self.seed = batch, steps, seed
@@ -370,12 +256,12 @@ class Snapshots(L.Callback):
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished or stopped run: `Clay(trained.model)` embeds and saves its weights."""
+    """A finished or stopped run; `Clay(trained.model)` embeds and saves its weights."""
 
     model: ClayMAE
     history: pd.DataFrame  # one row a logged step or validation: step, epoch, lr, train/..., val/...
     checkpoint: Path  # to resume from, and for Clay.load
-    steps: int  # done so far, over all starts of the run
+    steps: int  # over all starts of the run
     seconds: float  # of training, over all starts of the run
     signal: int | None = None  # that stopped it before its end
 
@@ -401,15 +287,14 @@ def train(
     callbacks: tuple[L.Callback, ...] = (),
     **trainer_options,
 ) -> Trained:
-    """Train for settings.max_steps on the GPU, MPS or CPU that is found; the same seed gives the same CPU run twice.
+    """Train for settings.max_steps on the available GPU, MPS or CPU; on a CPU the same seed gives the same weights.
 
-    Writes out/checkpoints/last.ckpt (and the one before it) and out/log/metrics.csv, a row every log_every steps: means
-    since the last row; `lr` is the rate that no factor changes. start: a model of the same configuration to start from.
-    resume: continue from the last checkpoint under `out` if there is one (True), or from this file; a killed CPU run
-    that resumes ends with the weights of one that was never killed, bit by bit. val_every: steps between validations,
-    instead of check_val_every_n_epoch. A loss that is not finite ends the run at the next row, and weights that are not
-    are never written. precision: bf16 on a GPU and float32 elsewhere, by default. trainer_options: Lightning's, such as
-    num_nodes and strategy.
+    Writes out/checkpoints/last.ckpt (and the one before it) and out/log/metrics.csv, a row every log_every steps with
+    the means since the last row and the base rate `lr`. start: a model of the same configuration to start from.
+    resume: continue from the last checkpoint under `out` if there is one (True), or from this file; a CPU run that is
+    killed and resumed ends with bitwise the same weights as an uninterrupted one. val_every: steps between validations,
+    instead of check_val_every_n_epoch. A loss that is not finite ends the run at the next row. precision: by default
+    bf16 on a GPU and float32 elsewhere. trainer_options: Lightning's, such as num_nodes and strategy.
     """
     check_ranges(asdict(settings), TrainSettings, "settings.")
     check_ranges({"log_every": log_every, "val_every": val_every}, train)
@@ -440,7 +325,7 @@ def train(
         devices=devices or ("auto" if torch.cuda.is_available() else 1),
         precision=precision or precision_of(accelerator),
         max_steps=max(left, 1),
-        max_epochs=-1,  # Lightning's epochs are the stretches between validations
+        max_epochs=-1,  # one Lightning epoch lasts from a validation to the next
         accumulate_grad_batches=s.accumulate,
         gradient_clip_val=s.clip_gradient,
         callbacks=[checkpoints, *callbacks],
@@ -448,8 +333,8 @@ def train(
         enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # SensorBatches shares the chips out among ranks itself
-        # On a CPU all that is done here is deterministic; torch's mode for it would cost a tenth of a step.
+        use_distributed_sampler=False,  # SensorBatches divides the chips among ranks itself
+        # On a CPU everything here is deterministic anyway; torch's mode for it would cost 10 % of the time.
         deterministic="warn" if torch.cuda.is_available() else False,
         **{"logger": False, "limit_val_batches": None if data.val_chips else 0, **trainer_options},
     )
@@ -461,7 +346,7 @@ def train(
     if left > 0:
         steps = val_every or -(-check_val_every_n_epoch * module.per_epoch // s.accumulate)  # between validations
         data.every, data.end = steps * s.accumulate, s.max_steps * s.accumulate
-        # Checkpoints without a position were written before samplers had one.
+        # Checkpoints of earlier versions hold no position of the sampler.
         data.load_state_dict((saved or {}).get("data") or {"position": module.first_step * s.accumulate})
         disable = not progress or not trainer.is_global_zero
         with tqdm(total=s.max_steps, initial=module.first_step, unit="step", disable=disable) as module.bar:
@@ -476,29 +361,32 @@ def train(
     history = pd.read_csv(out / "log" / "metrics.csv")
     steps = module.first_step + (trainer.global_step if left > 0 else 0)
     model = module.model.cpu().eval()
-    return Trained(model, history, checkpoints.path, steps, checkpoints.seconds, checkpoints.signal)
+    return Trained(model, history, checkpoints.folder / LAST, steps, checkpoints.seconds, checkpoints.signal)
 
 
 def _diverged(field: str, found: str) -> ContractError:
-    cause = "the run diverged (a lower lr, or clip_gradient 1.0), or started so; earlier checkpoints are kept"
+    cause = "the run diverged (try a lower lr, or clip_gradient 1.0); earlier checkpoints are kept"
     return ContractError(field, found, "finite numbers", cause)
 
 
 def _check_same_run(old: dict, new: dict) -> None:
-    """A run resumes with the model and settings that it was started with; only its end may move."""
-    old = old | {"config": stored_config(old["config"])}  # where an earlier version may have used other names
-    for part in ("config", "settings"):
-        differs = [k for k in old[part].keys() | new[part].keys() if old[part].get(k) != new[part].get(k)]
-        differs = [k for k in sorted(differs) if k != "max_steps"]
-        if differs:
-            changed, before = (", ".join(f"{k} {values[part].get(k)}" for k in differs) for values in (new, old))
-            cause = "a changed configuration; write to another folder to start again"
-            raise ContractError("resume", changed, f"{before}, as the run was started", cause)
+    """A run resumes with the model and settings that it was started with; only max_steps may change."""
+    old = stored_config(old["config"]) | old["settings"]  # with today's names
+    new = new["config"] | new["settings"]
+    check_unchanged({k: (old.get(k), new.get(k)) for k in sorted((old.keys() | new.keys()) - {"max_steps"})})
 
 
-def _columns(data: ClayDataModule, taught: bool) -> list[str]:
-    """Columns of metrics.csv; the columns of a sensor hold its reconstruction loss."""
-    losses = ["loss", "reconstruction"] + ["representation"] * taught
+def check_unchanged(pairs: Mapping[str, tuple]) -> None:
+    """ContractError if a run resumes with other values. pairs: name -> (value at the start, value now)."""
+    if differs := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
+        before, now = (", ".join(f"{name} {pair[k]}" for name, pair in differs.items()) for k in (0, 1))
+        cause = "a changed configuration; write to another folder to start again"
+        raise ContractError("resume", now, f"{before}, as the run was started", cause)
+
+
+def _columns(data: ClayDataModule, with_targets: bool) -> list[str]:
+    """Columns of metrics.csv; a sensor's column is its reconstruction loss."""
+    losses = ["loss", "reconstruction"] + ["representation"] * with_targets
     stages = {"train": data.train_chips, "val": data.val_chips}
     names = [f"{stage}/{name}" for stage, chips in stages.items() if chips for name in (*losses, *chips)]
     return ["step", "epoch", "lr", *names]

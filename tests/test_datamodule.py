@@ -1,4 +1,4 @@
-"""Random numbers depend on a batch's number and a chip's place in it alone: not on workers, ranks or restarts."""
+"""Batches and their random numbers, which do not depend on workers, ranks or restarts."""
 
 import numpy as np
 import pytest
@@ -38,19 +38,7 @@ class TestBatches:
 
         assert order(0, 1) == order(0, 1) != order(0, 2) != order(1, 2)
 
-    def test_ranks_share_an_epoch(self, monkeypatch):
-        ranks = []
-        for rank in range(2):
-            monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-            monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
-            monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-            ranks.append(list(SensorBatches({"a": 24, "b": 24}, batch_size=4)))
-        assert [p.sensor for p in ranks[0]] == [p.sensor for p in ranks[1]]
-        for sensor in "ab":
-            first, second = (np.concatenate([p.indices for p in plans if p.sensor == sensor]) for plans in ranks)
-            assert not set(first) & set(second) and len(set(first) | set(second)) == 24
-
-    def test_augmentation_keeps_pixels_and_hides_a_fifth_of_the_places(self):
+    def test_augmentation_keeps_pixels_and_zeroes_a_fifth_of_the_places(self):
         chips = fake_chips("naip", 400)
         plan = next(iter(SensorBatches({"naip": 400}, batch_size=400)))
         plain, turned = (PlannedBatches({"naip": chips}, augment=augment)[plan].cube for augment in (False, True))
@@ -64,15 +52,15 @@ class TestBatches:
         chips = fake_chips("naip", 50, size=24)
         chips.pixels[:] = rows[:, None] * 100 + rows  # every pixel holds its position
         data = PlannedBatches({"naip": chips}, augment=True, crop=16)
-        cut = data._cropped(chips.pixels, Draws((0,), np.arange(50)))
+        cut = data._crop(chips.pixels, Draws((0,), np.arange(50)))
         top, left = np.divmod(cut[:, 0, 0, 0], 100)
         assert cut.shape == (50, 4, 16, 16) and len({*zip(top, left, strict=True)}) > 20 and max(*top, *left) == 8
         assert (cut[:, 2, 15, 3] == cut[:, 0, 0, 0] + 1503).all()
         draws = Draws((0,), np.arange(50))
-        middle = PlannedBatches({"naip": chips}, augment=False, crop=16)._cropped(chips.pixels, draws)
+        middle = PlannedBatches({"naip": chips}, augment=False, crop=16)._crop(chips.pixels, draws)
         assert (middle[:, 0, 0, 0] == 404).all()
         with pytest.raises(ContractError, match="crop"):
-            PlannedBatches({"naip": chips}, augment=False, crop=32)._cropped(chips.pixels, draws)
+            PlannedBatches({"naip": chips}, augment=False, crop=32)._crop(chips.pixels, draws)
 
     def test_no_training_chips_raise(self):
         with pytest.raises(ContractError, match="train"):
@@ -109,7 +97,7 @@ class TestDraws:
             assert abs(np.corrcoef(x.ravel(), y.ravel())[0, 1]) < 0.02
         assert np.array_equal(draws("a", 7), a[:, :7])
 
-    def test_ranks_share_the_draws_of_one_process(self, monkeypatch):
+    def test_ranks_draw_the_numbers_of_one_process(self, monkeypatch):
         everything, shares = all_and_ranks(monkeypatch, {"naip": 11, "linz": 6}, 2)
         chips = {"naip": fake_chips("naip", 11, 24), "linz": fake_chips("linz", 6, 24)}
         data = PlannedBatches(chips, augment=True, crop=16)
@@ -173,7 +161,7 @@ class TestPosition:
         assert all(torch.equal(a.cube.pixels, b.cube.pixels) for a, b in zip(none, two, strict=True))
 
 
-class Rows:
+class KeyTargets:
     """Targets that hold the chip and the flip that they belong to."""
 
     def lookup(self, sensor, hashes, flips):
@@ -184,7 +172,7 @@ class TestTargets:
     def test_targets_match_chips_and_flips(self):
         chips = fake_chips("naip", 40, 16)
         chips.pixels[:] += np.arange(16) + 3 * np.arange(16)[:, None]  # so that every flip differs
-        batch = PlannedBatches({"naip": chips}, augment=True, targets=Rows())[
+        batch = PlannedBatches({"naip": chips}, augment=True, targets=KeyTargets())[
             SensorBatches({"naip": 40}, batch_size=40).plan(0)
         ]
         assert set(batch.flips) == {0, 1, 2, 3}
@@ -198,7 +186,7 @@ class TestTargets:
     @pytest.mark.parametrize("options", [{"crop": 8}, {"turns": True}])
     def test_windows_and_turns_raise(self, options):
         with pytest.raises(ContractError, match="targets"):
-            PlannedBatches({"naip": fake_chips("naip", 4)}, augment=True, targets=Rows(), **options)
+            PlannedBatches({"naip": fake_chips("naip", 4)}, augment=True, targets=KeyTargets(), **options)
 
 
 class TestDamage:

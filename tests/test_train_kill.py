@@ -13,7 +13,8 @@ import torch
 torch.set_num_threads(1)
 from clay_lib import Clay, ClayConfig
 from clay_lib.datamodule import ClayDataModule
-from clay_lib.training import TrainSettings, newest_checkpoint, train
+from clay_lib.callbacks import newest_checkpoint
+from clay_lib.training import TrainSettings, train
 sys.path.insert(0, sys.argv[1])
 from fakes import fake_chips
 

@@ -1,4 +1,4 @@
-"""Training follows the release notes, is deterministic, resumes exactly and never touches the teacher."""
+"""Training: release settings, determinism, exact resuming and a frozen teacher."""
 
 import os
 import shutil
@@ -11,11 +11,12 @@ import torch
 from fakes import MICRO, fake_chips
 
 from clay_lib import Clay, ContractError
+from clay_lib.callbacks import newest_checkpoint, read_checkpoint
 from clay_lib.data.augment import drop_bands
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
 from clay_lib.model import WeightAverage
 from clay_lib.teacher import stand_in_teacher
-from clay_lib.training import ClayModule, TrainSettings, newest_checkpoint, read_checkpoint, schedule, train
+from clay_lib.training import ClayModule, TrainSettings, schedule, train
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def data():
 
 
 class TestSettings:
-    def test_the_release_rate_rises_within_a_cycle(self):
+    def test_release_learning_rate_rises_within_a_cycle(self):
         s = TrainSettings()
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=s.lr)
         steps, rates = schedule(optimizer, s), []
@@ -40,7 +41,7 @@ class TestSettings:
         assert rates[500] == pytest.approx((1e-5 + 1e-3) / 2, rel=1e-2) and rates[3000] == pytest.approx(1e-5)
 
     @pytest.mark.parametrize("name", ["warm_restarts", "one_cycle"])
-    def test_factors_hold_at_every_step(self, name):
+    def test_learning_rate_factors_hold_at_every_step(self, name):
         settings = TrainSettings(schedule=name, embedding_lr_factor=0.1, head_lr_factor=20.0, t_0=5, max_steps=12)
         configured = ClayModule(MICRO, settings).configure_optimizers()
         optimizer, steps = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
@@ -60,7 +61,7 @@ class TestSettings:
         with pytest.raises(ContractError, match="schedule"):
             ClayModule(MICRO, TrainSettings(schedule="linear")).configure_optimizers()
 
-    def test_shares_of_dropped_bands(self):
+    def test_shares_of_samples_with_dropped_bands(self):
         batch = PlannedBatches({"naip": fake_chips("naip", 3000)}, augment=True)[
             next(iter(SensorBatches({"naip": 3000}, batch_size=3000)))
         ]
@@ -91,7 +92,7 @@ class TestTraining:
             log_every=1,
         )
 
-    def test_is_deterministic_and_learns(self, data, tmp_path):
+    def test_same_seed_same_weights_and_lower_loss(self, data, tmp_path):
         a, b = (self.run(data, tmp_path / name) for name in "ab")
         first, second = (run.model.state_dict() for run in (a, b))
         assert all(torch.equal(first[name], second[name]) for name in first)

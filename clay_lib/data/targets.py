@@ -1,11 +1,11 @@
-"""Cached teacher targets: a frozen teacher's output for every chip and its flips, computed once and kept with the chips.
+"""Cached teacher targets: a frozen teacher's output for every chip and its flips, stored with the chips.
 
     STORE/targets/FINGERPRINT/teacher.json               which teacher this is
     STORE/targets/FINGERPRINT/SENSOR-STATISTICS/PART.npy two arrays in one file: a table of keys, then the targets
 
-A key is a chip's content hash and its flip, so a changed chip has no target until it is computed; the fingerprint is of
-the teacher, and STATISTICS of how the sensor's chips are normalized for it, so a change of either never gets an old
-target. A part is written atomically and named after its table, which holds a checksum of every target. Nothing is ever
+A key is a chip's content hash and its flip, so a changed chip has no target until it is computed. FINGERPRINT is a hash
+of the teacher, and STATISTICS one of the sensor's normalization, so that after a change of either no old target is used.
+A part is written atomically and named after its table, which holds a checksum of every target. Nothing is ever
 rewritten, and several processes or machines may fill one cache.
 """
 
@@ -30,9 +30,9 @@ from clay_lib.files import PARTIAL, PartBuffer, filesystem, hash_tensors, put
 from clay_lib.sensors import SENSORS
 from clay_lib.teacher import teacher_target
 
-VERSION = 1  # of the files, and of what happens to chips before the teacher: make_datacube, teacher_target
+VERSION = 1  # of the files, and of the preprocessing: make_datacube, teacher_target
 TABLE = np.dtype([("key", "S17"), ("crc", "<u4")])  # 16 bytes of content hash and one of the flip; CRC-32 of the target
-PART_ROWS, PART_SECONDS = 65_536, 60.0  # a part is written when it is full or this old: what a killed process loses
+PART_ROWS, PART_SECONDS = 65_536, 60.0  # a part is written when it is full or this old
 OPEN_PARTS = 512  # files mapped at a time
 FLIPS = (0, 1, 2, 3)  # of training chips; validation uses chips as they are
 
@@ -41,7 +41,7 @@ class TargetCache:
     """The targets of one teacher. Picklable; loading processes that are forked share its index.
 
     folder_or_url: a store, its `targets` folder, or one teacher's folder in it. fingerprint: of the teacher; None where
-    the folder holds the targets of one teacher only. dim: width of a target, if it is to be checked.
+    the folder holds the targets of one teacher only. dim: expected width of a target; None: any.
     """
 
     def __init__(self, folder_or_url, fingerprint: str | None = None, dim: int | None = None):
@@ -56,7 +56,7 @@ class TargetCache:
 
     @classmethod
     def open(cls, folder, teacher: nn.Module) -> TargetCache:
-        """This teacher's cache in a store."""
+        """The cache of this teacher in a store."""
         return cls(folder, fingerprint(teacher), teacher.dim)
 
     def has(self, sensor: str, hashes, flip: int = 0) -> np.ndarray:
@@ -68,7 +68,7 @@ class TargetCache:
         return torch.from_numpy(self._of(sensor).read(_keys(hashes, flips), hashes, flips))
 
     def missing(self, chips, flips: Sequence[int]) -> np.ndarray:
-        """[N, len(flips)] bool: the targets still to compute; of chips of equal content only the first counts."""
+        """[N, len(flips)] bool: the targets still to compute; of chips with equal content only the first."""
         first = np.zeros(len(chips), bool)
         first[np.unique(chips.hashes, return_index=True)[1]] = True
         return np.stack([first & ~self.has(chips.sensor, chips.hashes, flip) for flip in flips], axis=1)
@@ -157,7 +157,7 @@ def fill_targets(
     progress: bool = True,
     label: str = "",
 ) -> TargetCache:
-    """Compute the targets that the cache lacks; after a kill the same call computes the rest.
+    """Compute the targets missing from the cache; after a kill the same call computes the rest.
 
     chips: Chips or StoredChips. folder: the store. label: of the progress bar. The teacher runs on the device and in
     the dtype of its weights.
@@ -165,23 +165,23 @@ def fill_targets(
     from tqdm.auto import tqdm
 
     cache = open_or_create(folder, teacher)
-    lacking = cache.missing(chips, flips)  # [N, flips]
-    chosen = np.flatnonzero(lacking.any(1))
+    missing = cache.missing(chips, flips)  # [N, flips]
+    chosen = np.flatnonzero(missing.any(1))
 
     def publish(rows: list) -> None:
         _write_part(cache.url, chips.sensor, *zip(*rows, strict=True))
 
     part = PartBuffer(publish, rows=PART_ROWS, seconds=PART_SECONDS)
-    with tqdm(total=int(lacking.sum()), unit="target", disable=not progress, desc=label or chips.sensor) as bar:
+    with tqdm(total=int(missing.sum()), unit="target", disable=not progress, desc=label or chips.sensor) as bar:
         for start in range(0, len(chosen), batch_size):
             indices = chosen[start : start + batch_size]
             batch = chips[indices]  # fewer where a damaged shard is skipped
-            wanted = lacking[indices][np.isin(chips.hashes[indices], batch.hashes)]
+            batch_missing = missing[indices][np.isin(chips.hashes[indices], batch.hashes)]
             for k, flip in enumerate(flips):
-                subset = batch[np.flatnonzero(wanted[:, k])]
+                subset = batch[np.flatnonzero(batch_missing[:, k])]
                 if len(subset):
                     part.add(*zip(_keys(subset.hashes, flip), compute_targets(teacher, subset, flip), strict=True))
-            bar.update(int(lacking[indices].sum()))
+            bar.update(int(missing[indices].sum()))
     part.flush()
     return TargetCache(cache.url)
 
@@ -193,7 +193,7 @@ def compute_targets(teacher: nn.Module, chips, flip: int) -> np.ndarray:
     with torch.inference_mode():
         targets = teacher_target(teacher.eval(), pixels, chips.sensor).to(torch.float16).cpu().numpy()
     if not np.isfinite(targets).all():
-        cause = "broken weights, or features that were never scaled"
+        cause = "broken weights, or unscaled features"
         found = f"targets of {chips.sensor} that float16 cannot hold"
         raise ContractError("teacher", found, "finite numbers below 65504", cause)
     return targets
@@ -211,7 +211,7 @@ def fingerprint(teacher: nn.Module) -> str:
 
 
 def sensor_folder(sensor: str) -> str:
-    """A sensor's name and eight digits over all that decides how its chips are normalized for a teacher."""
+    """A sensor's name and eight digits of a hash of everything that determines its normalization."""
     s = SENSORS[sensor]
     statistics = repr([s.decibel, s.rgb, *((band.name, band.mean, band.std) for band in s.bands)])
     return f"{sensor}-{hashlib.sha256(statistics.encode()).hexdigest()[:8]}"
@@ -246,7 +246,7 @@ def _read_table(fs, path: str, dim: int) -> tuple[np.ndarray, int]:
     except (ValueError, EOFError, OSError) as error:
         raise _damaged(path, str(error)) from None
     if table.dtype != TABLE or _part_name(table) != path.rsplit("/", 1)[1].removesuffix(".npy"):
-        raise _damaged(path, "its table is not the one that it is named after")
+        raise _damaged(path, "its table does not match its name")
     if (shape, dtype) != ((len(table), dim), np.dtype("<f2")) or size != start + 2 * dim * len(table):
         raise _damaged(path, f"{size - start} bytes for {len(table)} targets of {dim}")
     return table, start
@@ -266,7 +266,7 @@ def _keys(hashes, flips) -> np.ndarray:
 
 
 def open_or_create(folder, teacher: nn.Module) -> TargetCache:
-    """The teacher's cache, created if it is new; unfinished files of killed writers are deleted."""
+    """The teacher's cache, created if needed; unfinished files of killed writers are deleted."""
     fs, root = filesystem(folder)
     name = fingerprint(teacher)
     home = f"{root}/targets/{name}"

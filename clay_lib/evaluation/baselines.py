@@ -1,4 +1,4 @@
-"""Hand-crafted baselines: features of a chip without any learning, to compare a model with.
+"""Hand-crafted baselines: features of a chip without learning, to compare a model with.
 
 Every function takes pixels [N, C, H, W] and returns features [N, D]. One more baseline, the model's own architecture
 with random weights, is `Clay.random(config, seed=...)`.
@@ -30,7 +30,7 @@ def color_histogram(pixels: np.ndarray, *, bins: int = 16, limits: tuple[float, 
     pixels = _check_pixels(pixels)
     if bins < 2 or not limits[0] < limits[1]:
         found = f"bins={bins}, limits={limits}"
-        raise ContractError("color_histogram", found, "at least 2 bins, low < high", "the limits were swapped")
+        raise ContractError("color_histogram", found, "at least 2 bins, low < high", "the limits are swapped")
     bin_of = ((pixels - limits[0]) * (bins / (limits[1] - limits[0]))).astype(np.int64).clip(0, bins - 1)
     N, C, H, W = bin_of.shape
     offset = bins * np.arange(N * C).reshape(N, C, 1, 1)  # each band of each chip counts in its own bins
@@ -59,7 +59,7 @@ def random_convolutions(
     if n_filters < len(sides) or min(H, W) < max(sides):
         found = f"n_filters={n_filters}, chips of {H} x {W} pixels"
         expected = f"n_filters >= {len(sides)} and at least {max(sides)} x {max(sides)} pixels"
-        raise ContractError("random_convolutions", found, expected, "chips too small, or axes not [N, C, H, W]")
+        raise ContractError("random_convolutions", found, expected, "chips too small, or other axes than [N, C, H, W]")
     generator = torch.Generator().manual_seed(seed)
     counts = [len(part) for part in np.array_split(np.arange(n_filters), len(sides))]
     banks = [_filters(count, C, side, generator) for count, side in zip(counts, sides, strict=True)]
@@ -84,7 +84,7 @@ def _check_pixels(pixels) -> np.ndarray:
 
 
 def check_finite(field: str, x: np.ndarray, ndim: int, shape: str, cause: str) -> np.ndarray:
-    """x itself, if it has `ndim` axes, none of them empty, and holds finite numbers; else a ContractError."""
+    """x, after a check that it has `ndim` axes, none of them empty, and finite numbers; else a ContractError."""
     if x.ndim != ndim or 0 in x.shape or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
         raise ContractError(field, f"shape {x.shape}, {x.dtype}", f"numbers {shape}, no axis of length 0", cause)
     if not np.isfinite(x).all():

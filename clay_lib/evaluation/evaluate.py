@@ -1,12 +1,12 @@
-"""Evaluation: frozen embeddings probed for your labels in one call, beside baselines and with intervals.
+"""Evaluation of frozen embeddings on your labels: probes, baselines and intervals in one call.
 
     evaluation = evaluate(clay, chips)                                                # Chips have label, place, date
     evaluation = evaluate(clay, pixels, labels, groups=farms, sensor="naip", bands=["red", "green", "blue"])
     evaluation.table, evaluation.lead, evaluation.gap, evaluation.figure()
 
-Beside every score stand the baselines (pixel statistics, random convolutions, the same architecture with random
-weights), an interval, and the score of a random split. `groups` must not lie on both sides of the spatial split: blocks
-of land, scenes, farms. Every probe runs with several seeds, for splits, random weights, filters and shots.
+Every score comes with its interval, those of the baselines (pixel statistics, random convolutions, the same
+architecture with random weights), and that of a random split. `groups` (blocks of land, scenes, farms) never lie on both
+sides of the spatial split. Every probe runs with several seeds, for splits, random weights, filters and shots.
 
 labels [N]: one class a chip. labels [N, H, W]: a class a pixel, 0 unknown; then patches are classified, not chips.
 For several labels a chip, [N, K], see `evaluate_multilabel`.
@@ -58,7 +58,7 @@ class Evaluation:
 
     @cached_property
     def gap(self) -> pd.DataFrame:
-        """How much the random split flatters: see `probes.gap`."""
+        """How far the random split overestimates: see `probes.gap`."""
         part = self.predictions[self.predictions["shots"] == 0]
         return probes.gap(part, metric=self.metric, bootstraps=self.bootstraps)
 
@@ -107,7 +107,7 @@ def evaluate(
         chips = chips.pixels
     labels = np.asarray(labels)
     if labels.ndim not in (1, 3) or len(labels) != len(chips):
-        cause = "labels and chips were selected apart, or labels [N, K]: see evaluate_multilabel"
+        cause = "labels and chips were selected separately, or labels [N, K]: see evaluate_multilabel"
         raise ContractError("labels", f"shape {labels.shape}", f"[{len(chips)}] or [N, H, W]", cause)
     if labels.ndim == 1:
         sets = chip_features(clay, chips, layers=layers, seeds=seeds, **metadata)
@@ -134,7 +134,7 @@ def evaluate_features(
     seeds: int = 5,
     bootstraps: int = 1000,
 ) -> Evaluation:
-    """`evaluate` for features that exist already: {name: versions [N, D]}, of one model or of any.
+    """`evaluate` for precomputed features {name: versions [N, D]} of any model.
 
     Sets whose names begin with "pixel" or "random" are baselines. Test chips of a class without training chips are
     left out.
@@ -149,14 +149,14 @@ def evaluate_features(
             tested = tested[np.isin(labels[tested], labels[train])]
             if not len(tested) or len(np.unique(labels[train])) < 2:
                 cause = "the blocks hold a class each: use smaller ones, or fewer seeds"
-                raise ContractError("groups", "a split without chips to test on", "some", cause)
+                raise ContractError("groups", "a split without test chips", "at least one", cause)
             for count, kept in _shots(labels[train], shots if split != "random" else (), seed):
                 kept = train[kept]
                 pairs = {name: (v[seed % len(v)][kept], v[seed % len(v)][tested]) for name, v in sets.items()}
                 names = [p for p in which if count == 0 or p == "linear"] + ([probes.NEAREST_MEAN] if count else [])
                 both = dict(train_groups=None if count else group[kept], test_groups=group[tested])
-                made = probes.predict(pairs, labels[kept], labels[tested], **both, which=names, seed=seed)
-                tables.append(made.assign(split=split, shots=count, chip=tested[made["chip"].to_numpy()]))
+                table = probes.predict(pairs, labels[kept], labels[tested], **both, which=names, seed=seed)
+                tables.append(table.assign(split=split, shots=count, chip=tested[table["chip"].to_numpy()]))
     return Evaluation(pd.concat(tables, ignore_index=True), metric, bootstraps)
 
 
@@ -165,7 +165,7 @@ def split_chips(n: int, groups, test, seed: int) -> Iterator[tuple[str, np.ndarr
     group, parts = np.arange(n) if groups is None else np.asarray(groups), (1 - SHARE, SHARE)
     if len(group) != n or (test is not None and np.shape(test) != (n,)):
         found = f"{len(group)} groups, test {np.shape(test)} for {n} chips"
-        raise ContractError("groups, test", found, "one a chip", "chips were selected apart")
+        raise ContractError("groups, test", found, "one a chip", "chips were selected separately")
     if test is not None:
         yield "given", np.flatnonzero(~np.asarray(test, bool)), np.flatnonzero(test), group
         return
@@ -223,15 +223,15 @@ def patch_features(
         """[N, C, H, W] -> [M, C, P, P]."""
         return rearrange(x[:, :, : h * P, : w * P], "N C (h p) (w q) -> (N h w) C p q", p=P, q=P)[place]
 
-    of_patch = {k: np.repeat(np.asarray(metadata[k]), h * w)[place] for k in PER_CHIP if np.ndim(metadata.get(k))}
+    per_patch = {k: np.repeat(np.asarray(metadata[k]), h * w)[place] for k in PER_CHIP if np.ndim(metadata.get(k))}
     for owner, models in with_random_weights(clay, seeds).items():
         for model in models:
-            batches = [model.embed(x, layers=layers, **own) for x, own in _batches(pixels, batch_size, metadata)]
+            batches = [model.embed(x, layers=layers, **part) for x, part in _batches(pixels, batch_size, metadata)]
             tokens = {"patch token": [out.patches for out in batches]}
             tokens |= {f"patch token, layer {k}": [out.layers[k].patches for out in batches] for k in layers}
-            found = {n: np.concatenate([t.flatten(0, 2).cpu().numpy() for t in ts])[place] for n, ts in tokens.items()}
-            alone = embed_features(model, cut(np.asarray(pixels)), **metadata | of_patch)
-            for name, x in (found | {"each patch by itself": alone["class token"]}).items():
+            flat = {n: np.concatenate([t.flatten(0, 2).cpu().numpy() for t in ts])[place] for n, ts in tokens.items()}
+            alone = embed_features(model, cut(np.asarray(pixels)), **metadata | per_patch)
+            for name, x in (flat | {"each patch by itself": alone["class token"]}).items():
                 sets.setdefault(f"{owner}, {name}", []).append(x)
     return sets | _pixel_baselines(cut(normalized), seeds)
 
@@ -245,21 +245,21 @@ def embed_features(
     one a chip.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    for x, own in _batches(pixels, batch_size, metadata):
-        out = clay.embed(x, layers=layers, **own)
+    for x, batch_metadata in _batches(pixels, batch_size, metadata):
+        out = clay.embed(x, layers=layers, **batch_metadata)
         for suffix, e in {"": out, **{f", layer {k}": v for k, v in out.layers.items()}}.items():
             tokens = e.patches.flatten(1, 2).cpu().numpy()
             spread = np.nanstd(tokens, axis=1, ddof=1) if tokens.shape[1] > 1 else np.zeros_like(tokens[:, 0])
-            found = {"class token": e.chip.cpu().numpy(), "patch mean": e.mean.cpu().numpy(), "patch spread": spread}
-            for name, values in found.items():
+            features = {"class token": e.chip.cpu().numpy(), "patch mean": e.mean.cpu().numpy(), "patch spread": spread}
+            for name, values in features.items():
                 parts.setdefault(name + suffix, []).append(values)
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def patch_labels(classes: np.ndarray, P: int) -> tuple[np.ndarray, np.ndarray]:
-    """Classes [N, H, W], 0 unknown -> labels [M] and places [M] of the patches whose class is clear.
+    """Classes [N, H, W], 0 unknown -> labels [M] and places [M] of the patches with a dominant class.
 
-    Clear: at least AGREE of a patch's pixels have it. Places count patches through all chips, row by row.
+    Dominant: at least AGREE of a patch's pixels have it. Places count patches through all chips, row by row.
     """
     h, w = (n // P for n in classes.shape[1:])
     patches = rearrange(classes[:, : h * P, : w * P], "N (h p) (w q) -> (N h w) (p q)", p=P, q=P)
@@ -276,18 +276,18 @@ def with_random_weights(clay: Clay, seeds: int) -> dict[str, list[Clay]]:
 
 
 def _pixel_baselines(normalized: np.ndarray, seeds: int, n_filters: int = 256) -> dict[str, list[np.ndarray]]:
-    """Missing pixels become the band's mean, as for the model."""
+    """Pixel statistics and random convolutions; missing pixels become the band's mean, as for the model."""
     x = np.nan_to_num(np.asarray(normalized, np.float32), nan=0.0)
     convolutions = [baselines.random_convolutions(x, n_filters=n_filters, seed=k) for k in range(seeds)]
     return {"pixel statistics": [baselines.pixel_statistics(x)], "random convolutions": convolutions}
 
 
 def _batches(pixels, size: int, metadata: Mapping) -> Iterator[tuple[np.ndarray, dict]]:
-    """Chips `size` at a time, each batch with its own part of the metadata."""
+    """Batches of `size` chips, each with its part of the metadata."""
     pixels = np.asarray(pixels)
     for i in range(0, len(pixels), size):
-        own = {k: v[i : i + size] if k in PER_CHIP and np.ndim(v) else v for k, v in metadata.items()}
-        yield pixels[i : i + size], own
+        part = {k: v[i : i + size] if k in PER_CHIP and np.ndim(v) else v for k, v in metadata.items()}
+        yield pixels[i : i + size], part
 
 
 # -- several labels a chip -------------------------------------------------------------------------------------------
@@ -357,12 +357,12 @@ def evaluate_multilabel(
                         columns = dict(chip=b, group=group[b], truth=labels[b, k].astype(bool), probability=column)
                         tables.append(pd.DataFrame(columns).assign(**case, probe=probe, label=names[k]))
     if not tables:
-        raise ContractError("labels", "none to test", "a label that some chips have", "all chips have it, or none")
+        raise ContractError("labels", "none to test", "a label of some chips only", "all chips have it, or none")
     return MultiLabelEvaluation(pd.concat(tables, ignore_index=True), bootstraps)
 
 
 def _probabilities(probe: str, train, labels, tested, groups, seed: int) -> np.ndarray:
-    """[M, K] from 0 to 1: how probably each test chip has each label."""
+    """[M, K] probability of each label for each test chip."""
     if probe == "linear":
         models = [probes.fit_linear(train, y, _choose_c(train, y, groups, seed)) for y in labels.T]
         return np.stack([model.predict_proba(tested)[:, 1] for model in models], axis=1)
@@ -379,7 +379,7 @@ def _choose_c(train, y, groups, seed: int) -> float:
 
 
 def _resample_label(part: pd.DataFrame, groups: int, bootstraps: int) -> np.ndarray:
-    """[2, 1 + bootstraps] average precision and F1 of one label, seeds and groups resampled; NaN where none has it."""
+    """[2, 1 + bootstraps] average precision and F1 of one label, seeds and groups resampled; NaN where no chip has it."""
     weights, by_seed = bootstrap_weights(groups, bootstraps), list(part.groupby("seed"))
     of_seed = bootstrap_weights(len(by_seed), bootstraps, [0, 1]).T[:, None]  # [S, 1, 1 + bootstraps]
     scores = []

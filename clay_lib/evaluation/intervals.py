@@ -1,9 +1,9 @@
-"""Bootstrap intervals: the range of a score over other chips, other places and other seeds.
+"""Bootstrap intervals of scores, over groups of chips and over seeds.
 
-Groups are drawn, not single chips, since two dates of one place or neighbors in a mosaic are not independent; and where there are
-predictions of several seeds (splits, random weights, training shots), the seeds are drawn as well. The same seed and
-groups give the same draws, so that two resampled scores can be subtracted pairwise. With one group there is no
-interval (NaN), and with few groups a warning says that it is too narrow.
+Groups are resampled, not single chips, since two dates of one place or neighbors in a mosaic are not independent; so
+are the seeds (splits, random weights, training shots) where predictions come from several. The same seed and groups
+give the same draws, so that two resampled scores can be subtracted pairwise. With one group the interval is NaN, with
+few groups a warning says that it is too narrow.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def resample(
 
 
 def bootstrap_weights(n: int, bootstraps: int, seed=0) -> np.ndarray:
-    """How often each of n counts, [1 + bootstraps, n]: once each, then as often as drawn with replacement."""
+    """Weights of n groups [1 + bootstraps, n]: ones, then how often each is drawn with replacement."""
     return np.vstack([np.ones(n), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), bootstraps)])
 
 
@@ -49,15 +49,15 @@ def drop_single_group(scores: np.ndarray, groups: int) -> np.ndarray:
     if len(scores) > 1 and groups < FEW:
         problem = f"of {groups} groups (places, scenes, blocks) is too narrow to rely on"
         if groups < 2:
-            problem = "needs more than 1 group (place, scene, block), and is left out"
-        warn(f"an interval {problem}; score more land, or give smaller groups, at least {FEW}")
+            problem = "needs more than 1 group (place, scene, block), and is omitted"
+        warn(f"an interval {problem}; score more places, or use smaller groups, at least {FEW}")
     if groups < 2:
         scores[1:] = np.nan
     return scores
 
 
 def interval(scores: np.ndarray) -> tuple[float, float, float]:
-    """Resampled scores -> the measured score, and both ends of its 95 % percentile interval (NaN where there is none)."""
+    """Resampled scores -> (measured score, low, high) of its 95 % percentile interval; NaN where there is none."""
     drawn = scores[1:][np.isfinite(scores[1:])]
     if not len(drawn):
         return float(scores[0]), np.nan, np.nan
@@ -72,5 +72,5 @@ def as_text(value: float, low: float, high: float, form: str = "{:.2f}") -> str:
 
 
 def codes(values) -> np.ndarray:
-    """Any names [M] -> integer codes [M] from 0, in sorted order of the names."""
+    """Names [M] -> integer codes [M] from 0, in sorted order of the names."""
     return np.unique(np.asarray(values), return_inverse=True)[1].ravel()

@@ -1,16 +1,16 @@
 """Probes: simple classifiers on frozen features, the same for a model and its baselines.
 
 A score alone says little: a linear probe on the mean color of a chip already separates water from forest. So every
-feature set, baseline or model, is standardized and given to the same three probes, and whether the model is worth it
-is `difference`: model minus best baseline, on the same resampled chips, over a spatial split.
+feature set, baseline or model, is standardized and given to the same three probes, and `difference` compares the model
+with the best baseline on the same resampled chips.
 
-Scores are accuracy. On unbalanced sets, where always answering the commonest class scores high, use "balanced"
+Scores are accuracy. On unbalanced sets, where always predicting the commonest class scores high, use "balanced"
 accuracy, the mean over classes; on balanced sets the two are equal, and chance is 1 / classes.
 
     predictions = predict({"pixel statistics": (a, b), "Clay": (c, d)}, train_y, test_y, train_groups=blocks)
     score(predictions), difference(predictions)
 
-`evaluate.evaluate` adds baselines, splits, seeds, tables and a figure in one call. N and M count chips, D features.
+`evaluate.evaluate` adds baselines, splits, seeds, tables and a figure. Shapes: N, M chips and D features.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from clay_lib.evaluation.intervals import codes, interval, resample
 
 KNN = {"kNN-5": (5, "euclidean"), "kNN-20 cosine": (20, "cosine")}  # name -> (k, metric)
 PROBES = (*KNN, "linear")
-NEAREST_MEAN = "nearest mean"  # of the classes: the probe for very few chips, without any choice to make
-BASELINES = ("pixel", "random")  # a feature set whose name starts so is a baseline, unless the caller names them
+NEAREST_MEAN = "nearest mean"  # of the classes: the probe for very few chips, without hyperparameters
+BASELINES = ("pixel", "random")  # a feature set whose name starts so is a baseline
 C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)  # inverse strengths: wide enough for 6 and for 1024 features
 CASES = ("split", "shots", "probe")  # columns that separate one comparison from another, where present
 METRICS = ("accuracy", "balanced")
@@ -44,7 +44,7 @@ VALIDATION_FOLDS = 4  # a quarter of the training groups chooses C
 
 
 def standardize(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets by the training set's mean and standard deviation, column by column: [N, D], [M, D] -> the same.
+    """Standardize both sets column by column with the training set's mean and standard deviation: [N, D], [M, D].
 
     A column that is constant over the training set becomes zero in both.
     """
@@ -57,37 +57,27 @@ def standardize(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def knn_score(train_x, train_y, test_x, test_y, *, k: int = 5, metric: str = "euclidean") -> float:
-    """Accuracy of the vote of the k nearest training chips. metric: "euclidean" or "cosine".
+    """Accuracy of a k-nearest-neighbor classifier. metric: "euclidean" or "cosine".
 
-    The features are used as they are. Cosine depends strongly on whether they were standardized; `predict` always does that.
+    The features are used as they are; cosine depends strongly on whether they were standardized, as `predict` does.
     """
     train_x, train_y, test_x, test_y = _labeled(train_x, train_y, test_x, test_y)
     return float(np.mean(nearest_neighbors(train_x, train_y, k=k, metric=metric).predict(test_x) == test_y))
 
 
 def nearest_neighbors(x, y, *, k: int, metric: str) -> KNeighborsClassifier:
-    """The vote of the k nearest of x [N, D] with labels y [N], fitted. metric: "euclidean" or "cosine"."""
+    """A k-nearest-neighbor classifier fitted on x [N, D] with labels y [N]. metric: "euclidean" or "cosine"."""
     if metric not in ("euclidean", "cosine"):
-        raise ContractError("metric", metric, "'euclidean' or 'cosine'", "another name for it")
+        raise ContractError("metric", metric, "'euclidean' or 'cosine'", "a misspelled metric")
     if not 1 <= k <= len(y):
         found = f"k = {k} with {len(y)} training chips"
         raise ContractError("k", found, "1 <= k <= training chips", "the training set is too small for this probe")
     return KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(x, y)
 
 
-def linear_score(train_x, train_y, test_x, test_y, *, groups=None, seed: int = 0) -> float:
-    """Accuracy of logistic regression (LBFGS), with C from `choose_c`, which never sees the test set.
-
-    groups: [N] the block, scene or mosaic of each training chip; None: every chip is independent.
-    """
-    train_x, train_y, test_x, test_y = _labeled(train_x, train_y, test_x, test_y)
-    c = choose_c(train_x, train_y, groups=groups, seed=seed)
-    return float(fit_linear(train_x, train_y, c).score(test_x, test_y))
-
-
 def fit_linear(x, y, c: float) -> LogisticRegression:
     """Logistic regression of inverse strength c on standardized features [N, D] and labels [N]."""
-    # one thread: on matrices this small a second one makes it five times slower
+    # one thread: a second one makes it five times slower on matrices this small
     with warnings.catch_warnings(), threadpool_limits(1):
         # a weak C on separable features does not converge; validation judges the state after these steps
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -95,10 +85,10 @@ def fit_linear(x, y, c: float) -> LogisticRegression:
 
 
 def choose_c(train_x, train_y, *, groups=None, seed: int = 0) -> float:
-    """The C of `C_GRID` that is best on a quarter of the training groups, fitted on the rest; a tie takes the smaller.
+    """The C of `C_GRID` that is best on a quarter of the training groups, fitted on the rest; ties: the smaller.
 
-    No group lies on both sides: neighbors in the validation part would favor a weak C. With one chip a class there is
-    nothing to validate on, and C is 1.
+    groups: [N] the block, scene or mosaic of each training chip, none of which lies on both sides; None: every chip is
+    independent. C is 1 with one chip a class, where there is nothing to validate on.
     """
     train_x, train_y = _matrix("train features", train_x), np.asarray(train_y)
     _check_length("train labels", train_y, len(train_x))
@@ -124,14 +114,14 @@ def choose_c(train_x, train_y, *, groups=None, seed: int = 0) -> float:
 
 
 def choose_features(candidates: Mapping[str, np.ndarray], y: np.ndarray, folds: np.ndarray) -> str:
-    """The candidate [N, D] with the best cosine kNN-20 in cross-validation over the folds [N]."""
+    """The name of the candidate [N, D] with the best kNN-20 by cosine in cross-validation over the folds [N]."""
 
     def score(x: np.ndarray) -> float:
         hits = 0.0
         for fold in np.unique(folds):
-            a, b = standardize(x[folds != fold], x[folds == fold])
-            part = knn_score(a, y[folds != fold], b, y[folds == fold], k=20, metric="cosine")
-            hits += part * (folds == fold).sum()
+            held_out = folds == fold
+            train, test = standardize(x[~held_out], x[held_out])
+            hits += knn_score(train, y[~held_out], test, y[held_out], k=20, metric="cosine") * held_out.sum()
         return hits / len(y)
 
     return max(candidates, key=lambda name: score(candidates[name]))
@@ -144,7 +134,6 @@ def predict(
     *,
     train_groups=None,
     test_groups=None,
-    baselines: Collection[str] | None = None,
     seed: int = 0,
     which: Collection[str] = PROBES,
 ) -> pd.DataFrame:
@@ -152,17 +141,15 @@ def predict(
 
     features: name -> (train [N, D], test [M, D]); D may differ between sets. train_y, test_y: labels [N], [M].
     train_groups: [N] spatial blocks, for the choice of the linear probe's C. test_groups: [M] chips that are not
-    independent (dates of one place), resampled together. baselines: names of the sets that are baselines; None: those
-    whose names start with "pixel" or "random". which: names of the probes.
+    independent (dates of one place), resampled together. which: names of the probes. Sets whose names start with
+    "pixel" or "random" are baselines.
 
     Columns: features, kind ("baseline" | "model"), probe, chip (0..M-1), group, label, prediction, C (linear only),
     n_train, dim, seed. `score`, `difference` and `gap` summarize them.
     Raises ContractError for lengths that differ, NaN, a test class without training chips, fewer chips than k.
     """
-    if unknown := sorted(set(baselines or ()) - set(features)):
-        raise ContractError("baselines", unknown, f"names among {sorted(features)}", "a misspelt name")
     if unknown := sorted(set(which) - {*PROBES, NEAREST_MEAN}):
-        raise ContractError("which", unknown, f"among {[*PROBES, NEAREST_MEAN]}", "a misspelt name")
+        raise ContractError("which", unknown, f"among {[*PROBES, NEAREST_MEAN]}", "a misspelled name")
     test_groups = np.arange(len(test_y)) if test_groups is None else np.asarray(test_groups)
     _check_length("test_groups", test_groups, len(test_y))
     tables = []
@@ -183,15 +170,14 @@ def predict(
                 classifier = nearest_neighbors(train_x, train, k=k, metric=metric)
             columns = {"chip": np.arange(len(test)), "group": test_groups, "label": test}
             table = pd.DataFrame(columns | {"prediction": classifier.predict(test_x)})
-            case = dict(features=name, kind=kind_of(name, baselines), probe=p, C=c)
+            case = dict(features=name, kind=kind_of(name), probe=p, C=c)
             tables.append(table.assign(**case, n_train=len(train), dim=train_x.shape[1], seed=seed))
     return pd.concat(tables, ignore_index=True)
 
 
-def kind_of(name: str, baselines: Collection[str] | None = None) -> str:
-    """ "baseline" or "model": what a feature set of this name is."""
-    known = name.lower().startswith(BASELINES) if baselines is None else name in baselines
-    return "baseline" if known else "model"
+def kind_of(name: str) -> str:
+    """Whether a feature set of this name is a "baseline" or a "model"."""
+    return "baseline" if name.lower().startswith(BASELINES) else "model"
 
 
 # -- tables of predictions -------------------------------------------------------------------------------------------
@@ -219,12 +205,12 @@ def difference(predictions: pd.DataFrame, *, metric: str = "accuracy", bootstrap
     """Each model minus the best baseline of the same probe, from the predictions of `predict`: a row a model and probe.
 
     Columns: those of CASES, features, baseline, difference, low, high, n_test, seeds. Both are scored on the same
-    resampled chips, so that what is hard for both cancels. The best baseline is chosen on the test set, in its favor.
+    resampled chips, which cancels common errors. The best baseline is chosen on the test set, in its favor.
     """
     for kind in ("baseline", "model"):
         if not (predictions["kind"] == kind).any():
             found = f"no {kind} among {sorted(set(predictions['features']))}"
-            cause = f"baselines=[...] was not given: then names that start with {' or '.join(BASELINES)} are baselines"
+            cause = f"other names: those that start with {' or '.join(BASELINES)} are baselines"
             raise ContractError("predictions", found, "at least one baseline and one model", cause)
     rows, cases = [], _cases(predictions)
     for case, part in predictions.groupby(cases, sort=False):
@@ -240,13 +226,13 @@ def difference(predictions: pd.DataFrame, *, metric: str = "accuracy", bootstrap
 
 
 def gap(predictions: pd.DataFrame, *, metric: str = "accuracy", bootstraps: int = 1000) -> pd.DataFrame:
-    """How much a random split flatters: its score minus that of the spatial split, from predictions on both.
+    """How far a random split overestimates: its score minus that of the spatial split, from predictions on both.
 
     Columns: probe (and shots), features, kind, gap, low, high. Clearly above zero means that neighbors leak.
     """
     names = sorted(set(predictions["split"])) if "split" in predictions else []
     if len(names) != 2 or "random" not in names:
-        raise ContractError("split", names, "'random', and one more", "groups were not given, so there are no blocks")
+        raise ContractError("split", names, "'random', and one more", "no groups, hence no blocks")
     spatial = next(name for name in names if name != "random")
     rows, keys = [], [c for c in _cases(predictions) if c != "split"] + ["features", "kind"]
     for case, part in predictions.groupby(keys, sort=False):
@@ -268,7 +254,7 @@ def _count_chips(part: pd.DataFrame) -> int:
 
 def _resample(part: pd.DataFrame, groups: pd.Series, metric: str, bootstraps: int) -> np.ndarray:
     if metric not in METRICS:
-        raise ContractError("metric", metric, f"one of {METRICS}", "another name for it")
+        raise ContractError("metric", metric, f"one of {METRICS}", "a misspelled metric")
     stratum = codes(part["label"]) if metric == "balanced" else None
     hit, G = part["label"].to_numpy() == part["prediction"].to_numpy(), groups.max() + 1
     return resample(hit, groups[part.index], draw=codes(part["seed"]), stratum=stratum, groups=G, bootstraps=bootstraps)

@@ -1,9 +1,9 @@
-"""Results: one page of measured scores of the weights, beside baselines, written by one command.
+"""Results: a page of measured scores of the weights and of baselines, written by one command.
 
     clay results                      every study whose data are present; the others keep their rows of the last run
     clay results --only landsat       one study
 
-Every row of the table names its data, split, seeds, weights and command, so that anybody can run it again. The page
+Every row of the table names its data, split, seeds, weights and command, and so is reproducible. The page
 is data/weights/RESULTS.md, all rows are in data/weights/results.csv.
 """
 
@@ -48,7 +48,7 @@ def results(
     seeds: int = 5,
     out: str = "",
 ) -> int:
-    """Measure weights on the mini-world and on real data, beside baselines, and write the page of results.
+    """Measure weights and baselines on the mini-world and on real data, and write the page of results.
 
     Example: clay results --only landsat
 
@@ -62,7 +62,7 @@ def results(
     """
     names = [name for name in only.split(",") if name] or list(STUDIES)
     if unknown := sorted(set(names) - set(STUDIES)):
-        raise ContractError("only", unknown, f"among {list(STUDIES)}", "a misspelt name")
+        raise ContractError("only", unknown, f"among {list(STUDIES)}", "a misspelled name")
     folder, real = Path(out) if out else DATA / "weights", Path(data) if data else REAL
     path = find_weights(weights)
     clay, digest = Clay.load(path), sha256(path)[:16]
@@ -103,7 +103,7 @@ def write_page(folder: Path, table: pd.DataFrame) -> Path:
 
 
 def results_page(table: pd.DataFrame) -> str:
-    """Markdown: a chapter a study, a table a split, a row a feature set, a column a probe."""
+    """Markdown: a section for each study, a table for each split, a row a feature set, a column a probe."""
     parts = [HEAD]
     for name, study in STUDIES.items():
         rows = table[table["study"] == name]

@@ -61,20 +61,20 @@ def class_scores(
     return pd.DataFrame(columns | {"pixels": [*pixels, pixels.sum()]})
 
 
-def iou_gain(ours: np.ndarray, baseline: np.ndarray, *, groups=None, bootstraps: int = 1000, seed: int = 0) -> tuple:
-    """(mean IoU of ours minus the baseline's, low, high), both on the same resampled chips and the same classes.
+def iou_gain(model: np.ndarray, baseline: np.ndarray, *, groups=None, bootstraps: int = 1000, seed: int = 0) -> tuple:
+    """(mean IoU of the model minus the baseline's, low, high), both on the same resampled chips and classes.
 
-    ours, baseline: [N, K, K] each, as for `class_scores`.
+    model, baseline: confusion tables [N, K, K], as for `class_scores`.
     """
-    a, b = (_resample_tables(iou, tables, groups, bootstraps, seed)[:, -1] for tables in (ours, baseline))
-    return interval(a - b)
+    scores = (_resample_tables(iou, tables, groups, bootstraps, seed)[:, -1] for tables in (model, baseline))
+    return interval(np.subtract(*scores))
 
 
 def pixel_classifier(train: LabeledSet, *, kind: str = "forest", pixels: int = 60_000, seed: int = 0):
-    """A classifier of single pixels by their bands, fitted on a random sample of a set's labeled pixels.
+    """A per-pixel classifier on the bands alone, fitted on a random sample of a set's labeled pixels.
 
-    kind: "forest" (100 trees), "boosting" (histogram gradient boosting) or "logistic". Call it with pixels [C, H, W] of
-    the same bands for class numbers [H, W]; missing pixels get the class of the bands' means.
+    kind: "forest" (100 trees), "boosting" (histogram gradient boosting) or "logistic". Returns a function from pixels
+    [C, H, W] of the same bands to class numbers [H, W]; missing pixels get the class of the bands' means.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
@@ -87,7 +87,7 @@ def pixel_classifier(train: LabeledSet, *, kind: str = "forest", pixels: int = 6
         "logistic": lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
     }
     if kind not in kinds:
-        raise ContractError("kind", repr(kind), f"one of {list(kinds)}", "a misspelling")
+        raise ContractError("kind", repr(kind), f"one of {list(kinds)}", "a misspelled kind")
     rng, x, y = np.random.default_rng(seed), [], []
 
     def table(native: np.ndarray) -> np.ndarray:

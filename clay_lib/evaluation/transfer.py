@@ -1,12 +1,12 @@
-"""Transfer: frozen weights probed on real images that they never saw, beside baselines.
+"""Transfer: frozen weights probed on real images outside their training data, compared with baselines.
 
     clay transfer WEIGHTS --images FOLDER                          images in class folders
     clay transfer WEIGHTS --rasters FOLDER --labels FOLDER         rasters, and label rasters of the same names
     clay transfer WEIGHTS --points FILE --labels FILE              one raster, and one of its labeled pixels
     clay transfer WEIGHTS --world                                  the mini-world's own test land
 
-Images are split by the number in their names: neighbors in number are often neighbors on the ground. How an image is
-read out of the model (class token, mean or spread of its patches, at which size) is chosen on training folds.
+Images are split by the number in their names, since neighbors in number are often neighbors on the ground. Which
+features represent an image (class token, mean or spread of its patches, at which size) is chosen on training folds.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def transfer(
     seeds: int = 5,
     out: str = "",
 ) -> int:
-    """Probe frozen weights on real labeled images or rasters, beside baselines.
+    """Probe frozen weights on labeled images or rasters, and compare them with baselines.
 
     Args:
         weights: a file of weights
@@ -80,7 +80,7 @@ def transfer(
     kinds = {"images": images, "rasters": rasters, "points": points, "world": world}
     if sum(map(bool, kinds.values())) != 1 or bool(rasters or points) != bool(labels):
         expected = "images, or rasters with labels, or points with labels, or world"
-        raise ContractError("data", kinds | {"labels": labels}, expected, "more than one kind of data at a time")
+        raise ContractError("data", kinds | {"labels": labels}, expected, "more than one kind of data")
     clay = Clay.load(weights)
     if images:
         by_size = {size: read_images(images, size) for size in sizes or [64, 128]}
@@ -179,10 +179,10 @@ def probe_images(
     def choose(candidates: Mapping[str, np.ndarray]) -> str:
         return probes.choose_features({name: x[train] for name, x in candidates.items()}, labels[train], folds[train])
 
-    ours, random = embed(clay), [embed(Clay.random(clay.model.config, seed=k)) for k in range(seeds)]
-    chosen, largest = choose(ours), f"{max(images)} px"
+    features, random = embed(clay), [embed(Clay.random(clay.model.config, seed=k)) for k in range(seeds)]
+    chosen, largest = choose(features), f"{max(images)} px"
     keys = {"class token": f"class token, {largest}", "patch mean": f"patch mean, {largest}", "chosen read-out": chosen}
-    sets = {f"Clay, {name}": [ours[key]] for name, key in keys.items()}
+    sets = {f"Clay, {name}": [features[key]] for name, key in keys.items()}
     for size, part in images.items():
         x = SENSORS[sensor].normalize(part.pixels, bands).astype(np.float32)
         sets[f"pixel statistics, {size} px"] = [baselines.pixel_statistics(x)]
@@ -197,7 +197,7 @@ def probe_images(
 
 
 def readout_candidates(embedded: Mapping[int, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Ways to read an image out: one or two of its three descriptions, at one size or at all sizes side by side."""
+    """Candidate features of an image: one or two of its three kinds, at one size or concatenated over all sizes."""
     candidates = {f"{name}, {size} px": x for size, part in embedded.items() for name, x in part.items()}
     kinds = list(next(iter(embedded.values())))
     for group in [[kind] for kind in kinds] + [list(pair) for pair in combinations(kinds, 2)]:
@@ -241,7 +241,7 @@ class Patches:
 
 
 def cut_patches(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], P: int) -> Patches:
-    """Windows of rasters {name: (pixels [C, H, W], classes [H, W])}, and their patches of P x P pixels of clear class."""
+    """Windows of rasters {name: (pixels [C, H, W], classes [H, W])}, and their P x P patches with a dominant class."""
     side, windows, classes, names = P * WINDOW, [], [], []
     for name, pair in pairs.items():
         H, W = (n // side * side for n in pair[1].shape)
@@ -267,8 +267,8 @@ def probe_patches(
 
     Two splits: "rasters", each tested with the others as training (another land, another season), and "windows", a
     random half of all windows tested with the other half as training (the same land).
-    score: balanced accuracy, averaged over rasters, and over seeds, which draw the training patches, the halves and the
-    random weights and filters. Classes that the training part lacks are left out. Intervals: over resampled windows.
+    score: balanced accuracy, averaged over rasters and seeds (training patches, halves, random weights and filters).
+    Classes absent from the training part are left out. Intervals: over resampled windows.
     Rows: split, features, kind, score, low, high, each raster's score, and the lead over the best baseline (margin)
     and over the pixel statistics (over_pixels).
     """
@@ -277,11 +277,12 @@ def probe_patches(
     sets = evaluate.patch_features(clay, patches.windows, patches.place, seeds=seeds, batch_size=16, **metadata)
     tables = []
     for split in ("rasters", "windows"):
-        made = []
+        predictions = []
         for seed in range(seeds):
             features = {name: versions[seed % len(versions)] for name, versions in sets.items()}
-            made += [predict_patches(features, patches, *ab, seed) for ab in split_patches(patches, split, seed)]
-        tables.append(score_patches(pd.concat(made, ignore_index=True), bootstraps).assign(split=split))
+            parts = split_patches(patches, split, seed)
+            predictions += [predict_patches(features, patches, *masks, seed) for masks in parts]
+        tables.append(score_patches(pd.concat(predictions, ignore_index=True), bootstraps).assign(split=split))
     table = pd.concat(tables, ignore_index=True)
     return table[["split", *(c for c in table if c != "split")]]
 
@@ -300,14 +301,14 @@ def split_patches(patches: Patches, split: str, seed: int) -> Iterator[tuple[np.
 def predict_patches(
     features: Mapping[str, np.ndarray], patches: Patches, train: np.ndarray, test: np.ndarray, seed: int
 ) -> pd.DataFrame:
-    """`probes.predict` for features [N, D] of patches, with a column raster; test patches of unknown class are left out."""
+    """`probes.predict` for features [N, D] of patches, with a column raster; without test patches of other classes."""
     rng, y = np.random.default_rng(seed), patches.label
     drawn = [rng.permutation(np.flatnonzero(train & (y == c)))[:PATCHES_PER_CLASS] for c in np.unique(y[train])]
     kept, tested = np.concatenate(drawn), np.flatnonzero(test & np.isin(y, y[train]))
     groups = dict(train_groups=patches.window[kept], test_groups=patches.window[tested])
     pairs = {name: (x[kept], x[tested]) for name, x in features.items()}
-    made = probes.predict(pairs, y[kept], y[tested], **groups, which=["linear"], seed=seed)
-    return made.assign(raster=patches.raster[tested][made["chip"].to_numpy()])
+    table = probes.predict(pairs, y[kept], y[tested], **groups, which=["linear"], seed=seed)
+    return table.assign(raster=patches.raster[tested][table["chip"].to_numpy()])
 
 
 def score_patches(predictions: pd.DataFrame, bootstraps: int) -> pd.DataFrame:
@@ -316,8 +317,8 @@ def score_patches(predictions: pd.DataFrame, bootstraps: int) -> pd.DataFrame:
     for k, (raster, part) in enumerate(predictions.groupby("raster")):
         part = part.assign(group=codes(part["group"]), hit=part["label"] == part["prediction"])
         options = dict(groups=part["group"].max() + 1, bootstraps=bootstraps, seed=k, skip_empty=True)
-        for name, own in part.groupby("features", sort=False):
-            scores = resample(own["hit"], own["group"], stratum=codes(own["label"]), **options)
+        for name, subset in part.groupby("features", sort=False):
+            scores = resample(subset["hit"], subset["group"], stratum=codes(subset["label"]), **options)
             by_raster.setdefault(name, {})[raster] = scores
     mean = {name: np.mean(list(scores.values()), axis=0) for name, scores in by_raster.items()}
     simple = [name for name in mean if probes.kind_of(name) == "baseline"]
@@ -365,7 +366,7 @@ def cut_points(pixels: np.ndarray, labels: np.ndarray, size: int = 8) -> tuple[n
     groups = clumps[rows, columns][complete]
     if len(set(groups)) < 2:
         found = f"{complete.sum()} labeled pixels in {len(set(groups))} place(s)"
-        cause = "all labels lie closer together than a chip is wide: use a smaller size"
+        cause = "all labels lie within one chip's width of each other: use a smaller size"
         raise ContractError("labels", found, "at least 2 places", cause)
     return chips[complete], labels[rows, columns][complete], groups
 
@@ -413,7 +414,7 @@ def read_points(scene: str | Path, labels: str | Path, sensor: str, **reading) -
 def probe_world(
     clay: Clay, *, chips: int = 660, test_chips: int = 330, seeds: int = 5, bootstraps: int = 1000
 ) -> evaluate.Evaluation:
-    """The commonest land cover of Sentinel-2 chips of 64 px, every place at two dates.
+    """Probes of the commonest land cover of Sentinel-2 chips of 64 px, every place on two dates.
 
     Split "given": train and test places lie in different blocks of the world. Split "random": all chips mixed.
     Both dates of a place are resampled together for the intervals.

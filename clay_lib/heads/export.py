@@ -61,7 +61,7 @@ Axes = dict[str, tuple[int | str, ...]]
 
 
 class OpenEncoder(nn.Module):
-    """`Encoder` on plain tensors, written so that no size is compared with another, which would fix it in the graph.
+    """`Encoder` on plain tensors, without comparisons of sizes, which would fix them in the graph.
 
     pixels [B, C, H, W], time [B, 4], latlon [B, 4], gsd [1] and waves [C] -> chip [B, D], patches [B, h, w, D].
     """
@@ -116,7 +116,7 @@ def trace(encoder: Encoder) -> ExportedProgram:
 
 
 def check_inputs(sensor: str, bands: int, batch: int, height: int, width: int, *, seed: int = 0) -> dict[str, Tensor]:
-    """Inputs of the given size, as that sensor's would be: normal pixels, its GSD and the first of its wavelengths."""
+    """Inputs of the given size for a sensor: normal random pixels, its GSD and the first of its wavelengths."""
     sensor = SENSORS[sensor]
     shape = (batch, bands, height, width)
     return {
@@ -130,16 +130,16 @@ def check_inputs(sensor: str, bands: int, batch: int, height: int, width: int, *
 
 @torch.no_grad()
 def largest_difference(encoder: Encoder, run: Run, checks=CHECKS) -> float:
-    """Between the outputs of the encoder and of `run`, over all numbers of all checks; NaN where either is NaN."""
+    """Largest absolute difference between the outputs of the encoder and of `run` in all checks; NaN if either is."""
     worst = torch.tensor(0.0)
     for check in checks:
         inputs = check_inputs(*check)
         encoded = encoder(Datacube(**inputs), mask_ratio=0.0, shuffle=False)
-        for ours, theirs in zip((encoded.tokens[:, 0], encoded.patches()), run(inputs), strict=True):
-            if ours.shape != theirs.shape:
+        for expected, output in zip((encoded.tokens[:, 0], encoded.patches()), run(inputs), strict=True):
+            if expected.shape != output.shape:
                 cause = "a size of the example was fixed in the graph: another version of torch or of the exporter"
-                raise ContractError("export", f"shape {tuple(theirs.shape)} on {check}", tuple(ours.shape), cause)
-            worst = torch.maximum(worst, (ours - theirs).abs().max())
+                raise ContractError("export", f"shape {tuple(output.shape)} on {check}", tuple(expected.shape), cause)
+            worst = torch.maximum(worst, (expected - output).abs().max())
     return worst.item()
 
 
@@ -152,12 +152,14 @@ def write_pt2(program: ExportedProgram, path: str | Path, description: Mapping[s
 
 
 def open_pt2(path: str | Path) -> tuple[Run, Axes, Axes]:
-    """(function that runs it, the file's inputs, its outputs)."""
+    """(function that runs the file, its inputs, its outputs)."""
     program = torch.export.load(path)
     shapes = {
         node.name: node.meta["val"].shape for node in program.graph.nodes if hasattr(node.meta.get("val"), "shape")
     }
-    symbol = dict(zip(map(str, shapes["pixels"]), INPUTS["pixels"], strict=True))  # the graph's name -> ours
+    symbol = dict(
+        zip(map(str, shapes["pixels"]), INPUTS["pixels"], strict=True)
+    )  # the graph's name -> the name in INPUTS
 
     def axes(node: str) -> tuple[int | str, ...]:
         texts = (re.sub(r"\w+", lambda word: symbol.get(word[0], word[0]), str(n)) for n in shapes[node])
@@ -175,7 +177,7 @@ def write_onnx(program: ExportedProgram, path: str | Path, description: Mapping[
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [log.level for log in logs]
     for log in logs:
-        log.setLevel(logging.ERROR)  # not about a missing torchvision and constants that are not folded
+        log.setLevel(logging.ERROR)  # silences a missing torchvision and constants that are not folded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # inputs that share an axis share its name, as intended
@@ -222,7 +224,7 @@ def export(weights: str, out: str) -> int:
     """
     path = Path(out)
     if path.suffix not in FORMATS:
-        raise ContractError("out", out, f"a name that ends in {' or '.join(FORMATS)}", "another format meant")
+        raise ContractError("out", out, f"a name that ends in {' or '.join(FORMATS)}", "another format")
     write, open_file, limit = FORMATS[path.suffix]
     if path.suffix == ".onnx":
         _need("onnx", "onnxscript", "onnxruntime")  # before minutes of tracing
@@ -248,7 +250,7 @@ def export(weights: str, out: str) -> int:
 
 
 def describe(config: ClayConfig, weights: Path) -> dict[str, str]:
-    """For users without this library: sizes, hash of the weights, meaning of the inputs, and the sensors."""
+    """Metadata for users without this library: sizes, hash of the weights, meaning of the inputs, and sensors."""
     sensors = {
         name: {"gsd": s.gsd, "decibel": s.decibel, "bands": {b.name: [b.wavelength, b.mean, b.std] for b in s.bands}}
         for name, s in SENSORS.items()

@@ -1,10 +1,10 @@
-"""Fine-tuning: a head on a frozen or partly trained encoder, in a few lines.
+"""Fine-tuning: a head on a frozen or partly trained encoder.
 
     tuned = finetune(clay, train, val, out="runs/land_cover", unfreeze=0)       # 0, a number of last blocks, or "all"
     scores = tuned.predict(test)                                                # see also predict.predict_raster
     tuned = Finetuned.load("runs/land_cover/best.safetensors", clay)
 
-A frozen encoder runs once over the chips and its features are kept, so that an epoch costs the head's time alone.
+A frozen encoder runs only once over the chips, since its features are kept.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from clay_lib.sensors import SENSORS, Sensor
 from clay_lib.training import precision_of
 
 HEADS = {"chip": ChipHead, "dense": DenseHead}
-SAMPLE = 256  # chips that a head takes mean and standard deviation from
+SAMPLE = 256  # chips on which the standardization of a head is fitted
 
 
 @dataclass(frozen=True, eq=False)
 class Finetuned:
-    """An encoder with its head. metadata: what is needed to build and use it again, all of it JSON."""
+    """An encoder with its head. metadata: everything needed to build and use it again, as JSON types."""
 
     clay: Clay
     head: nn.Module
@@ -59,7 +59,7 @@ class Finetuned:
 
     @torch.inference_mode()
     def scores(self, cube: Datacube) -> Tensor:
-        """[B, K] or [B, K, H, W]: probabilities of the classes; or values [B, 1] or [B, 1, H, W] in their own units."""
+        """[B, K] or [B, K, H, W]: class probabilities; or values [B, 1] or [B, 1, H, W] in the labels' units."""
         features = extract_features(self.clay.model.encoder, cube, self.metadata["layers"])
         raw = self.head.eval()(features).float()
         mean, std = self.metadata["scale"]
@@ -67,13 +67,13 @@ class Finetuned:
         return raw.softmax(1) if self.classes else raw * std + mean
 
     def predict(self, data: LabeledSet, *, batch_size: int = 16) -> np.ndarray:
-        """[N, K] or [N, K, H, W], as from `scores`, for the chips of a set like those of training."""
+        """`scores` of all chips of a set of the same sensor and bands as in training: [N, K] or [N, K, H, W]."""
         check_compatible(self.metadata, data.sensor, data.bands, data.gsd)
         cubes = (read_batch(self.clay, data, rows, check=rows[0] == 0)[0] for rows in _batches(len(data), batch_size))
         return np.concatenate([self.scores(cube).cpu().numpy() for cube in cubes])
 
     def save(self, path: str | Path) -> Path:
-        """The head as safetensors, and the encoder with it if it was trained; else the hash of the encoder."""
+        """Save the head as safetensors, with the encoder if it was trained, else with the encoder's hash."""
         state = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
         encoder = self.clay.model.encoder
         if self.metadata["unfreeze"] != 0:
@@ -83,19 +83,19 @@ class Finetuned:
 
     @classmethod
     def load(cls, path: str | Path, clay: Clay) -> Finetuned:
-        """From `save`. clay: the weights that the head was trained on; for a trained encoder any of the same sizes,
-        frequencies and reading.
+        """Load a file of `save`. clay: the weights that the head was trained on; for a trained encoder any of the same
+        sizes, frequencies and reading.
         """
         tensors, metadata = read_tensors(path)
         if "clay_head" not in metadata:
             cause = "the encoder's own file: load it with Clay.load, and train a head with finetune"
             raise ContractError("path", f"{path}: weights without a head", "best.safetensors of finetune", cause)
         metadata = json.loads(metadata["clay_head"])
-        ours, theirs = encoder_config(clay), metadata["config"]
-        if "ladder" in theirs:  # the name of `frequencies` in files of earlier versions
-            theirs["frequencies"] = theirs.pop("ladder")
-        if differs := [k for k, value in ours.items() if value != theirs.get(k, value)]:
-            found, expected = (", ".join(f"{k} {config[k]}" for k in differs) for config in (ours, theirs))
+        config, stored = encoder_config(clay), metadata["config"]
+        if "ladder" in stored:  # the name of `frequencies` in files of earlier versions
+            stored["frequencies"] = stored.pop("ladder")
+        if differs := [k for k, value in config.items() if value != stored.get(k, value)]:
+            found, expected = (", ".join(f"{k} {values[k]}" for k in differs) for values in (config, stored))
             cause = f"{path} was trained on another model: its sizes, frequencies or reading"
             raise ContractError("clay", found, expected, cause)
         if metadata["unfreeze"] != 0:
@@ -104,7 +104,7 @@ class Finetuned:
             clay.model.encoder.load_state_dict({name: tensors[f"encoder.{name}"] for name in own})
         elif (found := encoder_hash(clay.model.encoder)) != metadata["encoder"]:
             expected = f"{metadata['encoder']}, which the head was trained on"
-            cause = f"other weights of the same size than {path} was trained with"
+            cause = f"{path} was trained with other weights of the same size"
             raise ContractError("clay", f"an encoder with hash {found}", expected, cause)
         head = make_head(**metadata["head"])
         head.load_state_dict({name: tensors[f"head.{name}"] for name in head.state_dict()})
@@ -118,7 +118,7 @@ def make_head(kind: str, **sizes) -> nn.Module:
 
 
 def encoder_config(clay: Clay) -> dict:
-    """All that an encoder's output depends on besides its weights."""
+    """Everything besides the weights that determines an encoder's output."""
     names = ("dim", "depth", "heads", "dim_head", "mlp_ratio", "patch_size", "frequencies")
     return {name: getattr(clay.model.config, name) for name in names} | {"reading": clay.reading}
 
@@ -129,7 +129,7 @@ def encoder_hash(encoder: nn.Module) -> str:
 
 
 def check_compatible(metadata: dict, sensor: Sensor, bands: Sequence[str], gsd: float) -> None:
-    """ContractError for chips of another sensor, other bands or another ground distance than those of training."""
+    """ContractError for another sensor, other bands or another ground sampling distance than in training."""
     trained = metadata["gsd"]
     resample = "gdalwarp -tr resamples it; without a CRS, dataclasses.replace(data, gsd=...) before training"
     for field, same, found, expected, cause in (
@@ -144,7 +144,7 @@ def check_compatible(metadata: dict, sensor: Sensor, bands: Sequence[str], gsd: 
         ("gsd", 0.8 <= gsd / trained <= 1.25, f"{gsd:.4g} m", f"{trained:.4g} m", f": {resample}"),
     ):
         if not same:
-            cause = f"another set{cause}. To try it all the same: tuned.scores(clay.cube(...))"
+            cause = f"another set{cause}. To predict anyway: tuned.scores(clay.cube(...))"
             raise ContractError(field, found, f"{expected}, which the head is trained on", cause)
 
 
@@ -171,7 +171,7 @@ def finetune(
     """
     s = settings or FinetuneSettings()
     for text in ("LeafSpec", "does not have many workers", "no `val_dataloader`", "logging interval"):
-        warnings.filterwarnings("ignore", message=f".*{text}.*")  # of Lightning, about itself
+        warnings.filterwarnings("ignore", message=f".*{text}.*")  # of Lightning
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if val is not None and (val.classes, val.dense) != (train.classes, train.dense):
         found, expected = (f"{data.task} of {data.classes or 'values'}" for data in (val, train))
@@ -238,7 +238,7 @@ def finetune(
         history.to_csv(Path(out) / "history.csv", index=False)
     for name, state in best.items():
         {"head": network, "encoder": encoder}[name].load_state_dict(state)
-    encoder.requires_grad_(True).eval()  # as before
+    encoder.requires_grad_(True).eval()
     network.eval()
     return replace(tuned, history=history)
 
@@ -269,10 +269,10 @@ def _class_weights_and_scale(train: LabeledSet, labels: Tensor, s: FinetuneSetti
 
 
 def read_batch(clay: Clay, data: LabeledSet, rows, *, flip: int = 0, check: bool = False) -> tuple[Datacube, Tensor]:
-    """Chips of a set by their row: the normalized batch on the model's device, and labels [B] or [B, H, W]."""
+    """Chips of a set by row number: the normalized batch on the model's device, and labels [B] or [B, H, W]."""
     samples = [data[int(i)] for i in rows]
     if len(shapes := {s.pixels.shape for s in samples}) > 1:
-        raise ContractError("pixels", sorted(shapes), "one shape", "images of several sizes: size=")
+        raise ContractError("pixels", sorted(shapes), "one shape", "images of several sizes: pass size=")
     pixels = np.stack([flipped(s.pixels, flip) for s in samples])
     cube = clay.cube(pixels, data.sensor, check=check, **data.metadata(np.asarray(rows)))
     labels = [flipped(s.label, flip) if data.dense else s.label for s in samples]
@@ -280,14 +280,14 @@ def read_batch(clay: Clay, data: LabeledSet, rows, *, flip: int = 0, check: bool
 
 
 def features_gb(clay: Clay, data: LabeledSet, layers: int) -> float:
-    """Gigabytes of a frozen encoder's features of a set."""
+    """Size in gigabytes of a frozen encoder's features for a set."""
     config, (C, H, W) = clay.model.config, data[0].pixels.shape
     patches = -(-H // config.patch_size) * -(-W // config.patch_size)
     return len(data) * 4 * (config.dim * (1 + layers * patches) + C * H * W) / 1e9
 
 
 def read_set(clay: Clay, data: LabeledSet, layers, *, keep: bool) -> tuple[Features | None, Tensor]:
-    """All features, if they are kept, and all labels."""
+    """All features (None unless kept) and all labels of a set."""
     if not len(data):
         raise ContractError("data", "no chip", "at least one", "an empty split")
     if not keep:
@@ -305,7 +305,7 @@ def read_set(clay: Clay, data: LabeledSet, layers, *, keep: bool) -> tuple[Featu
 def make_loader(
     clay: Clay, data: LabeledSet, features: Features | None, labels: Tensor, s: FinetuneSettings, *, training: bool
 ) -> DataLoader:
-    """Batches ((Datacube or Features), labels); chips without kept features are mirrored at random in training."""
+    """Batches ((Datacube or Features), labels); without kept features, training chips are flipped at random."""
     rng = np.random.default_rng(s.seed)
 
     def collate(rows):

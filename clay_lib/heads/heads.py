@@ -1,7 +1,7 @@
 """Heads: small networks from the encoder's tokens to classes or values, one a chip or one a pixel.
 
-They take `Features`, the tokens of chosen blocks in their places, so that a frozen encoder has to run only once. Patches
-that the encoder left out for their holes are NaN in its tokens; here they are zeros, and `valid` marks them.
+They take `Features`, the tokens of chosen blocks on their grid, so that a frozen encoder runs only once. Patches that
+the encoder left out for missing pixels are NaN in its tokens; here they are zeros, and `valid` marks them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Features:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Features]) -> Features:
-        """Batches one after the other."""
+        """Concatenate batches."""
         return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
     @property
@@ -77,10 +77,9 @@ def spread_layers(depth: int, count: int = 4) -> tuple[int, ...]:
 
 
 class Standardize(nn.Module):
-    """[..., D] by the mean and standard deviation that `fit` found, column by column; the identity before.
+    """Standardize [..., D] column by column with the mean and standard deviation from `fit`; the identity before.
 
-    Most of a token is common to all tokens, and their differences are small beside it: with the common part left in, a
-    head learns many times slower.
+    Tokens share a large common part beside which their differences are small; with it, a head learns many times slower.
     """
 
     def __init__(self, dim: int):
@@ -90,7 +89,7 @@ class Standardize(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """x [N, D] of the training set."""
+        """x [N, D]: the training set."""
         if len(x):
             spread = x.float().std(0, correction=0)
             self.mean.copy_(x.float().mean(0))
@@ -109,7 +108,7 @@ class ChipHead(nn.Module):
     def __init__(self, dim: int, outputs: int, *, use: str = "both", dropout: float = 0.0):
         super().__init__()
         if use not in USES:
-            raise ContractError("use", repr(use), f"one of {list(USES)}", "a misspelling")
+            raise ContractError("use", repr(use), f"one of {list(USES)}", "a misspelled name")
         self.use = use
         width = 2 * dim if use == "both" else dim
         self.net = nn.Sequential(Standardize(width), nn.Dropout(dropout), nn.Linear(width, outputs))
@@ -119,7 +118,7 @@ class ChipHead(nn.Module):
         return torch.cat(list(parts.values()), dim=1) if self.use == "both" else parts[self.use]
 
     def fit(self, features: Features) -> None:
-        """Take mean and standard deviation from these."""
+        """Fit the standardization."""
         self.net[0].fit(self._input(features))
 
     def forward(self, features: Features) -> Tensor:
@@ -129,13 +128,13 @@ class ChipHead(nn.Module):
 class DenseHead(nn.Module):
     """Features -> [B, outputs, H, W]: tokens of several blocks, resized to the pixels' grid, and a small network there.
 
-    Each block's tokens are standardized and pass their own linear map, the class token too, which gives every place the
-    context of the chip. Their sum is resized to the pixels' grid by bilinear interpolation, and two 1 x 1 convolutions
-    follow, so that all pixels share the same weights. A transposed convolution (upsampling="transposed", for comparison)
-    computes the pixels of a patch by different weights, which leaves a checkerboard (Odena, Dumoulin and Olah 2016, doi
-    10.23915/distill.00003).
-    bands: of the pixels, if the head shall use them beside the tokens, through two 3 x 3 convolutions; 0: tokens alone,
-    for any sensor. There is no norm over space, so that a hole or a tile's border has no effect far away.
+    Each block's tokens are standardized and pass their own linear map, as does the class token, which adds the context
+    of the chip everywhere. Their sum is resized to the pixels' grid by bilinear interpolation, and two 1 x 1
+    convolutions follow, so that all pixels share the same weights. A transposed convolution (upsampling="transposed",
+    for comparison) has different weights for each pixel of a patch, which leaves a checkerboard (Odena, Dumoulin and
+    Olah 2016, doi 10.23915/distill.00003).
+    bands: number of bands of the pixels, if the head uses them beside the tokens, through two 3 x 3 convolutions; 0:
+    tokens alone, for any sensor. There is no norm over space, so that holes and tile borders have local effects only.
     """
 
     def __init__(
@@ -152,16 +151,16 @@ class DenseHead(nn.Module):
     ):
         super().__init__()
         if upsampling not in UPSAMPLINGS:
-            raise ContractError("upsampling", repr(upsampling), f"one of {list(UPSAMPLINGS)}", "a misspelling")
+            raise ContractError("upsampling", repr(upsampling), f"one of {list(UPSAMPLINGS)}", "a misspelled name")
         self.norms = nn.ModuleList(Standardize(dim) for _ in range(layers))
         self.maps = nn.ModuleList(nn.Linear(dim, width) for _ in range(layers))
         self.context = nn.Sequential(Standardize(dim), nn.Linear(dim, width))
-        self.hole = nn.Parameter(torch.zeros(width))  # in place of patches that the encoder left out
+        self.hole = nn.Parameter(torch.zeros(width))  # replaces patches that the encoder left out
         if upsampling == "resize":
             self.enlarge = nn.Upsample(scale_factor=patch_size, mode="bilinear", align_corners=False)
         else:
             self.enlarge = nn.ConvTranspose2d(width, width, patch_size, stride=patch_size)
-        self.seen, narrow = None, width // 8 if bands else 0  # the pixels' own branch
+        self.seen, narrow = None, width // 8 if bands else 0  # branch of the pixels; its name is stored in files
         if bands:
             first, second = nn.Conv2d(bands, narrow, 3, padding=1), nn.Conv2d(narrow, narrow, 3, padding=1)
             self.seen = nn.Sequential(first, nn.GELU(), second, nn.GELU())
@@ -169,13 +168,13 @@ class DenseHead(nn.Module):
         self.out = nn.Sequential(nn.Dropout(dropout), hidden, nn.GELU(), nn.Dropout(dropout), last)
 
     def fit(self, features: Features) -> None:
-        """Take the tokens' mean and standard deviation from these."""
+        """Fit the standardization of the tokens."""
         for norm, part in zip(self.norms, features.patches.unbind(1), strict=True):
             norm.fit(rearrange(part, "B D h w -> B h w D")[features.valid])
         self.context[0].fit(features.chip)
 
     def forward(self, features: Features, select: tuple[slice, slice] = ALL) -> Tensor:
-        """select: rows and columns of the output pixels. Every fourth of both costs a tenth and teaches as much."""
+        """select: rows and columns of the output pixels; every fourth of both costs a tenth and trains as well."""
         H, W = features.pixels.shape[-2:]
         tokens = rearrange(features.patches, "B K D h w -> K B h w D")
         x = sum(f(norm(part)) for f, norm, part in zip(self.maps, self.norms, tokens, strict=True))  # [B, h, w, width]

@@ -23,6 +23,8 @@ PIXEL_STEP = 4  # a dense head trains on every fourth row and column of pixels
 
 @dataclass(frozen=True)
 class FinetuneSettings:
+    """Schedule, optimizer and losses of fine-tuning."""
+
     epochs: int = 20
     batch_size: int = 16  # chips
     lr: float = 2e-3  # of the head, at the top of a one-cycle schedule
@@ -30,11 +32,11 @@ class FinetuneSettings:
     layer_decay: float = 0.75  # each block's rate over that of the block after it (Clark et al. 2020, ELECTRA)
     weight_decay: float = 0.05  # not of biases, norms and the class token
     warmup: float = 0.1  # share of the steps
-    balance: float = 0.5  # a class weighs its share of the labels to the power of -balance; 0: all weigh the same
-    allow_missing: bool = False  # classes without a label in training: never predicted
+    balance: float = 0.5  # class weights are (share of the labels)^-balance; 0: equal weights
+    allow_missing: bool = False  # accept classes without training labels, which are never predicted
     flip: bool = True  # mirror chips at random, unless their features are kept
     clip_gradient: float = 1.0  # norm
-    keep_gb: float = 4.0  # of features of a frozen encoder; above it they are computed again in every epoch
+    keep_gb: float = 4.0  # of a frozen encoder's features to keep; larger ones are computed again in every epoch
     seed: int = 0
 
 
@@ -47,7 +49,7 @@ def layer_factor(name: str, depth: int, decay: float) -> float:
 
 
 def parameter_groups(encoder: Encoder, head: nn.Module, s: FinetuneSettings) -> list[dict]:
-    """Optimizer groups of equal learning rate and weight decay, of all parameters that are not frozen."""
+    """Optimizer groups of all trainable parameters, by learning rate and weight decay."""
     depth, groups = len(encoder.transformer.layers), {}
     for module in (head, encoder):
         for name, parameter in module.named_parameters():
@@ -59,7 +61,7 @@ def parameter_groups(encoder: Encoder, head: nn.Module, s: FinetuneSettings) -> 
 
 
 def unfreeze_last(encoder: Encoder, unfreeze: int | str) -> None:
-    """Let the last blocks and the final norm be trained, or "all", or none; the rest is frozen."""
+    """Make the last blocks and the final norm trainable, or "all", or none; the rest is frozen."""
     depth = len(encoder.transformer.layers)
     if unfreeze != "all" and unfreeze not in range(depth + 1):
         expected = f"0 to {depth} last blocks, or 'all'"
@@ -141,7 +143,7 @@ class HeadModule(L.LightningModule):
     def training_step(self, batch, batch_idx: int) -> Tensor:
         x, labels = batch
         options = {}
-        if labels.ndim == 3:  # neighbors are similar: every fourth pixel, from a random corner
+        if labels.ndim == 3:  # neighbors are similar: every fourth pixel, with a random offset
             rows, columns = (slice(int(k), None, PIXEL_STEP) for k in torch.randint(PIXEL_STEP, (2,)))
             labels, options = labels[:, rows, columns], {"select": (rows, columns)}
         loss = task_loss(self(x, **options), labels, self.weights, self.scale)
@@ -154,22 +156,22 @@ class HeadModule(L.LightningModule):
         loss = task_loss(scores, labels, self.weights, self.scale)
         if self.weights is not None:
             scores[:, self.weights.to(scores.device) == 0] = -torch.inf  # classes without a label
-            found = confusions(labels.cpu().numpy(), scores.argmax(1).cpu().numpy(), len(self.weights))
+            result = confusions(labels.cpu().numpy(), scores.argmax(1).cpu().numpy(), len(self.weights))
         else:
             values = scores.float().squeeze(1) * self.scale[1] + self.scale[0]
-            found = (values - labels).square().flatten().cpu().numpy()
-        self._validated.append((loss.item(), found))
+            result = (values - labels).square().flatten().cpu().numpy()  # squared errors
+        self._validated.append((loss.item(), result))
 
     def on_validation_epoch_end(self) -> None:
-        losses, found = zip(*self._validated, strict=True)
+        losses, results = zip(*self._validated, strict=True)
         self._validated.clear()
         row = {"epoch": self.current_epoch, "val/loss": float(np.mean(losses))}
         if self.weights is not None:
-            table = class_scores(np.concatenate(found), self.classes, bootstraps=0).set_index("class")
+            table = class_scores(np.concatenate(results), self.classes, bootstraps=0).set_index("class")
             row |= {"val/mean IoU": table.loc["mean", "IoU"], "val/mean F1": table.loc["mean", "F1"]}
             score = row["val/mean IoU"]
         else:
-            row["val/RMSE"] = float(np.sqrt(np.nanmean(np.concatenate(found))))
+            row["val/RMSE"] = float(np.sqrt(np.nanmean(np.concatenate(results))))
             score = -row["val/RMSE"]
         self.history.append(row)
         if score > self.best:
@@ -187,7 +189,7 @@ class HeadModule(L.LightningModule):
     def configure_optimizers(self):
         groups = parameter_groups(self.encoder, self.head, self.settings)
         steps, warmup = self.trainer.estimated_stepping_batches, self.settings.warmup
-        # OneCycleLR divides by the length of either part of its cycle, so that neither may be zero
+        # OneCycleLR divides by the length of both parts of its cycle, which must not be zero
         warmup = 0.0 if warmup * steps == 1 else min(warmup, 1 - 1e-6)
         optimizer, rates = torch.optim.AdamW(groups), [group["lr"] for group in groups]
         options = dict(total_steps=steps, pct_start=warmup, cycle_momentum=False)

@@ -38,10 +38,10 @@ def predict_scene(
     bands: Bands = None,
     batch_size: int = 16,
 ) -> Prediction:
-    """A raster file of any size, window by window; memory holds one row of windows and the output.
+    """Predict a raster of any size window by window, with one row of windows and the output in memory.
 
-    tile: pixels a side of a window, as large as the chips of training; neighbors share `overlap` pixels, an even number,
-    over which their scores are blended by linear ramps. when: the scene's date. bands: as `read_scene` takes them.
+    tile: side of a window in pixels, as in training; neighbors share `overlap` pixels, an even number, over which their
+    scores are blended by linear ramps. when: the scene's date. bands: as `read_scene` takes them.
     Raises ContractError for a scene that differs from the chips of training in bands or ground distance, or whose first
     measured window fails the check of its values.
     """
@@ -51,12 +51,12 @@ def predict_scene(
         raise ContractError("tuned", f"a head for {tuned.task}", "one that predicts every pixel", cause)
     if tile < P or overlap % 2 or not 0 <= overlap <= tile // 2:
         expected = f"tile >= {P}, an even overlap up to tile / 2"
-        raise ContractError("overlap", f"tile {tile}, overlap {overlap}", expected, "per cent instead of pixels")
+        raise ContractError("overlap", f"tile {tile}, overlap {overlap}", expected, "percent instead of pixels")
     header, K = read_header(path), len(tuned.classes) or 1
     H, W = header.height, header.width
     tops, lefts = (_starts(length, tile, tile - overlap) for length in (H, W))
     boxes = [(left, top, tile, tile) for top in tops for left in lefts]
-    given = dict(when=when, in_decibel=_check_scene(tuned, header, boxes, when, bands).in_decibel)
+    scene_metadata = dict(when=when, in_decibel=_check_scene(tuned, header, boxes, when, bands).in_decibel)
     fade = blend_ramp(tile - overlap, overlap // 2)
     fade = fade[:, None] * fade  # [tile, tile]
     values = np.full((H, W), NODATA, np.uint8) if tuned.classes else np.full((H, W), np.nan, np.float32)
@@ -64,7 +64,9 @@ def predict_scene(
     total = np.zeros((K + 1, tile, max(W, tile)), np.float32)  # a row of windows: weighted scores, and their weight
     known = np.zeros((tile, max(W, tile)), bool)
     for top, following in zip(tops, [*tops[1:], H], strict=True):
-        for left, scores, measured in _predict_row(tuned, header, top, lefts, tile, bands, batch_size, **given):
+        for left, scores, measured in _predict_row(
+            tuned, header, top, lefts, tile, bands, batch_size, **scene_metadata
+        ):
             total[:K, :, left : left + tile] += scores * fade
             total[K, :, left : left + tile] += fade
             known[:, left : left + tile] |= measured
@@ -110,7 +112,7 @@ def predict_raster(
 
 
 def _starts(length: int, tile: int, step: int) -> list[int]:
-    """Where windows begin so that they cover a side; the last one ends at its end."""
+    """Starts of the windows along a side of this length; the last one ends with it."""
     return [*range(0, length - tile, step), max(0, length - tile)]
 
 
@@ -133,7 +135,9 @@ def _check_scene(tuned: Finetuned, header: Header, boxes, when, bands: Bands) ->
     return best
 
 
-def _predict_row(tuned, header: Header, top: int, lefts, tile: int, bands, batch_size: int, **given) -> Iterator[tuple]:
+def _predict_row(
+    tuned, header: Header, top: int, lefts, tile: int, bands, batch_size: int, **metadata
+) -> Iterator[tuple]:
     """A row of windows, each as (left, scores [K, tile, tile], measured [tile, tile])."""
     for first in range(0, len(lefts), batch_size):
         batch = lefts[first : first + batch_size]
@@ -142,7 +146,7 @@ def _predict_row(tuned, header: Header, top: int, lefts, tile: int, bands, batch
         pixels = np.stack([scene.pixels[order] for scene in scenes])
         if header.crs is not None:
             lat, lon = zip(*(header.at(left + tile / 2, top + tile / 2) for left in batch), strict=True)
-            given |= dict(lat=lat, lon=lon)
+            metadata |= dict(lat=lat, lon=lon)
         options = dict(bands=tuned.bands, gsd=tuned.metadata["gsd"], check=False)
-        scores = tuned.scores(tuned.clay.cube(pixels, tuned.sensor, **options, **given)).cpu().numpy()
+        scores = tuned.scores(tuned.clay.cube(pixels, tuned.sensor, **options, **metadata)).cpu().numpy()
         yield from zip(batch, scores, np.isfinite(pixels).any(1), strict=True)

@@ -1,4 +1,4 @@
-"""Preparing data for pretraining: the commands `clay chips` and `clay targets`, and teachers by name."""
+"""Preparation of pretraining: the commands `clay chips` and `clay targets`, and teachers by name."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ def chips(
     Args:
         out: the store: a folder, or a URL such as s3://bucket/chips
         sensors: of the mini-world, by name, separated by commas, or "all"
-        count: chips of each sensor, including those that the store has
-        size: pixels a side
+        count: chips of each sensor, including existing ones
+        size: side of a chip in pixels
         split: train, val or test, separated by commas; `count` chips of each. Scenes are split by blocks of land
-        places: in a tile of the mini-world
-        dates: of a place
-        cloud_cover: share under clouds, 0 to 1
+        places: number of places in each tile of the mini-world
+        dates: number of dates for each place
+        cloud_cover: share of clouds, 0 to 1
         seed: of the mini-world, its sample, and the scenes' split
-        scenes: a raster, or a folder of them, to cut instead; bands in single files: a folder a scene
+        scenes: a raster to cut instead, or a folder of rasters; with bands in single files, a folder for each scene
         sensor: that took the scenes
-        when: the scenes' date; without it, the date in each file's name
+        when: date of the scenes; empty: the date in each file's name
         scale: native = value * scale + offset, for scenes in other units
         offset: see scale
-        max_missing: chips of a scene with a larger share of missing values are left out
+        max_missing: largest share of missing values in a chip of a scene
         block_degrees: side of the blocks of land by which scenes are split
-        chips_per_part: chips in a shard, and what a killed process loses
+        chips_per_part: chips in a shard, which is also what a killed process loses
         jobs: processes; -1: one a core
-        forecast: print what it would take, and stop
-        check: compare the complete store with its checksums and stop; exit code 1 if something is damaged
-        mend: with check: remove damaged shards from the index, so that the commands that wrote them write them again
+        forecast: print the time and space that it would take, and stop
+        check: compare the complete store with its checksums and stop; exit code 1 for damage
+        mend: with check: remove damaged shards from the index, so that the commands that wrote them repair them
     """
     if check or mend:
         return _check(out, mend)
@@ -96,7 +96,7 @@ def chips(
 
 
 def _forecast_chips(out: str, makers: list[Maker], chips_per_part: int, jobs: int) -> str:
-    """Chips, bytes and minutes of missing parts, measured on a few chips of each sensor and size."""
+    """Chips, bytes and minutes still to be written, measured on a few chips of each sensor and size."""
     fs, root = filesystem(out)
     parts = missing_parts(makers, index_parts(fs, root), chips_per_part)
     processes = min(jobs if jobs > 0 else os.cpu_count() or 1, len(parts)) or 1
@@ -118,7 +118,7 @@ def _measure(maker: Maker, numbers: range, most: int = 6) -> tuple[float, float]
 
     def make() -> None:
         part = maker.part(numbers)()
-        if part is not None:  # no chip was fit to keep
+        if part is not None:  # some chips are kept
             arrays = {"pixels": native(part.chips), "labels": part.chips.labels}
             sizes.append(sum(map(len, encode(arrays).values())))
 
@@ -151,13 +151,13 @@ def targets(
     """Compute the teacher's targets for all chips of a store, training chips in four flips. The same command resumes.
 
     Args:
-        store: folder or URL of the chips; the targets are kept in its folder targets
+        store: folder or URL of the chips; the targets are written to its folder targets
         teacher: a folder or hub name with DINOv2 weights, stand-in, textures, or package.module:function
         sensors: names, separated by commas, or "all"
-        batch_size: images in one pass of the teacher
+        batch_size: images in a forward pass of the teacher
         device: auto, cpu or cuda
-        precision: of the teacher's weights: float32 or bfloat16, which are two teachers to the cache
-        forecast: print what it would take, and stop
+        precision: dtype of the teacher's weights: float32 or bfloat16; each has its own targets
+        forecast: print the time and space that it would take, and stop
     """
     if precision not in ("float32", "bfloat16") or batch_size < 1:
         found = (precision, batch_size)
@@ -169,7 +169,7 @@ def targets(
         raise ContractError("sensors", unknown, f"some of {known}", "not in this store")
     network = find_teacher(teacher)
     if network is None:
-        raise ContractError("teacher", teacher, "a teacher", "none was named")
+        raise ContractError("teacher", teacher, "a teacher", "no teacher given")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     network = network.to(device, getattr(torch, precision) if precision != "float32" else None)
     cache = open_or_create(store, network)
@@ -196,26 +196,25 @@ def targets(
 
 
 def _seconds_a_target(teacher: nn.Module, chips, batch_size: int) -> float:
-    """Measured on up to a batch of the first chips."""
-    sample = chips[: min(batch_size, 4 if next(teacher.parameters(), None) is not None else 16, len(chips))]
-    warm_up = lambda: compute_targets(teacher, sample[:1], 0)  # noqa: E731
-    return timed(lambda: compute_targets(teacher, sample, 0), warm_up=warm_up) / len(sample)
+    """Seconds for each target, measured on up to a batch of the first chips."""
+    subset = chips[: min(batch_size, 4 if next(teacher.parameters(), None) is not None else 16, len(chips))]
+    warm_up = lambda: compute_targets(teacher, subset[:1], 0)  # noqa: E731
+    return timed(lambda: compute_targets(teacher, subset, 0), warm_up=warm_up) / len(subset)
 
 
 # ---- teachers by name ----
 
 
 CLIP = 4.0  # standardized features are clipped here
-MIN_VARIANCE = 0.02  # directions of less variance are not amplified further
+MIN_VARIANCE = 0.02  # lower bound of a direction's variance in whitening
 
 
 class TextureTeacher(nn.Module):
     """Fixed statistics of color and texture: normalized RGB [B, 3, H, W] -> [B, dim] float32, without gradient.
 
-    Hand-crafted, without any learning: it measures brightness and color, how much they vary at four scales, how
-    oriented that variation is, and how the scales relate. On 500 aerial images of ten classes its output gives kNN-20
-    0.83 by cosine, random convolutions 0.51. A flip changes the output little. Images are resized to sides that are
-    multiples of 8, and at least 64.
+    A hand-crafted teacher without learning: brightness and color, their variation at four scales, its orientation, and
+    correlations between scales. On 500 aerial images of ten classes its output reaches 0.83 in kNN-20 by cosine, random
+    convolutions 0.51. Flips change the output little. Images are resized to sides that are multiples of 8, at least 64.
     """
 
     stand_in = False
@@ -223,8 +222,8 @@ class TextureTeacher(nn.Module):
     def __init__(self, statistics: Tensor):
         """statistics [N, dim]: texture_statistics of the images on which to center and whiten.
 
-        Standardized statistics share half of their content among all images, and vary along few directions. Targets
-        that differ train a small model better, so directions of much variance are damped to its fourth root.
+        Standardized statistics are highly correlated and vary along few directions. More distinct targets train a small
+        model better, so the output is partly whitened: each direction is divided by the fourth root of its variance.
         """
         super().__init__()
         self.dim = statistics.shape[1]
@@ -262,7 +261,7 @@ def texture_teacher(chips: int = 44, size: int = 64) -> TextureTeacher:
 TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "stand-in": stand_in_teacher,
     "textures": texture_teacher,
-    "clay_lib.textures:texture_teacher": texture_teacher,  # its former place
+    "clay_lib.textures:texture_teacher": texture_teacher,  # former name
 }
 
 

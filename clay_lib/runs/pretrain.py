@@ -1,4 +1,4 @@
-"""Pretraining from a configuration file: the command `clay train`. The same command starts a run and resumes it.
+"""Pretraining from a configuration file: the command `clay train`, which starts a run and resumes it.
 
 clay train --config run.yaml --settings.max_steps 10
 torchrun --nnodes 4 --nproc-per-node 8 -m clay_lib train --config run.yaml
@@ -35,16 +35,16 @@ from clay_lib.files import write_json
 from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.runs.prepare import find_function, find_teacher, is_function
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
-from clay_lib.training import ClayModule, TrainSettings
+from clay_lib.training import ClayModule, TrainSettings, check_unchanged
 from clay_lib.training import train as run_training
 
 Size = Annotated[int, Range(0)]
-FREE = ("workers", "on_damage")  # options of the data that may differ when a run resumes
+CHANGEABLE = ("workers", "on_damage")  # data options that may differ when a run resumes
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A released size and what is changed in it, by the names of ClayConfig.
+    """A released size, and changes to it by the field names of ClayConfig.
 
     Args:
         size: tiny, small, base or large
@@ -57,10 +57,8 @@ class ModelChoice:
     def config(self, teacher_dim: int | None) -> ClayConfig:
         """The model's configuration, with a projection as wide as the teacher's output."""
         if "ladder" in self.changes:
-            cause = "the key's former name"
-            raise ContractError(
-                "configuration: model.changes.ladder", "no such key", "model.changes.frequencies", cause
-            )
+            field = "configuration: model.changes.ladder"
+            raise ContractError(field, "no such key", "model.changes.frequencies", "the key's former name")
         check_names(self.changes, ClayConfig, "model.changes.")
         width = {} if teacher_dim is None else {"teacher_dim": teacher_dim}
         return ClayConfig.named(self.size, **{**width, **self.changes})
@@ -68,27 +66,27 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Chips to train on: from a store, or of the mini-world, generated at the first run and cached.
+    """Training chips: from a store, or from the mini-world, generated at the first run and cached.
 
     Args:
         store: folder or URL of a chip store; empty: the mini-world
-        sensors: of the store; empty: all that have chips to train on
+        sensors: of the store; empty: all that have training chips
         on_damage: raise, or skip the chips of a store's damaged shards
-        chips: mini-world chips of each sensor to train on; empty: 176 of each of seven sensors
-        val_chips: mini-world chips of each sensor to validate on; 0: no validation, from a store neither
-        size: pixels a side of a mini-world chip
-        sizes: the same for single sensors
-        crop: pixels a side of a random window; null: complete chips
-        dates: dates on which a mini-world place is observed
+        chips: number of mini-world training chips by sensor; empty: 176 for each of seven sensors
+        val_chips: number of mini-world validation chips for each sensor; 0: no validation, also with a store
+        size: side of a mini-world chip in pixels
+        sizes: the same by sensor
+        crop: side of a random crop in pixels; null: complete chips
+        dates: number of dates for each mini-world place
         cloud_cover: share of the mini-world under clouds
         world: seed of the mini-world
-        batch_size: chips, of one process
+        batch_size: chips in each process
         workers: loading processes; 0: in the training process
-        augment: flips, and place and time unknown in a share of samples
-        turns: quarter turns too; null: unless targets are cached
-        unknown_share: of samples whose place and time are zeroed
-        shifted_share: of samples whose colors are shifted; see augment.shifted
-        repeats: batches of single sensors in a round of all, 1 by default, such as {naip: 3}
+        augment: random flips, and place and time zeroed in a share of samples
+        turns: also random quarter turns; null: yes, unless targets are cached
+        unknown_share: share of samples whose place and time are zeroed
+        shifted_share: share of samples whose colors are shifted; see augment.shifted
+        repeats: batches of a sensor in each round over all sensors, 1 by default, such as {naip: 3}
         targets: folder or URL of cached teacher targets; empty: none
     """
 
@@ -118,17 +116,19 @@ class DataChoice:
             return self.chips or dict.fromkeys(WORLD_SENSORS, 176)
         if self.chips:
             expected = "one of them: a store's chips are all used; data.sensors chooses among them"
-            raise ContractError("data.chips", f"{self.chips} with store {self.store}", expected, "leftover settings")
+            raise ContractError(
+                "data.chips", f"{self.chips} with store {self.store}", expected, "settings of another run"
+            )
         table = ChipStore.open(self.store).table
         counts = table[table["split"] == "train"]["sensor"].value_counts().to_dict()
         missing = [name for name in self.sensors if name not in counts]
         if missing or not counts:
             cause = "a misspelled name, or a store without a train split"
-            raise ContractError("data.sensors", missing or "no chip to train on", f"some of {sorted(counts)}", cause)
+            raise ContractError("data.sensors", missing or "no training chip", f"some of {sorted(counts)}", cause)
         return {name: counts[name] for name in (self.sensors or sorted(counts))}
 
     def load(self, seed: int = 0, teacher: nn.Module | None = None) -> ClayDataModule:
-        """The chips, ready to train on. teacher: the one whose cached targets to use; None: the cache has only one."""
+        """The data module. teacher: whose cached targets to use; None: those of the only teacher in the cache."""
         train, val = self._from_store() if self.store else self._from_world()
         targets = val_targets = None
         if self.targets:
@@ -139,13 +139,12 @@ class DataChoice:
         return ClayDataModule(train, val, seed=seed, targets=targets, val_targets=val_targets, **options)
 
     def _from_world(self) -> tuple[dict[str, Chips], dict[str, Chips]]:
-        def generate(sensor: str, count: int, split: str, dates: int) -> Chips:
+        options, train, val = dict(seed=self.world, cloud_cover=self.cloud_cover), {}, {}
+        for sensor, count in self.counts().items():
             size = self.sizes.get(sensor, self.size)
-            options = dict(size=size, seed=self.world, cloud_cover=self.cloud_cover)
-            return world_chips(sensor, count, split=split, dates=dates, **options)
-
-        train = {sensor: generate(sensor, count, "train", self.dates) for sensor, count in self.counts().items()}
-        val = {sensor: generate(sensor, self.val_chips, "val", 1) for sensor in train if self.val_chips}
+            train[sensor] = world_chips(sensor, count, size=size, dates=self.dates, **options)
+            if self.val_chips:
+                val[sensor] = world_chips(sensor, self.val_chips, split="val", size=size, **options)
         return train, val
 
     def _from_store(self) -> tuple[dict, dict]:
@@ -180,29 +179,29 @@ def train(
     progress: bool = True,
     forecast: bool = False,
 ) -> int:
-    """Train a model. Run again with the same `out`, it resumes from its last checkpoint.
+    """Train a model. The same command with the same `out` resumes from the last checkpoint.
 
     Args:
-        model: size and changes
-        data: the chips
+        model: its size and changes
+        data: training and validation chips
         settings: optimizer, schedule and losses, by default those of the release
         teacher: null, stand-in, textures, a folder or hub name with DINOv2 weights, or package.module:function
         start: weights to start from, or package.module:function of configuration and seed; empty: random ones
         out: folder for checkpoints, log/metrics.csv, pictures, weights.safetensors, config.yaml and run.json
-        epochs: instead of settings.max_steps
+        epochs: training length, instead of settings.max_steps
         accelerator: auto, cpu, gpu or mps
         precision: null: bf16-mixed on a GPU, 32-true elsewhere
         devices: processes on each node; null: all GPUs, or one CPU process
-        nodes: of a cluster
-        threads: of a CPU process; 0: torch's default
+        nodes: number of cluster nodes
+        threads: CPU threads of a process; 0: torch's default
         log_every: steps between rows in metrics.csv
         val_every: steps between validations; null: every epoch
         pictures_every: steps between figures of reconstructions; 0: none
         checkpoint_steps: steps between checkpoints; null: by time alone
         checkpoint_minutes: minutes between checkpoints
-        weights_dtype: of weights.safetensors: float32, bfloat16 or float16
-        progress: show a bar
-        forecast: measure some steps, print what the run would take, and stop
+        weights_dtype: dtype of weights.safetensors: float32, bfloat16 or float16
+        progress: show a progress bar
+        forecast: measure a few steps, print the time that the run would take, and stop
     """
     request = {k: asdict(v) if is_dataclass(v) else v for k, v in locals().items() if k != "forecast"}
     request = json.loads(json.dumps(request))  # tuples as lists
@@ -215,8 +214,8 @@ def train(
     ranks = (devices or 1) * (nodes or 1)
     network = find_teacher(teacher)
     cache = TargetCache(data.targets) if data.targets and network is None else None
-    taught_by = network or cache
-    config = model.config(None if taught_by is None else taught_by.dim)
+    target_source = network or cache
+    config = model.config(None if target_source is None else target_source.dim)
     per_epoch = batches_per_epoch(data.counts(), data.repeats, data.batch_size * ranks)
     if epochs is not None:
         settings = replace(settings, max_steps=max(1, round(epochs * per_epoch / settings.accumulate)))
@@ -226,15 +225,15 @@ def train(
 
     chips = data.load(settings.seed, network)
     folder = Path(out)
-    leader = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-    if leader:
+    is_first_rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    if is_first_rank:
         folder.mkdir(parents=True, exist_ok=True)
         _check_same_data(folder, request)
         (folder / "config.yaml").write_text(yaml.safe_dump(request, sort_keys=False))
         print(summary(config, network))
     callbacks = ()
     if pictures_every:
-        callbacks = (ReconstructionFigures(example_batches(chips), folder / "pictures", every=pictures_every),)
+        callbacks = (ReconstructionFigures(chips, folder / "pictures", every=pictures_every),)
     trained = run_training(
         config,
         settings,
@@ -255,7 +254,7 @@ def train(
         num_nodes=nodes or 1,
         **({"strategy": "ddp"} if ranks > 1 else {}),
     )
-    if not leader:
+    if not is_first_rank:
         return 0
     if trained.signal is not None:
         print(f"stopped by signal {trained.signal} after {trained.steps} steps; run the same command to resume")
@@ -282,7 +281,7 @@ STARTS = {"clay_lib.birth:born": "clay_lib.clay:cosine_initialized"}  # former n
 
 
 def find_start(name: str, config: ClayConfig, seed: int) -> ClayMAE | None:
-    """The first weights of a run: from a file, or from a function of configuration and seed."""
+    """Initial weights of a run: from a file, or from a function of configuration and seed; None: random ones."""
     if not name:
         return None
     if not is_function(name):
@@ -301,7 +300,7 @@ def forecast_training(
     accelerator: str = "auto",
     precision: str | None = None,
 ) -> str:
-    """What a run would take, from a few real steps on this machine; per_epoch: batches that each rank takes."""
+    """Time that a run would take, from a few real steps on this machine; per_epoch: batches of each rank."""
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     bf16 = gpu if precision is None else precision.startswith("bf16")
@@ -317,7 +316,7 @@ def forecast_training(
     ]
 
     def one_round() -> float:
-        """A step on each sensor's batch; the time when they are done."""
+        """A step on each sensor's batch; returns the time at the end."""
         for batch in batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = module.losses(batch, training=True)["loss"]
@@ -347,18 +346,20 @@ def forecast_training(
         "hours": f"{hours:,.2f}",
         "GPU-hours" if gpu else "process-hours": f"{hours * ranks:,.2f}",
     }
-    note = f"\nArithmetic: {ranks} processes are taken to be as fast as the one measured, with no losses between them."
+    note = f"\nArithmetic: {ranks} processes, assumed to be as fast as the one measured, without communication costs."
     return forecast_lines(lines) + (note if ranks > 1 else "")
 
 
 class ReconstructionFigures(L.Callback):
-    """A figure a sensor, every so many steps: the visible patches, the reconstruction, the original.
+    """Figures of visible patches, reconstruction and original of each sensor, every `every` steps, with a fixed mask."""
 
-    The same patches are hidden each time. It draws nothing from the run's random numbers, and changes nothing in it.
-    """
-
-    def __init__(self, batches: list[Batch], folder: str | Path, *, every: int):
-        self.batches, self.folder, self.every = batches, Path(folder), every
+    def __init__(self, data: ClayDataModule, folder: str | Path, *, every: int):
+        chips = data.val_chips or data.train_chips
+        loader = PlannedBatches(chips, augment=False, **data.options | {"turns": False})
+        sizes = {name: min(4, len(part)) for name, part in chips.items()}
+        plans = [SensorBatches({name: n}, batch_size=n, shuffle=False).plan(0) for name, n in sizes.items()]
+        self.batches = [loader[plan] for plan in plans]  # the first four chips of each sensor
+        self.folder, self.every = Path(folder), every
         self.drawn = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, module: ClayModule, *_) -> None:
@@ -378,13 +379,13 @@ class ReconstructionFigures(L.Callback):
         noise = torch.from_numpy(batch.draws("mask", patches.shape[1]))
         out = module.model(batch.cube.to(module.device), noise=noise.to(module.device))
         layout = {"grid": out.encoded.grid, "patch_size": P, "size": truth.shape[-2:]}
-        rebuilt = unpatchify(out.reconstruction, **layout).float().cpu()
+        reconstruction = unpatchify(out.reconstruction, **layout).float().cpu()
         hidden = out.encoded.mask.bool().cpu()[:, :, None]
         visible = unpatchify(patches.masked_fill(hidden, float("nan")), **layout)
         shown = [
             figures.rgb(x, batch.sensor, like=truth[k], normalized=True)
             for k in range(len(truth))
-            for x in (visible[k], rebuilt[k], truth[k])
+            for x in (visible[k], reconstruction[k], truth[k])
         ]
         titles = ["visible", f"step {module.step}", "original"]
         gsd = SENSORS[batch.sensor].gsd
@@ -394,16 +395,8 @@ class ReconstructionFigures(L.Callback):
         plt.close(figure)
 
 
-def example_batches(data: ClayDataModule) -> list[Batch]:
-    """The first four validation chips of each sensor (training chips if there are none), not augmented."""
-    chips = data.val_chips or data.train_chips
-    loader = PlannedBatches(chips, augment=False, **data.options | {"turns": False})
-    sizes = {name: min(4, len(part)) for name, part in chips.items()}
-    return [loader[SensorBatches({name: n}, batch_size=n, shuffle=False).plan(0)] for name, n in sizes.items()]
-
-
 def summary(config: ClayConfig, teacher: nn.Module | None = None) -> str:
-    """Parameters of each part, in a few lines."""
+    """Number of parameters of each part of the model."""
     with torch.device("meta"):
         model = ClayMAE(config)
     parts = {"encoder": model.encoder, "decoder": model.decoder, "projection": model.proj, "trained": model}
@@ -414,7 +407,7 @@ def summary(config: ClayConfig, teacher: nn.Module | None = None) -> str:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A configuration's arguments for `train`, where jsonargparse is missing."""
+    """A configuration file as arguments of `train`, without jsonargparse."""
     values = yaml.safe_load(Path(path).read_text()) or {}
     check_names(values, train, "")
     for name, kind in {"model": ModelChoice, "data": DataChoice, "settings": TrainSettings}.items():
@@ -425,10 +418,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def check_names(given: Mapping, owner: type | Callable, where: str) -> None:
-    """ContractError for a key that is no argument of the function or dataclass; it names the nearest one."""
+def check_names(values: Mapping, owner: type | Callable, where: str) -> None:
+    """ContractError for a key that is no argument of the function or dataclass, with the nearest one."""
     known: Iterable[str] = [f.name for f in fields(owner)] if is_dataclass(owner) else owner.__kwdefaults__
-    for name in given:
+    for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             expected = f"{where}{near[0]}" if near else f"one of {[*known]}"
@@ -436,7 +429,7 @@ def check_names(given: Mapping, owner: type | Callable, where: str) -> None:
 
 
 def _processes(devices: int | None, nodes: int | None) -> tuple[int | None, int | None]:
-    """Processes a node, and nodes: as requested, or else as torchrun started us."""
+    """Processes a node, and nodes: as requested, or else as set by torchrun."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         each = int(os.environ["LOCAL_WORLD_SIZE"])
         return devices or each, nodes or int(os.environ["WORLD_SIZE"]) // each
@@ -448,13 +441,8 @@ def _check_same_data(folder: Path, request: dict[str, Any]) -> None:
     if not (folder / "config.yaml").is_file() or not any((folder / "checkpoints").glob("*.ckpt")):
         return
     old = yaml.safe_load((folder / "config.yaml").read_text())
-    pairs = {f"data.{k}": (old["data"].get(k), v) for k, v in request["data"].items() if k not in FREE}
-    pairs |= {k: (old.get(k), request[k]) for k in ("teacher", "devices", "nodes")}
-    differs = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
-    if differs:
-        changed, before = (", ".join(f"{k} {pair[i]}" for k, pair in differs.items()) for i in (1, 0))
-        cause = "a changed configuration; write to another folder to start again"
-        raise ContractError("resume", changed, f"{before}, as {folder} was started", cause)
+    pairs = {f"data.{k}": (old["data"].get(k), v) for k, v in request["data"].items() if k not in CHANGEABLE}
+    check_unchanged(pairs | {k: (old.get(k), request[k]) for k in ("teacher", "devices", "nodes")})
 
 
 if __name__ == "__main__":  # without jsonargparse

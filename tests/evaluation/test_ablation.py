@@ -1,4 +1,4 @@
-"""Ablation: exactly one piece of metadata, or one part of the image, is removed."""
+"""Ablation: exactly one kind of metadata, or one part of the image, is removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from clay_lib.evaluation.ablation import (
     WRONG_GSD,
     cloud,
     cosine_change,
-    fill_study,
     removal_study,
     scattered,
     withhold,
@@ -35,7 +34,7 @@ def image():
 # -- metadata switched off -------------------------------------------------------------------------------------------
 
 
-def test_one_thing_changes_and_the_rest_stays(image):
+def test_only_the_named_metadata_change(image):
     cube = CLAY.cube(**image)
     fields = {"wavelengths": "waves", "gsd": "gsd", "place": "latlon", "time": "time"}
     for off in SETTINGS:
@@ -56,8 +55,8 @@ def test_place_and_time_off_equal_unknown(image):
         assert not torch.equal(a.chip, CLAY.embed(**image).chip)
 
 
-def test_one_wavelength_makes_bands_exchangeable(image):
-    """Bands of one wavelength have one kernel: their order no longer matters, and before it did."""
+def test_bands_of_one_wavelength_are_exchangeable(image):
+    """They share one kernel, so that their order does not matter; with their own wavelengths it does."""
     order = np.random.default_rng(0).permutation(10)
     for clay, exchangeable in ((withhold(CLAY, "wavelengths"), True), (CLAY, False)):
         cube = clay.cube(**image)
@@ -66,7 +65,7 @@ def test_one_wavelength_makes_bands_exchangeable(image):
         assert torch.allclose(a, b, atol=1e-4) == exchangeable
 
 
-def test_reconstruction_withholds_too(image):
+def test_reconstruction_uses_the_ablated_metadata(image):
     a, b = (clay.reconstruct(**image).pixels for clay in (CLAY, withhold(CLAY, "wavelengths")))
     assert a.shape == b.shape and not np.allclose(a, b)
     assert type(CLAY) is Clay and withhold(CLAY, "gsd").model is CLAY.model
@@ -100,7 +99,7 @@ def test_removed_cells_are_the_requested_share_and_a_cloud_is_connected(h, w, sh
 
 
 @pytest.mark.filterwarnings("ignore:chips")  # where no complete patch is left, which is NaN here
-def test_studies_measure_what_they_claim():
+def test_removal_study_equals_filling_by_hand():
     pixels = np.random.default_rng(0).uniform(20, 240, (2, 3, 17, 22)).astype(np.float32)  # cropped to 16 x 20
     options = dict(when="2023-06-10", shares=[0.25, 0.75], draws=2, seed=1)
     table = removal_study(CLAY, pixels, "linz", **options)
@@ -116,9 +115,3 @@ def test_studies_measure_what_they_claim():
     for rule, fill in zip(RULES, (np.nan, 0.0, mean), strict=True):
         cosines = torch.cosine_similarity(CLAY.embed(np.where(removed, fill, complete), **metadata).chip, full)
         assert rows.loc[rule, "class_token"].tolist() == pytest.approx(cosines.tolist(), abs=1e-5)
-
-    fills = fill_study(CLAY, pixels, "linz", shares=[0.3], limits=[0.0, 1.0], draws=1)
-    strict = fills[fills["min_valid"] == 1].pivot_table(index=["shape", "chip"], columns="fill", values="class_token")
-    assert (strict["patch mean"] == strict["band mean"]).all()  # with complete patches only, nothing is filled
-    loose = fills[fills["min_valid"] == 0].pivot_table(index=["shape", "chip"], columns="fill", values="patches")
-    assert (loose["patch mean"] != loose["band mean"]).all()

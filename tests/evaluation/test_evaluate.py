@@ -1,4 +1,4 @@
-"""Evaluation in one call: planted differences, chance, leaks, shots, patches, several labels."""
+"""Evaluation in one call: planted differences, leaks, shots, patches, several labels."""
 
 from __future__ import annotations
 
@@ -46,25 +46,16 @@ def planted(gap, *, n=240, classes=3, seed=0):
     return gap * np.eye(classes, 6)[y] + rng.normal(size=(n, 6)), y, np.arange(n) // classes // 4
 
 
-def test_separable_features_score_one_and_shuffled_labels_chance():
+def test_separable_features_score_one_on_both_splits():
     x, y, groups = planted(30.0)
     evaluation = evaluate_features({"Clay": [x], "random": [x]}, y, groups=groups, seeds=2, bootstraps=50)
     assert set(evaluation.table["split"]) == {"blocks", "random"} and len(evaluation.table) == 12
     assert (evaluation.table[["score", "low", "high"]] == 1).all(axis=None)
     assert (evaluation.lead["difference"] == 0).all() and (evaluation.gap["gap"] == 0).all()
-    tables = []
-    for k in range(15):  # each another shuffle: about 95 % of the intervals hold chance
-        shuffled = np.random.default_rng(k).permutation(y)
-        options = dict(groups=groups, seeds=2, which=KNN[:1], bootstraps=100)
-        tables.append(evaluate_features({"Clay": [x]}, shuffled, **options).table)
-    low, score, high = (np.array([table[c] for table in tables]) for c in ("low", "score", "high"))
-    assert ((low <= 1 / 3) & (1 / 3 <= high)).mean() >= 0.8
-    assert abs(score.mean() - 1 / 3) < 0.04
 
 
-def test_the_gap_reveals_a_leaking_split():
-    """Features of the place alone look perfect on a random split, with a gap far from zero; features of the class alone
-    leave no gap."""
+def test_the_gap_shows_a_leaking_split():
+    """Features of the place alone have a large gap, features of the class alone none."""
     rng, groups = np.random.default_rng(0), np.repeat(np.arange(60), 10)
     y = rng.integers(0, 2, 60)[groups]
     place = rng.normal(size=(60, 12))[groups] + 0.01 * rng.normal(size=(600, 12))
@@ -88,7 +79,7 @@ def test_more_shots_score_higher():
     assert 500 not in table.index.get_level_values("shots")  # no class has so many
 
 
-def test_a_given_split_is_the_only_one():
+def test_a_given_split_excludes_the_others():
     x, y, groups = planted(2.0)
     test = np.arange(240) >= 150
     evaluation = evaluate_features({"Clay": [x]}, y, groups=groups, test=test, which=KNN, seeds=2, bootstraps=20)
@@ -148,7 +139,7 @@ def test_features_of_chips_equal_those_of_embed(clay):
     np.testing.assert_allclose(features["patch spread"], expected.patches.flatten(1, 2).std(1), atol=1e-5)
 
 
-def test_patches_have_their_own_pixels_and_stay_with_their_chip(clay):
+def test_patches_of_a_chip_are_never_on_both_sides(clay):
     rng = np.random.default_rng(0)
     classes = np.kron(rng.integers(1, 3, (12, 2, 2)), np.ones((8, 8), int))
     classes[0, :4] = 0

@@ -1,4 +1,4 @@
-"""Intervals cover the truth as often as they claim, and respect what is not independent."""
+"""Intervals: their coverage of the truth, and resampling by groups and seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_interval_covers_the_truth():
     assert 0.89 <= covered / 200 <= 0.99
 
 
-def test_neighboring_chips_are_covered_only_by_group():
+def test_correlated_chips_need_groups():
     """Chips of a place are correlated: resampled by place the interval covers the truth, by chip far too rarely."""
     rng, group, covered = np.random.default_rng(1), np.repeat(np.arange(60), 8), np.zeros(2)
     for seed in range(150):
@@ -42,14 +42,14 @@ def test_balanced_interval_covers_the_balanced_truth():
     assert 0.88 <= covered / 150 <= 0.99
 
 
-def test_resampling_without_a_rare_class_is_left_out():
+def test_resamplings_without_a_rare_class_are_left_out():
     """Class 1 has two places out of twenty and is always wrong: no resampling with both classes exceeds one half."""
     group, label = np.repeat(np.arange(20), 5), np.repeat([0] * 18 + [1] * 2, 5)
     assert interval_of(label == 0, group, stratum=label) == (0.5, 0.5, 0.5)
     assert interval_of(label == 0, group, stratum=label, skip_empty=True) == (0.5, 0.5, 1.0)
 
 
-def test_copies_add_no_information():
+def test_copies_do_not_narrow_the_interval():
     """Every place seen four times with one outcome: the interval is that of the places, and wider than the chips'."""
     places = np.random.default_rng(0).random(100) < 0.7
     copies, group = np.repeat(places, 4), np.repeat(np.arange(100), 4)
@@ -61,7 +61,7 @@ def test_copies_add_no_information():
     assert five == pytest.approx(interval_of(places))
 
 
-def test_the_interval_covers_the_choice_of_seeds():
+def test_seeds_are_resampled_too():
     """Every chip is right under seeds 0-2 and wrong under 3 and 4: all of the variation comes from the seeds."""
     draw = np.repeat(np.arange(5), 50)
     value, low, high = interval_of(draw < 3, np.tile(np.arange(50), 5), draw=draw)

@@ -1,4 +1,4 @@
-"""The page of results: rows that can be run again, kept where their data are absent."""
+"""The page of results: reproducible rows, kept where their data are absent."""
 
 from __future__ import annotations
 

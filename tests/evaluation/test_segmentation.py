@@ -57,7 +57,7 @@ def test_the_interval_covers_the_truth_and_groups_widen_it():
 
 
 def test_two_models_are_averaged_over_the_same_classes():
-    """Ours is better everywhere, but predicts an absent class at one pixel: that must not cost it a third."""
+    """A model that predicts an absent class at one pixel is not averaged over one class more than the baseline."""
     labels = np.random.default_rng(0).integers(0, 2, (40, 100))
     draw = np.random.default_rng(1).random(labels.shape)
     ours, baseline = (np.where(draw < share, labels, 1 - labels) for share in (0.8, 0.7))

@@ -105,7 +105,7 @@ def test_image_probes_split_by_number_and_compare_with_baselines(clay, folder):
 # -- patches of rasters ----------------------------------------------------------------------------------------------
 
 
-def test_patches_are_cut_where_their_class_is():
+def test_patches_are_aligned_with_their_classes():
     pairs = raster_pairs()
     patches = cut_patches(pairs, 8)
     assert patches.windows.shape == (8, 3, 8 * WINDOW, 8 * WINDOW) and len(patches.place) == 8 * WINDOW**2
@@ -118,7 +118,7 @@ def test_patches_are_cut_where_their_class_is():
     assert patches.label[one] == pairs["east"][1][row, column] and (pixels.mean() > 120) == (patches.label[one] == 1)
 
 
-def test_patch_probes_leave_rasters_and_windows_out(clay, tmp_path):
+def test_patch_probes_hold_out_rasters_and_windows(clay, tmp_path):
     patches = cut_patches(raster_pairs(), 8)
     for split in ("rasters", "windows"):
         parts = list(split_patches(patches, split, 0))
@@ -259,12 +259,12 @@ def test_shipped_weights_beat_the_pixels_of_a_patch_on_other_land(mini, realdata
         "Clay": embed_features(mini, pixels, sensor=S2, check=False, batch_size=512)["class token"],
         "pixel statistics": baselines.pixel_statistics(SENSORS[S2].normalize(pixels)),
     }
-    made = [
+    predictions = [
         predict_patches(features, patches, *parts, seed)
         for seed in range(2)
         for parts in split_patches(patches, "rasters", seed)
     ]
-    score = score_patches(pd.concat(made, ignore_index=True), 20).set_index("features")["score"]
+    score = score_patches(pd.concat(predictions, ignore_index=True), 20).set_index("features")["score"]
     assert score["Clay"] > score["pixel statistics"]
 
 

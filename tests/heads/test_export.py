@@ -54,7 +54,7 @@ def test_shipped_weights_in_onnxruntime(mini):
 
 
 def test_the_file_describes_its_inputs(mini):
-    """As someone without this library would: NumPy, onnxruntime and the file's metadata."""
+    """Run with NumPy, onnxruntime and the file's metadata alone."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(mini[0], providers=["CPUExecutionProvider"])
@@ -82,7 +82,7 @@ def test_the_file_describes_its_inputs(mini):
     np.testing.assert_allclose(patches, out.patches, atol=1e-4)
 
 
-def test_a_saved_program_gives_the_encoders_outputs(micro, tmp_path):
+def test_a_saved_program_equals_the_encoder(micro, tmp_path):
     encoder, program = micro
     write_pt2(program, tmp_path / "micro.pt2", {"weights": "micro"})
     run, inputs, outputs = open_pt2(tmp_path / "micro.pt2")

@@ -1,4 +1,4 @@
-"""Fine-tuning: heads learn planted labels, frozen stays frozen, and what is saved is what was trained."""
+"""Fine-tuning: heads learn planted labels, frozen weights stay frozen, and files restore the trained state."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_ignored_pixels_leave_no_gradient():
 
 
 @pytest.mark.parametrize("epochs, warmup", [(5, 0.1), (5, 1.0), (1, 0.5)])
-def test_a_warm_up_of_one_step_or_of_all_steps(clay, epochs, warmup):
+def test_warmup_of_one_step_or_all_steps(clay, epochs, warmup):
     settings = replace(QUICK, epochs=epochs, batch_size=2, warmup=warmup)
     assert finetune(clay, planted("classification"), settings=settings, **CPU).history["train/loss"].notna().all()
 
@@ -192,7 +192,7 @@ def test_save_and_load(clay, unfreeze, tmp_path):
         Finetuned.load(clay.save(tmp_path / "encoder.safetensors"), clay)
 
 
-def test_the_same_seed_gives_the_same_run_also_without_a_decoder(clay, tmp_path):
+def test_same_seed_same_run_with_or_without_a_decoder(clay, tmp_path):
     from clay_lib.model import ClayMAE
 
     alone = ClayMAE(CONFIG, encoder_only=True)

@@ -1,4 +1,4 @@
-"""Heads: any bands, sizes and holes; what lies under a hole never changes an output."""
+"""Heads: any bands, sizes and holes; values under a hole never change an output."""
 
 from __future__ import annotations
 

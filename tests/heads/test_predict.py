@@ -48,10 +48,10 @@ def test_the_geotiff_has_the_grid_of_the_scene(scene, tuned, tmp_path):
     out = predict_raster(
         tuned, folder / "scene.tif", tmp_path / "map.tif", codes=[3, 7], tile=32, overlap=8, batch_size=2
     )
-    with rasterio.open(out) as made, rasterio.open(folder / "scene.tif") as source:
-        assert made.crs == source.crs and made.transform == source.transform and made.shape == source.shape
-        assert made.nodata == 255 and made.descriptions == ("3 dark, 7 bright", "probability (%)")
-        classes, confidence = made.read()
+    with rasterio.open(out) as output, rasterio.open(folder / "scene.tif") as source:
+        assert output.crs == source.crs and output.transform == source.transform and output.shape == source.shape
+        assert output.nodata == 255 and output.descriptions == ("3 dark, 7 bright", "probability (%)")
+        classes, confidence = output.read()
     assert np.array_equal(classes == 255, hole) and np.array_equal(confidence == 255, hole)
     assert set(np.unique(classes)) == {3, 7, 255} and confidence[~hole].min() >= 50
     assert (classes == np.where(bright, 7, 3))[~hole].mean() > 0.95
@@ -86,9 +86,9 @@ def test_values_of_a_scene_smaller_than_a_window(scene, tmp_path):
     clay = Clay.random(ClayConfig(32, 2, 2, 16, 2, 32, 1, 2, 16, 2))
     model = finetune(clay, data, settings=SETTINGS, width=16, bands=10, accelerator="cpu", progress=False)
     out = predict_raster(model, folder / "scene.tif", tmp_path / "values.tif", tile=128, overlap=32)
-    with rasterio.open(out) as made:
-        values = made.read(1)
-        assert made.transform.to_gdal() == rasterio.open(folder / "scene.tif").transform.to_gdal()
+    with rasterio.open(out) as output:
+        values = output.read(1)
+        assert output.transform.to_gdal() == rasterio.open(folder / "scene.tif").transform.to_gdal()
     assert values.dtype == np.float32 and np.array_equal(np.isnan(values), hole)
     assert abs(values[bright].mean() - 7) < 0.7 and abs(values[~bright & ~hole].mean() - 3) < 0.7
 
@@ -96,8 +96,10 @@ def test_values_of_a_scene_smaller_than_a_window(scene, tmp_path):
 def test_maps_use_the_class_numbers_of_the_label_files(scene, tuned, tmp_path):
     tuned.save(tmp_path / "head.safetensors")
     again = Finetuned.load(tmp_path / "head.safetensors", tuned.clay)
-    with rasterio.open(predict_raster(again, scene[0] / "scene.tif", tmp_path / "map.tif", tile=32, overlap=8)) as made:
-        assert set(np.unique(made.read(1))) == {3, 7, 255} and made.descriptions[0] == "3 dark, 7 bright"
+    with rasterio.open(
+        predict_raster(again, scene[0] / "scene.tif", tmp_path / "map.tif", tile=32, overlap=8)
+    ) as output:
+        assert set(np.unique(output.read(1))) == {3, 7, 255} and output.descriptions[0] == "3 dark, 7 bright"
 
 
 def test_bands_may_come_in_any_order(scene, tuned, tmp_path):

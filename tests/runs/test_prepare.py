@@ -1,4 +1,4 @@
-"""Preparing pretraining data: `clay chips`, `clay targets`, and teachers by name."""
+"""Preparation of pretraining data: `clay chips`, `clay targets`, and teachers by name."""
 
 import re
 
