@@ -42,9 +42,8 @@ class Hub(BaseHTTPRequestHandler):
         else:
             start = int(requested.removeprefix("bytes=").split("-")[0]) if requested else 0
             rest = self.content[start:]
-            partly = (
-                {"Content-Range": f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"} if requested else {}
-            )
+            span = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
+            partly = {"Content-Range": span} if requested else {}
             self.send(206 if requested else 200, len(rest), partly)
             if body:
                 first = not any(method == "GET" for method, *_ in self.requests)

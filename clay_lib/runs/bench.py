@@ -185,10 +185,8 @@ def _bench_mae(w: Workload) -> None:
     plain = plain_mae(config, bands=bands, pixels=w.pixels)
     step = training_step(lambda batch: plain(batch.cube.pixels).loss, plain)
     with torch.device("meta"):
-        counted, images = (
-            plain_mae(config, bands=bands, pixels=w.pixels),
-            torch.empty(w.batch, bands, w.pixels, w.pixels),
-        )
+        counted = plain_mae(config, bands=bands, pixels=w.pixels)
+        images = torch.empty(w.batch, bands, w.pixels, w.pixels)
     flops = count_flops(lambda: counted(images).loss.backward())
     _bench_step("mae", w, ClayModule(config, cached=True), "ViT-MAE of transformers", step, flops)
 
