@@ -228,7 +228,11 @@ def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | 
     a, b, left, d, e, top = finest.transform
     gsd = abs(a)
     grid: dict = {"gsd": sensor.gsd}  # of another raster, in degrees or rotated, the sensor's own pixels in UTM
-    if finest.crs.is_projected and b == d == 0 and math.isclose(gsd, abs(e), rel_tol=1e-6):
+    square = finest.crs.is_projected and b == d == 0 and math.isclose(gsd, abs(e), rel_tol=1e-6)
+    ground = finest.gsd if square else gsd
+    if square and abs(ground / (gsd * finest.crs.linear_units_factor[1]) - 1) > 0.02:  # web Mercator far north
+        grid = {"gsd": sensor.gsd if abs(ground / sensor.gsd - 1) < 0.05 else ground}
+    elif square:
         grid = {"crs": crs_text(finest.crs), "gsd": gsd, "anchor": (left % gsd, top % gsd)}
     archive = Archive(
         name="files",

@@ -42,6 +42,7 @@ from clay_lib.files import atomic_write
 from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # quicklooks, where another raster of the same name lies beside them
+MOST_OBLONG = 1.5  # longer over shorter side of a pixel on the ground; degrees at latitude 48
 RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".img", *IMAGE_ENDINGS)
 
 
@@ -277,10 +278,17 @@ def read_padded(path: str | Path, box: tuple[int, int, int, int], sensor: str | 
 def locate(crs: CRS, transform: Affine, height: int, width: int) -> tuple[float, float, float]:
     """(lat, lon, gsd): the raster's center in WGS84 degrees, and the ground distance there in meters per pixel.
 
-    Raises ContractError for a CRS that is not of the Earth.
+    Raises ContractError for a CRS that is not of the Earth, and for pixels that are far from square on the ground.
     """
     lat, lon = _lat_lon(crs, transform, width / 2, height / 2)
-    return lat, lon, ground_distance(crs, transform, lat, lon)
+    across, down = _ground_sides(crs, transform, lat, lon)
+    if max(across, down) > MOST_OBLONG * min(across, down):
+        zone = (32600 if lat >= 0 else 32700) + min(int((lon + 180) % 360 // 6) + 1, 60)
+        found, side = f"pixels of {across:.4g} x {down:.4g} m on the ground", f"{min(across, down):.4g}"
+        fix = f"gdalwarp -t_srs EPSG:{zone} -tr {side} {side} -r bilinear in.tif out.tif"
+        cause = f"degrees far from the equator, or a stretched export; bring it to square pixels: {fix}"
+        raise ContractError("transform", found, f"square pixels, within a factor of {MOST_OBLONG}", cause)
+    return lat, lon, round(math.sqrt(across * down), 6)
 
 
 def _lat_lon(crs: CRS, transform: Affine, column: float, row: float) -> tuple[float, float]:
@@ -292,8 +300,8 @@ def _lat_lon(crs: CRS, transform: Affine, column: float, row: float) -> tuple[fl
     return float(lat), float(lon)
 
 
-def ground_distance(crs: CRS, transform: Affine, lat: float, lon: float) -> float:
-    """Meters per pixel: the root of the pixel's area on the ground at (lat, lon), degrees.
+def _ground_sides(crs: CRS, transform: Affine, lat: float, lon: float) -> tuple[float, float]:
+    """(across, down): a pixel's sides on the ground at (lat, lon), degrees, in meters.
 
     Where the projection keeps areas within 2 %, as UTM and national grids do, the pixel's nominal size; web Mercator
     draws everything larger by 1 / cos(lat), which is taken back.
@@ -305,8 +313,7 @@ def ground_distance(crs: CRS, transform: Affine, lat: float, lon: float) -> floa
         unit = crs.linear_units_factor[1]
         east = north = unit if abs(larger - 1) < 0.02 else unit / math.sqrt(larger)
     across = math.hypot(transform.a * east, transform.d * north)
-    down = math.hypot(transform.b * east, transform.e * north)
-    return round(math.sqrt(across * down), 6)
+    return across, math.hypot(transform.b * east, transform.e * north)
 
 
 def coarser(transform: Sequence[float], patch: int) -> tuple[float, ...]:
@@ -446,7 +453,15 @@ def _open_layers(path, sensor: Sensor, bands: Bands) -> Iterator[tuple[list[str]
     paths, many = _raster_paths(path)
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        layers = _layers([stack.enter_context(open_raster(p)) for p in paths], many, sensor)
+        files = [stack.enter_context(open_raster(p)) for p in paths]
+        layers = _layers(files, many, sensor)
+        if files[0].crs is None and (files[0].gcps[0] or files[0].rpcs):
+            points, option = ("ground control points", "-tps") if files[0].gcps[0] else ("RPCs", "-rpc")
+            name = f"{Path(paths[0]).stem}_warped.tif"
+            warn(
+                f"{paths[0]} has {points} but no grid, so its place and ground distance are unknown: "
+                f"gdalwarp {option} -t_srs EPSG:4326 {paths[0]} {name}, or UTM (EPSG:326..) for square pixels"
+            )
         matched = match_bands([layer.label for layer in layers], sensor, bands, paths[0], partial(_sample, layers))
         yield paths, {name: layers[i] for name, i in matched.items()}
 

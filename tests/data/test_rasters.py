@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import rasterio
+import rasterio.control
 from odc.geo.geobox import GeoBox
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
@@ -220,11 +221,10 @@ def test_decibel_is_recognized_by_its_sign(tmp_path):
 # ---- place and windows ----
 
 
-def test_ground_distance_of_degrees_and_mercator(tmp_path):
+def test_ground_distance_of_mercator_and_of_no_crs(tmp_path):
     def scene(crs, transform):
         return read_scene(write_raster(tmp_path / "a.tif", numbered(3), crs=crs, transform=transform), "linz")
 
-    assert scene("EPSG:4326", (1e-4, 0, 10, 0, -1e-4, 60)).gsd == pytest.approx(11.132 * np.sqrt(0.5), rel=1e-3)
     assert scene("EPSG:3857", (10, 0, 1e6, 0, -10, 8399738)).gsd == pytest.approx(5, rel=1e-3)  # at 60 north
     plain = scene(None, None)
     assert plain.gsd == 0.5 and plain.crs is plain.transform is plain.lat is None
@@ -326,3 +326,36 @@ def test_an_offset_that_a_name_suggests_is_asked_for(tmp_path):
 )
 def test_date_of_a_products_name(name, when):
     assert product_name(f"data/{name}.tif").get("when") == when
+
+
+# ---- place ----
+
+
+def test_control_points_without_a_grid_are_reported_with_the_command(tmp_path):
+    path = write_raster(tmp_path / "a.tif", numbered(3), crs=None, transform=None)
+    corners = [(0, 0, 34.0, -3.0), (0, 20, 34.1, -3.0), (12, 0, 34.0, -3.1)]
+    points = [rasterio.control.GroundControlPoint(row, column, x, y) for row, column, x, y in corners]
+    with rasterio.open(path, "r+") as file:
+        file.gcps = points, rasterio.CRS.from_epsg(4326)
+    with pytest.warns(UserWarning, match="ground control points but no grid.*gdalwarp -tps"):
+        assert read_scene(path, "linz").lat is None
+
+
+@pytest.mark.parametrize("lat, refused", [(-3.0, False), (45.0, False), (60.0, True)])
+def test_pixels_far_from_square_on_the_ground_are_refused_with_the_command(tmp_path, lat, refused):
+    path = write_raster(tmp_path / "a.tif", numbered(3), crs="EPSG:4326", transform=(1e-4, 0, 10.5, 0, -1e-4, lat))
+    if refused:
+        with pytest.raises(ContractError, match="5.566 x 11.13 m.*gdalwarp -t_srs EPSG:32632 -tr 5.566 5.566"):
+            read_scene(path, "linz")
+    else:
+        assert read_scene(path, "linz").gsd == pytest.approx(11.13 * np.cos(np.radians(lat)) ** 0.5, rel=1e-3)
+    assert acquisition_from_file(path, "linz").archive.gsd == SENSORS["linz"].gsd  # which is brought to UTM anyway
+
+
+def test_web_mercator_far_north_has_its_ground_distance_at_every_door(tmp_path):
+    side = 10 / np.cos(np.radians(60))  # 10 m on the ground
+    north = 8399737.9  # latitude 60
+    path = write_raster(tmp_path / "a.tif", numbered(10), crs="EPSG:3857", transform=(side, 0, 1e6, 0, -side, north))
+    assert read_scene(path, "sentinel-2-l2a").gsd == pytest.approx(10, rel=0.01)
+    archive = acquisition_from_file(path, "sentinel-2-l2a").archive
+    assert archive.gsd == 10 and archive.crs == "utm"
