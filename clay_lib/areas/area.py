@@ -2,8 +2,8 @@
 
     >>> embed_area("clay-mini.safetensors", "sentinel-2-l2a", (14.4, 50.0, 14.6, 50.1), "2023-06-01/2023-08-31", "prague")
 
-archives.py: where pixels come from; tiles.py: the grid; jobs.py: the plan and the work; vectors.py, rasters.py:
-the results; search.py: similar places among them.
+archives.py: sources of pixels; tiles.py: the grid; jobs.py: planning and embedding; vectors.py, rasters.py: results;
+search.py: similarity search among them.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from clay_lib.files import locked, write_json
 from clay_lib.model import ClayConfig
 from clay_lib.sensors import SENSORS, Sensor
 
-NETWORK = 12.5  # MB/s that a forecast assumes of reading: 100 Mbit/s
-ROW_BYTES = 700  # of a row beside its vectors, about
-SAMPLE_BLOCKS = 64  # of which a forecast asks how many bytes reading takes
+NETWORK = 12.5  # MB/s, reading speed that a forecast assumes: 100 Mbit/s
+ROW_BYTES = 700  # approximate size of a row without its vectors
+SAMPLE_BLOCKS = 64  # blocks from which a forecast extrapolates the bytes to read
 
 
 @dataclass(frozen=True)
 class AreaResult:
-    """What `embed_area` has left in `out`."""
+    """Results of `embed_area`: files, counts and times."""
 
     out: Path
-    configuration: str  # 16 hex digits, as in the rows
+    configuration: str  # 16 hex digits, as in the column of that name
     jobs: int  # tiles times dates of the area
     rows: int  # vectors written by this call
-    empty: int  # tiles in which this call found nothing to embed
-    skipped: int  # done by an earlier call
+    empty: int  # tiles without valid pixels in this call
+    skipped: int  # finished by an earlier call
     rasters: tuple[Path, ...] = ()
-    measures: dict[str, dict[str, float]] | None = None  # {raster: {measure: how visible tiles and patches are}}
+    seams: dict[str, dict[str, float]] | None = None  # {raster: {measure of visible tiles and patches: value}}
     seconds: float = 0.0
     model_seconds: float = 0.0
-    waited_seconds: float = 0.0  # that the model waited for pixels
+    waited_seconds: float = 0.0  # the model idle, waiting for pixels
 
     def vectors(self):
         """The vectors as a geopandas GeoDataFrame."""
@@ -57,22 +57,23 @@ class AreaResult:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.rows} vectors written, {self.skipped} tiles were done before, {self.empty} hold nothing to embed",
+            f"{self.rows} vectors written, {self.skipped} tiles already finished, {self.empty} without valid pixels",
             f"{self.out / 'vectors'}: configuration {self.configuration}",
             *map(str, self.rasters),
         ]
-        for name, m in (self.measures or {}).items():
+        for name, seams in (self.seams or {}).items():
             lines.append(
-                f"{name}: steps across seams {m['seam_step']:.3f} times those elsewhere; checkerboard: energy at the "
-                f"tiles' period {m['tiles']:.2f} and at two patches {m['patches']:.2f} times that beside it"
+                f"{name}: steps across seams {seams['seam_step']:.3f} times those elsewhere; checkerboard energy "
+                f"at the period of tiles {seams['tiles']:.2f} and of two patches {seams['patches']:.2f} times that "
+                "of neighboring frequencies"
             )
-        times = f"{self.model_seconds:.1f} s the model and {self.waited_seconds:.1f} s waiting for pixels"
+        times = f"{self.model_seconds:.1f} s in the model and {self.waited_seconds:.1f} s waiting for pixels"
         return "\n".join([*lines, f"{self.seconds:.1f} s, of which {times}"])
 
 
 @dataclass(frozen=True)
 class AreaForecast:
-    """What `embed_area` would take, before anything is fetched."""
+    """Estimated bytes and time of `embed_area`, before any pixel is read."""
 
     jobs: int
     done: int
@@ -84,17 +85,17 @@ class AreaForecast:
 
     @property
     def seconds(self) -> float:
-        """Reading runs beside the model, so the slower of the two."""
+        """Reading and embedding run in parallel, so the slower of the two."""
         return max(self.model_seconds, self.read / (self.network * 1e6))
 
     def __str__(self) -> str:
         reading = f"reading {self.read / self.network / 6e7:,.1f} (at {self.network:g} MB/s, assumed)"
         model = f"the model {self.model_seconds / 60:,.1f} (measured on random chips)"
         lines = {
-            "tiles": f"{self.jobs - self.done:,} to embed, {self.done:,} done before, from {self.dates} dates",
+            "tiles": f"{self.jobs - self.done:,} to embed, {self.done:,} already finished, from {self.dates} dates",
             "to read": f"{self.read / 1e6:,.0f} MB",
             "to write": f"{self.write / 1e6:,.1f} MB",
-            "minutes": f"{self.seconds / 60:,.1f}: {model}, {reading}, side by side",
+            "minutes": f"{self.seconds / 60:,.1f}: {model}, {reading}, in parallel",
         }
         return forecast_lines(lines)
 
@@ -130,36 +131,36 @@ def embed_area(
 ) -> AreaResult | AreaForecast:
     """Embed the images of an area, tile by tile; the same call resumes after a kill at any point.
 
-    Vectors: see vectors.py; raster: see rasters.py; what shaped them: OUT/configuration-*.json.
+    Formats of the results: vectors.py, rasters.py; their settings: OUT/configuration-*.json.
     Raises ContractError for an area without images, tiles that cannot be read, and a full disk.
 
     Args:
         clay: a model, or a file of weights
         sensor: one of the registered sensors
-        area: (west, south, east, north) in WGS84 degrees, shapely, a GeoDataFrame or a file of one; None with a scene:
-            all of it
-        dates: such as 2023-06-01/2023-08-31; of a scene: when it was taken, or None
+        area: (west, south, east, north) in WGS84 degrees, a shapely geometry, a GeoDataFrame or a vector file; None:
+            the complete scene
+        dates: such as 2023-06-01/2023-08-31; of a scene: its acquisition time, or None
         out: folder of the results
-        scene: a raster file or a folder of single bands of your own, instead of an archive; zero in all bands is nodata
-        archive: another public archive of the sensor than the first
-        url: another STAC API with the same collections
-        pick: best (a tile's clearest date) or all dates
-        max_cloud: percent; images with more are left out
-        clouds: mask or keep what the archive classifies as clouds
-        size: pixels a side of a tile
-        min_valid: share of a patch that must have been measured
-        store: float16, or int8 with a scale a vector
-        dense: cog or zarr for patch vectors as a raster
-        overlap: pixels around a tile that dense features are embedded with; by default an eighth of its size
-        components: bands of the raster by principal components; 0: the vectors as they are
-        level: subtract from the raster the part of vectors that depends on their position in the tile
-        batch_size: tiles the model embeds at once
-        scheduler: address of a Dask scheduler, or slurm; by default a cluster of this machine
-        workers: reading threads, or processes, or SLURM jobs
+        scene: your own raster file or folder of single bands, instead of an archive; zero in all bands is nodata
+        archive: name of one of the sensor's archives; by default the first
+        url: address of another STAC API with the same collections
+        pick: best (the clearest date of each tile) or all dates
+        max_cloud: cloud cover in percent above which images are skipped
+        clouds: mask or keep pixels that the archive classifies as clouds
+        size: side of a tile in pixels
+        min_valid: least share of valid pixels in a patch
+        store: float16, or int8 with one scale per vector
+        dense: cog or zarr to write patch vectors as a raster
+        overlap: pixels read around a tile for dense features; by default an eighth of its size
+        components: number of principal components in the raster; 0: the complete vectors
+        level: subtract from the raster the part of each vector that depends on its position in the tile
+        batch_size: tiles per forward pass
+        scheduler: address of a Dask scheduler, or slurm; by default a local cluster
+        workers: number of reading threads, processes, or SLURM jobs
         processes: read in processes rather than threads
-        forecast: report what it would take, and stop
-        network: MB/s that the forecast assumes of reading
-        name: of the model in the rows; by default the file's
+        forecast: report the estimated bytes and time, and stop
+        network: reading speed in MB/s that the forecast assumes
+        name: model name in the results; by default the file's
         progress: show a progress bar
     """
     from tqdm.auto import tqdm
@@ -182,7 +183,7 @@ def embed_area(
     blocks = work.plan(tiles, acquisitions, pick)
     jobs = [job for block in blocks for job in block.jobs]
     if not jobs:
-        raise ContractError("area", f"{len(tiles)} tiles, none under an image", "an area that the images meet",
+        raise ContractError("area", f"{len(tiles)} tiles, none covered by an image", "an area with images",
                             "an area beside the scene, or latitude before longitude")  # fmt: skip
     metadata = work.configuration_of(clay, sensor, acquisitions[0].archive, settings)
     metadata["model"] = name or f"clay-{config.dim}x{config.depth}"
@@ -192,23 +193,20 @@ def embed_area(
     if dense:
         todo |= {job.id for job in jobs if job.id in rows and not rasters.part_path(folder, job.id).is_file()}
     if forecast:
-        wanted = [block for block in blocks if any(job.id in todo for job in block.jobs)]
-        read, write = (
-            _bytes_to_read(wanted, overlap),
-            len(todo) * _bytes_per_tile(config, settings, overlap, components),
-        )
-        sides = ([size, size + 2 * overlap] if overlap else [size]) if todo else []  # tiles are embedded twice
+        read = _bytes_to_read([block for block in blocks if any(job.id in todo for job in block.jobs)], overlap)
+        write = len(todo) * _bytes_per_tile(config, settings, overlap, components)
+        sides = ([size, size + 2 * overlap] if overlap else [size]) if todo else []  # with overlap, embedded twice
         seconds = len(todo) * sum(_seconds_per_chip(clay, sensor, side, batch_size) for side in sides)
         return AreaForecast(len(jobs), len(jobs) - len(todo), len(acquisitions), read, write, seconds, network)
     with locked(out / ".lock", "embed"), _disk_errors(out):
-        about = out / f"configuration-{metadata['configuration']}.json"
-        if not about.is_file():
-            write_json(about, metadata)
+        description = out / f"configuration-{metadata['configuration']}.json"
+        if not description.is_file():
+            write_json(description, metadata)
         if others := sorted({*vectors.runs_of(out)} - {metadata["configuration"]}):
-            print(f"{out} also holds vectors of other configurations, which stay apart: {', '.join(others)}")
+            print(f"{out} also holds vectors of other configurations, stored separately: {', '.join(others)}")
         if outdated := work.outdated(rows, jobs):
-            print(f"{out} also holds {len(outdated)} vectors of these tiles and days from other or earlier versions of "
-                  "the files, or of another hour; they stay beside the new ones: use an empty folder to avoid that")  # fmt: skip
+            print(f"{out} also holds {len(outdated)} vectors of these tiles and days from other versions of the files or "
+                  "another hour; they are kept beside the new ones: to separate them, use an empty folder")  # fmt: skip
         skipped, tally = len(jobs) - len(todo), work.Tally()
         if todo:
             bar = tqdm(total=len(jobs), initial=skipped, unit="tile", desc=sensor.name, disable=not progress)
@@ -216,11 +214,11 @@ def embed_area(
                 tally = work.embed_jobs(clay, client, blocks, out, metadata, settings, todo=todo, rows=rows,
                                         overlap=overlap, batch_size=batch_size, bar=bar)  # fmt: skip
         work.check_failures(tally, len(todo))
-        paths, measures = (), None
+        paths, seams = (), None
         if dense:
             layout = dict(overlap=overlap, patch=config.patch_size, level=level, metadata=metadata)
-            paths, measures = rasters.write_rasters(folder, jobs, dense, components, dated=pick == "all", **layout)
-    return AreaResult(out, metadata["configuration"], len(jobs), tally.rows, tally.empty, skipped, paths, measures,
+            paths, seams = rasters.write_rasters(folder, jobs, dense, components, dated=pick == "all", **layout)
+    return AreaResult(out, metadata["configuration"], len(jobs), tally.rows, tally.empty, skipped, paths, seams,
                       time.perf_counter() - start, tally.model_seconds, tally.waited_seconds)  # fmt: skip
 
 
@@ -235,18 +233,18 @@ def embed(
     precision: str = "float32",
     **options: Any,
 ) -> int:
-    """Embed an area: vectors of its tiles as GeoParquet, and patch vectors as a raster. The same command resumes.
+    """Embed an area: tile vectors as GeoParquet and patch vectors as a raster. The same command resumes.
 
     Example: clay embed prague "14.4,50.0,14.6,50.1" 2023-06-01/2023-08-31 --dense cog --components 3 --forecast
 
     Args:
         out: folder of the results
-        area: west,south,east,north in degrees, or a GeoJSON, GeoPackage or GeoParquet file; a scene needs none
-        dates: such as 2023-06-01/2023-08-31; of a scene: when it was taken
-        weights: a file of weights, a shipped one, or hub:owner/name/path
+        area: west,south,east,north in degrees, or a GeoJSON, GeoPackage or GeoParquet file; optional with a scene
+        dates: such as 2023-06-01/2023-08-31; of a scene: its acquisition time
+        weights: a file of weights, the name of shipped ones, or hub:owner/name/path
         sensor: one of the registered sensors
         device: auto, cpu or cuda
-        precision: of the weights: float32, bfloat16 or float16
+        precision: number type of the weights: float32, bfloat16 or float16
         options: see `embed_area`
     """
     if precision not in ("float32", "bfloat16", "float16"):
@@ -259,7 +257,7 @@ def embed(
 
 
 def _check_layout(size: int, patch: int, dense: str, overlap: int | None, components: int) -> int | None:
-    """The overlap in pixels, None without dense features; sizes must be multiples of the patch."""
+    """The overlap in pixels, None without dense features. ContractError for sizes that do not fit the patches."""
     if dense not in ("", "cog", "zarr") or components < 0 or (components and not dense):
         raise ContractError("dense, components", (dense, components), "cog or zarr, and a number of bands or 0",
                             "components without dense features" if components and not dense else "a misspelling")  # fmt: skip
@@ -273,25 +271,25 @@ def _check_layout(size: int, patch: int, dense: str, overlap: int | None, compon
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM, which a cluster sends before it kills, ends the work as Ctrl-C does: finished batches are published."""
+    """Handle SIGTERM, sent by clusters before they kill, like Ctrl-C: finished batches are published."""
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 @contextmanager
 def _disk_errors(out: Path) -> Iterator[None]:
-    """A full disk, or a folder that cannot be written to, as a ContractError; published parts are complete."""
+    """Turn a full disk or an unwritable folder into a ContractError; published parts are complete."""
     try:
         yield
     except OSError as error:
         raise ContractError("out", f"{out}: {error.strerror or error}",
-                            "room for the results (see --forecast), in a folder that can be written to",
+                            "a writable folder with room for the results (see --forecast)",
                             "the disk or a quota is full: make room and repeat the command, which resumes") from error  # fmt: skip
 
 
@@ -309,13 +307,13 @@ def _bytes_to_read(blocks: list[work.Block], overlap: int | None) -> int:
 def _bytes_per_tile(config: ClayConfig, settings: work.Settings, overlap: int | None, components: int) -> int:
     total = 2 * config.dim * np.dtype(settings.store).itemsize + ROW_BYTES
     if overlap is not None:
-        patches, wide = settings.size // config.patch_size, (settings.size + 2 * overlap) // config.patch_size
-        total += wide**2 * config.dim * 2 + patches**2 * 4 * (components or config.dim)  # the part, and the raster
+        cells, padded = settings.size // config.patch_size, (settings.size + 2 * overlap) // config.patch_size
+        total += padded**2 * config.dim * 2 + cells**2 * 4 * (components or config.dim)  # the part, and the raster
     return total
 
 
 def _seconds_per_chip(clay: Clay, sensor: Sensor, size: int, batch_size: int) -> float:
-    """Of embedding random chips."""
+    """Measured on random pixels."""
     noise = np.random.default_rng(0).normal(size=(batch_size, len(sensor.bands), size, size)).astype(np.float32)
     pixels, options = sensor.denormalize(noise), dict(when="2023-06-10T10:30", lat=10.0, lon=20.0, check=False)
 

@@ -1,4 +1,4 @@
-"""A study area for notebook 08: a small archive of the synthetic Earth with a known change, served on this machine."""
+"""Study areas for notebook 08: a public archive, or a local one of the synthetic Earth with a known change."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ import numpy as np
 
 from clay_lib.areas.archives import archives_of
 from clay_lib.areas.local import Event, serve_archive, write_archive
-from clay_lib.sensors import SENSORS
+from clay_lib.sensors import METERS_PER_DEGREE, SENSORS
 from clay_lib.world.earth import MiniWorld, Place
-
-METERS_A_DEGREE = 111_320
 
 
 @dataclass
 class StudyArea:
-    """Where to read: url of a STAC API and bounds (west, south, east, north) in degrees.
+    """Address of a STAC API and bounds (west, south, east, north) in degrees.
 
-    world, place, event: of the synthetic Earth, where land cover and the change are known; else None.
+    world, place, event: the synthetic Earth with its known land cover and change; None for a public archive.
     """
 
     url: str
@@ -34,7 +32,7 @@ class StudyArea:
     server: ExitStack = field(default_factory=ExitStack)
 
     def land_cover(self, bounds: Sequence[float]) -> tuple[int, float]:
-        """(most common WorldCover code of 5 x 5 points within bounds, its share), known on the synthetic Earth alone."""
+        """(most common WorldCover code of 5 x 5 points within bounds, its share), only on the synthetic Earth."""
         west, south, east, north = bounds
         lon, lat = np.meshgrid(np.linspace(west, east, 7)[1:-1], np.linspace(south, north, 7)[1:-1])
         codes, counts = np.unique(self.world.land_cover(lat, lon), return_counts=True)
@@ -60,10 +58,10 @@ def open_study_area(
     tile: int = 64,
     seed: int = 0,
 ) -> StudyArea:
-    """With bounds, the sensor's public archive (or url). Without, an archive of the synthetic Earth, written to folder and
-    served on this machine until `close`: two dates of one place, between which a forest is cleared.
+    """With bounds, the sensor's public archive or url. Without, an archive of the synthetic Earth, written to folder and
+    served locally until `close`: images of one place on the given dates, where a forest is cleared on 2023-09-01.
 
-    extent: meters a side; tile: pixels a side of the tiles to be embedded, which have to lie within the images.
+    extent: side of the images, meters. tile: side of a tile to embed, pixels; a margin of one keeps tiles inside images.
     """
     if bounds:
         return StudyArea(url or archives_of(sensor)[0].url, list(bounds))
@@ -74,7 +72,7 @@ def open_study_area(
     server = ExitStack()
     atexit.register(server.close)
     address = server.enter_context(serve_archive(write_archive(folder, sensors=[sensor], **kwargs)))
-    north = (extent / 2 - tile * SENSORS[sensor].gsd) / METERS_A_DEGREE
+    north = (extent / 2 - tile * SENSORS[sensor].gsd) / METERS_PER_DEGREE
     east = north / np.cos(np.radians(place.lat))
     bounds = [place.lon - east, place.lat - north, place.lon + east, place.lat + north]
     return StudyArea(address, bounds, world, place, event, server)

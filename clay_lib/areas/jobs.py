@@ -1,8 +1,8 @@
-"""Jobs of embedding an area: tiles paired with acquisitions, planned, read ahead of the model, embedded, published.
+"""Embedding jobs: pairs of a tile and an acquisition, planned, read ahead of the model, embedded and published.
 
     plan -> read_ahead (Dask, a bounded number of blocks) -> Clay.embed -> vectors and dense parts
 
-Published parts stay, and the same jobs resume in the same batches: a job that was killed ends in the same numbers.
+Published parts are never redone, and a killed job resumes in the same batches, so that its results are bit-identical.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from clay_lib.errors import ContractError, warn
 from clay_lib.files import PartBuffer, hash_tensors
 from clay_lib.sensors import Sensor
 
-BLOCK = 768  # pixels a side that are read at once, at most, where a tile is smaller
-VERSION = 2  # of everything that happens between a file's pixels and a vector
-PART_ROWS, PART_SECONDS = 1024, 60.0  # rows are published when so many or so old; a kill loses no more than that
-# Usual at the edges of scenes and under clouds; the column valid_share has the numbers.
+BLOCK = 768  # largest side of a read request in pixels, unless a single tile is larger
+VERSION = 2  # of the processing between a file's pixels and a vector
+PART_ROWS, PART_SECONDS = 1024, 60.0  # rows and age at which a part is published; a kill loses no more than that
+# Common at the edges of scenes and under clouds; the column valid_share has the numbers.
 EXPECTED = "(?s).*(their result is NaN|of the pixels missing)"
-FAILURES = 20  # so many tiles that fail, and most of those tried, end the job early
+FAILURES = 20  # failed tiles after which the job stops, if they are the majority
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One tile of one acquisition. items: those that meet the tile; time: of the first of them, UTC."""
+    """One tile of one acquisition. items: those that intersect the tile; time: of the earliest, UTC."""
 
     id: str
     tile: Tile
@@ -51,24 +51,19 @@ class Job:
     items: tuple[pystac.Item, ...]
     time: datetime | None
 
-    @property
-    def cloud_cover(self) -> float | None:
-        """Percent, the mean over the items that report it."""
-        return mean_cloud_cover(self.items)
-
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Neighboring tiles of one acquisition, read in one request, so that parts of a file that they share are read once.
+    """Neighboring tiles of one acquisition, read in one request, so that data they share are read once.
 
-    jobs: all that the plan has there, done or not, so that a block is always read with the same window.
+    jobs: all of them, finished or not, so that a block is always read with the same window.
     """
 
     jobs: tuple[Job, ...]
 
     @property
     def acquisition(self) -> Acquisition:
-        """With the items of the jobs alone."""
+        """Restricted to the items of the jobs."""
         ids = {item.id for job in self.jobs for item in job.items}
         full = self.jobs[0].acquisition
         return replace(full, items=tuple(item for item in full.items if item.id in ids))
@@ -100,10 +95,10 @@ class Settings:
 
 
 def plan(tiles: Sequence[Tile], acquisitions: Sequence[Acquisition], pick: str) -> list[Block]:
-    """Blocks of jobs. pick: "all" acquisitions of a tile, or the "best", with the largest share of clear ground.
+    """Blocks of jobs. pick: "all" acquisitions of a tile, or the "best", with the largest clear share of the tile.
 
-    That share is estimated as the part of the tile under the footprint times one minus the items' cloud cover; of equal
-    ones the first acquisition is taken. Tiles that no acquisition meets have no job.
+    The clear share is estimated as the share of the tile inside the footprint times one minus the items' cloud cover;
+    among equals the first acquisition is taken. Tiles outside of all acquisitions have no job.
     """
     if pick not in ("best", "all"):
         raise ContractError("pick", repr(pick), "best or all", "a misspelling")
@@ -129,23 +124,22 @@ def _jobs_of(acquisition: Acquisition, tiles: Sequence[Tile]) -> list[Job]:
     items = [(item, shapely.geometry.shape(item.geometry), moment_of(item)) for item in acquisition.items]
     stamp, jobs = _file_stamp(acquisition), []
     for tile in tiles:
-        meeting = [(item, time) for item, shape, time in items if shape.intersects(tile.polygon)]
-        times = [time for _, time in meeting if time and acquisition.when]
+        intersecting = [(item, time) for item, shape, time in items if shape.intersects(tile.polygon)]
+        times = [time for _, time in intersecting if time and acquisition.when]
         when = min(times, default=None)
-        # The solar day at the tile does not depend on where midnight falls in UTC, nor on the rest of the area.
+        # The solar day at the tile depends neither on UTC midnight nor on the rest of the area.
         day = f"{when + timedelta(hours=tile.center[1] / 15):%Y%m%d}" if when else "undated"
         name = "_".join(filter(None, [tile.id, acquisition.sensor.name, day, stamp]))
-        jobs.append(Job(name, tile, acquisition, tuple(item for item, _ in meeting), when))
+        jobs.append(Job(name, tile, acquisition, tuple(item for item, _ in intersecting), when))
     return jobs
 
 
 def _file_stamp(acquisition: Acquisition) -> str:
-    """Eight digits of the names, sizes and modification times of local files and of the given date; "" for archives,
-    whose items do not change."""
+    """Eight hex digits of the given date and the names, sizes and modification times of local files; "" for archives."""
     if acquisition.archive.kind != "files":
         return ""
     hrefs = sorted({asset.href for item in acquisition.items for asset in item.assets.values()})
-    # All that GDAL reads for them: masks beside them, the sources of a VRT and theirs.
+    # All files that GDAL reads for them: sidecar masks and, recursively, the sources of a VRT.
     files, pending = set(), [*hrefs]
     while pending:
         name = pending.pop()
@@ -155,29 +149,24 @@ def _file_stamp(acquisition: Acquisition) -> str:
                 with rasterio.open(name) as file:
                     pending += file.files
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(map(Path, files))]
-    return hashlib.sha256(repr((hrefs, acquisition.when and acquisition.when.isoformat(), stats)).encode()).hexdigest()[
-        :8
-    ]
+    identity = repr((hrefs, acquisition.when and acquisition.when.isoformat(), stats))
+    return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
 
 def outdated(ids: set[str], jobs: Sequence[Job]) -> set[str]:
-    """Those ids that are of the jobs' tiles and days, but of earlier versions of their local files."""
+    """Ids of the same tiles and days as the jobs, but of other versions of their local files."""
     current = {job.id for job in jobs}
     places = {job.id.rpartition("_")[0] for job in jobs if job.acquisition.archive.kind == "files"}
     return {name for name in ids - current if name.rpartition("_")[0] in places}
 
 
-def weights_hash(model) -> str:
-    """16 hex digits of the encoder's tensors: the same for every file that holds them, with or without a decoder."""
-    salt = repr([model.config.frequencies, model.config.patch_size, model.config.heads])
-    return hash_tensors(model.encoder.state_dict(), salt)[:16]
-
-
 def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings) -> dict:
-    """Everything that shapes a vector beside the pixels themselves, and its hash under "configuration"."""
+    """All settings that affect a vector, apart from the pixels, and their hash under "configuration"."""
+    model = clay.model
+    layout = repr([model.config.frequencies, model.config.patch_size, model.config.heads])
     metadata = {
         "version": VERSION,
-        "weights": weights_hash(clay.model),
+        "weights": hash_tensors(model.encoder.state_dict(), layout)[:16],  # the same with or without a decoder
         "reading": clay.reading,
         "sensor": sensor.name,
         "bands": {b.name: [b.wavelength, b.mean, b.std] for b in sensor.bands if b.name in archive.assets},
@@ -193,15 +182,15 @@ def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings)
 
 @dataclass
 class Tally:
-    """What a job did."""
+    """Counts, errors and times of embedding."""
 
     rows: int = 0  # written
-    empty: int = 0  # tiles with nothing to embed
+    empty: int = 0  # tiles without valid pixels
     unread: list[tuple[str, Exception]] = field(default_factory=list)  # (id, error) of tiles that could not be read
-    refused: list[tuple[str, Exception]] = field(default_factory=list)  # of tiles that do not look like their sensor's
-    bytes_read: int = 0  # of pixels
+    refused: list[tuple[str, Exception]] = field(default_factory=list)  # (id, error) of tiles with implausible pixels
+    bytes_read: int = 0  # of pixels, uncompressed
     model_seconds: float = 0.0
-    waited_seconds: float = 0.0  # that the model waited for pixels
+    waited_seconds: float = 0.0  # the model idle, waiting for pixels
 
 
 def embed_jobs(
@@ -218,10 +207,10 @@ def embed_jobs(
     batch_size: int,
     bar,
 ) -> Tally:
-    """Embed the jobs whose id is in todo, batch by batch, and publish rows and dense parts on the way.
+    """Embed the jobs whose id is in todo, batch by batch, publishing rows and dense parts along the way.
 
-    rows: ids that have a row already and lack only the dense part. overlap: None for no dense features.
-    Batches are cut from all jobs, done or not, so that they and the last digits of their numbers are always the same.
+    rows: ids that already have a row and lack only the dense part. overlap: None for no dense features.
+    Batches are cut from all jobs, finished or not, so that they and the rounding of their results are always the same.
     """
     shared = {name: metadata[name] for name in ("sensor", "gsd", "model", "weights", "configuration")}
     folder, tally = rasters.dense_folder(out, metadata, overlap or 0), Tally()
@@ -255,7 +244,10 @@ def embed_jobs(
                     if cause not in reported:
                         reported.add(cause)
                         bar.clear()
-                        warn(f"{warning.message} (reported once, from tile {batch[0].tile.id} on)", warning.category)
+                        warn(
+                            f"{warning.message} (reported once, first in the batch of tile {batch[0].tile.id})",
+                            warning.category,
+                        )
                 done = []
                 for (job, pair), row in zip(read, results, strict=True):
                     if isinstance(row, Exception):
@@ -267,7 +259,7 @@ def embed_jobs(
                         done.append((job.id, row))
                 tally.rows += sum(row is not None for _, row in done)
                 tally.empty += sum(row is None for _, row in done)
-                buffer.add(*done)  # whole batches, also if interrupted: half a batch would have other last digits
+                buffer.add(*done)  # complete batches, even if interrupted: rounding depends on the batch
                 bar.update(len(batch))
                 bar.set_postfix_str(f"{tally.bytes_read / 1e6:,.0f} MB of pixels")
                 if (failed := len(tally.unread) + len(tally.refused)) >= FAILURES and failed > tally.rows + tally.empty:
@@ -278,10 +270,10 @@ def embed_jobs(
 
 
 def embed_batch(clay: Clay, read: Sequence[tuple], settings: Settings, overlap: int | None) -> list:
-    """A row for each (job, (pixels, bands) or exception), as `vectors.write_part` takes it, with "patches" [h, w, D].
+    """A row for each (job, (pixels, bands) or exception), as in `vectors.write_part`, with "patches" [h, w, D].
 
-    None: nothing there to embed; an exception: not readable, or not what its sensor's images look like.
-    The chip's vector is that of the tile alone, whether or not dense features are embedded with an overlap.
+    None: no valid pixels; an exception: pixels unreadable, or implausible for the sensor.
+    The tile's vector never includes the overlap that dense features are embedded with.
     """
     o = overlap or 0
     core = slice(o, o + settings.size)
@@ -289,18 +281,18 @@ def embed_batch(clay: Clay, read: Sequence[tuple], settings: Settings, overlap: 
     valid = [k for k, (_, pair) in enumerate(read) if results[k] is None and np.isfinite(pair[0][:, core, core]).any()]
     if not valid:
         return results
-    wide = np.stack([read[k][1][0] for k in valid])  # [B, C, size + 2 o, size + 2 o]
-    pixels, jobs = wide[..., core, core], [read[k][0] for k in valid]
+    padded = np.stack([read[k][1][0] for k in valid])  # [B, C, size + 2 o, size + 2 o]
+    pixels, jobs = padded[..., core, core], [read[k][0] for k in valid]
     lat, lon = map(list, zip(*(job.tile.center for job in jobs), strict=True))
     place = dict(when=[job.time for job in jobs], lat=lat, lon=lon, gsd=jobs[0].tile.gsd)
     options = dict(bands=read[valid[0]][1][1], min_valid=settings.min_valid, **place)
     try:
         chips = clay.embed(pixels, jobs[0].acquisition.sensor, **options)
-        patches = (clay.embed(wide, jobs[0].acquisition.sensor, **options) if o else chips).patches  # [B, h, w, D]
+        patches = (clay.embed(padded, jobs[0].acquisition.sensor, **options) if o else chips).patches  # [B, h, w, D]
     except ContractError as error:
         if len(valid) == 1:
             results[valid[0]] = error
-        else:  # one bad tile must not lose the others
+        else:  # retry one by one, so that one bad tile does not lose the others
             for k in valid:
                 (results[k],) = embed_batch(clay, [read[k]], settings, overlap)
         return results
@@ -313,7 +305,7 @@ def embed_batch(clay: Clay, read: Sequence[tuple], settings: Settings, overlap: 
                 geometry=job.tile.polygon,
                 time=job.time,
                 items=[item.id for item in job.items],
-                cloud_cover=job.cloud_cover,
+                cloud_cover=mean_cloud_cover(job.items),  # percent
                 valid_share=float(np.isfinite(pixels[n]).mean()),
                 vector=chip_vectors[n],
                 patch_mean=means[n],
@@ -323,14 +315,14 @@ def embed_batch(clay: Clay, read: Sequence[tuple], settings: Settings, overlap: 
 
 
 def check_failures(tally: Tally, total: int) -> None:
-    """ContractError with the first tile that could not be read, or else was refused by the contract check."""
+    """Raise ContractError for the first tile that could not be read or, if there is none, had implausible pixels."""
     failures = tally.unread or tally.refused
     if not failures:
         return
     name, error = failures[0]
     if not isinstance(error, ContractError):
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        error = ContractError("reading", line, "pixels of every tile", "a server or file that fails again and again")
+        error = ContractError("reading", line, "pixels of every tile", "a server or file that fails repeatedly")
     found = f"{error.found} ({len(failures)} of {total} tiles failed, the first {name})"
     cause = f"{error.cause}; all other tiles are kept"
     if tally.unread:

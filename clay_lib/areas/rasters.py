@@ -1,11 +1,11 @@
 """Patch embeddings of many tiles as one georeferenced raster: a cloud-optimized GeoTIFF or Zarr, with blended seams.
 
     OUT/dense/SENSOR/run=CONFIGURATION-oOVERLAP/parts/JOB.npy     patch vectors of one tile, float16 [h, w, D]
-    .../DATE-CRS-vectors.tif, -pca-N.tif or .zarr; pca-N.npz; places.npz    made from the parts
+    .../DATE-CRS-vectors.tif, -pca-N.tif or .zarr; pca-N.npz; places.npz    derived from the parts
 
-A tile is embedded together with `overlap` pixels around it, so that two neighbors both cover the strip between them.
-There a cell of the raster is the mean of both, weighted by linear ramps that sum to one. The raster is a pure function
-of the parts: made block by block, each from at most nine parts, the same in whichever order they were written.
+A tile is embedded together with `overlap` pixels around it, so that neighbors share a strip. There a cell of the raster
+is the mean of both, weighted by linear ramps that sum to one. Each block of the raster is computed from at most nine
+parts and does not depend on the order in which they were written.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from clay_lib.data.images import blend_ramp
 from clay_lib.evaluation.components import Components, fit_components
 from clay_lib.files import PARTIAL, atomic_write
 
-TILES = 400  # parts that the mean at every position is taken of, at most
-BLOCK_BYTES = 16e6
-SAMPLE = 20_000  # patch vectors that principal components are fitted on
-SAMPLE_TILES = 16  # tiles a side of the corner in which seams are measured
+TILES = 400  # most parts used to estimate position offsets
+BLOCK_BYTES = 16e6  # largest block of a GeoTIFF
+SAMPLE = 20_000  # patch vectors to fit principal components on
+SAMPLE_TILES = 16  # seams are measured in a corner of that many tiles a side
 
 
 def dense_folder(out: str | Path, metadata: dict, overlap: int) -> Path:
@@ -41,15 +41,7 @@ def part_path(folder: Path, job_id: str) -> Path:
 
 def write_patches(folder: Path, job, patches: np.ndarray) -> Path:
     """Patch vectors [h, w, D] of a job's tile with its overlap; NaN where a patch was left out."""
-    return _save(part_path(folder, job.id), lambda file: np.save(file, np.asarray(patches, np.float16)))
-
-
-def _save(path: Path, write) -> Path:
-    def fill(partial: Path) -> None:
-        with open(partial, "wb") as file:
-            write(file)
-
-    return atomic_write(path, fill)
+    return atomic_write(part_path(folder, job.id), lambda path: np.save(path, np.asarray(patches, np.float16)))
 
 
 # ---- blending ----
@@ -57,18 +49,18 @@ def _save(path: Path, write) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Mosaic:
-    """The parts of one sensor, date and CRS, and how they are laid out in a raster of patches."""
+    """The parts of one sensor, date and CRS, and their layout in a raster of patches."""
 
     name: str  # DATE-CRS
     corner: Tile  # the north-western one
-    rows: int  # of tiles
-    columns: int
-    parts: dict[tuple[int, int], Path]  # {(row, column): path}, counted southwards and eastwards from the corner
+    rows: int  # tiles
+    columns: int  # tiles
+    parts: dict[tuple[int, int], Path]  # {(row, column): path}, southwards and eastwards from the corner
     dim: int  # D
     overlap: int  # patches
     patch: int  # pixels
-    offsets: np.ndarray | None = None  # [h, w, D], subtracted from every part: see `position_offsets`
-    components: Components | None = None  # None: the raster holds the vectors themselves
+    offsets: np.ndarray | None = None  # [h, w, D], subtracted from every part, see `position_offsets`
+    components: Components | None = None  # None: the raster holds complete vectors
 
     @property
     def cells(self) -> int:
@@ -83,7 +75,7 @@ class Mosaic:
 
     @property
     def geobox(self):
-        """odc.geo GeoBox of the raster, a cell a patch."""
+        """odc.geo GeoBox of the raster, one cell per patch."""
         from odc.geo.geobox import GeoBox
 
         tile = self.corner.geobox().zoom_out(self.patch)
@@ -93,8 +85,7 @@ class Mosaic:
         """[cells, cells, D] float32 vectors of a tile, blended with its neighbors; NaN where no tile has a valid patch."""
         n, o = self.cells, self.overlap
         total, weight = np.zeros((n, n, self.dim), np.float32), np.zeros((n, n, 1), np.float32)
-        # Along one side: (cells of the block, cells of the part) that the block and the tile before it, itself, and the
-        # tile after it share.
+        # Along one axis: (cells of the block, cells of the part) shared with the previous tile, itself and the next one.
         shared = [
             (slice(0, o), slice(o + n, n + 2 * o)),
             (slice(0, n), slice(o, o + n)),
@@ -123,7 +114,7 @@ class Mosaic:
 
 
 def mosaics(folder: Path, jobs: Sequence, *, dated: bool, overlap: int, patch: int) -> list[Mosaic]:
-    """One a CRS, and one a date if `dated`, of the jobs that have a part. overlap, patch: pixels."""
+    """One mosaic per CRS, and per date if `dated`, of the jobs that have a part. overlap, patch: pixels."""
     groups: dict[str, list] = {}
     for job in jobs:
         if part_path(folder, job.id).is_file():
@@ -141,9 +132,9 @@ def mosaics(folder: Path, jobs: Sequence, *, dated: bool, overlap: int, patch: i
 def position_offsets(parts: Sequence[Path]) -> np.ndarray:
     """[h, w, D]: the part of patch vectors that depends on their position in the tile, from means over many tiles.
 
-    The model encodes where in its image a patch lies, and part of that stays in the vector: as a grid over the whole
-    raster. Over many tiles the ground at a position is random, so the mean there minus the mean of all is that part. It
-    is shrunk by what so many tiles would give by chance (James and Stein 1961): of one tile nothing is left.
+    The position code of a patch leaves a trace in its vector, visible as a grid over the raster. Over many tiles the
+    ground at a position is random, so the trace is the mean at that position minus the mean over all positions. It is
+    shrunk by the part expected by chance for that number of tiles (James and Stein 1961): to zero for one tile.
     """
     paths = [parts[k] for k in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), TILES)).round().astype(int))]
     total = squares = count = 0.0
@@ -167,14 +158,14 @@ def position_offsets(parts: Sequence[Path]) -> np.ndarray:
 
 
 def sample_patches(layers: Sequence[Mosaic], count: int = SAMPLE, seed: int = 0) -> np.ndarray:
-    """At most `count` blended patch vectors [M, D], the same number from every tile."""
-    places = [(mosaic, place) for mosaic in layers for place in sorted(mosaic.parts)]
+    """At most `count` blended patch vectors [M, D], equally many from every tile."""
+    tiles = [(mosaic, position) for mosaic in layers for position in sorted(mosaic.parts)]
     rng = np.random.default_rng(seed)
-    if len(places) > count:
-        places = [places[k] for k in sorted(rng.choice(len(places), count, replace=False))]
-    per_tile, rows = max(1, count // len(places)), []
-    for mosaic, place in places:
-        patches = mosaic.blend(*place)
+    if len(tiles) > count:
+        tiles = [tiles[k] for k in sorted(rng.choice(len(tiles), count, replace=False))]
+    per_tile, rows = max(1, count // len(tiles)), []
+    for mosaic, position in tiles:
+        patches = mosaic.blend(*position)
         patches = patches[np.isfinite(patches[..., 0])]
         rows.append(patches[np.sort(rng.permutation(len(patches))[:per_tile])])
     return np.concatenate(rows)
@@ -192,10 +183,10 @@ def write_rasters(
     level: bool,
     metadata: dict,
 ) -> tuple[tuple[Path, ...], dict[str, dict[str, float]]]:
-    """A raster of each mosaic of the jobs' parts, kind "cog" or "zarr": (paths, {name: {measure of seams: value}}).
+    """Write one raster per mosaic, kind "cog" or "zarr": (paths, {file name: {measure of seams: value}}).
 
-    count: principal components, fitted on all mosaics together and saved beside them; 0: the vectors themselves.
-    level: position offsets are subtracted, and saved beside the rasters.
+    count: number of principal components, fitted on all mosaics together and saved beside them; 0: complete vectors.
+    level: subtract position offsets, and save them beside the rasters.
     """
     layers = mosaics(folder, jobs, dated=dated, overlap=overlap, patch=patch)
     if not layers:
@@ -204,19 +195,19 @@ def write_rasters(
     tags |= {"blending": f"linear ramps over {2 * overlap} pixels at every seam"}
     if level:
         offsets = position_offsets([path for mosaic in layers for path in mosaic.parts.values()])
-        _save(folder / "places.npz", lambda file: np.savez(file, places=offsets))
+        atomic_write(folder / "places.npz", lambda partial: np.savez(partial, places=offsets))
         layers = [replace(mosaic, offsets=offsets) for mosaic in layers]
         tags |= {"subtracted": "places.npz, the part of vectors that depends on their position in the tile"}
     name = f"pca-{count}" if count else "vectors"
     if count:
         components = fit_components(sample_patches(layers), count)
-        _save(folder / f"{name}.npz", lambda file: np.savez(file, **vars(components)))
+        atomic_write(folder / f"{name}.npz", lambda partial: np.savez(partial, **vars(components)))
         layers = [replace(mosaic, components=components) for mosaic in layers]
     write, ending = {"cog": (write_cog, "tif"), "zarr": (write_zarr, "zarr")}[kind]
     paths, measures = [], {}
     for mosaic in layers:
         paths.append(write(mosaic, folder / f"{mosaic.name}-{name}.{ending}", tags))
-        # Seams are measured in the north-western corner, of vectors in a few of their numbers.
+        # Seams are measured in the north-western corner, for complete vectors in their first eight numbers.
         rows, columns, bands = min(mosaic.rows, SAMPLE_TILES), min(mosaic.columns, SAMPLE_TILES), None if count else 8
         sample = np.block([[mosaic.block(y, x)[:bands] for x in range(columns)] for y in range(rows)])
         measures[paths[-1].name] = {
@@ -228,7 +219,7 @@ def write_rasters(
 
 
 def write_cog(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
-    """A cloud-optimized GeoTIFF, float32 with NaN as nodata: a band a component, or a band a number of the vectors."""
+    """A cloud-optimized GeoTIFF, float32 with NaN as nodata: one band per component or per number of the vectors."""
     import rasterio
     from rasterio._err import CPLE_BaseError
     from rasterio.enums import Resampling
@@ -238,7 +229,7 @@ def write_cog(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
 
     box, bands, n = mosaic.geobox, mosaic.bands, mosaic.cells
     height, width = box.shape
-    # All numbers of a cell lie together, in blocks that are not too large to be read for one cell.
+    # All numbers of a cell are stored together, in blocks small enough to be read for one cell.
     side = next((side for side in (256, 128) if side**2 * 4 * len(bands) <= BLOCK_BYTES), 64)
     layout = dict(tiled=True, blockxsize=side, blockysize=side, BIGTIFF="IF_SAFER", INTERLEAVE="PIXEL")
     profile = dict(driver="GTiff", dtype="float32", count=len(bands), height=height, width=width, nodata=np.nan)
@@ -250,7 +241,7 @@ def write_cog(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
     def publish(partial: Path) -> None:
         options = dict(copy_src_overviews=True, compress="deflate", predictor=3)
         copy(str(scratch), str(partial), driver="GTiff", **options, **layout)
-        with rasterio.open(partial) as file:  # GDAL does not report a disk that fills up while it closes a file
+        with rasterio.open(partial) as file:  # GDAL does not report a full disk when it closes a file
             for window, checksum in checksums.items():
                 if zlib.crc32(file.read(window=window)) != checksum:
                     raise OSError(f"{path} could not be written completely")
@@ -277,7 +268,7 @@ def write_cog(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
 
 
 def write_zarr(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
-    """A Zarr group for xarray: `vectors` [D, y, x] float16 (components: float32), a chunk a tile, CRS in `spatial_ref`."""
+    """A Zarr group for xarray: `vectors` [D, y, x] float16 (components: float32), one chunk per tile, CRS in `spatial_ref`."""
     import dask.array
     import xarray as xr
     from odc.geo.xr import xr_coords
@@ -295,7 +286,7 @@ def write_zarr(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
     scratch = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # consolidated metadata is not in the specification of Zarr 3 yet
+            warnings.simplefilter("ignore")  # consolidated metadata are not in the specification of Zarr 3 yet
             vectors.to_dataset().to_zarr(scratch, mode="w")
         if path.exists():
             shutil.rmtree(path)
@@ -309,10 +300,10 @@ def write_zarr(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
 
 
 def seam_step(raster: np.ndarray, period: int) -> float:
-    """Mean step from cell to cell across the edges of tiles over that elsewhere, of [C, H, W]; 1: no seam shows.
+    """Mean step between cells across tile edges over that elsewhere, of [C, H, W]; 1: no visible seam; NaN: no edge.
 
-    period: cells a side of a tile, whose edges lie at its multiples. A step is the distance of two vectors [C]. The
-    cells next to an edge are left out of "elsewhere". NaN: there is no edge.
+    period: cells along a side of a tile, whose edges lie at its multiples. A step is the distance of two vectors [C].
+    Cells next to an edge are not counted as "elsewhere".
     """
     across, elsewhere = [], []
     for axis in (1, 2):
@@ -328,12 +319,12 @@ def seam_step(raster: np.ndarray, period: int) -> float:
 
 
 def checkerboard(raster: np.ndarray, period: int) -> float:
-    """Energy at a period over that of the neighboring frequencies, of [C, H, W] or [H, W]; 1: nothing stands out.
+    """Energy at a period over that of the neighboring frequencies, of [C, H, W] or [H, W]; 1: no periodic pattern.
 
-    A raster of patch vectors made of tiles may repeat at the period of the tiles (in patches), an image rebuilt from
-    patches at that of the patches (in pixels). Energy: the power spectrum along x and along y, summed over the other
-    direction and the bands, at the frequency 1 / period and its multiples up to half a cycle a cell; neighbors: the
-    mean of the two frequencies beside each. NaN cells count as the mean.
+    A tiled raster of patch vectors may repeat at the period of the tiles (in patches), a reconstructed image at that of
+    the patches (in pixels). Energy: the power spectrum along x and along y, summed over the other axis and the bands,
+    at the frequency 1 / period and its multiples up to half a cycle per cell; neighbors: the mean of the two adjacent
+    frequencies. NaN cells count as the mean.
     """
     raster = raster[None] if raster.ndim == 2 else raster
     ratios = []

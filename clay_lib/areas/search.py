@@ -1,4 +1,4 @@
-"""Similarity search: exact cosine neighbors of a place among the vectors that `clay embed` has written.
+"""Similarity search: exact cosine neighbors of a place among the vectors written by `clay embed`.
 
 The query is a direction in embedding space: the vector of a place, or the mean of several examples minus half the mean
 of negative ones (Rocchio, 1971).
@@ -22,11 +22,11 @@ from clay_lib.areas.vectors import part_files, read_part
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write
 
-AGAINST = 0.5  # weight of the negatives' mean: at 1, what all land has in common cancels and hits turn random
+NEGATIVE_WEIGHT = 0.5  # at 1 the part common to all land cancels and hits become random
 EARTH_RADIUS = 6_371_008.8  # m
-BLOCK = 32_768  # rows compared at once: copies and float64 values stay small however long the table is
+BLOCK = 32_768  # rows compared at once, which bounds copies and float64 values in memory
 ROUNDING = 2e-6  # error bound of usearch's single-precision cosines
-KEPT, UNIQUE = ["id", "geometry", "time", "sensor"], ["model", "weights", "configuration"]
+COLUMNS, ORIGIN = ["id", "geometry", "time", "sensor"], ["model", "weights", "configuration"]
 
 Example = str | Sequence[float] | np.ndarray
 
@@ -39,17 +39,17 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rows [k], cosines [k] float64), best first: the k rows of values [N, D] nearest to query [D], exactly.
 
-    values: int8, float16 or float32, compared as stored; the length of a row plays no part, rows of zeros are never
-    hits. keep [N] bool: rows that may be hits. Equal cosines keep the order of the rows.
+    values: int8, float16 or float32, of any length; rows of zeros are never hits. keep [N] bool: rows that may be hits.
+    Equal cosines keep the order of the rows.
     usearch compares in the table's own type, to which the query is rounded. Its candidates are compared again in
-    float64, and more candidates are taken until rounding cannot hide a nearer row.
+    float64, and more candidates are requested until rounding cannot hide a nearer row.
     """
     from usearch.index import search as usearch_search
 
     query = unit(np.asarray(query, np.float64), "query")
     scaled = query / np.abs(query).max() * (127 if values.dtype == np.int8 else 1)
     rounded = (np.rint(scaled) if values.dtype == np.int8 else scaled).astype(values.dtype)
-    # A cosine with the rounded query differs from the true one by at most the distance of the two directions.
+    # The cosine with the rounded query differs from the exact one by at most the distance of the two unit vectors.
     slack = float(np.linalg.norm(unit(rounded.astype(np.float64), "query") - query)) + ROUNDING
     rows, scores = np.empty(0, int), np.empty(0)
     for start in range(0, len(values), BLOCK):
@@ -59,7 +59,7 @@ def nearest(
         count = min(len(block), 4 * k + 16)
         while count:
             matches = usearch_search(block, rounded, count, exact=True)
-            bound = 1 - np.asarray(matches.distances, np.float64) + slack  # [count] the true cosine is at most this
+            bound = 1 - np.asarray(matches.distances, np.float64) + slack  # [count] upper bounds of the exact cosines
             worst = scores[-1] if len(rows) == k else -np.inf
             candidates = np.asarray(matches.keys, int)[bound >= worst]
             merged = _best(np.append(rows, at[candidates]), np.append(scores, _cosines(block[candidates], query)), k)
@@ -71,7 +71,7 @@ def nearest(
 
 
 def unit(vector: np.ndarray, name: str) -> np.ndarray:
-    """A vector [D] divided by its length; a ContractError names one that is zero or not finite."""
+    """A vector [D] divided by its length; ContractError if it is zero or not finite. name: for the message."""
     length = np.linalg.norm(vector)
     if not (np.isfinite(length) and length > 0):
         raise ContractError(name, "zeros only" if length == 0 else "NaN or infinity", "a vector with a direction",
@@ -81,9 +81,9 @@ def unit(vector: np.ndarray, name: str) -> np.ndarray:
 
 def _cosines(values: np.ndarray, query: np.ndarray) -> np.ndarray:
     """[n] cosines of rows [n, D] with a query of length one; -inf for rows of zeros."""
-    wide = values.astype(np.float64)
-    lengths = np.sqrt((wide * wide).sum(axis=1))
-    return np.where(lengths > 0, (wide * query).sum(axis=1) / np.where(lengths > 0, lengths, 1), -np.inf)
+    values = values.astype(np.float64)
+    lengths = np.sqrt((values * values).sum(axis=1))
+    return np.where(lengths > 0, (values * query).sum(axis=1) / np.where(lengths > 0, lengths, 1), -np.inf)
 
 
 def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +93,7 @@ def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.
 
 
 def neighbors_kept(vectors: np.ndarray, small: np.ndarray, *, k: int = 10) -> np.ndarray:
-    """[N] share of each vector's k nearest others, by cosine, that are among its k nearest in `small` [N, d] as well."""
+    """[N] share of each vector's k nearest neighbors, by cosine, that are also its neighbors in `small` [N, d]."""
     if not 1 <= k < len(vectors):
         raise ContractError("k", k, f"1 to {len(vectors) - 1}", "fewer vectors than neighbors")
     shares = []
@@ -108,10 +108,10 @@ def neighbors_kept(vectors: np.ndarray, small: np.ndarray, *, k: int = 10) -> np
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """A table of embeddings opened for search, its vectors as stored."""
+    """A table of embeddings in memory, opened for search."""
 
     rows: pa.Table  # id, geometry (WKB), time, sensor
-    values: np.ndarray  # [N, D] int8 or float16, without the scale of each row, which a cosine does not depend on
+    values: np.ndarray  # [N, D] int8 or float16 as stored, without scales, on which cosines do not depend
     bounds: np.ndarray  # [4, N] west, south, east, north of the outlines, degrees
     centers: np.ndarray  # [N, 2] lat, lon
 
@@ -128,9 +128,9 @@ class Vectors:
 def open_vectors(source: str | Path | pa.Table, *, column: str = "vector", configuration: str = "") -> Vectors:
     """The vectors in a folder of `embed_area`, in one GeoParquet file or in an Arrow table, read once for many searches.
 
-    column: "vector" or "patch_mean". configuration: which to take where a folder holds several.
-    Memory: N * D bytes of int8 and about 200 a row; never a float32 copy.
-    Raises ContractError for missing columns, broken files, NaN, and vectors that cannot be compared.
+    column: "vector" or "patch_mean". configuration: the one to open if the folder holds several.
+    Memory: N * D bytes for int8 and about 200 per row, without a float32 copy.
+    Raises ContractError for missing columns, damaged files, NaN, and vectors that are not comparable.
     """
     if isinstance(source, pa.Table):
         return _open(ds.InMemoryDataset(source), "the table", column, configuration)
@@ -139,41 +139,41 @@ def open_vectors(source: str | Path | pa.Table, *, column: str = "vector", confi
     if not parts:
         raise ContractError("vectors", f"no GeoParquet in {path}" if path.exists() else f"no such folder: {path}",
                             "a folder that `clay embed` has filled, or one GeoParquet file",
-                            "a misspelt path, or a job that has written nothing yet")  # fmt: skip
+                            "a misspelled path, or a job that has not written anything yet")  # fmt: skip
     try:
         return _open(ds.dataset([str(part) for part in parts], format="parquet"), str(path), column, configuration)
     except (pa.ArrowInvalid, OSError):
         for part in parts:
-            read_part(part)  # names the damaged one
+            read_part(part)  # raises for the damaged one
         raise
 
 
 def _open(data: ds.Dataset, name: str, column: str, configuration: str) -> Vectors:
-    missing = [field for field in (*KEPT, column) if field not in data.schema.names]
+    missing = [field for field in (*COLUMNS, column) if field not in data.schema.names]
     if missing or not pa.types.is_fixed_size_list(data.schema.field(column).type):
         expected = f"{', '.join(missing)} too" if missing else f"{column} as a list of fixed size"
-        raise ContractError("columns", data.schema.names, expected, "a GeoParquet that `clay embed` has not written")
-    wanted = pc.field("configuration") == configuration if configuration else None
-    total = data.count_rows(filter=wanted)
+        raise ContractError("columns", data.schema.names, expected, "a GeoParquet file of another program")
+    selected = pc.field("configuration") == configuration if configuration else None
+    total = data.count_rows(filter=selected)
     if not total:
         raise ContractError("vectors", f"no rows{f' of configuration {configuration}' if configuration else ''} in {name}",
                             "a folder that `clay embed` has filled",
-                            "the job has not come that far, or another folder was meant")  # fmt: skip
+                            "a job without results so far, or another folder")  # fmt: skip
     kind = data.schema.field(column).type
     values = np.empty((total, kind.list_size), kind.value_type.to_pandas_dtype())
     bounds, centers = np.empty((4, total)), np.empty((total, 2))
-    origin = ["sensor", *(field for field in UNIQUE if field in data.schema.names)]
+    origin = ["sensor", *(field for field in ORIGIN if field in data.schema.names)]
     origins, parts, start = [], [], 0
-    for batch in data.to_batches(columns=[*dict.fromkeys([*KEPT, *origin, column])], filter=wanted):
+    for batch in data.to_batches(columns=[*dict.fromkeys([*COLUMNS, *origin, column])], filter=selected):
         rows = slice(start, start + len(batch))
         values[rows] = _stored(batch, column)
         shapes = shapely.from_wkb(batch.column("geometry").to_numpy(zero_copy_only=False))
         bounds[:, rows] = shapely.bounds(shapes).T
-        # The center of an outline that is cut at the antimeridian is that of its first part.
+        # An outline cut at the antimeridian is located by its first part.
         west, south, east, north = shapely.bounds(shapely.get_geometry(shapes, 0)).T
         centers[rows] = np.stack([(south + north) / 2, (west + east) / 2], axis=1)
         origins.append(pa.Table.from_batches([batch.select(origin)]).group_by(origin).aggregate([]))
-        parts.append(batch.select(KEPT))
+        parts.append(batch.select(COLUMNS))
         start += len(batch)
     _check_comparable(pa.concat_tables(origins).to_pandas(), name)
     table = pa.Table.from_batches(parts).combine_chunks()  # taking rows from many chunks is slow
@@ -185,25 +185,25 @@ def _stored(batch: pa.RecordBatch, name: str) -> np.ndarray:
     column = batch.column(name)
     flat = column.flatten()  # without the rows that are null
     values = flat.to_numpy(zero_copy_only=flat.null_count == 0).reshape(-1, column.type.list_size)
-    broken = column.is_null().to_numpy(False)
-    if not broken.any() and values.dtype.kind == "f":
-        broken = np.isnan(values).any(axis=1)
-    if broken.any():
-        row = batch.column("id")[int(np.flatnonzero(broken)[0])]
+    invalid = column.is_null().to_numpy(False)
+    if not invalid.any() and values.dtype.kind == "f":
+        invalid = np.isnan(values).any(axis=1)
+    if invalid.any():
+        row = batch.column("id")[int(np.flatnonzero(invalid)[0])]
         raise ContractError(name, f"{'no vector' if column.null_count else 'NaN'} in row {row}",
-                            "finite numbers in every row", "a broken file")  # fmt: skip
+                            "finite numbers in every row", "a damaged file")  # fmt: skip
     return values
 
 
 def _check_comparable(origins: pd.DataFrame, name: str) -> None:
-    """A table may hold several sensors, each with its own configuration, but only one model and one set of weights."""
+    """ContractError for several models or weights, or several configurations of one sensor."""
     for column in origins.columns[:0:-1]:
         groups = origins.groupby("sensor")[column] if column == "configuration" else [("", origins[column])]
-        several = sorted({str(value) for _, group in groups if group.nunique() > 1 for value in group})
-        if several:
-            raise ContractError(column, f"{len(several)} in {name}: {', '.join(several[:4])}",
+        mixed = sorted({str(value) for _, group in groups if group.nunique() > 1 for value in group})
+        if mixed:
+            raise ContractError(column, f"{len(mixed)} in {name}: {', '.join(mixed[:4])}",
                                 "one: vectors of different models or settings cannot be compared",
-                                "several jobs wrote into this folder; choose one with configuration= "
+                                "several jobs wrote to this folder; choose one with configuration= "
                                 "(see OUT/configuration-*.json)")  # fmt: skip
 
 
@@ -221,33 +221,36 @@ def find_similar(
     sensor: str = "",
     dates: str | tuple = "",
     area=None,
-    against: float = AGAINST,
+    negative_weight: float = NEGATIVE_WEIGHT,
 ) -> gpd.GeoDataFrame:
     """The k rows most similar to a place, best first: rank, id, similarity (cosine, -1..1), time, sensor, geometry; WGS84.
 
-    like, positives, negatives: (lat, lon), the id of a row, or a vector [D]. Of several rows at a point, the one whose
-    center is nearest counts, then the latest, preferring rows that fit sensor, dates and area.
-    The query is the mean of like and positives minus `against` times the mean of negatives, each of length one.
-    apart: least distance of hits from every example, m; 0: only the examples' own tiles are excluded, on all dates;
-    None: nothing is. sensor, dates ("2023-06-01/2023-08-31", both days included), area: where hits may lie.
-    Raises ContractError for a place without a row, an unknown id, and a filter that leaves no rows.
+    like, positives, negatives: (lat, lon), the id of a row, or a vector [D]. Of several rows at a point, the one with
+    the nearest center is taken, then the latest, preferring rows that fit sensor, dates and area.
+    The query is the mean of like and positives minus negative_weight times the mean of negatives, all of length one.
+    apart: least distance of hits from every example, m; 0 excludes only the examples' own tiles, on all dates; None
+    excludes nothing. sensor, dates ("2023-06-01/2023-08-31", both days included), area: filters for hits.
+    Raises ContractError for a place without a row, an unknown id, and filters without a match.
     """
     if not (isinstance(k, int | np.integer) and k > 0):
         raise ContractError("k", k, "1, 2, 3, ...", "k is the number of hits")
     vectors = source if isinstance(source, Vectors) else open_vectors(source)
     keep = _filter(vectors, sensor, dates, area)
-    wanted = [_example(vectors, example, keep) for example in [*([] if like is None else [like]), *positives]]
-    unwanted = [_example(vectors, example, keep) for example in negatives]
-    if not wanted:
-        raise ContractError("like", "nothing", "a place, an id or a vector", "only negative examples were given")
-    query = np.mean([vector for vector, _ in wanted], axis=0)
-    if unwanted:
-        query = query - against * np.mean([vector for vector, _ in unwanted], axis=0)
-    examples = [row for _, row in wanted + unwanted if row is not None and apart is not None]
+    positive = [_example(vectors, example, keep) for example in [*([] if like is None else [like]), *positives]]
+    negative = [_example(vectors, example, keep) for example in negatives]
+    if not positive:
+        raise ContractError("like", "nothing", "a place, an id or a vector", "no examples, or only negative ones")
+    query = np.mean([vector for vector, _ in positive], axis=0)
+    if negative:
+        query = query - negative_weight * np.mean([vector for vector, _ in negative], axis=0)
+    examples = [row for _, row in positive + negative if row is not None and apart is not None]
     for lat, lon in vectors.centers[examples]:
         keep[vectors.at(lat, lon)] = False
         if apart > 0:
-            keep &= _meters(vectors.centers, lat, lon) >= apart
+            from sklearn.metrics.pairwise import haversine_distances
+
+            angles = haversine_distances(np.radians(vectors.centers), np.radians([[lat, lon]]))[:, 0]  # [N]
+            keep &= angles * EARTH_RADIUS >= apart
     order, similarity = nearest(vectors.values, query, k, keep)
     rows = vectors.rows.take(order)
     hits = {"rank": np.arange(1, len(order) + 1), "id": rows["id"].to_pylist(), "similarity": similarity}
@@ -276,22 +279,22 @@ def search_command(
     configuration: str = "",
     geojson: str = "",
 ) -> int:
-    """Find places that look similar to a given one, among those that `clay embed` has embedded.
+    """Find the places most similar to a given one, among those embedded by `clay embed`.
 
     Example: clay search OUT --like "46.95,7.44" --k 20 --geojson hits.geojson
 
     Args:
-        out: the folder that `clay embed` filled, or one GeoParquet file
+        out: the results folder of `clay embed`, or one GeoParquet file
         like: "lat,lon" in degrees, or the id of a row
         positives: further examples, such as '["46.9,7.4", "46.8,7.2"]'
-        negatives: examples of what is not wanted
+        negatives: examples of places to avoid
         k: number of hits
         apart: least distance of hits from every example, m; 0 excludes only the examples themselves
-        sensor: only this sensor
-        dates: only these days, such as 2023-06-01/2023-08-31
-        area: only there: a GeoJSON, GeoPackage or GeoParquet file, or "west,south,east,north"
-        configuration: which to search, where the folder holds several
-        geojson: a file to write the hits to
+        sensor: only hits of this sensor
+        dates: only hits of these days, such as 2023-06-01/2023-08-31
+        area: only hits in this area: a GeoJSON, GeoPackage or GeoParquet file, or "west,south,east,north"
+        configuration: the one to search if the folder holds several
+        geojson: GeoJSON file for the hits
     """
     vectors = open_vectors(out, configuration=configuration)
     filters = dict(apart=apart, sensor=sensor, dates=dates, area=area or None)
@@ -325,15 +328,14 @@ def _filter(vectors: Vectors, sensor: str, dates, area) -> np.ndarray:
         filters = f"sensor {sensor or 'any'}, dates {dates or 'any'}, area {'any' if area is None else 'given'}"
         sensors = ", ".join(pc.unique(vectors.rows["sensor"]).to_pylist())
         raise ContractError("sensor, dates, area", f"none of {len(keep)} rows fits: {filters}",
-                            "a filter that leaves some rows", f"the table holds {sensors}")  # fmt: skip
+                            "filters that match some rows", f"the table holds {sensors}")  # fmt: skip
     return keep
 
 
 def _days(dates) -> tuple[pd.Timestamp, pd.Timestamp]:
     try:
-        days = pd.to_datetime(
-            dates.split("/") if isinstance(dates, str) else list(dates), utc=True, format="ISO8601"
-        ).normalize()
+        texts = dates.split("/") if isinstance(dates, str) else list(dates)
+        days = pd.to_datetime(texts, utc=True, format="ISO8601").normalize()
         return days[0], days[min(1, len(days) - 1)]
     except (ValueError, TypeError, IndexError) as error:
         raise ContractError("dates", repr(dates), '"2023-06-01/2023-08-31" or a pair of days', str(error)) from None
@@ -343,23 +345,23 @@ def _example(vectors: Vectors, example: Example, keep: np.ndarray) -> tuple[np.n
     """(vector [D] of length one, row or None) of a place, an id or a vector."""
     dim = vectors.values.shape[1]
     if isinstance(example, str):
-        known = np.flatnonzero(pc.equal(vectors.rows["id"], example).to_numpy())
-        if not len(known):
+        matches = np.flatnonzero(pc.equal(vectors.rows["id"], example).to_numpy())
+        if not len(matches):
             try:
                 lat, lon = (float(part) for part in example.split(","))
             except ValueError:
                 raise ContractError("place", repr(example), '"lat,lon" in degrees or the id of a row',
                                     "no row has this id") from None  # fmt: skip
             return _example(vectors, (lat, lon), keep)
-        row = int(known[0])
+        row = int(matches[0])
     else:
-        numbers = np.asarray(example, np.float64)
-        if numbers.shape == (dim,):
-            return unit(numbers, "vector"), None
-        if numbers.shape != (2,):
-            raise ContractError("example", f"shape {numbers.shape}", f"(lat, lon), an id, or a vector of {dim} numbers",
+        array = np.asarray(example, np.float64)
+        if array.shape == (dim,):
+            return unit(array, "vector"), None
+        if array.shape != (2,):
+            raise ContractError("example", f"shape {array.shape}", f"(lat, lon), an id, or a vector of {dim} numbers",
                                 "a vector of another model")  # fmt: skip
-        row = _row_at(vectors, *numbers, keep)
+        row = _row_at(vectors, *array, keep)
     return unit(vectors.values[row].astype(np.float64), f"vector of {vectors.rows['id'][row]}"), row
 
 
@@ -370,14 +372,7 @@ def _row_at(vectors: Vectors, lat: float, lon: float, keep: np.ndarray) -> int:
         box = ", ".join(f"{v:.4f}" for v in edges)
         raise ContractError("place", f"lat {lat:g}, lon {lon:g}",
                             f"an embedded place: within west, south, east, north {box}",
-                            "outside of the area, where no data was, or longitude before latitude")  # fmt: skip
+                            "outside of the area, without valid pixels, or longitude before latitude")  # fmt: skip
     distance = np.hypot(*(vectors.centers[rows] - (lat, lon)).T).round(9)
     time = vectors.rows["time"].take(rows).to_numpy().astype("datetime64[us]").astype(float)
     return int(rows[np.lexsort((-time, distance, ~keep[rows]))[0]])
-
-
-def _meters(centers: np.ndarray, lat: float, lon: float) -> np.ndarray:
-    """Great-circle distances [N] of centers [N, 2] in degrees from a point."""
-    from sklearn.metrics.pairwise import haversine_distances
-
-    return haversine_distances(np.radians(centers), np.radians([[lat, lon]]))[:, 0] * EARTH_RADIUS

@@ -1,8 +1,8 @@
-"""A fixed global grid of square tiles, so that a place has the same tile and the same id in every run.
+"""A fixed global grid of square tiles, where a place has the same tile and the same id in every run.
 
-A tile is `size` pixels a side on the pixels of its archive. Its column and row count from the origin of the CRS, shifted
-by the archive's anchor, so that a tile's corners are pixel corners and neighbors share them. A request never moves the
-grid: an area only selects tiles from it, and `overlap` only widens the window that is read around one.
+A tile has `size` x `size` pixels of its archive. Columns and rows count from the origin of the CRS, shifted by the
+archive's anchor, so that the corners of tiles are pixel corners and shared by neighbors. The grid never depends on a
+request: an area selects tiles from it, and `overlap` widens the window that is read around a tile.
 
 Archives in UTM have a grid in every zone. A place belongs to the zone of its own longitude (6 degrees wide, without the
 exceptions of Norway and Svalbard) and so to one tile of one zone. Tiles on the edge of a zone extend into the next: the
@@ -25,14 +25,14 @@ from shapely.geometry.base import BaseGeometry
 from clay_lib.data.rasters import cut_at_antimeridian
 from clay_lib.errors import ContractError
 
-LONGEST_EDGE = 16_000.0  # m; a longer edge gets corners in between, since it is a curve in WGS84
+LONGEST_EDGE = 16_000.0  # m; longer edges are subdivided, since they are curves in WGS84
 
 
 @dataclass(frozen=True)
 class Grid:
     """crs: "utm" (each hemisphere's own zones), "utm-north" (northern zones everywhere, as Landsat has them), or a CRS.
 
-    gsd: meters per pixel. size: pixels a side of a tile. anchor: where pixel corners lie, meters modulo gsd (x, y).
+    gsd: meters per pixel. size: side of a tile, pixels. anchor: (x, y) of pixel corners, meters modulo gsd.
     """
 
     crs: str
@@ -41,8 +41,6 @@ class Grid:
     anchor: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
-        if not (self.gsd > 0 and self.size >= 1):
-            raise ContractError("gsd, size", (self.gsd, self.size), "meters per pixel, and pixels a side", "no number")
         object.__setattr__(self, "anchor", tuple(float(v) % self.gsd for v in self.anchor))
 
     def tile(self, crs: str, column: int, row: int) -> Tile:
@@ -51,7 +49,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tile:
-    """One cell of a grid. column and row: counted east and north from the origin of the CRS, negative beyond it."""
+    """One cell of a grid. column, row: counted east and north from the origin of the CRS, negative west and south of it."""
 
     crs: str
     gsd: float
@@ -62,7 +60,7 @@ class Tile:
 
     @property
     def id(self) -> str:
-        """Such as 32633-10m-256-e0123-n0456; w and s count from the origin westwards and southwards, from 1."""
+        """Such as 32633-10m-256-e0123-n0456; w and s count westwards and southwards from 1."""
         east = f"e{self.column:04d}" if self.column >= 0 else f"w{-self.column:04d}"
         north = f"n{self.row:04d}" if self.row >= 0 else f"s{-self.row:04d}"
         return f"{crs_name(self.crs)}-{self.gsd:.6g}m-{self.size}-{east}-{north}"
@@ -80,9 +78,9 @@ class Tile:
         from rasterio.transform import Affine
 
         west, _, _, north = self.bounds
-        wider = overlap * self.gsd
+        margin = overlap * self.gsd
         side = self.size + 2 * overlap
-        return GeoBox((side, side), Affine(self.gsd, 0, west - wider, 0, -self.gsd, north + wider), self.crs)
+        return GeoBox((side, side), Affine(self.gsd, 0, west - margin, 0, -self.gsd, north + margin), self.crs)
 
     @cached_property
     def polygon(self) -> BaseGeometry:
@@ -99,7 +97,7 @@ class Tile:
 
 
 def grid_of(archive, size: int = 256) -> Grid:
-    """The grid on an archive's pixels (its crs, gsd and anchor). A CRS in degrees has no square meters: UTM then."""
+    """The grid on an archive's pixels, from its crs, gsd and anchor; in UTM if its CRS is in degrees."""
     anchor = archive.anchor if isinstance(archive.anchor, (tuple, list)) else (archive.anchor,) * 2
     if not archive.crs.startswith("utm") and CRS(archive.crs).is_geographic:
         return Grid("utm", archive.gsd, size)
@@ -107,21 +105,21 @@ def grid_of(archive, size: int = 256) -> Grid:
 
 
 def tiles_of(area: BaseGeometry, grid: Grid) -> list[Tile]:
-    """The tiles that share more than an edge with an area in WGS84 degrees; zone by zone, from north-west to south-east.
+    """The tiles whose interior intersects an area in WGS84 degrees; zone by zone, from north-west to south-east.
 
-    A point or a line has the tiles that it lies in.
+    A point or a line selects the tiles that contain it.
     """
     if area.is_empty or not area.is_valid:
         raise ContractError(
             "area",
             "an empty area" if area.is_empty else shapely.is_valid_reason(area),
             "a polygon in WGS84 degrees that does not cross itself",
-            "a filter that left nothing" if area.is_empty else "a ring drawn wrongly: shapely.make_valid fixes it",
+            "a filter without a match" if area.is_empty else "crossing edges: shapely.make_valid fixes them",
         )
     tiles = []
     for crs, part in _parts(area, grid.crs):
         shape = project(shapely.segmentize(part, 0.05), "EPSG:4326", crs)
-        inner = shape.buffer(-1e-3 * grid.gsd)  # an area cut along tiles has their edges but for rounding
+        inner = shape.buffer(-1e-3 * grid.gsd)  # tolerance for areas cut along tile edges
         shape = shape if inner.is_empty else inner
         side = grid.size * grid.gsd
         west, south, east, north = shape.bounds
@@ -137,7 +135,7 @@ def tiles_of(area: BaseGeometry, grid: Grid) -> list[Tile]:
 
 
 def _parts(area: BaseGeometry, crs: str):
-    """(CRS, the part of the area that belongs to it), from west to east and north to south."""
+    """(CRS, part of the area in its zone) pairs, from west to east and north to south."""
     if not crs.startswith("utm"):
         yield crs, area
         return
@@ -154,9 +152,9 @@ def _parts(area: BaseGeometry, crs: str):
 
 
 def project(shape: BaseGeometry, source: str, target: str) -> BaseGeometry:
-    """A shape from one CRS to another, corner by corner, x before y."""
-    change = transformer(source, target)
-    return shapely.transform(shape, lambda xy: np.stack(change.transform(xy[:, 0], xy[:, 1]), axis=1))
+    """A shape from one CRS to another, vertex by vertex, x before y."""
+    projection = transformer(source, target)
+    return shapely.transform(shape, lambda xy: np.stack(projection.transform(xy[:, 0], xy[:, 1]), axis=1))
 
 
 @lru_cache(maxsize=256)
@@ -166,16 +164,16 @@ def transformer(source: str, target: str) -> Transformer:
 
 @lru_cache(maxsize=256)
 def crs_name(crs: str) -> str:
-    """The EPSG code, or the projection's name for what has none (sinusoidal)."""
-    known = CRS(crs)
-    code, operation = known.to_epsg(), known.coordinate_operation
-    return (
-        str(code) if code else re.sub(r"[^a-z0-9]+", "", (operation.method_name if operation else known.name).lower())
-    )
+    """The EPSG code, or the projection's name if there is none (sinusoidal)."""
+    parsed = CRS(crs)
+    if code := parsed.to_epsg():
+        return str(code)
+    operation = parsed.coordinate_operation
+    return re.sub(r"[^a-z0-9]+", "", (operation.method_name if operation else parsed.name).lower())
 
 
 def extent(tiles: Sequence[Tile]) -> tuple[Tile, int, int]:
-    """(north-western tile, rows, columns) of the rectangle around tiles of one grid and CRS."""
+    """(north-western tile, rows, columns) of the bounding rectangle of tiles of one grid and CRS."""
     columns, rows = [tile.column for tile in tiles], [tile.row for tile in tiles]
     corner = replace(tiles[0], column=min(columns), row=max(rows))
     return corner, max(rows) - min(rows) + 1, max(columns) - min(columns) + 1

@@ -1,10 +1,10 @@
-"""Chip embeddings as GeoParquet, one row a tile and date; parts are appended and never rewritten.
+"""Tile embeddings as GeoParquet, one row per tile and date, in parts that are appended and never rewritten.
 
     OUT/vectors/SENSOR/run=CONFIGURATION/year=YEAR/part-*.parquet      year=0: unknown date
 
 | column | type | |
 | --- | --- | --- |
-| id | string | tile, sensor and day, for local files a stamp: 32633-10m-256-e0192-n2167_sentinel-2-l2a_20230610 |
+| id | string | tile, sensor and day, for local files also a hash: 32633-10m-256-e0192-n2167_sentinel-2-l2a_20230610 |
 | tile | string | the tile's id on the fixed grid (tiles.py) |
 | geometry | WKB | the tile's outline in WGS84 degrees (GeoParquet 1.1; bbox is its covering) |
 | time | timestamp, UTC | of the acquisition; null: unknown |
@@ -12,12 +12,12 @@
 | vector | fixed-size list of float16 or int8 [D] | class token of the tile; for int8 times `scale` |
 | scale | float | only for int8: the largest absolute number of the vector over 127 |
 | patch_mean (, patch_mean_scale) | as vector | mean of the valid patches' vectors |
-| valid_share | float | share of the tile's pixel values that were measured, 0 to 1 |
+| valid_share | float | share of valid pixel values in the tile, 0 to 1 |
 | cloud_cover | float | percent, of the source items; null: unknown |
 | items | list of string | ids of the source items |
-| model, weights, configuration | string | name; 16 hex digits of the encoder's tensors; 16 of all that shapes a vector |
+| model, weights, configuration | string | name; hash of the encoder's tensors; hash of all settings; 16 hex digits each |
 
-A part's footer also lists the ids of tiles that had nothing to embed, so that they are not read again.
+A part's footer also lists the ids of tiles without valid pixels, so that they are not read again.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from clay_lib.files import PARTIAL, atomic_write
 
 STORES = {"float16": pa.float16(), "int8": pa.int8()}
 SCALES = {"vector": "scale", "patch_mean": "patch_mean_scale"}  # columns beside int8 vectors
-EMPTY = b"clay:empty"  # key of the footer: a JSON list of ids
+EMPTY = b"clay:empty"  # key in the footer of a JSON list of ids
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def schema(dim: int, store: str = "float16") -> pa.Schema:
-    """Columns and GeoParquet metadata of a part. dim: length of a vector."""
+    """Columns and GeoParquet metadata of a part. dim: D, length of a vector."""
     from pyproj import CRS
 
     if store not in STORES:
-        raise ContractError("store", repr(store), f"one of {list(STORES)}", "another number format")
+        raise ContractError("store", repr(store), f"one of {list(STORES)}", "an unsupported number format")
     text, real = pa.string(), pa.float32()
     columns = [("id", text), ("tile", text), ("geometry", pa.binary())]
     columns += [("bbox", pa.struct([(side, pa.float64()) for side in SIDES]))]
@@ -73,10 +73,10 @@ def schema(dim: int, store: str = "float16") -> pa.Schema:
 
 
 def write_part(out: Path, rows: Sequence[dict], empty: Iterable[str], shared: dict, dim: int, store: str) -> list[Path]:
-    """Publish rows, {column: value} with shapely geometries and float32 vectors, as one file a year.
+    """Publish rows, {column: value} with shapely geometries and float32 vectors, as one file per year.
 
-    shared: the columns that are the same for all rows: sensor, gsd, model, weights, configuration. empty: ids of tiles
-    without a row. A file is named after its ids, so that writing the same rows again gives the same file.
+    shared: columns with the same value in all rows: sensor, gsd, model, weights, configuration. empty: ids of tiles
+    without a row. The file name is a hash of the ids, so that writing the same rows again gives the same file.
     """
     empty = sorted(empty)
     years: dict[int, list[dict]] = {0: []} if empty and not rows else {}
@@ -121,12 +121,12 @@ def run_folder(out: str | Path, sensor: str, configuration: str) -> Path:
 
 
 def part_files(folder: str | Path) -> list[Path]:
-    """All complete parts below a folder."""
+    """All finished parts below a folder."""
     return sorted(path for path in Path(folder).rglob("*.parquet") if not path.name.startswith(PARTIAL))
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """One part; a ContractError names it if it is damaged."""
+    """One part as a table; ContractError with its path if it is damaged."""
     try:
         with pq.ParquetFile(path) as file:
             return file.read(columns)
@@ -137,7 +137,7 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def done_ids(out: str | Path, sensor: str, configuration: str) -> tuple[set[str], set[str]]:
-    """(ids with a row, ids of tiles that had nothing to embed)."""
+    """(ids with a row, ids of tiles without valid pixels)."""
     rows: set[str] = set()
     empty: set[str] = set()
     for path in part_files(run_folder(out, sensor, configuration)):
@@ -148,7 +148,7 @@ def done_ids(out: str | Path, sensor: str, configuration: str) -> tuple[set[str]
 
 
 def runs_of(out: str | Path) -> dict[str, list[Path]]:
-    """{configuration: its parts} of everything below OUT."""
+    """{configuration: its parts} below OUT."""
     runs: dict[str, list[Path]] = {}
     for path in part_files(Path(out) / "vectors"):
         runs.setdefault(path.parents[1].name.removeprefix("run="), []).append(path)
@@ -156,7 +156,7 @@ def runs_of(out: str | Path) -> dict[str, list[Path]]:
 
 
 def read_vectors(out: str | Path, *, configuration: str | None = None) -> pa.Table:
-    """All rows of one configuration below OUT, sorted by id. Two are never mixed: their vectors cannot be compared."""
+    """All rows of one configuration below OUT, sorted by id; vectors of different ones are not comparable."""
     runs = runs_of(out)
     if configuration is None and len(runs) == 1:
         configuration = next(iter(runs))
@@ -164,11 +164,8 @@ def read_vectors(out: str | Path, *, configuration: str | None = None) -> pa.Tab
         found = configuration or f"{len(runs)} under {out}: {', '.join(sorted(runs)) or 'none'}"
         cause = "another folder, or a run that was stopped before its first part"
         if runs:
-            cause = (
-                "this folder holds several configurations (see OUT/configuration-*.json): choose with configuration="
-            )
-        expected = f"one of {sorted(runs)}" if runs else "vectors that `clay embed` wrote"
-        raise ContractError("configuration", found, expected, cause)
+            cause = "the folder holds several configurations (see OUT/configuration-*.json): choose with configuration="
+        raise ContractError("configuration", found, "one that `clay embed` has written there", cause)
     tables = [read_part(path) for path in runs[configuration]]
     table = pa.concat_tables([t.replace_schema_metadata({b"geo": t.schema.metadata[b"geo"]}) for t in tables])
     return table.sort_by("id")
@@ -184,13 +181,13 @@ def as_matrix(table: pa.Table, name: str = "vector") -> np.ndarray:
 
 
 def read_frame(out: str | Path, *, configuration: str | None = None):
-    """The same as a geopandas GeoDataFrame, with float32 vectors [D] in its cells."""
+    """`read_vectors` as a geopandas GeoDataFrame with float32 vectors [D] in its cells."""
     import geopandas
 
     table = read_vectors(out, configuration=configuration)
     vectors = {name: list(as_matrix(table, name)) for name in SCALES}
-    kept = [name for name in table.column_names if name not in (*SCALES, *SCALES.values(), "bbox")]
-    frame = table.select(kept).to_pandas().assign(**vectors)
+    others = [name for name in table.column_names if name not in (*SCALES, *SCALES.values(), "bbox")]
+    frame = table.select(others).to_pandas().assign(**vectors)
     return geopandas.GeoDataFrame(frame, geometry=geopandas.GeoSeries.from_wkb(frame["geometry"]), crs="EPSG:4326")
 
 
@@ -213,19 +210,18 @@ def from_int8(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
 class Shrunk:
     """Vectors after compression."""
 
-    form: str
     vectors: np.ndarray  # [N, D] float32, decompressed
-    bytes: int  # a vector
+    bytes: int  # per vector
 
 
 def shrink(vectors: np.ndarray, form: str, *, fit_on: np.ndarray | None = None) -> Shrunk:
-    """Compress and decompress vectors [N, D]: what a reader gets back, and the bytes a vector takes on disk.
+    """Compress and decompress vectors [N, D], and count the bytes per vector on disk.
 
-    form: float32, float16, int8 (one scale a vector), PCA-K (the first K principal components, float32), PCA-K float16
-    or PCA-K int8. The components themselves are stored once for all vectors and are not counted.
-    fit_on: [M, D], vectors that the components are fitted on, by default `vectors`; use training vectors where a score
-    is reported. Projections are mapped back to D numbers, since a probe that standardizes the components would give
-    the weakest, which are noise, the weight of the strongest; distances are the same either way.
+    form: float32, float16, int8 (one scale per vector), PCA-K (the first K principal components, float32), PCA-K
+    float16 or PCA-K int8. The components, stored once for all vectors, are not counted.
+    fit_on: [M, D], vectors to fit the components on, by default `vectors`; use training vectors where a score is
+    reported. Projections are mapped back to D numbers: distances are the same, and a probe that standardizes its
+    features does not amplify the weakest components, which are noise.
     """
     match = re.fullmatch(r"(?:PCA-(\d+))? ?(float32|float16|int8)?", form)
     vectors = np.asarray(vectors, np.float32)
@@ -238,5 +234,5 @@ def shrink(vectors: np.ndarray, form: str, *, fit_on: np.ndarray | None = None) 
     kind, pca = match[2] or "float32", fit_components(fit_on, dim) if match[1] else None
     values = vectors if pca is None else pca(vectors)
     values = from_int8(*to_int8(values)) if kind == "int8" else values.astype(kind).astype(np.float32)
-    size = dim * np.dtype(kind).itemsize + (4 if kind == "int8" else 0)  # int8 keeps a float32 scale a vector
-    return Shrunk(form, values if pca is None else pca.restore(values), size)
+    size = dim * np.dtype(kind).itemsize + (4 if kind == "int8" else 0)  # int8: and a float32 scale
+    return Shrunk(values if pca is None else pca.restore(values), size)

@@ -1,4 +1,4 @@
-"""Embedding an area: vectors match the pixels of any source, nothing is done twice, mixed or lost."""
+"""Embedding an area: vectors match the pixels of any source; reruns, resuming, forecasts and errors."""
 
 import json
 import os
@@ -30,13 +30,13 @@ from clay_lib.sensors import SENSORS, WORLD_SENSORS
 
 CLAY = Clay.random(ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=12), seed=1)
 S2, SIDE, SIZE, WHEN = "sentinel-2-l2a", 200, 64, "2023-06-10T10:15"
-WEST, NORTH = 500_370, 5_540_110  # on the pixels of the grid, off its tiles
+WEST, NORTH = 500_370, 5_540_110  # aligned with pixels of the grid, but not with tiles
 PLACE = dict(crs="EPSG:32633", transform=(10, 0, WEST, 0, -10, NORTH), descriptions=SENSORS[S2].band_names)
 QUIET = dict(size=SIZE, progress=False)
 
 
 def make_scene(path, *, side=SIDE, seed=0, hole=True):
-    """Plausible reflectance in a UTM raster; zeros in all bands, which are nodata, in one corner."""
+    """Plausible reflectance in a UTM raster; with a hole, zeros (nodata) in all bands of one corner."""
     mean, std = SENSORS[S2].statistics()
     rng = np.random.default_rng(seed)
     smooth = rng.normal(size=(10, side // 8, side // 8)).repeat(8, 1).repeat(8, 2)
@@ -51,11 +51,11 @@ def run(out, scene, clay=CLAY, when=WHEN, **options):
     return embed_area(clay, S2, None, when, out, scene=scene, **QUIET | options)
 
 
-def same_vectors(one, other, atol=4e-3):
-    """The same ids, and vectors equal to float16 rounding, as of other batches."""
-    a, b = (vectors.read_vectors(folder) for folder in (one, other))
-    assert a["id"].to_pylist() == b["id"].to_pylist()
-    np.testing.assert_allclose(vectors.as_matrix(a), vectors.as_matrix(b), atol=atol)
+def assert_same_vectors(one, other):
+    """Assert the same ids, and vectors equal to float16 rounding, as from different batches."""
+    first, second = (vectors.read_vectors(folder) for folder in (one, other))
+    assert first["id"].to_pylist() == second["id"].to_pylist()
+    np.testing.assert_allclose(vectors.as_matrix(first), vectors.as_matrix(second), atol=4e-3)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def full_scene(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*result is NaN")
 def test_vectors_and_rasters_are_embeddings_of_the_pixels(scene, tmp_path):
-    """Every tile against `Clay.embed` of what rasterio alone reads; empty tiles are no reason for a warning."""
+    """Compare every tile with `Clay.embed` of pixels read by rasterio; empty tiles cause no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         result = run(tmp_path / "out", scene, dense="cog", overlap=0, level=False)
@@ -104,7 +104,7 @@ def test_vectors_and_rasters_are_embeddings_of_the_pixels(scene, tmp_path):
     assert str(frame["time"].iloc[0]) == "2023-06-10 10:15:00+00:00" and frame["items"].iloc[0].tolist() == ["scene"]
 
 
-def test_rerun_skips_finished_tiles_and_configurations_stay_apart(scene, tmp_path, capsys):
+def test_reruns_skip_finished_tiles_and_configurations_are_stored_separately(scene, tmp_path, capsys):
     out = tmp_path / "out"
     first = run(out, scene)
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
@@ -114,7 +114,7 @@ def test_rerun_skips_finished_tiles_and_configurations_stay_apart(scene, tmp_pat
     before = vectors.read_vectors(out)
     other = run(out, scene, store="int8")
     assert other.configuration != first.configuration and other.rows == first.rows
-    assert f"other configurations, which stay apart: {first.configuration}" in capsys.readouterr().out
+    assert f"other configurations, stored separately: {first.configuration}" in capsys.readouterr().out
     assert vectors.read_vectors(out, configuration=first.configuration).equals(before)
     assert {json.loads(path.read_text())["store"] for path in out.glob("configuration-*.json")} == {"float16", "int8"}
     a, b = (vectors.as_matrix(vectors.read_vectors(out, configuration=r.configuration)) for r in (first, other))
@@ -123,7 +123,7 @@ def test_rerun_skips_finished_tiles_and_configurations_stay_apart(scene, tmp_pat
     assert run(out, scene, clay=changed).configuration not in (first.configuration, other.configuration)
 
 
-def test_another_hour_and_a_changed_source_are_embedded_again(scene, tmp_path, capsys):
+def test_another_hour_or_a_changed_source_file_is_embedded_again(scene, tmp_path, capsys):
     link, out = tmp_path / "link.vrt", tmp_path / "out"
     rasterio.shutil.copy(scene, link, driver="VRT")
     first = run(out, link)
@@ -137,7 +137,7 @@ def test_another_hour_and_a_changed_source_are_embedded_again(scene, tmp_path, c
     assert hours.to_dict() == {7: first.rows, 10: 2 * first.rows}
 
 
-def test_another_set_of_bands_is_another_configuration(full_scene, tmp_path):
+def test_different_bands_are_different_configurations(full_scene, tmp_path):
     with rasterio.open(full_scene) as file:
         two = write_raster(tmp_path / "two.tif", file.read([3, 7]), **PLACE | dict(descriptions=["red", "nir"]))
     assert run(tmp_path / "out", full_scene).configuration != run(tmp_path / "out", two).configuration
@@ -158,7 +158,7 @@ def test_untagged_zeros_are_nodata_at_any_batch_size(scene, tmp_path):
         np.testing.assert_allclose(np.stack(frame["vector"]), np.stack(expected["vector"]), atol=4e-3)
 
 
-def test_contract_errors_keep_their_own_words(scene, tmp_path):
+def test_contract_errors_keep_their_cause(scene, tmp_path):
     with rasterio.open(scene) as file:
         write_raster(tmp_path / "share.tif", file.read().astype(np.float32) / 10_000, **PLACE)
     with pytest.raises(ContractError, match="tiles failed") as caught:
@@ -168,7 +168,7 @@ def test_contract_errors_keep_their_own_words(scene, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_job_keeps_finished_batches(full_scene, tmp_path, monkeypatch, number):
+def test_interrupted_jobs_keep_finished_batches(full_scene, tmp_path, monkeypatch, number):
     batches, embed_batch = [], jobs.embed_batch
 
     def interrupted(*args):
@@ -179,15 +179,15 @@ def test_an_interrupted_job_keeps_finished_batches(full_scene, tmp_path, monkeyp
 
     if number == signal.SIGINT:  # ignored in a process that a shell runs in the background
         signal.signal(number, signal.default_int_handler)
-    before = signal.getsignal(number)
+    handler = signal.getsignal(number)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(jobs, "embed_batch", interrupted)
         run(tmp_path / "out", full_scene, batch_size=3)
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is handler
     result = run(tmp_path / "out", full_scene, batch_size=3)
     assert result.skipped == 9 and result.rows == result.jobs - 9
-    run(tmp_path / "whole", full_scene, batch_size=3)
-    assert vectors.read_vectors(tmp_path / "out").equals(vectors.read_vectors(tmp_path / "whole"))
+    run(tmp_path / "uninterrupted", full_scene, batch_size=3)
+    assert vectors.read_vectors(tmp_path / "out").equals(vectors.read_vectors(tmp_path / "uninterrupted"))
 
 
 def test_a_larger_area_embeds_only_new_tiles(full_scene, tmp_path):
@@ -197,9 +197,9 @@ def test_a_larger_area_embeds_only_new_tiles(full_scene, tmp_path):
     first = embed_area(CLAY, S2, half, WHEN, out, **options)
     second = embed_area(CLAY, S2, area, WHEN, out, **options)
     assert second.skipped == first.rows and second.rows == second.jobs - first.rows > 0
-    whole = embed_area(CLAY, S2, area, WHEN, tmp_path / "whole", **options)
-    same_vectors(out, tmp_path / "whole")
-    with rasterio.open(second.rasters[0]) as one, rasterio.open(whole.rasters[0]) as two:
+    complete = embed_area(CLAY, S2, area, WHEN, tmp_path / "complete", **options)
+    assert_same_vectors(out, tmp_path / "complete")
+    with rasterio.open(second.rasters[0]) as one, rasterio.open(complete.rasters[0]) as two:
         assert one.transform == two.transform
         np.testing.assert_allclose(one.read(), two.read(), atol=0.05)
 
@@ -207,14 +207,14 @@ def test_a_larger_area_embeds_only_new_tiles(full_scene, tmp_path):
 def test_vectors_do_not_depend_on_dense_features(full_scene, tmp_path):
     plain, with_dense = run(tmp_path / "a", full_scene), run(tmp_path / "b", full_scene, dense="zarr", overlap=16)
     assert plain.configuration == with_dense.configuration
-    before = vectors.read_vectors(tmp_path / "a")
-    assert before.equals(vectors.read_vectors(tmp_path / "b"))
-    later = run(tmp_path / "a", full_scene, dense="zarr", overlap=16)  # adds the raster, and no row twice
-    assert later.rows == 0 and vectors.read_vectors(tmp_path / "a").equals(before) and later.rasters[0].exists()
-    assert set(later.measures[later.rasters[0].name]) == {"seam_step", "tiles", "patches"}
+    expected = vectors.read_vectors(tmp_path / "a")
+    assert expected.equals(vectors.read_vectors(tmp_path / "b"))
+    rerun = run(tmp_path / "a", full_scene, dense="zarr", overlap=16)  # adds only the raster
+    assert rerun.rows == 0 and vectors.read_vectors(tmp_path / "a").equals(expected) and rerun.rasters[0].exists()
+    assert set(rerun.seams[rerun.rasters[0].name]) == {"seam_step", "tiles", "patches"}
 
 
-def test_forecast_fetches_nothing_and_is_about_right(scene, tmp_path, monkeypatch):
+def test_forecast_reads_no_pixels_and_is_within_a_factor_of_four(scene, tmp_path, monkeypatch):
     out, options = tmp_path / "out", dict(dense="cog", overlap=16)
     with monkeypatch.context() as patch:
         patch.setattr("clay_lib.areas.reading.read_acquisition", None)  # calling it fails
@@ -240,15 +240,15 @@ def test_command(scene, tmp_path, capsys):
     assert main([*command, "--area", "10,50,11,51"]) == 2 and "beside the scene" in capsys.readouterr().err
     assert main([*command, "--size", "60"]) == 2 and "multiples of the patch" in capsys.readouterr().err
     write_raster(scene, np.random.default_rng(0).integers(1, 256, (10, SIDE, SIDE)).astype(np.uint16), **PLACE)
-    lines = []
+    messages = []
     with warnings.catch_warnings():
-        warnings.showwarning = lambda *args: lines.append(warnings.formatwarning(*args[:4]))  # as printed to stderr
-        assert main([*command, "--batch-size", "1"]) == 0  # 16 batches, all of them unlikely
-    (line,) = [line for line in lines if "8-bit" in line]
-    assert line.startswith("clay: warning: pixels: found") and line.count("\n") == 1 and ".py" not in line
+        warnings.showwarning = lambda *args: messages.append(warnings.formatwarning(*args[:4]))  # as printed to stderr
+        assert main([*command, "--batch-size", "1"]) == 0  # 16 batches, all with implausible pixels
+    (message,) = [message for message in messages if "8-bit" in message]
+    assert message.startswith("clay: warning: pixels: found") and message.count("\n") == 1 and ".py" not in message
 
 
-def test_a_truncated_scene_fails_clearly_and_resumes_once_repaired(tmp_path):
+def test_a_truncated_scene_is_reported_and_resumes_once_repaired(tmp_path):
     scene, out = make_scene(tmp_path / "scene.tif", side=600), tmp_path / "out"
     good = run(tmp_path / "good", scene)
     content, stat = scene.read_bytes(), scene.stat()
@@ -263,13 +263,13 @@ def test_a_truncated_scene_fails_clearly_and_resumes_once_repaired(tmp_path):
     rows, empty = vectors.done_ids(out, S2, good.configuration)
     repaired = run(out, scene)
     assert repaired.skipped == len(rows | empty) and repaired.rows > 0
-    same_vectors(out, tmp_path / "good")
+    assert_same_vectors(out, tmp_path / "good")
 
 
-def test_a_full_disk_is_one_clear_error_and_resumes(scene, tmp_path):
-    """Limits on the size of a file stand for it: no part fits, the raster does not fit, everything fits."""
+def test_a_full_disk_is_reported_in_one_line_and_resumes(scene, tmp_path):
+    """Simulated by limits of the file size: no part fits, only the raster does not, everything fits."""
     out, options = tmp_path / "out", dict(dense="cog", overlap=16)
-    whole = run(tmp_path / "whole", scene, **options)
+    complete = run(tmp_path / "complete", scene, **options)
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     for limit in (3_000, 30_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -282,12 +282,12 @@ def test_a_full_disk_is_one_clear_error_and_resumes(scene, tmp_path):
         assert not [path for path in out.rglob("*") if ".part-" in path.name or path.suffix == ".tif"]
     assert vectors.read_vectors(out).num_rows  # the rows fit the second time
     result = run(out, scene, **options)
-    assert result.rows == 0 and vectors.read_vectors(out).equals(vectors.read_vectors(tmp_path / "whole"))
-    with rasterio.open(result.rasters[0]) as one, rasterio.open(whole.rasters[0]) as two:
+    assert result.rows == 0 and vectors.read_vectors(out).equals(vectors.read_vectors(tmp_path / "complete"))
+    with rasterio.open(result.rasters[0]) as one, rasterio.open(complete.rasters[0]) as two:
         np.testing.assert_array_equal(one.read(), two.read())
 
 
-def test_one_job_per_folder(scene, tmp_path):
+def test_a_folder_allows_one_job_at_a_time(scene, tmp_path):
     with locked(tmp_path / "out" / ".lock", "another job"), pytest.raises(ContractError, match="one at a time"):
         run(tmp_path / "out", scene)
     assert run(tmp_path / "out", scene).rows > 0
@@ -295,8 +295,8 @@ def test_one_job_per_folder(scene, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("sensor", WORLD_SENSORS)
-def test_from_an_archive_to_files_that_others_open(url, tmp_path, sensor):
-    """Search, read, embed, GeoParquet, GeoTIFF: every sensor's profile against a real server."""
+def test_embedding_from_an_archive_for_every_sensor(url, tmp_path, sensor):
+    """Search, reading, embedding, GeoParquet and GeoTIFF with a real server."""
     acquisitions = find_acquisitions(sensor, around(1e-4), ALWAYS, url=url)
     area, options = acquisitions[0].footprint, dict(url=url, size=32, progress=False)
     dense = dict(dense="cog", overlap=8, components=2)
@@ -311,9 +311,9 @@ def test_from_an_archive_to_files_that_others_open(url, tmp_path, sensor):
         corner = project(shapely.Point(tile.geobox().affine @ (0, 0)), tile.crs, "EPSG:4326")
         assert row["geometry"].buffer(grid.gsd / 111_320 / 100).covers(corner)
         dataset = read_acquisition(acquisition, tile.geobox())
-        made = CLAY.embed(dataset, sensor, when=row["time"], lat=tile.center[0], lon=tile.center[1], check=False)
-        # GDAL warps a raster in another CRS to an eighth of a pixel, depending on the window that is read.
-        np.testing.assert_allclose(row["vector"], made.chip[0].numpy(), atol=0.02 if sensor == "linz" else 4e-3)
+        expected = CLAY.embed(dataset, sensor, when=row["time"], lat=tile.center[0], lon=tile.center[1], check=False)
+        # GDAL warps to an eighth of a pixel, depending on the window that is read.
+        np.testing.assert_allclose(row["vector"], expected.chip[0].numpy(), atol=0.02 if sensor == "linz" else 4e-3)
     with rasterio.open(result.rasters[0]) as file:
         step = 8 * grid.gsd
         corner = (np.array([file.transform.c, file.transform.f]) - grid.anchor) / step

@@ -1,4 +1,4 @@
-"""Cost of embedding an area: flat memory, reading and embedding side by side, tiles as good as one piece."""
+"""Cost of embedding an area: constant memory, parallel reading and embedding, tiles close to one large image."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ from clay_lib.data.rasters import write_raster
 from clay_lib.sensors import SENSORS
 from clay_lib.world.earth import MiniWorld
 
-SLOW_READ = 0.15  # s that the answer for a block takes, as from a distant server
+SLOW_READ = 0.15  # s, response time of a distant server for a block
 
 PEAK = """
 import sys
@@ -37,7 +37,7 @@ jobs.BLOCK = 256
 result = run(Path(sys.argv[3]), Path(sys.argv[2]), workers=2)
 print(peak_resident() >> 20, result.jobs)
 """
-# GDAL keeps blocks of files up to a share of the machine's memory, whatever the area: a low limit is reached at once.
+# GDAL's block cache grows to a share of the machine's memory for any area; a low limit is reached immediately.
 CACHE = {"GDAL_CACHEMAX": "32"}  # MB
 
 
@@ -57,7 +57,7 @@ def test_memory_does_not_grow_with_the_area(tmp_path):
 
 @pytest.mark.slow
 def test_reading_and_embedding_overlap_in_time(tmp_path, monkeypatch):
-    """Reads that wait, as over a network, and a model of the same speed: both together take as long as the slower."""
+    """With slow reads and a model of the same speed, both together take as long as the slower one."""
     torch.set_num_threads(1)
     scene = make_scene(tmp_path / "scene.tif", side=900, hole=False)
     read_block, embed_batch = reading.read_block, jobs.embed_batch
@@ -68,7 +68,7 @@ def test_reading_and_embedding_overlap_in_time(tmp_path, monkeypatch):
         time.sleep(SLOW_READ)
         return read_block(*args)
 
-    def free_read(acquisition, geobox, clouds):  # one block is read, all others repeat its pixels
+    def instant_read(acquisition, geobox, clouds):  # all blocks repeat the pixels of the first
         first_block[:] = first_block or read_block(acquisition, geobox, clouds)
         pixels, bands = first_block
         return np.resize(pixels, (len(pixels), *geobox.shape)), bands
@@ -77,7 +77,7 @@ def test_reading_and_embedding_overlap_in_time(tmp_path, monkeypatch):
         time.sleep(seconds_per_tile[0] * len(read))
         return embed_batch(clay, read, *rest)
 
-    def free_embed(clay, read, *rest):
+    def instant_embed(clay, read, *rest):
         return [None] * len(read)
 
     def seconds(out, read, embed):
@@ -90,27 +90,25 @@ def test_reading_and_embedding_overlap_in_time(tmp_path, monkeypatch):
         return time.perf_counter() - start, result.jobs
 
     ratios = []
-    for turn in range(3):
-        read_only, tiles = seconds(f"read{turn}", slow_read, free_embed)
+    for trial in range(3):
+        read_only, tiles = seconds(f"read{trial}", slow_read, instant_embed)
         seconds_per_tile[0] = 0.8 * read_only / tiles  # about as slow as reading
-        embed_only, _ = seconds(f"embed{turn}", free_read, slow_embed)
-        both, _ = seconds(f"both{turn}", slow_read, slow_embed)
+        embed_only, _ = seconds(f"embed{trial}", instant_read, slow_embed)
+        both, _ = seconds(f"both{trial}", slow_read, slow_embed)
         ratios.append(both / max(read_only, embed_only))
         print(f"read only {read_only:.1f} s, embed only {embed_only:.1f} s, both {both:.1f} s: {ratios[-1]:.3f}")
     assert min(ratios) < 1.15, ratios
 
 
 @pytest.mark.slow
-def test_blended_tiles_are_close_to_one_piece(tmp_path):
-    """Shipped weights: patch vectors of 256 pixels as one piece, and as tiles of 128 with 32 pixels around them."""
+def test_blended_tiles_are_close_to_one_large_image(tmp_path):
+    """Shipped weights: patch vectors of one image of 256 pixels, and of tiles of 128 pixels with 32 pixels of overlap."""
     clay = Clay.load("clay-mini.safetensors")
     earth, step = MiniWorld(0), 2560.0
     chip = earth.observe(earth.place(40, 0, "test"), S2, "2023-06-10T10:30", 520)
     west, north = np.ceil(chip.transform[2] / step) * step, np.floor(chip.transform[5] / step) * step
-    names = SENSORS[S2].band_names
-    scene = write_raster(
-        tmp_path / "scene.tif", chip.pixels, crs=chip.crs, transform=chip.transform, descriptions=names
-    )
+    layout = dict(crs=chip.crs, transform=chip.transform, descriptions=SENSORS[S2].band_names)
+    scene = write_raster(tmp_path / "scene.tif", chip.pixels, **layout)
     area = project(shapely.box(west, north - step, west + step, north), chip.crs, "EPSG:4326")
     options = dict(scene=scene, dense="cog", progress=False, level=False)
     rasters = []
@@ -120,9 +118,9 @@ def test_blended_tiles_are_close_to_one_piece(tmp_path):
         with rasterio.open(result.rasters[0]) as file:
             rasters.append(file.read())
         assert rasters[-1].shape == (192, 32, 32)
-    one, _, blended = rasters
-    cosine = (one * blended).sum(0) / np.linalg.norm(one, axis=0) / np.linalg.norm(blended, axis=0)
-    steps = dict(zip(("one piece", "hard", "blended"), (seam_step(raster, 16) for raster in rasters), strict=True))
+    single, _, blended = rasters
+    cosine = (single * blended).sum(0) / np.linalg.norm(single, axis=0) / np.linalg.norm(blended, axis=0)
+    steps = dict(zip(("single", "no overlap", "blended"), (seam_step(raster, 16) for raster in rasters), strict=True))
     print(f"median cosine {np.median(cosine):.4f}, steps across the seam {steps}")
     assert np.median(cosine) > 0.97
-    assert abs(steps["blended"] - steps["one piece"]) < 0.1
+    assert abs(steps["blended"] - steps["single"]) < 0.1

@@ -1,4 +1,4 @@
-"""A job killed again and again, or whose workers are, ends with every tile once and in the same numbers."""
+"""Embedding jobs that are killed repeatedly, or whose workers are: every tile once, identical results."""
 
 import hashlib
 import subprocess
@@ -22,7 +22,7 @@ from clay_lib.areas import jobs, vectors
 DENSE = dict(dense="cog", overlap=16, components=2, batch_size=4)
 """
 
-# A fresh interpreter that imports once and then forks: starting would otherwise take longer than what is tested.
+# A fresh interpreter that imports once and then forks, since imports take longer than the job.
 KILLED = (
     SMALL
     + """
@@ -30,7 +30,7 @@ import clay_lib.areas.rasters, clay_lib.areas.archives, distributed, odc.stac, r
 
 KILLS = 8
 jobs.PART_ROWS, jobs.BLOCK = 16, 128
-scene, killed, whole = map(Path, sys.argv[2:5])
+scene, killed, complete = map(Path, sys.argv[2:5])
 
 def child(out):
     pid = os.fork()
@@ -46,21 +46,21 @@ def child(out):
 
 def rows():
     ids = [name for path in vectors.part_files(killed) for name in vectors.read_part(path, ["id"])["id"].to_pylist()]
-    assert len(ids) == len(set(ids)), "a tile is there twice"
+    assert len(ids) == len(set(ids)), "duplicate tiles"
     return len(ids)
 
 start = time.time()
-assert os.waitpid(child(whole), 0)[1] == 0
-took = time.time() - start
+assert os.waitpid(child(complete), 0)[1] == 0
+duration = time.time() - start
 kills, rng, reached = 0, random.Random(0), []
 for attempt in range(10 * KILLS):
-    # Every third dies at any moment from its start on, the others soon after they have published something.
+    # Every third is killed at a random time after its start, the others shortly after they have published a part.
     pid, parts, start = child(killed), len(vectors.part_files(killed)), time.time()
-    moment = start + rng.uniform(0.0, 0.4) * took if kills % 3 == 0 else None
+    moment = start + rng.uniform(0.0, 0.4) * duration if kills % 3 == 0 else None
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if moment is None and kills < KILLS and len(vectors.part_files(killed)) > parts:
-            moment = time.time() + rng.uniform(0.0, 0.05) * took
+            moment = time.time() + rng.uniform(0.0, 0.05) * duration
         if done or (kills < KILLS and moment is not None and time.time() > moment):
             break
         time.sleep(0.005)
@@ -72,7 +72,7 @@ for attempt in range(10 * KILLS):
     kills += 1
     reached.append(rows())
 assert reached == sorted(reached), reached
-print(kills, "kills,", len(set(reached)), "states between:", reached, f"; {took:.1f} s for the one that was not killed")
+print(kills, "kills,", len(set(reached)), "distinct states:", reached, f"; {duration:.1f} s without kills")
 """
 )
 
@@ -90,7 +90,7 @@ def counted(*args):
     return embed_batch(*args)
 
 def kill_workers(cluster):
-    for _ in range(3):  # the job goes on, and a block is read again at most so often
+    for _ in range(3):  # a block is read again at most that often
         before = len(batches)
         # Both workers must be up: Dask does not replace one that is killed while it starts.
         while (len(batches) < before + 4 or len(cluster.scheduler.workers) < 2) and not over.is_set():
@@ -120,8 +120,8 @@ if __name__ == "__main__":
 )
 
 
-def start(code, tmp_path, *folders):
-    """What the code prints, run as a script with a scene and folders."""
+def run_script(code, tmp_path, *folders):
+    """(words printed by a script with a scene and folders as arguments, scene)."""
     scene = make_scene(tmp_path / "scene.tif", side=464)
     script = tmp_path / "job.py"
     script.write_text(code)
@@ -133,7 +133,7 @@ def start(code, tmp_path, *folders):
 
 
 def hashes(out):
-    """{what: a hash of its numbers}, of the rows and of the raster."""
+    """Hashes of ids, vectors and raster."""
     table = vectors.read_vectors(out)
     assert len(set(table["id"].to_pylist())) == table.num_rows
     (path,) = (out / "dense").rglob("*.tif")
@@ -145,20 +145,20 @@ def hashes(out):
 
 
 @pytest.mark.slow
-def test_kills_lose_and_double_nothing(tmp_path):
-    (kills, _, states, *_), _ = start(KILLED, tmp_path, "killed", "whole")
-    assert int(kills) >= 3 and int(states) >= 2  # in the midst of the work
-    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+def test_killed_jobs_resume_with_identical_results(tmp_path):
+    (kills, _, states, *_), _ = run_script(KILLED, tmp_path, "killed", "complete")
+    assert int(kills) >= 3 and int(states) >= 2  # killed while parts were missing
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "complete")
     partials = [path for path in (tmp_path / "killed").rglob("*.parquet") if path.name.startswith(".part-")]
     assert all(path.stat().st_size for path in partials)
 
 
 @pytest.mark.slow
-def test_killed_workers_lose_nothing(tmp_path):
-    """With a scheduler by address and workers that are processes: another worker reads what a killed one was reading."""
-    (kills, *_), scene = start(WORKERS, tmp_path, "killed")
+def test_blocks_of_killed_workers_are_read_again(tmp_path):
+    """With the address of a scheduler and worker processes."""
+    (kills, *_), scene = run_script(WORKERS, tmp_path, "killed")
     assert int(kills) >= 2
-    run(tmp_path / "whole", scene, dense="cog", overlap=16, components=2, batch_size=4)
-    assert hashes(tmp_path / "killed")["ids"] == hashes(tmp_path / "whole")["ids"]
-    killed, whole = (vectors.as_matrix(vectors.read_vectors(tmp_path / name)) for name in ("killed", "whole"))
-    assert abs(killed - whole).max() < 4e-3
+    run(tmp_path / "complete", scene, dense="cog", overlap=16, components=2, batch_size=4)
+    assert hashes(tmp_path / "killed")["ids"] == hashes(tmp_path / "complete")["ids"]
+    killed, complete = (vectors.as_matrix(vectors.read_vectors(tmp_path / name)) for name in ("killed", "complete"))
+    assert abs(killed - complete).max() < 4e-3

@@ -1,4 +1,4 @@
-"""Rasters of patch embeddings: blending by hand, georeference, components, and measures of seams."""
+"""Rasters of patch embeddings: blending, position offsets, georeference, components, and measures of seams."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ FIRST = tiles_of(shapely.Point(14.4, 50.0), GRID)[0]
 
 
 def write_parts(folder, field, columns=3, rows=2):
-    """Jobs of tiles whose patches are field(y, x) -> [..., D], counted from the north-western tile's corner."""
+    """Jobs of tiles with patches field(y, x) -> [..., D], counted from the corner of the north-western tile."""
     jobs = []
     for row, column in np.ndindex(rows, columns):
         tile = GRID.tile(FIRST.crs, FIRST.column + column, FIRST.row - row)
@@ -55,13 +55,8 @@ def test_ramps_of_neighbors_sum_to_one(overlap):
     assert not overlap or (ramp[0] < 0.5 / overlap and (np.diff(ramp[: 2 * overlap]) > 0).all())
 
 
-def test_agreeing_tiles_are_unchanged_by_blending(tmp_path):
-    y, x = np.mgrid[: 2 * N, : 3 * N]
-    np.testing.assert_allclose(blend(tmp_path, write_parts(tmp_path, plane)), plane(y, x), atol=0.02)  # float16 parts
-
-
-def test_blending_by_hand(tmp_path):
-    """Two tiles side by side, of zeros and of ones: a straight line over the strip that both cover."""
+def test_blending_is_linear_in_the_overlap_and_ignores_holes(tmp_path):
+    """Two adjacent tiles, one of zeros and one of ones."""
     jobs = write_parts(tmp_path, lambda y, x: np.zeros((*y.shape, DIM)), columns=2, rows=1)
     ones = np.ones((N + 2 * EDGE, N + 2 * EDGE, DIM))
     rasters.write_patches(tmp_path, jobs[1], ones)
@@ -69,14 +64,14 @@ def test_blending_by_hand(tmp_path):
     np.testing.assert_allclose(row[: N - EDGE], 0)
     np.testing.assert_allclose(row[N - EDGE : N + EDGE], (np.arange(2 * EDGE) + 0.5) / (2 * EDGE), atol=1e-6)
     np.testing.assert_allclose(row[N + EDGE :], 1)
-    ones[:, : 2 * EDGE + 1] = np.nan  # a hole in the right tile: only the left one counts there
+    ones[:, : 2 * EDGE + 1] = np.nan  # a hole in the right tile
     rasters.write_patches(tmp_path, jobs[1], ones)
     row = blend(tmp_path, jobs)[3, :, 0]
     np.testing.assert_allclose(row[: N + EDGE], 0)
     assert np.isnan(row[N + EDGE]) and (row[N + EDGE + 1 :] == 1).all()
 
 
-def test_offsets_of_a_position_in_the_tile_are_found(tmp_path):
+def test_position_offsets_are_estimated_from_many_tiles(tmp_path):
     rng = np.random.default_rng(1)
     code = rng.normal(size=(N + 2 * EDGE, N + 2 * EDGE, DIM)).astype(np.float32)
     code -= code.mean((0, 1))
@@ -86,14 +81,14 @@ def test_offsets_of_a_position_in_the_tile_are_found(tmp_path):
         jobs = write_parts(tmp_path / name, lambda y, x: ground[y + EDGE, x + EDGE] + code, **shape)
         return position_offsets([part_path(tmp_path / name, job.id) for job in jobs])
 
-    found = offsets("many", code, columns=12, rows=10)
-    assert np.corrcoef(found.ravel(), code.ravel())[0, 1] > 0.98
-    assert np.abs(found - code).mean() < 0.15 * np.abs(code).mean()
+    estimate = offsets("many", code, columns=12, rows=10)
+    assert np.corrcoef(estimate.ravel(), code.ravel())[0, 1] > 0.98
+    assert np.abs(estimate - code).mean() < 0.15 * np.abs(code).mean()
     assert not offsets("one", code, columns=1, rows=1).any()  # indistinguishable from the ground
     assert np.abs(offsets("none", 0, columns=12, rows=10)).mean() < 0.02
 
 
-def test_cog_has_the_right_place_values_and_tags(tmp_path):
+def test_cog_has_georeference_values_and_tags(tmp_path):
     jobs = write_parts(tmp_path, plane, columns=6, rows=5)
     gap = jobs.pop(7)  # row 1, column 1
     part_path(tmp_path, gap.id).unlink()
@@ -133,9 +128,9 @@ def test_zarr_of_components_opens_in_xarray(tmp_path):
     assert float(opened.x[0]) == FIRST.bounds[0] + 40 and float(opened.y[0]) == FIRST.bounds[3] - 40
     assert opened["vectors"].odc.geobox.crs.to_epsg() == int(FIRST.crs[5:])
     assert opened["vectors"].attrs["weights"] == METADATA["weights"] and opened["vectors"].chunks[1] == (N, N)
-    before = opened["vectors"].values
-    (again,), _ = write_rasters(tmp_path, jobs[::-1], "zarr", 2, **OPTIONS)
-    assert np.array_equal(xr.open_zarr(again)["vectors"].values, before)
+    values = opened["vectors"].values
+    (rewritten,), _ = write_rasters(tmp_path, jobs[::-1], "zarr", 2, **OPTIONS)
+    assert np.array_equal(xr.open_zarr(rewritten)["vectors"].values, values)
     with pytest.raises(ContractError, match="components"):
         write_rasters(tmp_path, jobs, "cog", 99, **OPTIONS)
 

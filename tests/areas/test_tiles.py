@@ -1,4 +1,4 @@
-"""A place has one tile in every area; its corners agree with pyproj and lie on the archive's pixels."""
+"""The tile grid: one tile per place, corners that agree with pyproj and the archive's pixels, areas and ids."""
 
 import numpy as np
 import pyproj
@@ -28,8 +28,8 @@ def test_every_place_has_one_tile(name):
     for lon, lat in zip(rng.uniform(west, east, 60), rng.uniform(south, north, 60), strict=True):
         (tile,) = tiles_of(shapely.Point(lon, lat), grid)
         assert tile.polygon.buffer(1e-6).covers(shapely.Point(lon, lat))
-        around = tiles_of(shapely.Point(lon, lat).buffer(1e-3 * grid.gsd), grid)
-        assert tile.id in [other.id for other in around]  # a larger area has the same tile
+        larger = tiles_of(shapely.Point(lon, lat).buffer(1e-3 * grid.gsd), grid)
+        assert tile.id in [other.id for other in larger]
         box = tile.geobox()
         assert box.shape == (grid.size, grid.size)
         for corner, anchor in zip((box.affine.c, box.affine.f), grid.anchor, strict=True):
@@ -45,17 +45,17 @@ def test_corners_are_exact_to_a_pixel(name):
         columns, rows = np.array([0, box.shape[1]]), np.array([0, box.shape[0]])
         x, y = box.affine.c + grid.gsd * columns, box.affine.f - grid.gsd * rows
         if overlap == 0:
-            known = reproject(tile.crs, "EPSG:4326", x, y)
+            corners = reproject(tile.crs, "EPSG:4326", x, y)
             outline = np.array(tile.polygon.exterior.coords)
-            for lon, lat in zip(*known, strict=True):
+            for lon, lat in zip(*corners, strict=True):
                 assert np.abs(outline - (lon, lat)).max(axis=1).min() * 111_320 < 0.01 * grid.gsd
             inner = x, y
-        else:  # the same tile with its overlap
+        else:
             np.testing.assert_allclose(x, inner[0] + np.array([-32, 32]) * grid.gsd)
             np.testing.assert_allclose(y, inner[1] + np.array([32, -32]) * grid.gsd)
 
 
-def test_ids_are_unique_and_name_the_place():
+def test_ids_are_unique_and_contain_zone_column_and_row():
     area = shapely.box(11.98, -0.02, 12.02, 0.02)  # four zones meet here
     tiles = tiles_of(area, Grid("utm", 10.0))
     assert len({tile.id for tile in tiles}) == len(tiles)
@@ -69,7 +69,7 @@ def test_ids_are_unique_and_name_the_place():
 
 
 @pytest.mark.parametrize("box", [(11.9, 49.95, 12.1, 50.05), (11.95, -0.05, 12.05, 0.05), (-60.3, -33.1, -59.9, -32.9)])
-def test_tiles_cover_an_area_without_a_gap(box):
+def test_tiles_cover_an_area_without_gaps(box):
     area = shapely.box(*box)
     tiles = tiles_of(area, Grid("utm", 10.0))
     uncovered = area.difference(shapely.union_all([tile.polygon for tile in tiles]))
@@ -80,14 +80,14 @@ def test_tiles_cover_an_area_without_a_gap(box):
     assert (a[2], a[1], a[3]) == (b[0], b[1], b[3])  # neighbors share an edge
 
 
-def test_area_along_tile_edges_has_only_those_tiles():
+def test_area_along_tile_edges_selects_only_those_tiles():
     grid = Grid("utm", 10.0)
-    chosen = tiles_of(shapely.box(14.4, 50.0, 14.5, 50.1), grid)[:3]
-    for tile in chosen:
+    selected = tiles_of(shapely.box(14.4, 50.0, 14.5, 50.1), grid)[:3]
+    for tile in selected:
         assert [other.id for other in tiles_of(tile.polygon, grid)] == [tile.id]
 
 
-def test_the_antimeridian_cuts_an_outline_in_two():
+def test_outlines_are_cut_at_the_antimeridian():
     tiles = tiles_of(shapely.box(179.95, -17, 180, -16.95), Grid("utm", 10.0))
     cut = [tile for tile in tiles if tile.polygon.geom_type == "MultiPolygon"]
     assert cut and all(part.bounds[2] - part.bounds[0] < 1 for tile in cut for part in tile.polygon.geoms)
