@@ -241,7 +241,7 @@ class PlannedBatches(Dataset):
 
 
 class ClayDataModule(L.LightningDataModule):
-    """Training and validation chips by sensor: Chips, StoredChips, or any object with their length, indexing and hashes."""
+    """Training and validation chips by sensor: Chips, StoredChips, or objects with the same length, index and hashes."""
 
     def __init__(
         self,

@@ -99,7 +99,7 @@ class ClayModule(L.LightningModule):
         if teacher is not None and teacher.dim != config.teacher_dim:
             cause = "ClayConfig(teacher_dim=...) of another teacher"
             raise ContractError("teacher_dim", config.teacher_dim, teacher.dim, cause)
-        self._teacher = [] if teacher is None else [teacher]  # in a list, where torch does not look for modules
+        self._teacher = [] if teacher is None else [teacher]  # in a list, so that it is no submodule
         self.model.proj.requires_grad_(teacher is not None or cached)
         self.average = None if self.settings.ema_decay is None else WeightAverage(self.model, self.settings.ema_decay)
         self.train_means, self.val_means = RunningMeans(), RunningMeans()

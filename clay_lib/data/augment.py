@@ -19,9 +19,9 @@ UP_DOWN, LEFT_RIGHT = 1, 2  # bits of a flip, 0 to 3
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers of one batch: a chip gets the same ones whichever process draws them.
+    """Random numbers of one batch, the same for a chip in every process.
 
-    Computed from a counter, not drawn in sequence: SplitMix64 (Steele et al. 2014) of the batch's key, the chip's
+    Counter-based, not drawn in sequence: SplitMix64 (Steele et al. 2014) of the batch's key, the chip's
     place and a number.
     """
 
@@ -50,13 +50,13 @@ def flipped(pixels: np.ndarray, flip: int) -> np.ndarray:
 def shifted(cube: Datacube, draws: Draws, *, share: float) -> Datacube:
     """A share of the samples with other gains and offsets [B, C, H, W], and their place and time zeroed.
 
-    The changed image is also the target, and what a live teacher sees: another camera or haze, not a spoilt image.
+    The shifted image is also the target and the input of a live teacher: it simulates another camera or haze.
     """
     C = cube.pixels.shape[1]
     chosen = torch.from_numpy(draws("shifted", 1) < share)  # [B, 1]
-    even = torch.from_numpy(draws("shifts", 2 + 2 * C)).mul(2).sub(1).mul(math.sqrt(3))  # uniform, unit variance
-    gain = (GAIN * even[:, :1] + BAND_GAIN * even[:, 2 : 2 + C]).exp()  # [B, C]
-    offset = OFFSET * even[:, 1:2] + BAND_OFFSET * even[:, 2 + C :]  # [B, C]
+    noise = torch.from_numpy(draws("shifts", 2 + 2 * C)).mul(2).sub(1).mul(math.sqrt(3))  # uniform, unit variance
+    gain = (GAIN * noise[:, :1] + BAND_GAIN * noise[:, 2 : 2 + C]).exp()  # [B, C]
+    offset = OFFSET * noise[:, 1:2] + BAND_OFFSET * noise[:, 2 + C :]  # [B, C]
     gain, offset = torch.where(chosen, gain, 1.0), torch.where(chosen, offset, 0.0)
     pixels = cube.pixels * gain[:, :, None, None] + offset[:, :, None, None]
     pixels = pixels if cube.valid is None else pixels * cube.valid

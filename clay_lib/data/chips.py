@@ -82,7 +82,7 @@ def moment(when: str | None) -> np.datetime64:
 
 
 def native(chips: Chips) -> np.ndarray:
-    """Pixels in the sensor's own dtype; numbers that it cannot hold are refused."""
+    """Pixels in the sensor's own dtype; ContractError for numbers out of its range."""
     dtype = np.dtype(NATIVE.get(chips.sensor, "float32"))
     pixels = chips.pixels
     if pixels.dtype != dtype and dtype.kind in "iu":
@@ -128,7 +128,7 @@ def world_chips(
 
     from joblib import Parallel, delayed
 
-    acquisitions = [_acquisition(spec, n) for n in range(count)]  # places are found here, observed in the workers
+    acquisitions = [_acquisition(spec, n) for n in range(count)]  # places are chosen here, observed in the workers
     shares = min(count, 4 * (os.cpu_count() or 1))
     observe = delayed(_observe)
     parts = Parallel(n_jobs=jobs)(observe(spec, acquisitions[k::shares]) for k in range(shares))
@@ -141,7 +141,7 @@ def world_chips(
 
 @lru_cache(maxsize=2)
 def shared_world(seed: int):
-    """One MiniWorld a process, since it caches the places that it found."""
+    """One MiniWorld for each process, since it caches its places."""
     from clay_lib.world.earth import MiniWorld
 
     return MiniWorld(seed)
@@ -165,7 +165,7 @@ def _observe(spec: dict, acquisitions: Sequence[tuple]) -> list[tuple]:
 
 
 def world_version() -> str:
-    """A hash of all source that a chip depends on, so that a changed world never gets old chips from the cache."""
+    """A hash of all source that a chip depends on, so that a changed world never uses cached chips."""
     library = Path(__file__).resolve().parents[1]
     files = [
         *sorted((library / "world").glob("*.py")),
@@ -211,7 +211,7 @@ def encode(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class _Shard:
-    """What is needed of an array to read a row of it."""
+    """An opened array: everything needed to read its rows."""
 
     path: str  # of the one file that holds it
     dtype: np.dtype
@@ -238,7 +238,7 @@ class Shards:
         fs, root = filesystem(self.url)
         failed = self._open_shards(fs, root, name, set(shards))
         reasons = {k: failed[shard] for k, shard in enumerate(shards) if shard in failed}
-        wanted = []
+        requests = []
         for k, (shard, row) in enumerate(zip(shards, rows, strict=True)):
             if k in reasons:
                 continue
@@ -246,13 +246,13 @@ class Shards:
             if row >= len(opened.table) or opened.table[row, 0] == NO_CHUNK:
                 reasons[k] = f"{name} of chip {row} were never written"
             else:
-                wanted.append((k, opened, *map(int, opened.table[row])))
-        if not wanted:
+                requests.append((k, opened, *map(int, opened.table[row])))
+        if not requests:
             return np.empty((len(shards), 0)), reasons
-        paths, starts = [opened.path for _, opened, *_ in wanted], [start for *_, start, _ in wanted]
-        stops = [start + length for *_, start, length in wanted]
-        out = np.empty((len(shards), *wanted[0][1].chunk), wanted[0][1].dtype)
-        for (k, *_), chunk in zip(wanted, fs.cat_ranges(paths, starts, stops, on_error="return"), strict=True):
+        paths, starts = [opened.path for _, opened, *_ in requests], [start for *_, start, _ in requests]
+        stops = [start + length for *_, start, length in requests]
+        out = np.empty((len(shards), *requests[0][1].chunk), requests[0][1].dtype)
+        for (k, *_), chunk in zip(requests, fs.cat_ranges(paths, starts, stops, on_error="return"), strict=True):
             if reason := _decode(chunk, out[k]):
                 reasons[k] = f"{name} of chip {rows[k]}: {reason}"
         return out, reasons
@@ -279,7 +279,7 @@ class Shards:
 
 
 def read_files(fs, paths: Sequence[str]) -> list[bytes | Exception]:
-    """Complete files, fetched together where the filesystem can; unlike `fs.cat`, names are no patterns."""
+    """Contents of complete files, fetched together; unlike with `fs.cat`, names are no patterns."""
     return fs.cat_ranges(list(paths), None, None, on_error="return") if paths else []
 
 
@@ -307,7 +307,7 @@ def _decode(chunk: bytes | Exception, out: np.ndarray) -> str:
 
 
 def _checked(data: bytes | Exception) -> np.ndarray:
-    """The bytes before a closing CRC-32C that agrees with them."""
+    """The bytes without their final CRC-32C, which must agree."""
     import google_crc32c
 
     if isinstance(data, Exception):
@@ -361,17 +361,17 @@ class StoredChips:
         return chips, kept
 
     def failures(self, indices: np.ndarray) -> dict[int, str]:
-        """{k: reason} of the chips that cannot be read, or do not agree with the index."""
+        """{k: reason} of the chips that cannot be read or differ from the index."""
         pixels, _, reasons = self._read(indices)
         when = _iso(self._time[indices])
         for k, chip in enumerate(indices):
             content = (self.sensor, pixels[k], self.lat[chip], self.lon[chip], when[k])
             if k not in reasons and content_hash(*content) != self.hashes[chip]:
-                reasons[k] = f"chip {self._row[chip]} is not the one that the index names"
+                reasons[k] = f"chip {self._row[chip]} is not the one in the index"
         return reasons
 
     def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """pixels [B, C, H, W], labels [B, H, W] (zeros if they are not to be read), {k: reason}."""
+        """pixels [B, C, H, W], labels [B, H, W] (zeros with labels=False), {k: reason}."""
         shards, rows = self._names[self._shard[indices]].tolist(), self._row[indices].tolist()
         pixels, reasons = self._shards.read("pixels", shards, rows)
         if not self.labels:

@@ -1,4 +1,4 @@
-"""Chip makers: numbered series of chips for a store, of the mini-world by land cover or cut from scenes."""
+"""Chip makers: numbered series of chips for a store, from the mini-world by land cover or cut from scenes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from clay_lib.errors import ContractError
 from clay_lib.sensors import METERS_PER_DEGREE, SENSORS
 
 TILE = 6000.0  # m, side of a tile of the mini-world: its chips keep away from the borders of the splits' blocks
-TILES = 64  # chosen at a time, of some six hundred
+TILES = 64  # sampled at a time, from about six hundred
 
 
 @dataclass(frozen=True)
-class Made:
-    """Chips as they come from a maker, with what only the maker knows."""
+class MakerOutput:
+    """Chips of a maker, with their footprints, splits and source."""
 
     chips: Chips
     footprints: Sequence  # [n] shapely geometries in WGS84, or None
@@ -35,30 +35,30 @@ class Made:
 
 
 class Maker(Protocol):
-    """A numbered series of chips of one sensor and size: a chip depends on its number and the recipe alone."""
+    """A numbered series of chips of one sensor and size; a chip depends on its number and the recipe alone."""
 
     sensor: str
     size: int
-    recipe: str  # a short name of all that its chips depend on, but not of how many there are
+    recipe: str  # a short name of everything that determines its chips, except their number
 
     def __len__(self) -> int: ...
 
-    def part(self, numbers: range) -> Callable[[], Made | None]:
-        """A picklable call that makes these chips, or as many of them as are fit to keep."""
+    def part(self, numbers: range) -> Callable[[], MakerOutput | None]:
+        """A picklable function that returns these chips, or those of them that are kept."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some chips of a maker, which are written together."""
+    """Chips of a maker that are written together."""
 
     kind: str  # SENSOR-SIZE
     name: str  # RECIPE-FIRST-LAST
     numbers: range
-    make: Callable[[], Made | None]
+    make: Callable[[], MakerOutput | None]
 
 
 def missing_parts(makers: Sequence[Maker], existing: Sequence[str], chips_per_part: int) -> list[Part]:
-    """The parts still to be made. existing: SENSOR-SIZE/RECIPE-FIRST-LAST of those that a store has."""
+    """The parts that a store lacks. existing: SENSOR-SIZE/RECIPE-FIRST-LAST of those that it has."""
     ranges: dict[str, list[tuple[int, int]]] = {}
     for name in existing:
         series, first, last = name.rsplit("-", 2)
@@ -109,7 +109,7 @@ class WorldMaker:
         spec = [self.seed, self.split, self.places, self.dates, self.cloud_cover, world_version(), _source_version()]
         return f"world{self.seed}-{self.split}-{_short_hash(spec)}"
 
-    def part(self, numbers: range) -> Callable[[], Made]:
+    def part(self, numbers: range) -> Callable[[], MakerOutput]:
         return partial(_observe_world, self, numbers)
 
     def acquisition(self, number: int) -> tuple[float, float, str]:
@@ -119,7 +119,7 @@ class WorldMaker:
 
 
 def world_tiles(seed: int, split: str, turn: int, candidates: int = 2000):
-    """A GeoDataFrame of some hundred random tiles of a split, TILE meters a side, with land-cover fractions.
+    """A GeoDataFrame of several hundred random tiles of a split, TILE meters a side, with land-cover fractions.
 
     Tiles of open sea are left out.
     """
@@ -140,8 +140,8 @@ def world_tiles(seed: int, split: str, turn: int, candidates: int = 2000):
 
 @lru_cache(maxsize=16)
 def _acquisitions(split: str, seed: int, places: int, dates: int, turn: int) -> list[tuple[float, float, str]]:
-    """Lat, lon and date of the TILES * places * dates chips of a turn: a fresh sample of tiles, so that any chip of the
-    series is found without those before it. One place of every tile comes before the second place of any."""
+    """Lat, lon and date of the TILES * places * dates chips of a turn. Each turn samples its own tiles, so that any chip
+    is computed without those before it. The first places of all tiles come before the second places."""
     tiles = world_tiles(seed, split, turn)
     chosen = sample_tiles(tiles, RELEASED, seed=seed * 1009 + turn, scale=len(tiles) / LAND_TILES)
     rng = np.random.default_rng([seed, turn, *split.encode()])
@@ -158,7 +158,7 @@ def _acquisitions(split: str, seed: int, places: int, dates: int, turn: int) -> 
     return acquisitions
 
 
-def _observe_world(maker: WorldMaker, numbers: range) -> Made:
+def _observe_world(maker: WorldMaker, numbers: range) -> MakerOutput:
     from clay_lib.world.earth import Place
 
     world, acquisitions = shared_world(maker.seed), [maker.acquisition(n) for n in numbers]
@@ -170,7 +170,7 @@ def _observe_world(maker: WorldMaker, numbers: range) -> Made:
     lat, lon, when = (np.array(column) for column in zip(*acquisitions, strict=True))
     footprints = [footprint(image.crs, image.transform, maker.size, maker.size) for image in images]
     chips = Chips(maker.sensor, pixels, labels, lat, lon, when)
-    return Made(chips, footprints, [maker.split] * len(chips), f"mini-world {maker.seed}")
+    return MakerOutput(chips, footprints, [maker.split] * len(chips), f"mini-world {maker.seed}")
 
 
 # ---- scenes ----
@@ -178,7 +178,7 @@ def _observe_world(maker: WorldMaker, numbers: range) -> Made:
 
 @dataclass(frozen=True)
 class SceneMaker:
-    """A scene cut into chips, row by row; without windows that miss too much, or lie across two splits.
+    """A scene cut into chips, row by row, without windows with too many missing pixels or across two splits.
 
     path: a raster, or a folder of single-band files of one scene. when: None reads a date in the file's name. degrees:
     side of the blocks of the split.
@@ -223,11 +223,11 @@ class SceneMaker:
         spec = [files, self.when, self.max_missing, self.degrees, self.scale, self.offset, self.seed, _source_version()]
         return f"{re.sub('[^A-Za-z0-9_.]+', '_', self.source)[:60]}-{_short_hash(spec)}"
 
-    def part(self, numbers: range) -> Callable[[], Made | None]:
+    def part(self, numbers: range) -> Callable[[], MakerOutput | None]:
         return partial(_cut_scene, self, numbers)
 
 
-def _cut_scene(maker: SceneMaker, numbers: range) -> Made | None:
+def _cut_scene(maker: SceneMaker, numbers: range) -> MakerOutput | None:
     from clay_lib.data.rasters import read_scene
 
     kept, footprints, splits = [], [], []
@@ -253,11 +253,11 @@ def _cut_scene(maker: SceneMaker, numbers: range) -> Made | None:
         return None
     pixels, lat, lon, when = (np.stack(column) for column in zip(*kept, strict=True))
     labels = np.zeros((len(pixels), maker.size, maker.size), np.uint8)  # 0: unknown
-    return Made(Chips(maker.sensor, pixels, labels, lat, lon, when), footprints, splits, maker.source)
+    return MakerOutput(Chips(maker.sensor, pixels, labels, lat, lon, when), footprints, splits, maker.source)
 
 
 def _split_of(maker: SceneMaker, shape) -> str | None:
-    """The split of a window's block; None if its corners lie in blocks of two splits. Without a place: by the name."""
+    """The split of a window's block; None if its corners lie in two splits. Without a place: by the file's name."""
     if shape is None:
         lat, lon = [0.0], [int(_short_hash(maker.source), 16) % 360 - 180.0]
     else:
@@ -325,7 +325,7 @@ def scenes_in(path: str | Path, sensor: str, **options) -> list[SceneMaker]:
 
 @lru_cache(maxsize=1)
 def _source_version() -> str:
-    """Of the code that chooses places and cuts scenes."""
+    """A hash of the code that chooses places and cuts scenes."""
     files = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("makers", "splits")]
     return hashlib.sha256(b"".join(files)).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""Scenes for the notebooks: your own raster or a place of the synthetic Earth, as one kind of object; chips cut from it."""
+"""Scenes for the notebooks: your own raster or a place of the synthetic Earth, and chips cut from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rasterio.warp import transform
 
 from clay_lib.data.chips import Chips, shared_world
 from clay_lib.data.labels import LabeledSet, raster_pairs, world_set
-from clay_lib.data.rasters import Scene, locate, read_header, read_scene
+from clay_lib.data.rasters import Scene, locate, read_header, read_scene, write_raster
 from clay_lib.data.splits import spatial_blocks
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS
@@ -36,7 +36,7 @@ def open_scene(
     """The center of your own raster, at most `largest` pixels a side; without a path, a place of the synthetic Earth.
 
     when: date and time, ISO 8601; None: unknown for a raster, 2023-06-10T10:30 for the synthetic Earth.
-    size, land_cover (WorldCover code), index, split, seed: which place of the synthetic Earth, and its pixels a side.
+    size, land_cover (WorldCover code), index, split, seed: the place of the synthetic Earth, and its side in pixels.
     Its `labels` [H, W] hold the land cover of every pixel; those of a raster are None.
     Raises ContractError for a file that cannot be read as this sensor's.
     """
@@ -63,10 +63,11 @@ def open_scene(
 
 
 def cut_chips(scene: Scene, side: int, *, min_valid: float = 0.5) -> tuple[Chips, np.ndarray, np.ndarray]:
-    """The complete tiles of a scene as N chips [N, C, side, side], NaN where nothing was measured; their corners
-    [N, 4, 2], lon and lat in degrees (without a CRS: pixels x DEGREES_A_PIXEL east and south of 0, 0); and which of the rows x columns tiles they are, row by row [N].
+    """(chips, corners, numbers) of the N complete tiles of a scene of which at least min_valid was measured.
 
-    Tiles of which a smaller share than min_valid was measured are left out. ContractError if none is left.
+    Chips [N, C, side, side] are NaN where nothing was measured. Corners [N, 4, 2] are lon and lat in degrees; without a
+    CRS, pixels x DEGREES_A_PIXEL east and south of 0, 0. Numbers [N] count all tiles row by row. ContractError if none
+    is left.
     """
     rows, columns = (n // side for n in scene.pixels.shape[1:])
     pixels = scene.measured()[:, : rows * side, : columns * side]
@@ -184,19 +185,16 @@ def world(
 
     Args:
         out: the file to write, such as data/cache/field.tif
-        land_cover: WorldCover code of the place's center, such as 10 (trees), 40 (crops), 50 (town)
-        index: which of the places of this class
+        land_cover: WorldCover code of the place's center, such as 10 (trees), 40 (crops), 50 (built-up)
+        index: number of the place among those of this class
         split: train, val or test
         sensor: one of the registered sensors
         when: local solar time
-        size: pixels a side
-        cloud_cover: share under clouds, 0 to 1
-        seed: the Earth's
+        size: side in pixels
+        cloud_cover: share of clouds, 0 to 1
+        seed: of the mini-world
     """
-    from clay_lib.data.rasters import write_raster
-    from clay_lib.world.earth import MiniWorld
-
-    earth = MiniWorld(seed)
+    earth = shared_world(seed)
     chip = earth.observe(earth.place(land_cover, index, split), sensor, when, size, cloud_cover)
     names = SENSORS[sensor].band_names
     path = write_raster(out, chip.pixels, crs=chip.crs, transform=chip.transform, descriptions=names)

@@ -1,6 +1,6 @@
-"""Splits and sampling: which tiles a training set is cut from, and which chips train, validate and test.
+"""Splits and sampling: tiles to cut a training set from, and chips to train, validate and test on.
 
-Split by blocks of land, since neighbors are similar; a random split is here to show how much that flatters a score.
+Splits are by blocks of land, since neighbors are similar; a random split shows how far that overestimates a score.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import geopandas
 
 COVER = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)  # ESA WorldCover codes
-LAND_TILES = 19_000  # about as many MGRS tiles hold land: what RELEASED was drawn from, and what `scale` refers to
+LAND_TILES = 19_000  # about the number of MGRS tiles with land, from which RELEASED draws
 
 
 def spatial_blocks(lat, lon, degrees: float) -> np.ndarray:
@@ -30,7 +30,7 @@ def spatial_blocks(lat, lon, degrees: float) -> np.ndarray:
     if lon.shape != lat.shape:
         raise ContractError("lon", lon.shape, lat.shape, "lat and lon were selected or sorted separately")
     if not degrees > 0:
-        raise ContractError("degrees", degrees, "> 0", "the block's edge in degrees is missing")
+        raise ContractError("degrees", degrees, "> 0", "a block's side in degrees is missing")
     if not (np.all(np.abs(lat) <= 90) and np.all(np.abs(lon) <= 360)):
         found = f"lat {lat.min()} to {lat.max()}, lon {lon.min()} to {lon.max()}"
         cause = "lat and lon are swapped, NaN, or in the meters of a projection"
@@ -41,7 +41,7 @@ def spatial_blocks(lat, lon, degrees: float) -> np.ndarray:
 
 
 def split_by_blocks(blocks, fractions: Sequence[float] = (0.7, 0.3), seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Sorted index arrays, one per fraction, such that no block is in two of them: tests on unseen places.
+    """Sorted index arrays, one per fraction, such that no block is in two of them.
 
     Blocks are drawn in random order, each to the split that is furthest behind its share of the chips, so the
     fractions hold to within a block and no split is empty.
@@ -59,9 +59,9 @@ def split_by_blocks(blocks, fractions: Sequence[float] = (0.7, 0.3), seed: int =
 
 
 def block_split(lat, lon, degrees: float, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0) -> np.ndarray:
-    """[N] "train", "val" or "test" by the block that a place lies in, whatever other places there are.
+    """[N] "train", "val" or "test" by the block that a place lies in, independent of other places.
 
-    For sets that grow: a block's split is drawn from its number alone, so the fractions hold only on average.
+    For growing sets: a block's split is drawn from its number alone, so the fractions hold only on average.
     """
     fractions = _fractions(fractions)
     if len(fractions) != 3:
@@ -72,7 +72,7 @@ def block_split(lat, lon, degrees: float, fractions: Sequence[float] = (0.7, 0.1
 
 
 def random_split(n: int, fractions: Sequence[float] = (0.7, 0.3), seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Sorted index arrays, one per fraction, chip by chip: neighbors fall on both sides, which flatters a score.
+    """Sorted index arrays, one per fraction, chip by chip: neighbors fall on both sides, which overestimates a score.
 
     Only to show the gap to `split_by_blocks`.
     """
@@ -121,7 +121,7 @@ class Rule:
     among: int
 
 
-RELEASED = (  # as Clay v1 chose its places; 2,728 tiles once those chosen twice are counted once
+RELEASED = (  # the sampling of Clay v1; 2,728 distinct tiles
     Rule(None, 400, 2000),
     Rule(50, 300, 300),
     Rule(50, 1000, 1500),
@@ -148,7 +148,7 @@ def cover_fractions(labels: np.ndarray) -> dict[str, np.ndarray]:
 def sample_tiles(
     tiles: geopandas.GeoDataFrame, rules: Sequence[Rule] = RELEASED, *, seed: int = 0, scale: float = 1.0
 ) -> geopandas.GeoDataFrame:
-    """The chosen tiles, each once, with `chosen_for`: the code of the rule that chose it first, 0 for diversity.
+    """The sampled tiles, each once, with `chosen_for`: the code of the rule that chose it first, 0 for diversity.
 
     tiles: any frame with the columns cover_10 ... cover_100 and one label a tile in its index. scale: factor on every
     rule's numbers, for example len(tiles) / LAND_TILES for a small Earth; rounded up. A tile without a class is never
@@ -163,7 +163,7 @@ def sample_tiles(
     for k, rule in enumerate(rules):
         rank = (fractions > 0).sum(1) if rule.cover is None else fractions[:, COVER.index(rule.cover)]
         rng = np.random.default_rng([seed, k])
-        shuffled = rng.permutation(canonical)  # so that ties do not fall to the first names
+        shuffled = rng.permutation(canonical)  # random order of ties
         order = shuffled[np.argsort(-rank[shuffled], kind="stable")]
         best = order[rank[order] > 0][: int(np.ceil(rule.among * scale))]
         for row in rng.permutation(best)[: int(np.ceil(rule.take * scale))]:
@@ -171,21 +171,12 @@ def sample_tiles(
     return tiles.iloc[list(chosen)].assign(chosen_for=list(chosen.values()))
 
 
-def split_tiles(
-    tiles: geopandas.GeoDataFrame, *, degrees: float = 3.0, fractions=(0.7, 0.1, 0.2), seed: int = 0
-) -> geopandas.GeoDataFrame:
-    """The tiles with a column `split`: train, val or test by the block of land that a tile's center lies in."""
-    box = tiles.geometry if tiles.crs is None else tiles.geometry.to_crs("EPSG:4326")
-    west, south, east, north = box.bounds.to_numpy().T
-    return tiles.assign(split=block_split((south + north) / 2, (west + east) / 2, degrees, fractions, seed))
-
-
 def _checked(tiles) -> np.ndarray:
     """[N, 11] fractions in the order of COVER."""
     missing = [f"cover_{code}" for code in COVER if f"cover_{code}" not in tiles]
     if missing or not tiles.index.is_unique:
         found = f"no column {missing[0]}" if missing else "two tiles with one label in the index"
-        cause = "classes that do not occur still need a column of zeros" if missing else "concatenated frames"
+        cause = "absent classes need a column of zeros" if missing else "concatenated frames"
         raise ContractError("tiles", found, "a row a tile, columns cover_10 ... cover_100", cause)
     fractions = tiles[[f"cover_{code}" for code in COVER]].to_numpy(np.float64)
     if not ((fractions >= 0) & (fractions <= 1.0001)).all():

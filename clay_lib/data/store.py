@@ -1,14 +1,14 @@
-"""Chip stores: many more chips than fit into memory, in a folder or object storage, read a batch at a time.
+"""Chip stores: more chips than fit into memory, in a folder or object storage, read a batch at a time.
 
 zarr.json                                            a Zarr v3 group, so that any Zarr reader can open the store
 SENSOR-SIZE/PART-SESSION/{pixels,labels}             a shard: arrays of some hundred chips, one chip a chunk
-index/SENSOR-SIZE/PART.parquet                       GeoParquet, a row a chip: the part exists once this does
+index/SENSOR-SIZE/PART.parquet                       GeoParquet, a row a chip; a part exists once this file does
 index.parquet                                        the same rows of many parts in one file, for a quick start
 
-Chips are made in numbered parts, in parallel. A worker writes a part's shard under a name that holds its writer's
-session; then the index file of the part is created, which is the commit: it names the shard, and a part that exists is
-not made again. Of two writers of one part the first wins. A killed writer leaves shards without an index file, which
-are never read; the next writer deletes them.
+Chips are written in numbered parts, in parallel. A worker writes a part's shard under a name with its writer's session;
+then it creates the part's index file, which is the commit: it names the shard, and an existing part is not written
+again. Of two writers of one part the first wins. A killed writer leaves shards without an index file, which are never
+read; the next writer deletes them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from pathlib import Path
 import numpy as np
 
 from clay_lib.data.chips import StoredChips, encode, moment, native, read_files
-from clay_lib.data.makers import Made, Maker, Part, missing_parts
+from clay_lib.data.makers import Maker, MakerOutput, Part, missing_parts
 from clay_lib.data.splits import cover_fractions
 from clay_lib.errors import ContractError
 from clay_lib.files import PARTIAL, filesystem, locked, put
 
 VERSION = 1
 INDEX, ALL, WRITERS = "index", "index.parquet", "writers"
-GATHER = 64  # parts that are read one by one before index.parquet is rewritten
+GATHER = 64  # parts outside index.parquet before it is rewritten
 SHARD = r".+-\d{8,}-\d{8,}-[0-9a-f]{8}"  # only folders with such a name are ever deleted
 
 
@@ -47,7 +47,7 @@ SHARD = r".+-\d{8,}-\d{8,}-[0-9a-f]{8}"  # only folders with such a name are eve
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a shard, and the content hashes of the chips that are lost."""
+    """A damaged shard: the reason, and the content hashes of the lost chips."""
 
     shard: str
     reason: str
@@ -55,14 +55,14 @@ class Damage:
 
 
 class ChipStore:
-    """The chips of a store. on_damage: "raise" names the shard; "skip" warns of it once and continues without it."""
+    """The chips of a store. on_damage: "raise", or "skip": warn once and continue without the damaged chips."""
 
     def __init__(self, url: str, table, on_damage: str = "raise"):
         self.url, self.table, self.on_damage = str(url), table, on_damage  # table: pandas.DataFrame, a row a chip
 
     @staticmethod
     def open(url, *, on_damage: str = "raise") -> ChipStore:
-        """The chips that are in the store now; open it again to see those written later."""
+        """The current chips of the store; later ones need another `open`."""
         if on_damage not in ("raise", "skip"):
             raise ContractError("on_damage", on_damage, "'raise' or 'skip'", "a misspelled option")
         fs, root = filesystem(url)
@@ -71,7 +71,7 @@ class ChipStore:
             version = json.loads(fs.cat_file(f"{root}/zarr.json"))["attributes"]["clay_chips"]
         if version != VERSION:
             found = f"{url}, {'no store' if version is None else f'version {version}'}"
-            cause = "a misspelled path, or nothing written yet: `clay chips` makes a store"
+            cause = "a misspelled path, or nothing written yet: `clay chips` writes a store"
             raise ContractError("url", found, f"a store of chips, version {VERSION}", cause)
         return ChipStore(str(url), _read_index(fs, root, on_damage), on_damage)
 
@@ -101,7 +101,7 @@ class ChipStore:
                 "size" if sizes else "sensor",
                 f"{name}, {split or 'any split'}: {f'chips of {sizes} pixels' if sizes else 'no chip'}",
                 f"one of {sensors}, splits {splits}",
-                "two sizes in one store: name size=" if sizes else "a sensor or split that was not written",
+                "two sizes in one store: pass size=" if sizes else "a sensor or split that was not written",
             )
         return StoredChips(self.url, name, table, labels=labels, on_damage=self.on_damage)
 
@@ -119,13 +119,8 @@ class ChipStore:
                 damaged.append(Damage(shard, different, tuple(chips.hashes[sorted(reasons)])))
         return damaged
 
-    def without(self, damaged: Sequence[Damage]) -> ChipStore:
-        """The same store without the chips that `check` found damaged."""
-        lost = {name for damage in damaged for name in damage.hashes}
-        return ChipStore(self.url, self.table[~self.table["content_hash"].isin(lost)], self.on_damage)
-
     def forget(self, damaged: Sequence[Damage]) -> None:
-        """Delete the index of damaged shards, so that the commands that wrote them make them again."""
+        """Delete the index of damaged shards, so that the commands that wrote them write them again."""
         fs, root = filesystem(self.url)
         for damage in damaged:
             fs.rm(f"{root}/{INDEX}/{damage.shard.rsplit('-', 1)[0]}.parquet")
@@ -140,11 +135,8 @@ def index_parts(fs, root: str) -> dict[str, str]:
         paths = fs.find(f"{root}/{INDEX}")
     except FileNotFoundError:
         return {}
-    return {"/".join(p.removesuffix(".parquet").rsplit("/", 2)[1:]): p for p in paths if _is_part(p)}
-
-
-def _is_part(path: str) -> bool:
-    return path.endswith(".parquet") and not _last(path).startswith(PARTIAL)
+    paths = [p for p in paths if p.endswith(".parquet") and not _last(p).startswith(PARTIAL)]
+    return {"/".join(p.removesuffix(".parquet").rsplit("/", 2)[1:]): p for p in paths}
 
 
 def _gathered(fs, root: str):
@@ -189,10 +181,10 @@ def _read_index(fs, root: str, on_damage: str):
 def write_chips(
     url, makers: Sequence[Maker], *, chips_per_part: int = 256, jobs: int = -1, progress: bool = True
 ) -> int:
-    """Make the chips that the store lacks and add them; returns how many are new.
+    """Write the chips that are missing from the store; returns the number of new ones.
 
-    Killed at any moment, the store opens and holds complete chips only; the same call makes the rest. jobs: processes,
-    -1 for one a core. Several such calls, on several machines, may write to one store at a time.
+    After a kill the store opens and holds complete chips only; the same call writes the rest. jobs: processes, -1 for
+    one a core. Several calls, also on several machines, may write to one store at a time.
     """
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -216,20 +208,20 @@ def write_chips(
                         fs.rm(f"{root}/{shard}", recursive=True)
                     bar.update(len(part.numbers))
         except TerminatedWorkerError:
-            cause = "too little memory for so many; what was written is kept: run it again with fewer"
-            expected = f"{jobs} processes that live (-1: one a core)"
+            cause = "too little memory: run it again with fewer jobs; written chips are kept"
+            expected = f"{jobs} running processes (-1: one a core)"
             raise ContractError("jobs", "a worker that was killed", expected, cause) from None
         _gather_index(fs, root)
     return new
 
 
 def _prepare(fs, root: str, kinds: set[str]) -> None:
-    """Create the Zarr groups of a store; ContractError for the folder of something else."""
+    """Create the Zarr groups of a store; ContractError for a folder of other files."""
     if not fs.exists(f"{root}/zarr.json") and fs.exists(root):
         others = [name for path in fs.ls(root, detail=False) if (name := _last(path)) != WRITERS]
         if others:
             expected = "a store of chips, an empty folder or a new name"
-            raise ContractError("out", f"{root}, which holds {others[0]}", expected, "the folder of something else")
+            raise ContractError("out", f"{root}, which holds {others[0]}", expected, "a folder of other files")
     group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
     attributes = {"attributes": {"clay_chips": VERSION}}
     put(fs, f"{root}/zarr.json", json.dumps(group | attributes).encode(), overwrite=False)
@@ -239,8 +231,8 @@ def _prepare(fs, root: str, kinds: set[str]) -> None:
 
 @contextmanager
 def _session(fs, root: str) -> Iterator[str]:
-    """A writer's name, in that of its shards. On a disk it holds a lock as long as the writer lives, by which the next
-    writer knows whose shards are leftovers. Object stores have no locks: leftovers stay there, unread."""
+    """A writer's name, part of its shards' names. On a disk its lock is held while the writer lives, so that the next
+    writer can tell leftovers. Object stores have no locks: leftovers stay there, unread."""
     session = secrets.token_hex(4)
     if "file" not in fs.protocol:
         yield session
@@ -255,8 +247,8 @@ def _session(fs, root: str) -> Iterator[str]:
 
 
 def _clean(fs, root: str) -> None:
-    """Delete what killed writers left. Shards are listed first, then sessions, then the index, so that a part that is
-    being made is never taken for a leftover."""
+    """Delete the leftovers of killed writers. Shards are listed first, then sessions, then the index, so that a part
+    being written is never taken for a leftover."""
     kinds = [path for path in fs.ls(root, detail=False) if re.fullmatch(r".+-\d+", _last(path))]
     shards = [s.rstrip("/") for kind in kinds for s in fs.ls(kind, detail=False) if re.fullmatch(SHARD, _last(s))]
     alive = set()
@@ -276,7 +268,7 @@ def _clean(fs, root: str) -> None:
             rivals.setdefault("/".join(shard.rsplit("/", 2)[1:]).rsplit("-", 1)[0], []).append(shard)
     for part, copies in rivals.items():
         kept = set()
-        if part in committed:  # only of several copies must the index tell which one it names
+        if part in committed:  # with several copies, the index names the valid one
             kept = set(copies) if len(copies) == 1 else {f"{root}/{_committed_shard(fs, committed[part])}"}
         for shard in set(copies) - kept:
             fs.rm(shard, recursive=True)
@@ -316,27 +308,27 @@ def _gather_index(fs, root: str) -> None:
 
 
 def _write_part(url: str, part: Part, session: str, parent: int) -> tuple[Part, str, bytes, int]:
-    """Make a part and write its shard: (part, shard, index file's bytes, number of chips); no bytes if it exists."""
+    """Write a part's shard: (part, shard, bytes of its index file, number of chips); no bytes if it exists."""
     _end_with(parent)
     fs, root = filesystem(url)
     shard = f"{part.kind}/{part.name}-{session}"
-    part_only = replace(part, make=None)  # which need not travel back
+    part_only = replace(part, make=None)  # cheaper to send back
     fs.invalidate_cache()
     if fs.exists(f"{root}/{INDEX}/{part.kind}/{part.name}.parquet"):
         return part_only, shard, b"", 0
-    made = part.make()
-    if made is not None:
-        made = replace(made, chips=replace(made.chips, pixels=native(made.chips)))
-        for key, data in encode({"pixels": made.chips.pixels, "labels": made.chips.labels}).items():
+    output = part.make()
+    if output is not None:
+        output = replace(output, chips=replace(output.chips, pixels=native(output.chips)))
+        for key, data in encode({"pixels": output.chips.pixels, "labels": output.chips.labels}).items():
             path = f"{root}/{shard}/{key}"
             fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             fs.pipe_file(path, data)
-    return part_only, shard, _index_rows(made, shard), 0 if made is None else len(made.chips)
+    return part_only, shard, _index_rows(output, shard), 0 if output is None else len(output.chips)
 
 
 @lru_cache(maxsize=1)
 def _end_with(parent: int) -> None:
-    """End this worker when its parent is gone: workers outlive a parent that was killed."""
+    """End this worker when its parent is gone, since workers outlive a killed parent."""
     if os.getpid() == parent:
         return
 
@@ -348,22 +340,22 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _index_rows(made: Made | None, shard: str) -> bytes:
-    """The part's index as GeoParquet; no rows for a part without chips fit to keep."""
+def _index_rows(output: MakerOutput | None, shard: str) -> bytes:
+    """The part's index as GeoParquet, without rows if no chip was kept."""
     import geopandas
     import pandas as pd
 
     columns, footprints = {"shard": pd.Series([], dtype=str)}, []
-    if made is not None:
-        chips, footprints = made.chips, list(made.footprints)
+    if output is not None:
+        chips, footprints = output.chips, list(output.footprints)
         columns = {
             "sensor": chips.sensor,
             "size": np.full(len(chips), chips.pixels.shape[-1], np.int32),
             "time": np.array([moment(text) for text in chips.when], "datetime64[ms]"),
             "lat": chips.lat.astype(np.float64),
             "lon": chips.lon.astype(np.float64),
-            "source": made.source,
-            "split": list(made.splits),
+            "source": output.source,
+            "split": list(output.splits),
             "content_hash": chips.hashes,
             **cover_fractions(chips.labels),
             "shard": shard,

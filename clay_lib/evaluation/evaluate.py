@@ -5,8 +5,8 @@
     evaluation.table, evaluation.lead, evaluation.gap, evaluation.figure()
 
 Every score comes with its interval, those of the baselines (pixel statistics, random convolutions, the same
-architecture with random weights), and that of a random split. `groups` (blocks of land, scenes, farms) never lie on both
-sides of the spatial split. Every probe runs with several seeds, for splits, random weights, filters and shots.
+architecture with random weights), and that of a random split. `groups` (blocks of land, scenes, farms) never lie on
+both sides of the spatial split. Every probe runs with several seeds, for splits, random weights, filters and shots.
 
 labels [N]: one class a chip. labels [N, H, W]: a class a pixel, 0 unknown; then patches are classified, not chips.
 For several labels a chip, [N, K], see `evaluate_multilabel`.

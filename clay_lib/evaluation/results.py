@@ -90,7 +90,7 @@ def read_results(folder: Path) -> pd.DataFrame:
 
 
 def write_page(folder: Path, table: pd.DataFrame) -> Path:
-    """results.csv and the page made from it, RESULTS.md."""
+    """Write results.csv, and from it RESULTS.md."""
     order = {name: k for k, name in enumerate(STUDIES)}
     table = table.sort_values("study", key=lambda names: names.map(order), kind="stable")
     atomic_write(Path(folder) / "results.csv", lambda partial: table.to_csv(partial, index=False))

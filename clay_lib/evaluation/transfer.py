@@ -106,7 +106,7 @@ def transfer(
 
 
 def _evaluate_both(sets, labels, *, groups, test, own_groups, seeds: int, bootstraps: int) -> evaluate.Evaluation:
-    """Accuracy over the given split and a random one; own_groups [N]: what is resampled together in both."""
+    """Accuracy over the given split and a random one; own_groups [N]: groups to resample in both."""
     options = dict(metric="accuracy", seeds=seeds, bootstraps=bootstraps)
     splits = (dict(groups=groups, test=test), {})
     parts = [evaluate.evaluate_features(sets, labels, **split, **options) for split in splits]

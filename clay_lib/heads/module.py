@@ -112,7 +112,7 @@ class HeadModule(L.LightningModule):
         self.head, self.layers, self.settings = head, tuple(layers), settings
         self.trains_encoder = any(p.requires_grad for p in encoder.parameters())
         self.trained = encoder if self.trains_encoder else None
-        self._encoder = [encoder]  # in a list, where torch does not look for modules
+        self._encoder = [encoder]  # in a list, so that it is no submodule
         self.weights, self.scale, self.classes = weights, scale, classes
         self.history: list[dict] = []
         self.best, self.on_best = -np.inf, lambda: None

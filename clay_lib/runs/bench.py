@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clay_lib.checkpoint import convert
-from clay_lib.data.makers import Made, WorldMaker
+from clay_lib.data.makers import MakerOutput, WorldMaker
 from clay_lib.data.store import ChipStore, write_chips
 from clay_lib.datacube import Datacube, make_datacube
 from clay_lib.datamodule import Batch, noise_batch
@@ -278,21 +278,21 @@ class _ShiftedChips:
 
     sensor, recipe = SENSOR, "shifted"
 
-    def __init__(self, sample: Made, count: int):
+    def __init__(self, sample: MakerOutput, count: int):
         self.sample, self.count, self.size = sample, count, sample.chips.pixels.shape[-1]
 
     def __len__(self) -> int:
         return self.count
 
-    def part(self, numbers: range) -> Callable[[], Made]:
+    def part(self, numbers: range) -> Callable[[], MakerOutput]:
         return lambda: self._shift(np.array(numbers))
 
-    def _shift(self, numbers: np.ndarray) -> Made:
+    def _shift(self, numbers: np.ndarray) -> MakerOutput:
         shifts, sources = np.divmod(numbers, len(self.sample.chips))
         chips = self.sample.chips[sources]
         pixels = np.stack([np.roll(image, shift, -1) for image, shift in zip(chips.pixels, shifts, strict=True)])
         n = len(numbers)
-        return Made(replace(chips, pixels=pixels), [None] * n, ["train"] * n, "shifted")
+        return MakerOutput(replace(chips, pixels=pixels), [None] * n, ["train"] * n, "shifted")
 
 
 def _bench_chips(w: Workload) -> None:

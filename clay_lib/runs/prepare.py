@@ -118,7 +118,7 @@ def _measure(maker: Maker, numbers: range, most: int = 6) -> tuple[float, float]
 
     def make() -> None:
         part = maker.part(numbers)()
-        if part is not None:  # some chips are kept
+        if part is not None:  # None: no chip was kept
             arrays = {"pixels": native(part.chips), "labels": part.chips.labels}
             sizes.append(sum(map(len, encode(arrays).values())))
 

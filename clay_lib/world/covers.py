@@ -1,4 +1,4 @@
-"""The look of each land cover on a date: trees, shrubs, grass, crops, towns, bare land, ice, water, wetland.
+"""Appearance of each land cover on a date: trees, shrubs, grass, crops, towns, bare land, ice, water, wetland.
 
 A painter takes the surface to paint on, a mask of its land cover [H, W], the land, the season, the sun, the kind of
 soil [H, W] and its brightness [H, W]; it returns the relief that it adds [H, W] in meters, or None.

@@ -1,7 +1,7 @@
 """The mini-world: a procedural Earth that every sensor of the registry can observe, offline.
 
-It stands in for an archive: `MiniWorld().place(...)` chooses where, `observe(...)` images that place with one sensor on
-one date. land.py: relief and land cover; surface.py and covers.py: the look of the land on a date; spectra.py: its
+It replaces an archive: `MiniWorld().place(...)` chooses a place, `observe(...)` images it with one sensor on one date.
+land.py: relief and land cover; surface.py and covers.py: the appearance of the land on a date; spectra.py: its
 reflectance and backscatter.
 """
 
@@ -35,7 +35,7 @@ BLOCK = (3.0, 6.0)  # degrees of latitude and longitude: the unit of the spatial
 MARGIN = 50_000.0  # m from a place to the border of its block: more than half the diagonal of a 128 px MODIS chip
 LOOKS = 6  # of the radar's speckle
 
-# Optical sensors: reflectance -> gain * reflectance + haze, seen from the top of the atmosphere or not -> native numbers
+# Optical sensors: reflectance -> gain * reflectance + haze, at the top of the atmosphere with `top` -> native numbers
 _OPTICAL = {
     "sentinel-2-l2a": dict(scale=10000, dtype=np.uint16, haze=0.012),
     "planetscope-sr": dict(scale=10000, dtype=np.uint16, haze=0.030, gain=1.15),
@@ -74,7 +74,7 @@ class Chip:
 
 
 class MiniWorld:
-    """A procedural Earth. One seed, one Earth: the same request gives the same bits."""
+    """A procedural Earth; the same seed and request give the same bits."""
 
     def __init__(self, seed: int = 0):
         self.seed = int(number("seed", seed)) & 0xFFFF
@@ -113,7 +113,7 @@ class MiniWorld:
         turn: number of the draw.
         """
         if split not in SPLITS:
-            raise ContractError("split", repr(split), f"one of {list(SPLITS)}", "a misspelt split")
+            raise ContractError("split", repr(split), f"one of {list(SPLITS)}", "a misspelled split")
         rng = np.random.default_rng([self.seed, 77, list(SPLITS).index(split), turn])
         lat = np.degrees(np.arcsin(rng.uniform(np.sin(np.radians(-57)), np.sin(np.radians(78)), candidates)))
         lon = rng.uniform(-180, 180, candidates)
@@ -121,7 +121,7 @@ class MiniWorld:
         return lat[keep].round(5), lon[keep].round(5)
 
     def _places_of(self, land_cover: int, split: str, turn: int) -> list[Place]:
-        """The places of one draw that are surrounded by a class; the draws are shared by all classes."""
+        """The places of one draw that are surrounded by a class; all classes share the draws."""
         if (split, turn) not in self._candidates:
             lat, lon = self.scatter(split, turn)
             self._candidates[split, turn] = lat, lon, survey(*to_world(lat, lon), seed=self.seed).labels
@@ -266,12 +266,13 @@ def _grid(sensor, lat, lon, gsd, height, width) -> _Grid:
         return to_world(np.degrees(phi) + 0 * xs, np.degrees(xs / (MODIS_RADIUS * np.cos(phi))), zone)
 
     x, y = world(xs, ys)  # oblique to the world's axes: sample upright rows there, and take the nearest samples
+    centers = world(*axes(1))
     west, north = np.floor(x.min() / step) * step, np.ceil(y.max() / step) * step
     columns, rows = ((x - west) / step).astype(np.int64), ((north - y) / step).astype(np.int64)
-    wide = int(columns.max()) + 1
-    xs = west + (np.arange(wide) + 0.5)[None, :] * step
+    width = int(columns.max()) + 1
+    xs = west + (np.arange(width) + 0.5)[None, :] * step
     ys = north - (np.arange(int(rows.max()) + 1) + 0.5)[:, None] * step
-    return _Grid(xs, ys, step, fold, rows * wide + columns, world(*axes(1)), crs, transform)
+    return _Grid(xs, ys, step, fold, rows * width + columns, centers, crs, transform)
 
 
 def _reflect(surface, weather, waves) -> np.ndarray:
@@ -304,10 +305,10 @@ def _record(reflectance, spec, sun, scene, rng) -> np.ndarray:
         sigma = 0.0010 + 0.010 * np.maximum(value, 0)
         value = value + sigma * rng.standard_normal(value.shape, dtype=np.float32)
     if "exposure" in camera:
-        metered = 0.7 * (0.10 / max(float(value.mean()), 0.02)) ** 0.6 + 0.3  # a flight is exposed for its land
+        metered = 0.7 * (0.10 / max(float(value.mean()), 0.02)) ** 0.6 + 0.3  # exposure by mean brightness
         exposure = camera["exposure"] * (0.8 + 0.4 * scene[2]) * (0.55 + 0.6 * lit) * metered
         tint = 1 + 0.10 * (np.array(scene[::-1], np.float32)[: len(waves)] - 0.5)
-        tint[waves > 0.75] *= 0.7  # the infrared channel is exposed for leaves
+        tint[waves > 0.75] *= 0.7  # exposure of infrared for vegetation
         code = 255 * (np.clip(value, 0, None) * exposure * tint / 255) ** 0.72
     else:
         code = (value + camera.get("offset", 0.0)) * camera["scale"]

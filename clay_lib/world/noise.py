@@ -1,4 +1,4 @@
-"""Hashes and gradient noise at world coordinates: always the same number at the same place.
+"""Hashes and gradient noise at world coordinates: a function of place and seed alone.
 
 Noise has about zero mean and unit variance. An octave that a pixel cannot resolve fades out, so that a fine and a
 coarse sensor sample the same field at their own resolution. On an axis-aligned grid (x [1, W], y [H, 1]) an octave is
@@ -19,7 +19,7 @@ def hashed(*keys, seed: int) -> np.ndarray:
     h = np.asarray([(seed * 0x9E3779B1 + 0x7F4A7C15) & 0xFFFFFFFF], np.uint32)
     for key, odd in zip(keys, _ODD, strict=False):
         h = h + np.asarray(key).astype(np.int64).astype(np.uint32) * np.uint32(odd)
-    for shift, odd in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the finaliser of MurmurHash3
+    for shift, odd in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the finalizer of MurmurHash3
         h ^= h >> np.uint32(shift)
         h *= np.uint32(odd)
     h ^= h >> np.uint32(16)
@@ -75,16 +75,16 @@ def _gradient(i, j, octave, seed):
 
 def _on_grid(x, y, length, offset, amplitude, seed):
     """All octaves on the grid y x x as one matrix product: weights along y, times gradients, times weights along x."""
-    i, many_i, wx, lx = _axes(x, length, offset[0])
-    j, many_j, wy, ly = _axes(y, length, offset[1])
-    rows, columns = np.cumsum(many_j), np.cumsum(many_i)
-    blocks = [(slice(r - m, r), slice(c - n, c)) for r, m, c, n in zip(rows, many_j, columns, many_i, strict=True)]
-    octave = np.repeat(np.arange(len(length)), many_j * many_i)
-    gx, gy = _gradient(np.concatenate([np.tile(i[c], m) for (_, c), m in zip(blocks, many_j, strict=True)]),
-                       np.concatenate([np.repeat(j[r], n) for (r, _), n in zip(blocks, many_i, strict=True)]), octave, seed)  # fmt: skip
+    i, count_i, wx, lx = _axes(x, length, offset[0])
+    j, count_j, wy, ly = _axes(y, length, offset[1])
+    rows, columns = np.cumsum(count_j), np.cumsum(count_i)
+    blocks = [(slice(r - m, r), slice(c - n, c)) for r, m, c, n in zip(rows, count_j, columns, count_i, strict=True)]
+    octave = np.repeat(np.arange(len(length)), count_j * count_i)
+    gx, gy = _gradient(np.concatenate([np.tile(i[c], m) for (_, c), m in zip(blocks, count_j, strict=True)]),
+                       np.concatenate([np.repeat(j[r], n) for (r, _), n in zip(blocks, count_i, strict=True)]), octave, seed)  # fmt: skip
     gx, gy, at = gx * amplitude[octave], gy * amplitude[octave], 0
     right = np.empty((2, len(j), len(x)), np.float32)
-    for (r, c), m, n in zip(blocks, many_j, many_i, strict=True):
+    for (r, c), m, n in zip(blocks, count_j, count_i, strict=True):
         right[0, r] = gx[at : at + m * n].reshape(m, n) @ lx[c]
         right[1, r] = gy[at : at + m * n].reshape(m, n) @ wx[c]
         at += m * n
@@ -92,21 +92,21 @@ def _on_grid(x, y, length, offset, amplitude, seed):
 
 
 def _axes(t, length, offset):
-    """Lattices of all octaves along one axis t [n]: node numbers [M], how many an octave [K], and [M, n] each point's
-    weight of its two nodes, and weight times distance."""
+    """Lattices of all octaves along one axis t [n]: node numbers [M], counts by octave [K], and for each
+    point [M, n] the weights of its two nodes and weights times distances."""
     u = t / length[:, None] + offset[:, None]
     low = np.floor(u)
     f = (u - low).astype(np.float32)
     start = low.min(1)
     k = (low - start[:, None]).astype(np.intp)
-    many = k.max(1) + 2
-    first = np.cumsum(many) - many
-    nodes = np.arange(many.sum()) + np.repeat(start.astype(np.int64) - first, many)
+    counts = k.max(1) + 2
+    first = np.cumsum(counts) - counts
+    nodes = np.arange(counts.sum()) + np.repeat(start.astype(np.int64) - first, counts)
     at, w = (k + first[:, None]) * len(t) + np.arange(len(t)), _fade(f)
     weight, lever = np.zeros((2, len(nodes) * len(t)), np.float32)
     weight[at], weight[at + len(t)] = 1 - w, w
     lever[at], lever[at + len(t)] = (1 - w) * f, w * (f - 1)
-    return nodes, many, weight.reshape(-1, len(t)), lever.reshape(-1, len(t))
+    return nodes, counts, weight.reshape(-1, len(t)), lever.reshape(-1, len(t))
 
 
 def _at_points(u, v, octave, seed):

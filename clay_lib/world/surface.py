@@ -1,6 +1,6 @@
 """The surface of the mini-world on one date: sun, weather, season, soil and snow, as rows of the spectral table.
 
-A point's reflectance is shade * ((1 - mix) * table[a] + mix * table[b]). covers.py: the look of each land cover.
+A point's reflectance is shade * ((1 - mix) * table[a] + mix * table[b]). covers.py: the appearance of each land cover.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clay_lib.world.spectra import OTHER, canopy_row, snow_row
 
 @dataclass(frozen=True)
 class Sun:
-    elevation: float  # degrees, never below 8: nobody images in the dark
+    elevation: float  # degrees, at least 8
     east: float  # unit vector on the ground towards the sun
     north: float
 

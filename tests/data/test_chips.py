@@ -1,4 +1,4 @@
-"""Chips in memory: what their content hash sees, and what it does not."""
+"""Chips in memory: content hashes, unknown metadata, and the cache of the mini-world."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def chips(n: int = 3) -> Chips:
     return Chips("naip", pixels, np.full((n, 8, 8), 40, np.uint8), np.arange(n) * 1.0, np.zeros(n), when)
 
 
-def test_a_hash_says_what_a_chip_is():
+def test_hashes_change_with_the_content_only():
     one = chips()
     assert len(set(one.hashes)) == 3 and one[[2, 0]].hashes.tolist() == one.hashes[[2, 0]].tolist()
     fortran = replace(one, pixels=np.asfortranarray(one.pixels))
@@ -45,8 +45,8 @@ def test_a_hash_says_what_a_chip_is():
         assert not set(other.hashes) & set(one.hashes)
 
 
-def test_hashes_stay_what_they_are():
-    """Teacher targets on disk are found by them."""
+def test_hashes_are_stable():
+    """They are the keys of stored teacher targets."""
     assert chips(1).hashes.tolist() == ["a88460341174cf65595eea7ab762cc48"]
 
 

@@ -20,7 +20,7 @@ def test_world_chips_depend_on_their_number_alone():
     assert complete.chips.hashes[5:9].tolist() == part.chips.hashes.tolist()
     assert len(set(complete.chips.hashes)) == 12 and set(complete.splits) == {"train"}
     radar = WorldMaker("sentinel-1-rtc", 12, size=32).part(range(12))()
-    np.testing.assert_array_equal(radar.chips.lat, complete.chips.lat)  # every sensor sees the same places
+    np.testing.assert_array_equal(radar.chips.lat, complete.chips.lat)  # the same places for every sensor
     for shape, lat, lon in zip(complete.footprints, complete.chips.lat, complete.chips.lon, strict=True):
         assert shape.contains(shapely.Point(lon, lat)) and 25 < np.sqrt(shape.area) * 111_000 < 45
 
@@ -32,7 +32,7 @@ def test_sampled_world_tiles_have_more_towns_and_less_open_land():
     assert len(fractions.columns) == 11 and (tiles["cover_80"] < 0.98).all()
     chosen = sample_tiles(tiles, scale=len(tiles) / LAND_TILES)
     assert chosen["cover_50"].mean() > 2 * tiles["cover_50"].mean() and len(chosen) < len(tiles) / 2
-    assert (chosen.filter(like="cover_").max() > 0).all()  # every class is there
+    assert (chosen.filter(like="cover_").max() > 0).all()  # every class occurs
 
 
 def scene(path, *, when="20230610", size=(70, 100), bands=4, west=520_000.0):
@@ -49,18 +49,18 @@ def test_a_scene_is_cut_along_its_grid(tmp_path):
     file = scene(tmp_path)
     maker = SceneMaker(str(file), "naip", size=32)
     assert len(maker) == 6 and maker.when == "2023-06-10"
-    made = maker.part(range(6))()
-    assert len(made.chips) == 5 and made.chips.pixels.shape == (5, 4, 32, 32)
+    output = maker.part(range(6))()
+    assert len(output.chips) == 5 and output.chips.pixels.shape == (5, 4, 32, 32)
     import rasterio
 
     with rasterio.open(file) as source:
         truth = source.read()
-    np.testing.assert_array_equal(made.chips.pixels[0], truth[:, :32, :32])
-    np.testing.assert_array_equal(made.chips.pixels[4], truth[:, 32:64, 64:96])
-    hole = made.chips.pixels[3][:, 8, 8]  # filled with the band's mean
+    np.testing.assert_array_equal(output.chips.pixels[0], truth[:, :32, :32])
+    np.testing.assert_array_equal(output.chips.pixels[4], truth[:, 32:64, 64:96])
+    hole = output.chips.pixels[3][:, 8, 8]  # filled with the band's mean
     np.testing.assert_allclose(hole, truth[:, 32:64, 32:64].reshape(4, -1).mean(1), atol=1)
-    assert made.chips.when.tolist() == ["2023-06-10"] * 5 and np.ptp(made.chips.lat) > 0
-    assert made.footprints[1].contains(shapely.Point(made.chips.lon[1], made.chips.lat[1]))
+    assert output.chips.when.tolist() == ["2023-06-10"] * 5 and np.ptp(output.chips.lat) > 0
+    assert output.footprints[1].contains(shapely.Point(output.chips.lon[1], output.chips.lat[1]))
     assert len(SceneMaker(str(file), "naip", size=32, max_missing=0.0).part(range(6))().chips) == 4
     assert SceneMaker(str(file), "naip", size=32).part(range(1, 2))() is None
     with pytest.raises(ContractError, match="bands|channels"):

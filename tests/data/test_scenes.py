@@ -1,4 +1,4 @@
-"""Scenes for the notebooks: one object for a raster or the synthetic Earth, its chips and its windows."""
+"""Scenes for the notebooks: rasters and the synthetic Earth, their chips and windows."""
 
 import numpy as np
 import pytest

@@ -14,14 +14,14 @@ import zarr
 
 from clay_lib import ContractError
 from clay_lib.data.chips import Chips
-from clay_lib.data.makers import Made
+from clay_lib.data.makers import MakerOutput
 from clay_lib.data.store import ChipStore, write_chips
 from clay_lib.files import locked
 
 
 @dataclass(frozen=True)
 class Numbered:
-    """Chip number n is made of n alone; every tenth is unfit to keep."""
+    """Chip number n is made of n alone; every tenth is left out."""
 
     count: int
     sensor: str = "naip"
@@ -36,7 +36,7 @@ class Numbered:
         return partial(_numbered, self, [n for n in numbers if n % 10 != 3])
 
 
-def _numbered(maker: Numbered, numbers) -> Made | None:
+def _numbered(maker: Numbered, numbers) -> MakerOutput | None:
     if not numbers:
         return None
     draws = [np.random.default_rng([n, len(maker.sensor)]) for n in numbers]
@@ -47,7 +47,7 @@ def _numbered(maker: Numbered, numbers) -> Made | None:
     when = np.array(["" if n % 5 == 0 else f"2020-01-{1 + n % 28:02d}T10:30" for n in numbers])
     shapes = [shapely.box(7, y, 7.01, y + 0.01) for y in lat]
     splits = ["val" if n % 4 == 0 else "train" for n in numbers]
-    return Made(Chips(maker.sensor, pixels, labels, lat, lon, when), shapes, splits, "numbers")
+    return MakerOutput(Chips(maker.sensor, pixels, labels, lat, lon, when), shapes, splits, "numbers")
 
 
 def all_chips(count: int, **options) -> Chips:
@@ -66,12 +66,12 @@ def test_written_chips_are_read_back(store):
     assert len(chips) == 36 and chips.sensor == "naip"
     order = np.random.default_rng(0).permutation(36)[:20]
     for index in (order, slice(3, 30, 4), truth.lat > 2):
-        got, want = chips[index], truth[index]
-        assert got.pixels.dtype == np.uint8 and got.hashes.tolist() == want.hashes.tolist()
+        stored, expected = chips[index], truth[index]
+        assert stored.pixels.dtype == np.uint8 and stored.hashes.tolist() == expected.hashes.tolist()
         for name in ("pixels", "labels", "lat", "lon"):
-            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
-        assert [w[:16] for w in got.when] == want.when.tolist()
-        assert replace(got).hashes.tolist() == want.hashes.tolist()  # computed again
+            np.testing.assert_array_equal(getattr(stored, name), getattr(expected, name))
+        assert [w[:16] for w in stored.when] == expected.when.tolist()
+        assert replace(stored).hashes.tolist() == expected.hashes.tolist()  # computed again
     assert chips[[4]].place_and_time["when"] == [None]  # number 5: 3 is left out
     assert pickle.loads(pickle.dumps(chips))[order].hashes.tolist() == truth.hashes[order].tolist()
     assert not ChipStore.open(store).sensor("naip", labels=False)[:2].labels.any()
@@ -173,7 +173,6 @@ def test_damage_is_found_named_and_skipped_on_request(tmp_path, damage):
         chips, kept = ChipStore.open(tmp_path, on_damage="skip").sensor("naip").take(every)
     np.testing.assert_array_equal(kept, ~lost)
     np.testing.assert_array_equal(chips.pixels, all_chips(40).pixels[~lost])
-    assert store.without([found]).sensor("naip")[:].hashes.tolist() == all_chips(40).hashes[~lost].tolist()
 
 
 def test_swapped_shards_are_found(tmp_path):
@@ -245,5 +244,5 @@ def test_wrong_input_raises(store, tmp_path):
 
 class _TooLarge(Numbered):
     def part(self, numbers):
-        made = _numbered(self, list(numbers))
-        return lambda: replace(made, chips=replace(made.chips, pixels=made.chips.pixels + np.uint16(40000)))
+        output = _numbered(self, list(numbers))
+        return lambda: replace(output, chips=replace(output.chips, pixels=output.chips.pixels + np.uint16(40000)))

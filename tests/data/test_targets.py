@@ -130,15 +130,15 @@ def test_the_loss_is_the_same_with_a_cache(tmp_path, teacher):
     live = ClayModule(MICRO, teacher=teacher)
     cached = ClayModule(MICRO, cached=True)
     cached.load_state_dict(live.state_dict())
-    seen = set()
+    flips_used = set()
     for a, b in zip(*loaders, strict=True):
-        seen |= set(a.flips.tolist())
+        flips_used |= set(a.flips.tolist())
         direct, looked_up = live.losses(a, training=True), cached.losses(b, training=True)
         torch.testing.assert_close(looked_up["reconstruction"], direct["reconstruction"], rtol=0, atol=0)
         torch.testing.assert_close(looked_up["representation"], direct["representation"], rtol=0, atol=2e-3)
         torch.testing.assert_close(looked_up["loss"], direct["loss"], rtol=0, atol=1e-4)
         assert 0 < float(looked_up["representation"].detach()) < 2
-    assert seen == {0, 1, 2, 3}
+    assert flips_used == {0, 1, 2, 3}
 
 
 def test_damage_names_the_file_and_deleting_it_repairs(tmp_path, teacher):

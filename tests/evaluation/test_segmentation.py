@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, jaccard_score
@@ -74,19 +72,6 @@ def test_a_resampling_without_a_class_does_not_count_for_the_mean():
     table = confusions(np.repeat([0] * 7 + [1], 4).reshape(8, 4), np.zeros((8, 4), int), 2)
     scores = class_scores(table, "ab", bootstraps=200).set_index("class")
     assert scores.loc["mean", "IoU high"] <= 0.5 and scores.loc["b", "IoU high"] == 0
-
-
-def test_one_group_has_no_interval_and_few_groups_warn():
-    labels = np.random.default_rng(0).integers(0, 2, (12, 50))
-    table = confusions(labels, np.where(np.random.default_rng(1).random(labels.shape) < 0.7, labels, 1 - labels), 2)
-    with pytest.warns(UserWarning, match="1 group"):
-        scores = class_scores(table, "ab", groups=["scene"] * 12, bootstraps=20)
-    assert scores["IoU"].notna().all() and scores[["IoU low", "IoU high", "F1 low", "F1 high"]].isna().all(axis=None)
-    with pytest.warns(UserWarning, match="3 groups"):
-        assert iou_gain(table, table, groups=np.arange(12) % 3, bootstraps=20) == (0, 0, 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        class_scores(table, "ab", bootstraps=20)
 
 
 @pytest.mark.parametrize("kind", ["forest", "boosting", "logistic"])
