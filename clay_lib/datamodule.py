@@ -45,7 +45,7 @@ class Batch:
 
 
 def noise_batch(sensor: str, batch: int, pixels: int, teacher_dim: int | None = None) -> Batch:
-    """A batch of noise in the shape of a sensor's chips, for timings; teacher_dim: with random targets of this width."""
+    """Noise in the shape of a sensor's chips, for timings; teacher_dim: width of random targets, None: without."""
     spec = SENSORS[sensor]
     noise = np.random.default_rng(0).normal(size=(batch, len(spec.bands), pixels, pixels))
     cube = make_datacube(spec.denormalize(noise), sensor, when="2023-06-10T10:30", lat=10.0, lon=20.0)
@@ -241,7 +241,7 @@ class PlannedBatches(Dataset):
 
 
 class ClayDataModule(L.LightningDataModule):
-    """Training and validation chips by sensor: Chips, StoredChips, or objects with the same length, index and hashes."""
+    """Training and validation chips by sensor: Chips, StoredChips, or objects with len, indexing and hashes."""
 
     def __init__(
         self,

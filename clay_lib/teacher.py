@@ -58,7 +58,7 @@ def load_teacher(name: str = RELEASED, *, size: int = 518) -> Teacher:
 
 
 def stand_in_teacher(*, size: int = 56, seed: int = 0) -> Teacher:
-    """A small DINOv2 with random weights, to run the complete pipeline offline; its targets carry little information."""
+    """A small DINOv2 with random weights, to run the pipeline offline; its targets carry little information."""
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
     config = Dinov2WithRegistersConfig(

@@ -4,7 +4,7 @@
     STORE/targets/FINGERPRINT/SENSOR-STATISTICS/PART.npy two arrays in one file: a table of keys, then the targets
 
 A key is a chip's content hash and its flip, so a changed chip has no target until it is computed. FINGERPRINT is a hash
-of the teacher, and STATISTICS one of the sensor's normalization, so that after a change of either no old target is used.
+of the teacher, and STATISTICS one of the sensor's normalization, so that a change of either excludes old targets.
 A part is written atomically and named after its table, which holds a checksum of every target. Nothing is ever
 rewritten, and several processes or machines may fill one cache.
 """
@@ -258,7 +258,7 @@ def _damaged(path: str, reason: str) -> ContractError:
 
 
 def _keys(hashes, flips) -> np.ndarray:
-    """Content hashes [B], hexadecimal, and flips -> keys [B] of 17 bytes. The last byte is never zero, which is padding."""
+    """Content hashes [B], hexadecimal, and flips -> keys [B] of 17 bytes. The last byte is not zero, the padding."""
     hashes = np.asarray(hashes)
     raw = np.frombuffer(bytes.fromhex("".join(hashes.tolist())), np.uint8).reshape(len(hashes), 16)
     last = np.broadcast_to(np.asarray(flips, np.uint8) + 1, len(hashes))[:, None]

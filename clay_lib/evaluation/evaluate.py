@@ -379,7 +379,7 @@ def _choose_c(train, y, groups, seed: int) -> float:
 
 
 def _resample_label(part: pd.DataFrame, groups: int, bootstraps: int) -> np.ndarray:
-    """[2, 1 + bootstraps] average precision and F1 of one label, seeds and groups resampled; NaN where no chip has it."""
+    """[2, 1 + bootstraps] average precision and F1 of a label over resampled seeds and groups; NaN where no chip has it."""
     weights, by_seed = bootstrap_weights(groups, bootstraps), list(part.groupby("seed"))
     of_seed = bootstrap_weights(len(by_seed), bootstraps, [0, 1]).T[:, None]  # [S, 1, 1 + bootstraps]
     scores = []

@@ -23,7 +23,7 @@ def resample(
 
     group: codes 0..G-1; groups: G, if this part of a comparison may lack the last of them. draw: codes 0..S-1, the seed
     of each prediction. stratum: codes 0..K-1, such as the true class; then the mean over strata of their means, which
-    for classes is balanced accuracy. A resampling that lacks a stratum is NaN, or with skip_empty the mean of the others.
+    for classes is balanced accuracy. A resampling without a stratum is NaN, or with skip_empty the mean of the others.
     """
     hit, group = np.asarray(hit, np.float64), np.asarray(group)
     draw, stratum = (np.zeros(len(hit), int) if v is None else np.asarray(v) for v in (draw, stratum))

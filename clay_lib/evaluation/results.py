@@ -129,7 +129,7 @@ def results_page(table: pd.DataFrame) -> str:
 
 
 def _pivot(rows: pd.DataFrame, column: str, form: str) -> str:
-    """A Markdown table of one quantity with its interval, in per cent: a row a feature set, a column a probe."""
+    """A Markdown table of one quantity with its interval, in percent: a row a feature set, a column a probe."""
     ends = ["low", "high"] if column == "score" else [f"{column}_low", f"{column}_high"]
     probes = list(dict.fromkeys(rows["probe"]))
     lines = [["features", "numbers", *probes], ["---"] * (2 + len(probes))]
@@ -195,22 +195,22 @@ STUDIES = {
         "500 RGB images of 0.3 m, ten classes (UC Merced, a part), as sensor naip with bands red, green, blue. Files "
         "numbered below 66 train, 170 from 66 on test: neighbors in number are neighbors on the ground. Accuracy; "
         "intervals over images and seeds. The read-out was chosen on folds of the images below 66. Two thirds of the "
-        "test images of the random split are among these, so that its rows there, and its gap, are flattered.",
+        "test images of the random split are among these, so that its scores there, and its gap, are too optimistic.",
         ("ucmerced",),
         _ucmerced,
     ),
     "landsat": Study(
         "Labeled pixels of a real Landsat 7 scene",
         "718 pixels of five classes, a chip of 8 x 8 pixels of 30 m around each (eight lie too near the border). They "
-        "were drawn in 27 clumps, of which complete ones are held out, so that the intervals are wide. Balanced "
+        "lie in 27 clumps, each held out completely, so that the intervals are wide. Balanced "
         "accuracy; intervals over clumps and seeds.",
         ("landsat-sr",),
         _landsat,
     ),
     "landcover": Study(
         "Land cover of single patches of real Sentinel-2",
-        "Patches of 8 x 8 pixels of clear class of three tiles (Brazil, Tanzania, Chile): each tile classified by a "
-        "linear probe trained on the other two (rasters), and half of the windows of 56 px by one trained on the other "
+        "Patches of 8 x 8 pixels with a dominant class in three tiles (Brazil, Tanzania, Chile): each tile classified by "
+        "a linear probe trained on the other two (rasters), and half of the windows of 56 px by one trained on the other "
         "half (windows). Balanced accuracy; intervals over windows.",
         ("sentinel-2-l2a", "landcover"),
         _landcover,
@@ -226,8 +226,8 @@ SPLITS = {
 HEAD = """# Results
 
 Written by `python -m clay_lib results`; all rows, each with its data, split, seeds, weights and command, are in
-`results.csv`. Scores are in per cent, with 95 % bootstrap intervals. The baselines learned nothing: pixel statistics,
+`results.csv`. Scores are in percent, with 95 % bootstrap intervals. The baselines are not trained: pixel statistics,
 color histograms, random convolutions, and the same architecture with random weights. The lead is over the best baseline
-of that probe, chosen on the test chips themselves, which favors the baseline. A random split flatters: the last table
-of a chapter says by how many points. Rows whose data were absent are those of their date. How the baselines compare with
-published figures is in `tests/evaluation/test_probes.py`."""
+of that probe, chosen on the test chips themselves, which favors the baseline. A random split overestimates scores: the
+last table of a section shows by how many points. Rows without data keep the date of their last run.
+`tests/evaluation/test_baselines.py` compares the baselines with published figures."""

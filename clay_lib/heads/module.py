@@ -41,7 +41,7 @@ class FinetuneSettings:
 
 
 def layer_factor(name: str, depth: int, decay: float) -> float:
-    """Factor on the learning rate of an encoder's parameter: 1 in the last block and norm, decay^depth before the first."""
+    """Learning-rate factor of an encoder's parameter: 1 in the last block and norm, decay^depth before the first block."""
     part = name.split(".")
     if part[:2] == ["transformer", "layers"]:
         return decay ** (depth - 1 - int(part[2]))
@@ -73,7 +73,7 @@ def unfreeze_last(encoder: Encoder, unfreeze: int | str) -> None:
 
 
 def class_weights(counts: np.ndarray, balance: float) -> Tensor:
-    """Labels of each class [K] -> weights [K], share^-balance, with mean 1 over the labels; 0 for a class without any."""
+    """Labels of each class [K] -> weights [K], share^-balance, with mean 1 over the labels; 0 for absent classes."""
     share = counts / max(counts.sum(), 1)
     weights = np.where(counts > 0, np.maximum(share, 1e-12) ** -balance, 0.0)
     return torch.as_tensor(weights / max((weights * share).sum(), 1e-12), dtype=torch.float32)

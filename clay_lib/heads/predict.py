@@ -23,7 +23,7 @@ class Prediction:
     """values [H, W]: class numbers uint8 (NODATA: not measured), or values float32 (NaN). crs, transform: the scene's."""
 
     values: np.ndarray
-    confidence: np.ndarray | None  # [H, W] uint8, per cent: probability of the predicted class
+    confidence: np.ndarray | None  # [H, W] uint8, percent: probability of the predicted class
     crs: str | None
     transform: tuple[float, ...] | None
 
@@ -92,7 +92,7 @@ def predict_raster(
     """`predict_scene`, written as a GeoTIFF with the georeference of the scene.
 
     Classes: band 1 the class's number in codes, by default that of the label files, else 0, 1, 2 and so on; band 2 its
-    probability in per cent; 255 is nodata. Values: one float32 band, NaN where not measured. The names of the classes
+    probability in percent; 255 is nodata. Values: one float32 band, NaN where not measured. The names of the classes
     are in the description of band 1.
     """
     if Path(out).resolve() == Path(path).resolve():

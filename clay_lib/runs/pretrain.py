@@ -351,7 +351,7 @@ def forecast_training(
 
 
 class ReconstructionFigures(L.Callback):
-    """Figures of visible patches, reconstruction and original of each sensor, every `every` steps, with a fixed mask."""
+    """Figures of visible patches, reconstruction and original by sensor, every `every` steps, with a fixed mask."""
 
     def __init__(self, data: ClayDataModule, folder: str | Path, *, every: int):
         chips = data.val_chips or data.train_chips

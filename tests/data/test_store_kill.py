@@ -19,8 +19,8 @@ from clay_lib.data.store import ChipStore, write_chips
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 MAKERS = [Numbered(60), Numbered(60, sensor="linz")]
-PART = 2  # chips: many small parts, so that a kill falls into every step of making one
-# Forks a writer for every line it reads, which takes milliseconds where a fresh interpreter takes seconds.
+PART = 2  # chips: many small parts, so that kills fall into every step of writing one
+# Forks a writer for every line of input: milliseconds instead of seconds for a new interpreter.
 FORKER = """
 import os, sys
 from test_store_kill import MAKERS, PART, write_chips
@@ -74,24 +74,24 @@ def undisturbed(tmp_path_factory) -> dict[str, list[str]]:
 
 
 def hashes(url: Path) -> dict[str, list[str]]:
-    """{sensor: content hashes in order}, after every chip has been read against them."""
+    """{sensor: content hashes in order}, after a check of every chip."""
     store = ChipStore.open(url)
     assert store.check() == []
-    found = {name: store.sensor(name).hashes.tolist() for name in sorted(set(store.table["sensor"]))}
-    assert sum(map(len, found.values())) == len(set(sum(found.values(), []))) == len(store)
-    return found
+    chips = {name: store.sensor(name).hashes.tolist() for name in sorted(set(store.table["sensor"]))}
+    assert sum(map(len, chips.values())) == len(set(sum(chips.values(), []))) == len(store)
+    return chips
 
 
-def assert_part_of(found: dict, everything: dict) -> None:
-    for name, subset in found.items():
-        assert subset == [one for one in everything[name] if one in set(subset)]
+def assert_part_of(chips: dict, complete: dict) -> None:
+    for name, subset in chips.items():
+        assert subset == [one for one in complete[name] if one in set(subset)]
 
 
-def assert_finished(url: Path, everything: dict) -> None:
+def assert_finished(url: Path, complete: dict) -> None:
     write_chips(url, MAKERS, chips_per_part=PART, jobs=1, progress=False)
-    assert hashes(url) == everything
+    assert hashes(url) == complete
     shards = {f"{path.parent.name}/{path.name}" for path in url.glob("*-16/*-*") if path.is_dir()}
-    assert shards == set(ChipStore.open(url).table["shard"]), "leftovers of the killed"
+    assert shards == set(ChipStore.open(url).table["shard"]), "leftovers of killed writers"
     assert list((url / "writers").iterdir()) == []
 
 
@@ -105,10 +105,10 @@ def test_writers_killed_at_random_moments(tmp_path, undisturbed, forker):
         time.sleep(rng.uniform(0, 0.05))
         os.kill(writer, signal.SIGKILL)
         ended()
-        found = hashes(tmp_path)
-        assert_part_of(found, undisturbed)
-        sizes.append(sum(map(len, found.values())))
-    assert sizes == sorted(sizes) and 20 < sizes[-1] < 2 * len(undisturbed["naip"]), sizes  # none came too late
+        chips = hashes(tmp_path)
+        assert_part_of(chips, undisturbed)
+        sizes.append(sum(map(len, chips.values())))
+    assert sizes == sorted(sizes) and 20 < sizes[-1] < 2 * len(undisturbed["naip"]), sizes  # no kill came too late
     assert_finished(tmp_path, undisturbed)
 
 
@@ -122,9 +122,9 @@ def test_a_writer_and_a_worker_of_many_are_killed(tmp_path, undisturbed, forker)
         assert len(workers) == 2
         os.kill(writer if victim == "the writer" else workers[0].pid, signal.SIGKILL)
         ended()
-        wait(lambda those=workers: not any(p.is_running() and p.status() != "zombie" for p in those))  # by themselves
-        found = hashes(tmp_path)
-        assert_part_of(found, undisturbed)
-        sizes.append(sum(map(len, found.values())))
+        wait(lambda ps=workers: not any(p.is_running() and p.status() != "zombie" for p in ps))
+        chips = hashes(tmp_path)
+        assert_part_of(chips, undisturbed)
+        sizes.append(sum(map(len, chips.values())))
     assert 0 < sizes[0] < sizes[1] < 2 * len(undisturbed["naip"]), sizes
     assert_finished(tmp_path, undisturbed)
