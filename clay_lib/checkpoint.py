@@ -29,6 +29,8 @@ from clay_lib.model import SIZES, ClayConfig, ClayMAE
 SHAPE_FIELDS = {"dim", "depth", "mlp_ratio", "decoder_dim", "decoder_depth", "decoder_mlp_ratio"}
 SHAPE_FIELDS |= {"patch_size", "teacher_dim"}
 
+WRAPPERS = r"(?<![^.])(?:_orig_mod|module)\."  # parts of names that torch.compile and DistributedDataParallel add
+
 
 def load_model(path: str | Path, *, dtype: torch.dtype | None = None, **changes) -> ClayMAE:
     """A model from a released or own .ckpt, or from .safetensors; see `find_weights` for path.
@@ -231,8 +233,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping]:
 
 
 def _own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their name in ClayMAE, without the teacher's, which is frozen and never part of the model."""
-    own = [(name.removeprefix("model."), tensor) for name, tensor in tensors.items()]
+    """Tensors by their name in ClayMAE, without prefixes of wrappers and without the teacher's, which is frozen and never part of the model."""
+    own = [(re.sub(WRAPPERS, "", name).removeprefix("model."), tensor) for name, tensor in tensors.items()]
     own = [(name, tensor) for name, tensor in own if not name.startswith("teacher.")]
     if any(name == "cls_token" for name, _ in own):  # a bare encoder's state_dict
         own = [(f"encoder.{name}", tensor) for name, tensor in own]

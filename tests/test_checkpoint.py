@@ -77,6 +77,13 @@ def test_released_checkpoint_loads_without_teacher_and_optimizer(config, size, h
     assert same_embedding(loaded, original)
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.model.", "model._orig_mod."])
+def test_prefixes_of_compiled_and_distributed_models_are_stripped(prefix, model, tmp_path):
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    torch.save(state, tmp_path / "wrapped.ckpt")
+    assert same(load_model(tmp_path / "wrapped.ckpt", **HEADS), model)
+
+
 @pytest.mark.parametrize("prefix", ["model.encoder.", "encoder.", ""])
 @pytest.mark.parametrize("suffix", ["ckpt", "plain.pt", "safetensors"])
 def test_encoder_alone_embeds_but_does_not_reconstruct(prefix, suffix, model, tmp_path):
