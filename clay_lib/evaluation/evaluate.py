@@ -109,6 +109,7 @@ def evaluate(
     if labels.ndim not in (1, 3) or len(labels) != len(chips):
         cause = "labels and chips were selected separately, or labels [N, K]: see evaluate_multilabel"
         raise ContractError("labels", f"shape {labels.shape}", f"[{len(chips)}] or [N, H, W]", cause)
+    _check_labels(labels)  # before the embedding, which takes long
     if labels.ndim == 1:
         sets = chip_features(clay, chips, layers=layers, seeds=seeds, **metadata)
     else:
@@ -140,6 +141,7 @@ def evaluate_features(
     left out.
     """
     labels = np.asarray(labels)
+    _check_labels(labels)
     if metric is None:
         counts = np.unique(labels, return_counts=True)[1]
         metric = "accuracy" if counts.max() <= 1.5 * counts.min() else "balanced"
@@ -158,6 +160,22 @@ def evaluate_features(
                 table = probes.predict(pairs, labels[kept], labels[tested], **both, which=names, seed=seed)
                 tables.append(table.assign(split=split, shots=count, chip=tested[table["chip"].to_numpy()]))
     return Evaluation(pd.concat(tables, ignore_index=True), metric, bootstraps)
+
+
+def _check_labels(labels: np.ndarray) -> None:
+    """Two classes at least, and a class for every label."""
+    if labels.dtype.kind == "O":
+        missing = pd.isna(labels)
+    else:
+        missing = np.isnan(labels) if labels.dtype.kind == "f" else np.zeros(labels.shape, bool)
+    missing = missing | (labels == -1 if labels.dtype.kind in "if" else False)
+    if missing.any():
+        found = f"{missing.sum()} of {labels.size} without a class (NaN, None or -1)"
+        cause = "unlabeled chips: leave them out, chips[known] and labels[known]; pixels without a class: 0"
+        raise ContractError("labels", found, "a class for each", cause)
+    if len(names := np.unique(labels)) < 2:
+        cause = "a subset or a column with one class alone"
+        raise ContractError("labels", f"one class, {names.tolist()}", "two classes or more", cause)
 
 
 def split_chips(n: int, groups, test, seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:

@@ -79,6 +79,22 @@ def test_more_shots_score_higher():
     assert 500 not in table.index.get_level_values("shots")  # no class has so many
 
 
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([0.0, 1.0, np.nan, 1.0], "1 of 4 without a class"),
+        (["crop", None, "crop", "town"], "1 of 4 without a class"),
+        ([-1, 0, 1, -1], "2 of 4 without a class"),
+        (["crop"] * 4, "one class, .'crop'."),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message):
+    with pytest.raises(ContractError, match=message):
+        evaluate_features({"Clay": [np.zeros((4, 2))]}, labels)
+    with pytest.raises(ContractError, match=message):
+        evaluate(None, np.zeros((4, 1, 8, 8)), labels)
+
+
 def test_a_given_split_excludes_the_others():
     x, y, groups = planted(2.0)
     test = np.arange(240) >= 150
