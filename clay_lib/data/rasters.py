@@ -43,6 +43,7 @@ from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # quicklooks, where another raster of the same name lies beside them
 MOST_OBLONG = 1.5  # longer over shorter side of a pixel on the ground; degrees at latitude 48
+DATASET_ENDINGS = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
 RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".img", *IMAGE_ENDINGS)
 
 
@@ -416,6 +417,8 @@ def _raster_paths(path) -> tuple[list[str], bool]:
         return paths, True
     if not Path(path).is_dir():
         return [str(path)], False
+    if Path(path).suffix == ".zarr" or any((Path(path) / name).is_file() for name in (".zgroup", "zarr.json")):
+        raise _dataset(path)
     paths = [str(p) for p in (_safe_bands(path) if str(path).endswith(".SAFE") else list_rasters(path))]
     if not paths:
         expected, cause = f"files ending in {', '.join(RASTER_ENDINGS)}", "the rasters lie in a folder below or above"
@@ -440,11 +443,26 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(path)
+            file = rasterio.open(path)
     except RasterioError as error:
+        if Path(path).suffix.lower() in DATASET_ENDINGS:
+            raise _dataset(path) from None
         expected = "a GeoTIFF, VRT, JPEG 2000, JPEG or PNG"
         cause = "not a raster, a broken download, or an archive that must be unpacked"
         raise ContractError("path", f"{path}: {_first_line(error)}", expected, cause) from None
+    if file.count == 0:
+        variables = [name.rsplit(":", 1)[-1].strip("/") for name in file.subdatasets]
+        file.close()
+        raise _dataset(path, variables)
+    return file
+
+
+def _dataset(path, variables: Sequence[str] = ()) -> ContractError:
+    """The error for NetCDF, HDF and Zarr, which hold variables instead of bands."""
+    engine = ', engine="zarr"' if Path(path).suffix == ".zarr" else ""
+    held = f", with variables {list(variables)}" if variables else ""
+    cause = f'hand in xarray\'s: import xarray; xarray.open_dataset("{path}"{engine}), the variables named as the bands'
+    return ContractError("path", f"{path}: a data set{held}", "a raster file with bands", cause)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.control
+import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
@@ -359,3 +360,16 @@ def test_web_mercator_far_north_has_its_ground_distance_at_every_door(tmp_path):
     assert read_scene(path, "sentinel-2-l2a").gsd == pytest.approx(10, rel=0.01)
     archive = acquisition_from_file(path, "sentinel-2-l2a").archive
     assert archive.gsd == 10 and archive.crs == "utm"
+
+
+@pytest.mark.parametrize("name", ["a.nc", "a.zarr", "folder"])
+def test_data_sets_of_xarray_are_refused_with_the_call(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.nc":
+        layers = {band: (("y", "x"), np.ones((4, 4))) for band in ("red", "blue")}
+        xr.Dataset(layers).to_netcdf(path, engine="scipy")
+    else:
+        path.mkdir()
+        (path / "zarr.json").write_text("{}")
+    with pytest.raises(ContractError, match=f"xarray.open_dataset.*{name}"):
+        read_scene(path, "linz")
