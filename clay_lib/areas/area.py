@@ -174,7 +174,7 @@ def embed_area(
     config, sensor = clay.model.config, SENSORS.resolve(sensor)
     overlap = _check_layout(size, config.patch_size, dense, overlap, components)
     settings = work.Settings(size=size, clouds=clouds, min_valid=min_valid, store=store)
-    vectors.schema(4, store)  # refuses an unknown store
+    vectors.schema(4, store)  # raises for an unknown store
     acquisitions = [acquisition_from_file(scene, sensor, when=dates)] if scene else []
     shape = acquisitions[0].footprint if area is None and scene else parse_area(area)
     search = dict(archive=archive, url=url, max_cloud=max_cloud)

@@ -37,8 +37,8 @@ BLOCK = 768  # largest side of a read request in pixels, unless a single tile is
 VERSION = 2  # of the processing between a file's pixels and a vector
 PART_ROWS, PART_SECONDS = 1024, 60.0  # rows and age at which a part is published; a kill loses no more than that
 # Common at the edges of scenes and under clouds; the column valid_share has the numbers.
-EXPECTED = "(?s).*(their result is NaN|of the pixels missing)"
-FAILURES = 20  # failed tiles after which the job stops, if they are the majority
+EXPECTED_WARNINGS = "(?s).*(their result is NaN|of the pixels missing)"
+MAX_FAILURES = 20  # failed tiles after which the job stops, if they are the majority
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Neighboring tiles of one acquisition, read in one request, so that data they share are read once.
+    """Neighboring tiles of one acquisition, read in one request, so that shared parts of files are read once.
 
     jobs: all of them, finished or not, so that a block is always read with the same window.
     """
@@ -86,7 +86,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of `embed_area` that shape a vector, beside weights and pixels."""
+    """Options of `embed_area` that affect vectors."""
 
     size: int = 256
     clouds: str = "mask"
@@ -113,8 +113,8 @@ def plan(tiles: Sequence[Tile], acquisitions: Sequence[Acquisition], pick: str) 
     blocks: dict[tuple, list[Job]] = {}
     best = clear.argmax(axis=0)
     for k, acquisition in enumerate(acquisitions):
-        chosen = np.flatnonzero((clear[k] > 0) & ((best == k) | (pick == "all")))
-        for job in _jobs_of(acquisition, [tiles[n] for n in chosen]):
+        selected = np.flatnonzero((clear[k] > 0) & ((best == k) | (pick == "all")))
+        for job in _jobs_of(acquisition, [tiles[n] for n in selected]):
             tile = job.tile
             blocks.setdefault((tile.crs, -(tile.row // side), tile.column // side, k), []).append(job)
     return [Block(tuple(jobs)) for _, jobs in sorted(blocks.items(), key=lambda entry: entry[0])]
@@ -122,19 +122,19 @@ def plan(tiles: Sequence[Tile], acquisitions: Sequence[Acquisition], pick: str) 
 
 def _jobs_of(acquisition: Acquisition, tiles: Sequence[Tile]) -> list[Job]:
     items = [(item, shapely.geometry.shape(item.geometry), moment_of(item)) for item in acquisition.items]
-    stamp, jobs = _file_stamp(acquisition), []
+    version, jobs = _files_hash(acquisition), []
     for tile in tiles:
         intersecting = [(item, time) for item, shape, time in items if shape.intersects(tile.polygon)]
         times = [time for _, time in intersecting if time and acquisition.when]
         when = min(times, default=None)
         # The solar day at the tile depends neither on UTC midnight nor on the rest of the area.
         day = f"{when + timedelta(hours=tile.center[1] / 15):%Y%m%d}" if when else "undated"
-        name = "_".join(filter(None, [tile.id, acquisition.sensor.name, day, stamp]))
+        name = "_".join(filter(None, [tile.id, acquisition.sensor.name, day, version]))
         jobs.append(Job(name, tile, acquisition, tuple(item for item, _ in intersecting), when))
     return jobs
 
 
-def _file_stamp(acquisition: Acquisition) -> str:
+def _files_hash(acquisition: Acquisition) -> str:
     """Eight hex digits of the given date and the names, sizes and modification times of local files; "" for archives."""
     if acquisition.archive.kind != "files":
         return ""
@@ -236,7 +236,7 @@ def embed_jobs(
                 start = time.perf_counter()
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always", UserWarning)
-                    warnings.filterwarnings("ignore", EXPECTED)
+                    warnings.filterwarnings("ignore", EXPECTED_WARNINGS)
                     results = embed_batch(clay, read, settings, overlap)
                 tally.model_seconds += time.perf_counter() - start
                 for warning in caught:
@@ -262,7 +262,8 @@ def embed_jobs(
                 buffer.add(*done)  # complete batches, even if interrupted: rounding depends on the batch
                 bar.update(len(batch))
                 bar.set_postfix_str(f"{tally.bytes_read / 1e6:,.0f} MB of pixels")
-                if (failed := len(tally.unread) + len(tally.refused)) >= FAILURES and failed > tally.rows + tally.empty:
+                failed = len(tally.unread) + len(tally.refused)
+                if failed >= MAX_FAILURES and failed > tally.rows + tally.empty:
                     break
         finally:
             buffer.flush()

@@ -25,10 +25,10 @@ from clay_lib.data.images import blend_ramp
 from clay_lib.evaluation.components import Components, fit_components
 from clay_lib.files import PARTIAL, atomic_write
 
-TILES = 400  # most parts used to estimate position offsets
+OFFSET_TILES = 400  # most parts used to estimate position offsets
 BLOCK_BYTES = 16e6  # largest block of a GeoTIFF
-SAMPLE = 20_000  # patch vectors to fit principal components on
-SAMPLE_TILES = 16  # seams are measured in a corner of that many tiles a side
+PCA_SAMPLE = 20_000  # patch vectors to fit principal components on
+SEAM_TILES = 16  # seams are measured in a corner of that many tiles a side
 
 
 def dense_folder(out: str | Path, metadata: dict, overlap: int) -> Path:
@@ -136,7 +136,9 @@ def position_offsets(parts: Sequence[Path]) -> np.ndarray:
     ground at a position is random, so the trace is the mean at that position minus the mean over all positions. It is
     shrunk by the part expected by chance for that number of tiles (James and Stein 1961): to zero for one tile.
     """
-    paths = [parts[k] for k in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), TILES)).round().astype(int))]
+    paths = [
+        parts[k] for k in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), OFFSET_TILES)).round().astype(int))
+    ]
     total = squares = count = 0.0
     for path in paths:
         values = np.load(path).astype(np.float64)  # [h, w, D]
@@ -157,7 +159,7 @@ def position_offsets(parts: Sequence[Path]) -> np.ndarray:
 # ---- rasters ----
 
 
-def sample_patches(layers: Sequence[Mosaic], count: int = SAMPLE, seed: int = 0) -> np.ndarray:
+def sample_patches(layers: Sequence[Mosaic], count: int = PCA_SAMPLE, seed: int = 0) -> np.ndarray:
     """At most `count` blended patch vectors [M, D], equally many from every tile."""
     tiles = [(mosaic, position) for mosaic in layers for position in sorted(mosaic.parts)]
     rng = np.random.default_rng(seed)
@@ -208,7 +210,7 @@ def write_rasters(
     for mosaic in layers:
         paths.append(write(mosaic, folder / f"{mosaic.name}-{name}.{ending}", tags))
         # Seams are measured in the north-western corner, for complete vectors in their first eight numbers.
-        rows, columns, bands = min(mosaic.rows, SAMPLE_TILES), min(mosaic.columns, SAMPLE_TILES), None if count else 8
+        rows, columns, bands = min(mosaic.rows, SEAM_TILES), min(mosaic.columns, SEAM_TILES), None if count else 8
         sample = np.block([[mosaic.block(y, x)[:bands] for x in range(columns)] for y in range(rows)])
         measures[paths[-1].name] = {
             "seam_step": seam_step(sample, mosaic.cells),

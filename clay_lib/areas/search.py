@@ -98,7 +98,7 @@ def neighbors_kept(vectors: np.ndarray, small: np.ndarray, *, k: int = 10) -> np
         raise ContractError("k", k, f"1 to {len(vectors) - 1}", "fewer vectors than neighbors")
     shares = []
     for row in range(len(vectors)):
-        before, after = (nearest(x, x[row], k + 1)[0] for x in (vectors, small))
+        before, after = (nearest(x, x[row], k + 1)[0] for x in (vectors, small))  # the row itself and k others
         shares.append(np.isin(before[before != row][:k], after[after != row][:k]).mean())
     return np.array(shares)
 

@@ -138,8 +138,7 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def done_ids(out: str | Path, sensor: str, configuration: str) -> tuple[set[str], set[str]]:
     """(ids with a row, ids of tiles without valid pixels)."""
-    rows: set[str] = set()
-    empty: set[str] = set()
+    rows, empty = set(), set()
     for path in part_files(run_folder(out, sensor, configuration)):
         part = read_part(path, ["id"])
         rows.update(part["id"].to_pylist())
@@ -207,14 +206,14 @@ def from_int8(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Shrunk:
-    """Vectors after compression."""
+class Compressed:
+    """Vectors after compression, and their size."""
 
     vectors: np.ndarray  # [N, D] float32, decompressed
     bytes: int  # per vector
 
 
-def shrink(vectors: np.ndarray, form: str, *, fit_on: np.ndarray | None = None) -> Shrunk:
+def shrink(vectors: np.ndarray, form: str, *, fit_on: np.ndarray | None = None) -> Compressed:
     """Compress and decompress vectors [N, D], and count the bytes per vector on disk.
 
     form: float32, float16, int8 (one scale per vector), PCA-K (the first K principal components, float32), PCA-K
@@ -235,4 +234,4 @@ def shrink(vectors: np.ndarray, form: str, *, fit_on: np.ndarray | None = None) 
     values = vectors if pca is None else pca(vectors)
     values = from_int8(*to_int8(values)) if kind == "int8" else values.astype(kind).astype(np.float32)
     size = dim * np.dtype(kind).itemsize + (4 if kind == "int8" else 0)  # int8: and a float32 scale
-    return Shrunk(values if pca is None else pca.restore(values), size)
+    return Compressed(values if pca is None else pca.restore(values), size)
