@@ -184,7 +184,7 @@ def embed_area(
     jobs = [job for block in blocks for job in block.jobs]
     if not jobs:
         raise ContractError("area", f"{len(tiles)} tiles, none covered by an image", "an area with images",
-                            "an area beside the scene, or latitude before longitude")  # fmt: skip
+                            "an area outside the scene, or latitude before longitude")  # fmt: skip
     metadata = work.configuration_of(clay, sensor, acquisitions[0].archive, settings)
     metadata["model"] = name or f"clay-{config.dim}x{config.depth}"
     folder = rasters.dense_folder(out, metadata, overlap or 0)
@@ -206,7 +206,7 @@ def embed_area(
             print(f"{out} also holds vectors of other configurations, stored separately: {', '.join(others)}")
         if outdated := work.outdated(rows, jobs):
             print(f"{out} also holds {len(outdated)} vectors of these tiles and days from other versions of the files or "
-                  "another hour; they are kept beside the new ones: to separate them, use an empty folder")  # fmt: skip
+                  "another hour; they are kept alongside the new ones: to separate them, use an empty folder")  # fmt: skip
         skipped, tally = len(jobs) - len(todo), work.Tally()
         if todo:
             bar = tqdm(total=len(jobs), initial=skipped, unit="tile", desc=sensor.name, disable=not progress)

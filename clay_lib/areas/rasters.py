@@ -187,8 +187,8 @@ def write_rasters(
 ) -> tuple[tuple[Path, ...], dict[str, dict[str, float]]]:
     """Write one raster per mosaic, kind "cog" or "zarr": (paths, {file name: {measure of seams: value}}).
 
-    count: number of principal components, fitted on all mosaics together and saved beside them; 0: complete vectors.
-    level: subtract position offsets, and save them beside the rasters.
+    count: number of principal components, fitted on all mosaics together and saved with them; 0: complete vectors.
+    level: subtract position offsets, and save them with the rasters.
     """
     layers = mosaics(folder, jobs, dated=dated, overlap=overlap, patch=patch)
     if not layers:

@@ -30,7 +30,7 @@ LONGEST_EDGE = 16_000.0  # m; longer edges are subdivided, since they are curves
 
 @dataclass(frozen=True)
 class Grid:
-    """crs: "utm" (each hemisphere's own zones), "utm-north" (northern zones everywhere, as Landsat has them), or a CRS.
+    """crs: "utm" (each hemisphere's own zones), "utm-north" (northern zones everywhere, as for Landsat), or a CRS.
 
     gsd: meters per pixel. size: side of a tile, pixels. anchor: (x, y) of pixel corners, meters modulo gsd.
     """

@@ -38,7 +38,7 @@ from clay_lib.evaluation.components import fit_components
 from clay_lib.files import PARTIAL, atomic_write
 
 STORES = {"float16": pa.float16(), "int8": pa.int8()}
-SCALES = {"vector": "scale", "patch_mean": "patch_mean_scale"}  # columns beside int8 vectors
+SCALES = {"vector": "scale", "patch_mean": "patch_mean_scale"}  # columns that accompany int8 vectors
 EMPTY = b"clay:empty"  # key in the footer of a JSON list of ids
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 

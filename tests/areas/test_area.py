@@ -237,7 +237,7 @@ def test_command(scene, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "vectors written" in printed and "checkerboard" in printed and "-o8/best-32633-pca-2.tif" in printed
     assert vectors.read_vectors(tmp_path / "out")["model"].unique().to_pylist() == ["tiny"]
-    assert main([*command, "--area", "10,50,11,51"]) == 2 and "beside the scene" in capsys.readouterr().err
+    assert main([*command, "--area", "10,50,11,51"]) == 2 and "outside the scene" in capsys.readouterr().err
     assert main([*command, "--size", "60"]) == 2 and "multiples of the patch" in capsys.readouterr().err
     write_raster(scene, np.random.default_rng(0).integers(1, 256, (10, SIDE, SIDE)).astype(np.uint16), **PLACE)
     messages = []
@@ -250,7 +250,7 @@ def test_command(scene, tmp_path, capsys):
 
 def test_a_truncated_scene_is_reported_and_resumes_once_repaired(tmp_path):
     scene, out = make_scene(tmp_path / "scene.tif", side=600), tmp_path / "out"
-    good = run(tmp_path / "good", scene)
+    intact = run(tmp_path / "intact", scene)
     content, stat = scene.read_bytes(), scene.stat()
     first, last = len(content) // 3, len(content) // 2
     scene.write_bytes(content[:first] + bytes(last - first) + content[last:])  # a bad download
@@ -260,10 +260,10 @@ def test_a_truncated_scene_is_reported_and_resumes_once_repaired(tmp_path):
     assert "ContractError(" not in str(caught.value) and str(caught.value).count("expected") == 1
     scene.write_bytes(content)
     os.utime(scene, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    rows, empty = vectors.done_ids(out, S2, good.configuration)
+    rows, empty = vectors.done_ids(out, S2, intact.configuration)
     repaired = run(out, scene)
     assert repaired.skipped == len(rows | empty) and repaired.rows > 0
-    assert_same_vectors(out, tmp_path / "good")
+    assert_same_vectors(out, tmp_path / "intact")
 
 
 def test_a_full_disk_is_reported_in_one_line_and_resumes(scene, tmp_path):

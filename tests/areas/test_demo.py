@@ -22,8 +22,8 @@ def test_bounds_select_a_public_archive(tmp_path):
 def test_vegetation_of_the_synthetic_study_area_is_lost_inside_the_event(tmp_path):
     study = open_study_area(tmp_path, S2, DATES)
     try:
-        found = find_acquisitions(S2, study.bounds, "2023-01-01/2024-12-31", url=study.url)
-        before, after = sorted(found, key=lambda acquisition: acquisition.when)
+        acquisitions = find_acquisitions(S2, study.bounds, "2023-01-01/2024-12-31", url=study.url)
+        before, after = sorted(acquisitions, key=lambda acquisition: acquisition.when)
         tile = tiles_of(before.footprint.centroid, grid_of(before.archive, 64))[0]
         box = tile.geobox(224)  # 512 x 512 pixels
         red, nir = (np.stack([read_acquisition(a, box)[b] for a in (before, after)]) for b in ("red", "nir"))
