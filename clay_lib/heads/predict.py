@@ -98,17 +98,21 @@ def predict_raster(
     if Path(out).resolve() == Path(path).resolve():
         raise ContractError("out", str(out), "another file than path", "the scene would be overwritten")
     codes = (tuned.metadata.get("codes") or range(len(tuned.classes))) if codes is None else codes
-    if tuned.classes and (len(codes) != len(tuned.classes) or not all(0 <= c < NODATA for c in codes)):
-        expected = f"{len(tuned.classes)} numbers from 0 to {NODATA - 1}"
+    fits = len(codes) == len(tuned.classes) < NODATA and all(0 <= c <= 65535 for c in codes)
+    if tuned.classes and not fits:
+        expected = f"{len(tuned.classes)} numbers from 0 to 65535, for at most {NODATA - 1} classes"
         raise ContractError("codes", list(codes), expected, "codes of other classes: give codes=[...]")
     prediction = predict_scene(tuned, path, **options)
     georeference = dict(crs=prediction.crs, transform=prediction.transform)
     if not tuned.classes:
         return write_raster(out, prediction.values, nodata=np.nan, descriptions=["value"], **georeference)
-    numbers = np.array([*codes, *[NODATA] * (256 - len(codes))])
+    fill = NODATA if max(codes) < NODATA else next(n for n in range(65535, 0, -1) if n not in codes)
+    dtype = np.uint8 if fill == NODATA else np.uint16
+    numbers = np.array([*codes, *[fill] * (256 - len(codes))])
     names = ", ".join(f"{numbers[k]} {name}" for k, name in enumerate(tuned.classes))
-    bands = np.stack([numbers[prediction.values].astype(np.uint8), prediction.confidence])
-    return write_raster(out, bands, nodata=NODATA, descriptions=[names, "probability (%)"], **georeference)
+    confidence = np.where(prediction.confidence == NODATA, fill, prediction.confidence.astype(dtype))
+    bands = np.stack([numbers[prediction.values], confidence]).astype(dtype)
+    return write_raster(out, bands, nodata=fill, descriptions=[names, "probability (%)"], **georeference)
 
 
 def _starts(length: int, tile: int, step: int) -> list[int]:

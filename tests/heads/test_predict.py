@@ -57,6 +57,16 @@ def test_the_geotiff_has_the_grid_of_the_scene(scene, tuned, tmp_path):
     assert (classes == np.where(bright, 7, 3))[~hole].mean() > 0.95
 
 
+def test_codes_of_16_bits(scene, tuned, tmp_path):
+    folder, bright, hole = scene
+    out = predict_raster(tuned, folder / "scene.tif", tmp_path / "map.tif", codes=[300, 65535], tile=32, overlap=8)
+    with rasterio.open(out) as output:
+        assert output.nodata == 65534 and set(output.dtypes) == {"uint16"}
+        classes, confidence = output.read()
+    assert np.array_equal(classes == 65534, hole) and np.array_equal(confidence == 65534, hole)
+    assert (classes == np.where(bright, 65535, 300))[~hole].mean() > 0.95 and confidence[~hole].max() <= 100
+
+
 def test_windows_are_blended(scene, tuned):
     """Each pixel is the mean of the windows over it, weighted by ramps: by hand for a few pixels."""
     values = predict_scene(tuned, scene[0] / "scene.tif", tile=32, overlap=16)
