@@ -305,19 +305,31 @@ def check_class_numbers(numbers: np.ndarray, count: int, where: str) -> np.ndarr
 
 
 def class_folders(
-    folder: str | Path, sensor: str | Sensor, *, bands: Bands = None, size: int | None = None, when: str | None = None
+    folder: str | Path,
+    sensor: str | Sensor,
+    *,
+    classes: Sequence[str] | None = None,
+    bands: Bands = None,
+    size: int | None = None,
+    when: str | None = None,
 ) -> LabeledSet:
     """folder/CLASS/image: the name of a subfolder is the class of every raster in it (EuroSAT, UC Merced).
 
+    classes: names in the order of their numbers; of a test folder those of training, train.classes, some of which it
+    may lack. None: the names of the subfolders, sorted.
     size: pixels a side, of the center of larger images; smaller ones are missing at their border. None: the first
     image's longer side. bands: as `rasters.read_scene` takes them.
     """
     sensor, folder = SENSORS.resolve(sensor), Path(folder)
     subfolders = sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
     paths = [path for subfolder in subfolders for path in list_rasters(subfolder)]
-    classes = sorted({path.parent.name for path in paths})
-    if len(classes) < 2:
-        found = f"{folder}: images in {len(classes)} subfolder(s)"
+    present = sorted({path.parent.name for path in paths})
+    classes = present if classes is None else list(classes)
+    if unknown := sorted({*present} - {*classes}):
+        cause = "a misspelled folder, or a class that training lacks"
+        raise ContractError("classes", f"{folder}: {unknown}", f"some of {classes}", cause)
+    if len(classes) < 2 or not paths:
+        found = f"{folder}: images in {len(present)} subfolder(s)"
         raise ContractError("folder", found, "two or more classes", "the class folders lie one folder below or above")
     headers, bands = [read_header(path) for path in paths], bands or _common_layout(paths, sensor)
     first = read_scene(paths[0], sensor, bands=bands)

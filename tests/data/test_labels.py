@@ -76,6 +76,17 @@ def test_images_of_unequal_size_are_cropped_and_padded(tmp_path):
         class_folders(tmp_path / "a", "linz")
 
 
+def test_a_test_folder_that_lacks_a_class_keeps_the_numbers_of_training(tmp_path):
+    for kind in ("train/a", "train/b", "train/c", "test/a", "test/c"):
+        (tmp_path / kind).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / kind / "x.png")
+    train = class_folders(tmp_path / "train", "linz")
+    test = class_folders(tmp_path / "test", "linz", classes=train.classes)
+    assert test.classes == train.classes and [test[i].label for i in range(len(test))] == [0, 2]
+    with pytest.raises(ContractError, match=r"\['b'\]; expected some of \['a', 'c'\]"):
+        class_folders(tmp_path / "train", "linz", classes=["a", "c"])
+
+
 @pytest.fixture
 def pair(tmp_path):
     rng = np.random.default_rng(0)
