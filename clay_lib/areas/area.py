@@ -205,8 +205,8 @@ def embed_area(
         if others := sorted({*vectors.runs_of(out)} - {metadata["configuration"]}):
             print(f"{out} also holds vectors of other configurations, stored separately: {', '.join(others)}")
         if outdated := work.outdated(rows, jobs):
-            print(f"{out} also holds {len(outdated)} vectors of these tiles and days from other versions of the files or "
-                  "another hour; they are kept alongside the new ones: to separate them, use an empty folder")  # fmt: skip
+            print(f"{out} also holds {len(outdated)} vectors of these tiles and days from other versions of the files "
+                  "or another hour; they are kept alongside the new ones: to separate them, use an empty folder")  # fmt: skip
         skipped, tally = len(jobs) - len(todo), work.Tally()
         if todo:
             bar = tqdm(total=len(jobs), initial=skipped, unit="tile", desc=sensor.name, disable=not progress)

@@ -58,10 +58,10 @@ def open_study_area(
     tile: int = 64,
     seed: int = 0,
 ) -> StudyArea:
-    """With bounds, the sensor's public archive or url. Without, an archive of the synthetic Earth, written to folder and
-    served locally until `close`: images of one place on the given dates, where a forest is cleared on 2023-09-01.
+    """With bounds, the sensor's public archive or url. Without, an archive of the synthetic Earth, written to folder
+    and served locally until `close`: images of one place on the given dates, where a forest is cleared on 2023-09-01.
 
-    extent: side of the images, meters. tile: side of a tile to embed, pixels; a margin of one keeps tiles inside images.
+    extent: side of the images, meters. tile: side of a tile to embed, pixels; bounds leave a margin of one.
     """
     if bounds:
         return StudyArea(url or archives_of(sensor)[0].url, list(bounds))

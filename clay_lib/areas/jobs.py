@@ -135,7 +135,7 @@ def _jobs_of(acquisition: Acquisition, tiles: Sequence[Tile]) -> list[Job]:
 
 
 def _files_hash(acquisition: Acquisition) -> str:
-    """Eight hex digits of the given date and the names, sizes and modification times of local files; "" for archives."""
+    """Eight hex digits of the given date and names, sizes and modification times of local files; "" for archives."""
     if acquisition.archive.kind != "files":
         return ""
     hrefs = sorted({asset.href for item in acquisition.items for asset in item.assets.values()})

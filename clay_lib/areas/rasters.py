@@ -85,7 +85,7 @@ class Mosaic:
         """[cells, cells, D] float32 vectors of a tile, blended with its neighbors; NaN where no tile has a valid patch."""
         n, o = self.cells, self.overlap
         total, weight = np.zeros((n, n, self.dim), np.float32), np.zeros((n, n, 1), np.float32)
-        # Along one axis: (cells of the block, cells of the part) shared with the previous tile, itself and the next one.
+        # Along one axis: (cells of the block, cells of the part) shared with the previous tile, itself, the next.
         shared = [
             (slice(0, o), slice(o + n, n + 2 * o)),
             (slice(0, n), slice(o, o + n)),
@@ -270,7 +270,7 @@ def write_cog(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
 
 
 def write_zarr(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
-    """A Zarr group for xarray: `vectors` [D, y, x] float16 (components: float32), one chunk per tile, CRS in `spatial_ref`."""
+    """A Zarr group for xarray: `vectors` [D, y, x] float16 (components: float32), a chunk per tile, CRS in `spatial_ref`."""
     import dask.array
     import xarray as xr
     from odc.geo.xr import xr_coords

@@ -49,7 +49,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tile:
-    """One cell of a grid. column, row: counted east and north from the origin of the CRS, negative west and south of it."""
+    """One cell of a grid. column, row: counted east and north from the origin of the CRS, which may be negative."""
 
     crs: str
     gsd: float

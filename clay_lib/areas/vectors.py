@@ -15,7 +15,7 @@
 | valid_share | float | share of valid pixel values in the tile, 0 to 1 |
 | cloud_cover | float | percent, of the source items; null: unknown |
 | items | list of string | ids of the source items |
-| model, weights, configuration | string | name; hash of the encoder's tensors; hash of all settings; 16 hex digits each |
+| model, weights, configuration | string | name; hashes of the encoder's tensors and of all settings, 16 hex digits |
 
 A part's footer also lists the ids of tiles without valid pixels, so that they are not read again.
 """
