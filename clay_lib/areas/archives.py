@@ -208,7 +208,7 @@ def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | 
     and for files without a place on Earth.
     """
     sensor = SENSORS.resolve(sensor)
-    layers = find_layers(path, sensor, bands)
+    layers = find_layers(path, sensor, bands, when)
     finest = max(layers.values(), key=lambda layer: layer.height * layer.width)
     if finest.crs is None:
         cause = "a plain image, or an export without georeference: embed it with Clay.embed instead"

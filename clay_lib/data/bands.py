@@ -54,6 +54,7 @@ def match_bands(
     bands: Bands,
     source: str,
     sample: Callable[[], np.ndarray] | None = None,
+    when: str | None = None,
 ) -> dict[str, int]:
     """{sensor band: position in labels}, in the caller's order, else in the sensor's.
 
@@ -71,7 +72,7 @@ def match_bands(
         )
         raise ContractError("sensor", f"level {product['level']} in the name of {source}", expected, cause)
     labels = [""] * len(labels) if _uninformative(labels) else labels
-    numbers = band_numbers(sensor, source, labels)
+    numbers = band_numbers(sensor, source, labels, str(when or product.get("when", "")))
     names = [recognize_band(label, sensor, numbers) for label in labels]
     requested = set(bands) if isinstance(bands, (list, tuple)) else set()
     if bands is not None and not (requested and requested <= set(names) - {None}):
@@ -156,13 +157,15 @@ def words(text: str) -> list[str]:
     return [word for word in re.split(r"[^a-z0-9]+", text.lower()) if word]
 
 
-def band_numbers(sensor: Sensor, source: str, labels: Sequence[str] = ()) -> dict[str, str]:
-    """{a product's band number: the sensor's band}; Landsat 4 to 7 by the name (LT05..., LE07...) or by a missing B6."""
+def band_numbers(sensor: Sensor, source: str, labels: Sequence[str] = (), when: str = "") -> dict[str, str]:
+    """{a product's band number: the sensor's band}; Landsat 4 to 7 by the name (LT05..., LE07...), by a missing B6 or by
+    a date before 2013, when Landsat 8 began."""
     if sensor.name.startswith("sentinel-2"):
         return SENTINEL_2
     if sensor.name.startswith("landsat"):
         older = re.search(r"(?:^|[^a-z0-9])l[etm]?0?[457]", re.split(r"[/\\]", source)[-1].lower())
         numbers = {number for label in labels for number in re.findall(r"b(?:and)?_?0*(\d+)$", "_".join(words(label)))}
+        older = older or "1900" < when[:4] < "2013"
         return LANDSAT_4_TO_7 if older or set("123457") <= numbers and "6" not in numbers else LANDSAT_8
     return {str(i): name for i, name in enumerate(sensor.band_names, start=1)}
 

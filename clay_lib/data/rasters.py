@@ -132,7 +132,7 @@ def read_scene(
     given = None
     if scale is not None or offset is not None:
         given = number("scale", 1.0 if scale is None else scale), number("offset", 0.0 if offset is None else offset)
-    with _open_layers(path, sensor, bands) as (paths, layers):
+    with _open_layers(path, sensor, bands, when) as (paths, layers):
         files = list(dict.fromkeys(layer.file for layer in layers.values()))
         finest = max(files, key=lambda file: file.width * file.height)
         box = _window(window, finest)
@@ -247,10 +247,10 @@ def _header(file: rasterio.DatasetReader) -> Header:
     return Header(file.name, file.height, file.width, file.crs, tuple(north_up(file))[:6])
 
 
-def find_layers(path, sensor: str | Sensor, bands: Bands = None) -> dict[str, Layer]:
+def find_layers(path, sensor: str | Sensor, bands: Bands = None, when=None) -> dict[str, Layer]:
     """{band: Layer} of a file, a folder of single-band files or a list of them: as `read_scene`, headers alone."""
     sensor, found = SENSORS.resolve(sensor), {}
-    with _open_layers(path, sensor, bands) as (_, layers):
+    with _open_layers(path, sensor, bands, when) as (_, layers):
         for name, layer in layers.items():
             file, i, (scale, offset) = layer.file, layer.index, _units(layer, sensor)
             stored = dict(index=i, dtype=file.dtypes[i - 1], nodata=_nodata(file, i), scale=scale, offset=offset)
@@ -466,7 +466,7 @@ def _dataset(path, variables: Sequence[str] = ()) -> ContractError:
 
 
 @contextmanager
-def _open_layers(path, sensor: Sensor, bands: Bands) -> Iterator[tuple[list[str], dict[str, _OpenLayer]]]:
+def _open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[list[str], dict[str, _OpenLayer]]]:
     """(paths, {sensor band: open layer}) of a file, a folder or a list of files."""
     paths, many = _raster_paths(path)
     with ExitStack() as stack, warnings.catch_warnings():
@@ -480,7 +480,9 @@ def _open_layers(path, sensor: Sensor, bands: Bands) -> Iterator[tuple[list[str]
                 f"{paths[0]} has {points} but no grid, so its place and ground distance are unknown: "
                 f"gdalwarp {option} -t_srs EPSG:4326 {paths[0]} {name}, or UTM (EPSG:326..) for square pixels"
             )
-        matched = match_bands([layer.label for layer in layers], sensor, bands, paths[0], partial(_sample, layers))
+        matched = match_bands(
+            [layer.label for layer in layers], sensor, bands, paths[0], partial(_sample, layers), when
+        )
         yield paths, {name: layers[i] for name, i in matched.items()}
 
 

@@ -174,3 +174,9 @@ def test_layouts_without_names_are_told_by_their_spectra(tmp_path, spectrum, ord
 def test_a_layout_that_the_spectra_do_not_tell_is_reported():
     with pytest.warns(UserWarning, match="in ESA's order, bands=.*B8A last .EuroSAT.: bands="):
         assert match_bands([""] * 12, S2, None, "scene.tif", lambda: np.ones((12, 8, 8)))["nir08"] == 8
+
+
+def test_a_date_before_landsat_8_means_the_older_band_numbers():
+    labels = ["SR_B1", "SR_B3", "SR_B4"]
+    assert match_bands(labels, L2, None, "a.tif", when="1999-11-18") == {"red": 1, "blue": 0, "nir08": 2}
+    assert match_bands(labels, L2, None, "a.tif", when="2020-11-18") == {"red": 2, "green": 1}
