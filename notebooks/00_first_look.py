@@ -68,8 +68,8 @@ _ = figures.save(fig, out_dir / "1_image.png")
 # ## Hide most of it
 #
 # The model sees a small piece of the scene in patches of 8 x 8 pixels. More than half of the patches are hidden, and it
-# has to reconstruct them from the others. This is how it was trained: no labels, only hidden patches. Left to right: the
-# image, what the model sees, its reconstruction, and the error. The place itself was not in the training data.
+# has to reconstruct them from the others. This is how it was trained: no labels, only hidden patches. Left to right:
+# the image, what the model sees, its reconstruction, and the error. The place itself was not in the training data.
 
 # %%
 chip = data.crop(image, 64)
@@ -82,8 +82,8 @@ _ = figures.save(fig, out_dir / "2_reconstruction.png")
 assert np.isfinite(rebuilt.pixels).all()
 
 # %% [markdown]
-# These small weights get colors and large shapes right and fine detail wrong. Move the sliders: hide more, drop bands, or
-# give the model another pixel size, date or place. Which of them changes the error most?
+# These small weights get colors and large shapes right and fine detail wrong. Move the sliders: hide more, drop bands,
+# or give the model another pixel size, date or place. Which of them changes the error most?
 
 # %%
 place = dict(gsd=chip.gsd, when=chip.when, lat=chip.lat, lon=chip.lon)
@@ -93,8 +93,8 @@ course.playground(clay, pixels, chip.sensor, available=chip.bands, mask_ratio=ma
 # ## One click, similar places
 #
 # To fill in what is hidden, the model has to describe what is visible. This description is the **embedding**: a list of
-# numbers for a piece of an image, similar for similar land. Here the scene is cut into squares, and each square gets its
-# embedding. **Click a square** to see the five squares with the most similar embeddings.
+# numbers for a piece of an image, similar for similar land. Here the scene is cut into squares, and each square gets
+# its embedding. **Click a square** to see the five squares with the most similar embeddings.
 
 # %%
 squares, corners, kept = data.cut_chips(image, tile)
@@ -109,10 +109,10 @@ print(f"{len(vectors)} squares, {vectors.shape[1]} numbers each")
 # %% [markdown]
 # ## A few labels, a map
 #
-# **Label** the square you clicked (town, say), click a different kind of land and label that too. A **linear probe**, the
-# simplest classifier there is, learns from your labels and colors all other squares. The cell below writes the result as
-# a GeoTIFF. Without labels of yours, it takes the square in the middle and the three most similar ones as one class, and
-# the four least similar ones as the other.
+# **Label** the square you clicked (town, say), click a different kind of land and label that too. A **linear probe**,
+# the simplest classifier there is, learns from your labels and colors all other squares. The cell below writes the
+# result as a GeoTIFF. Without labels of yours, it takes the square in the middle and the three most similar ones as one
+# class, and the four least similar ones as the other.
 
 # %%
 middle = int(np.linalg.norm(corners.mean(axis=1) - corners.mean(axis=(0, 1)), axis=1).argmin())

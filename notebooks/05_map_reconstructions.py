@@ -59,8 +59,8 @@ mask_ratio: float = 0.6  # share of hidden patches
 #
 # Place, date and pixel size go to the model with the pixels; place and date may be unknown.
 #
-# > **On a laptop.** The released weights were trained with 75 % of the patches hidden, the small ones with 60 %, on tiles
-# > of 64 pixels. That is why `mask_ratio` and `tile` differ from the release here.
+# > **On a laptop.** The released weights were trained with 75 % of the patches hidden, the small ones with 60 %, on
+# > tiles of 64 pixels. That is why `mask_ratio` and `tile` differ from the release here.
 
 # %%
 out_dir = output_folder(out, "05_map_reconstructions")
@@ -73,9 +73,9 @@ print(f"{image.path}: {C} bands of {H} x {W} pixels, {image.gsd:g} m, {image.val
 # %% [markdown]
 # ## Patches to image, by hand
 #
-# First a single chip, with sides that are deliberately no multiple of the patch size. The decoder returns one row for each
-# patch: all pixels of the first band, then of the second, and so on. Each row is reshaped into a small image and put in its
-# place, the padding is cropped, and the numbers are scaled back to the sensor's units.
+# First a single chip, with sides that are deliberately no multiple of the patch size. The decoder returns one row for
+# each patch: all pixels of the first band, then of the second, and so on. Each row is reshaped into a small image and
+# put in its place, the padding is cropped, and the numbers are scaled back to the sensor's units.
 
 # %%
 clay = Clay.load(weights)
@@ -109,9 +109,9 @@ print(f"{rows} x {columns} patches of {P} x {P} pixels -> {tuple(by_hand.shape)}
 # %% [markdown]
 # ## A scene, tile by tile
 #
-# The small weights were trained on squares of one size. A larger scene is cut into such tiles, which pass through the model
-# as a batch. Cutting into tiles is like cutting into patches, only coarser, so the same two functions do it. Padding at the
-# edges is NaN: nothing was measured there, and patches without measurements never reach the encoder.
+# The small weights were trained on squares of one size. A larger scene is cut into such tiles, which pass through the
+# model as a batch. Cutting into tiles is like cutting into patches, only coarser, so the same two functions do it.
+# Padding at the edges is NaN: nothing was measured there, and patches without measurements never reach the encoder.
 
 
 # %%
@@ -161,9 +161,9 @@ fig = figures.reconstruction(pixels, mask, rebuilt, error, scores=scores, **kwar
 _ = figures.save(fig, out_dir / "1_reconstruction.png")
 
 # %% [markdown]
-# The third panel shows measured patches where the encoder saw them and the reconstruction elsewhere. The model gets colors
-# and large shapes. Details smaller than a patch that no neighbor hints at cannot be known, and the loss rewards the average
-# of all possibilities: that is why reconstructions are blurred.
+# The third panel shows measured patches where the encoder saw them and the reconstruction elsewhere. The model gets
+# colors and large shapes. Details smaller than a patch that no neighbor hints at cannot be known, and the loss rewards
+# the average of all possibilities: that is why reconstructions are blurred.
 #
 # ## Each band beside a baseline
 #
@@ -209,9 +209,9 @@ assert image.crs is None or (written.crs, written.transform) == (image.crs, tupl
 # %% [markdown]
 # ## On a map
 #
-# Four layers, with opacity sliders at the lower right: move "reconstruction" to compare it with the original. The images
-# are stored in the notebook; with a network, `basemap="OpenStreetMap"` in `show_on_map` adds streets. An image without a
-# CRS has no map.
+# Four layers, with opacity sliders at the lower right: move "reconstruction" to compare it with the original. The
+# images are stored in the notebook; with a network, `basemap="OpenStreetMap"` in `show_on_map` adds streets. An image
+# without a CRS has no map.
 
 # %%
 layers = []
@@ -234,7 +234,8 @@ if layers:
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/05_map_reconstructions.ipynb) has stubs, hints and checks.
+# Three things to write yourself; [their own notebook](exercises/05_map_reconstructions.ipynb) has stubs, hints and
+# checks.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: the transform of a patch grid
@@ -282,9 +283,9 @@ checks.check_plain_guess(visible_mean)
 # ### Exercise 3: an image from rows of patches
 # *Hard, 15 minutes*
 #
-# The decoder returns one row for each patch, in row-major order of the grid; a row holds all pixels of the first band, then
-# those of the second, and so on. Assemble the image `[C, H, W]`. H and W need not be multiples of P: the grid then extends
-# past the image, and has to be cropped.
+# The decoder returns one row for each patch, in row-major order of the grid; a row holds all pixels of the first band,
+# then those of the second, and so on. Assemble the image `[C, H, W]`. H and W need not be multiples of P: the grid then
+# extends past the image, and has to be cropped.
 #
 # **Hint.** The grid has `-(-H // P)` rows (division rounded up) and `-(-W // P)` columns.
 #

@@ -28,8 +28,8 @@
 # | --- | --- | --- |
 # | [03 Masking](03_mask_patches.ipynb); the small weights of this repository, or your own from [04 Training](04_train_clay.ipynb) | 0.5 on two cores | test places of the synthetic Earth, or a GeoTIFF of your own |
 #
-# For your own file, set `scene` and `sensor` below: its tiles are then the chips. The model never uses labels; here they
-# only color the points.
+# For your own file, set `scene` and `sensor` below: its tiles are then the chips. The model never uses labels; here
+# they only color the points.
 
 # %%
 import geopandas as gpd
@@ -65,8 +65,8 @@ kind: str = "patch mean"  # the vector of a chip: "patch mean" or "class token"
 # ## Scene and chips
 #
 # A **scene** is a large image, a **chip** a small one. On the synthetic Earth the chips lie at test places, which no
-# training has used: eleven land-cover classes in turn, every place on two random dates. Of your own scene, the tiles are
-# the chips; they have no labels.
+# training has used: eleven land-cover classes in turn, every place on two random dates. Of your own scene, the tiles
+# are the chips; they have no labels.
 
 # %%
 out_dir = output_folder(out, "06_see_embeddings")
@@ -81,9 +81,9 @@ print(f"{image.path}: {image.pixels.shape}, {image.gsd:g} m; {len(chips)} chips 
 # %% [markdown]
 # ## One vector for each chip
 #
-# With nothing hidden, the encoder returns a class token and one token for each patch. The **class token** was trained to
-# agree with the teacher; the **patch mean** is the average of the patch tokens. Both describe the whole chip. First by
-# hand, for four chips; then with the library, for all of them.
+# With nothing hidden, the encoder returns a class token and one token for each patch. The **class token** was trained
+# to agree with the teacher; the **patch mean** is the average of the patch tokens. Both describe the whole chip. First
+# by hand, for four chips; then with the library, for all of them.
 
 # %%
 clay = Clay.load(weights)
@@ -102,9 +102,9 @@ for name, value in by_hand.items():
 # ## In two dimensions
 #
 # **t-SNE** (van der Maaten and Hinton, 2008) arranges vectors in a plane so that neighbors stay neighbors. Only
-# neighborhoods have a meaning: the axes have no unit, and distances between far groups say nothing. Its perplexity, about
-# the number of neighbors of each point, has to be well below the number of points. All vectors share one large component,
-# so their mean is subtracted first.
+# neighborhoods have a meaning: the axes have no unit, and distances between far groups say nothing. Its perplexity,
+# about the number of neighbors of each point, has to be well below the number of points. All vectors share one large
+# component, so their mean is subtracted first.
 
 
 # %%
@@ -123,8 +123,8 @@ def tsne(v):
 xy = tsne(vectors[kind])
 
 # %% [markdown]
-# For color, the synthetic Earth knows the most common land cover of each chip. The tiles of your own scene have no labels:
-# k-means sorts them into a few groups of similar vectors.
+# For color, the synthetic Earth knows the most common land cover of each chip. The tiles of your own scene have no
+# labels: k-means sorts them into a few groups of similar vectors.
 
 # %%
 if has_labels:
@@ -142,14 +142,14 @@ fig = figures.scatter_thumbnails(xy, thumbnails, labels, colors=colors, across=a
 _ = figures.save(fig, out_dir / "1_tsne.png")
 
 # %% [markdown]
-# Where frames of one color lie together, the model has grouped one kind of land without labels. Where they do not, look at
-# the images: often two classes look similar on that date, or the chip holds both.
+# Where frames of one color lie together, the model has grouped one kind of land without labels. Where they do not, look
+# at the images: often two classes look similar on that date, or the chip holds both.
 #
 # ## Season and sensor
 #
-# Now the chips of the synthetic Earth again, colored by the season of their hemisphere; and, in a second plot, one date of
-# the same places seen by three sensors. If the points of one sensor keep to themselves, the embedding says more about the
-# sensor than about the land.
+# Now the chips of the synthetic Earth again, colored by the season of their hemisphere; and, in a second plot, one date
+# of the same places seen by three sensors. If the points of one sensor keep to themselves, the embedding says more
+# about the sensor than about the land.
 
 
 # %%
@@ -178,8 +178,8 @@ _ = figures.save(fig, out_dir / "2_season_sensor.png")
 # ## Nearest neighbors
 #
 # A plot is for the eye; to count, use the vectors. For how many chips does the most similar other chip share the land
-# cover, the season, the sensor? Beside it stands the share for a random other chip. Chips of the same place are excluded:
-# they would make it easy.
+# cover, the season, the sensor? Beside it stands the share for a random other chip. Chips of the same place are
+# excluded: they would make it easy.
 
 
 # %%
@@ -239,9 +239,9 @@ display(chip_map(subset, earth_vectors[first], background, truth=truth, colors=c
 # %% [markdown]
 # ## A color for every patch
 #
-# The vector of a chip is an average. The patch tokens of a scene are a map: the three directions of largest variance, the
-# **principal components**, become red, green and blue. Similar colors mean similar embeddings; the colors themselves have
-# no meaning.
+# The vector of a chip is an average. The patch tokens of a scene are a map: the three directions of largest variance,
+# the **principal components**, become red, green and blue. Similar colors mean similar embeddings; the colors
+# themselves have no meaning.
 
 # %%
 tokens = clay.embed(image.measured(), image.sensor, **image.metadata).patches.numpy()  # [1, h, w, D]
@@ -290,8 +290,8 @@ print(read.drop(columns="vector").head(4).to_string(), f"\n... {len(read)} rows,
 # ### Exercise 1: one vector for each chip
 # *Easy, 5 minutes*
 #
-# The encoder returns the class token first and then one token for each patch. Patches under clouds are not valid. Average
-# the tokens of the valid patches.
+# The encoder returns the class token first and then one token for each patch. Patches under clouds are not valid.
+# Average the tokens of the valid patches.
 #
 # **Hint.** `tokens[:, 1:]` are the patch tokens; `valid[..., None]` broadcasts against them.
 #
@@ -334,8 +334,8 @@ checks.check_most_similar(most_similar)
 # ### Exercise 3: colors from embeddings
 # *Hard, 15 minutes*
 #
-# Compute the first three principal components of a scene's patch embeddings: the coordinates of each patch along the three
-# directions of largest variance. Use NumPy alone.
+# Compute the first three principal components of a scene's patch embeddings: the coordinates of each patch along the
+# three directions of largest variance. Use NumPy alone.
 #
 # **Hint.** Flatten the patches to `[h*w, D]` and subtract their mean.
 #
@@ -364,7 +364,8 @@ checks.check_three_colors(three_colors)
 #   counted above.
 # - Principal components turn patch embeddings into a map that follows the outlines of the land.
 #
-# Neighbors that look right are no proof. [07 Linear probes](07_probe_embeddings.ipynb) measures how much the vectors know.
+# Neighbors that look right are no proof. [07 Linear probes](07_probe_embeddings.ipynb) measures how much the vectors
+# know.
 
 # %%
 metrics = {"chips": len(chips), "vector": kind, "dimensions": int(vectors[kind].shape[1])}

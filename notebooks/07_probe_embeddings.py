@@ -56,9 +56,9 @@ bootstraps: int = 1000  # resamplings of every interval
 # %% [markdown]
 # ## The chips
 #
-# The class of a chip is its most common land cover. Classes alternate, so a constant answer is right once in eleven: that
-# is chance. Training and test places come from different blocks of the world, three by six degrees each, and keep 50 km
-# from the border of their block. No test chip has a neighbor in training.
+# The class of a chip is its most common land cover. Classes alternate, so a constant answer is right once in eleven:
+# that is chance. Training and test places come from different blocks of the world, three by six degrees each, and keep
+# 50 km from the border of their block. No test chip has a neighbor in training.
 
 # %%
 out_dir = output_folder(out, "07_probe_embeddings")
@@ -111,13 +111,13 @@ print(f"a chip is {extent:.2f} km wide; the nearest train and test places lie {n
 # ## What is compared
 #
 # A score means little without the score of something simple. The **baselines** have learned nothing from data: mean and
-# standard deviation of each band; the texture statistics that were the teacher of the small weights; random convolutions,
-# a surprisingly good description of texture (Rolf et al., 2021, as in torchgeo's RCF); Clay's architecture with random
-# weights; and the same with cosine-initialized kernels, as training starts in 04. The trained Clay enters with its class
-# token, the mean of its patch tokens, and both together.
+# standard deviation of each band; the texture statistics that were the teacher of the small weights; random
+# convolutions, a surprisingly good description of texture (Rolf et al., 2021, as in torchgeo's RCF); Clay's
+# architecture with random weights; and the same with cosine-initialized kernels, as training starts in 04. The trained
+# Clay enters with its class token, the mean of its patch tokens, and both together.
 #
-# Clay also receives place and date, which the pixel baselines do not. Latitude alone says something about snow or mangroves,
-# so one more entry embeds without place and date.
+# Clay also receives place and date, which the pixel baselines do not. Latitude alone says something about snow or
+# mangroves, so one more entry embeds without place and date.
 
 # %%
 clay = Clay.load(weights)
@@ -175,8 +175,8 @@ print(f"kNN-5 on Clay, both: {by_hand:.3f} by hand, {library:.3f} by the library
 # ## Three probes
 #
 # Beside it: twenty neighbors by cosine, and a linear classifier whose only setting, the strength of regularization, is
-# chosen on a quarter of the *training* blocks. The 95 % intervals come from resampling test **places**, because two dates
-# of one place are not independent.
+# chosen on a quarter of the *training* blocks. The 95 % intervals come from resampling test **places**, because two
+# dates of one place are not independent.
 
 # %%
 blocks = data.spatial_blocks(train.lat, train.lon, 6.0)
@@ -196,13 +196,14 @@ for kind, part in table.groupby("probe", sort=False):
 # %% [markdown]
 # ## Is Clay better?
 #
-# The answer is the trained Clay minus the **best** baseline of the same probe, on the same resampled places, so that what
-# is hard for both cancels. The best baseline is chosen on the test chips, so luck is on its side. With many comparisons one
-# looks good by chance; the one that counts was fixed beforehand: class token and patch mean together, kNN-20. An interval
-# that contains zero leaves the question undecided. A second difference compares Clay with the same network before training.
+# The answer is the trained Clay minus the **best** baseline of the same probe, on the same resampled places, so that
+# what is hard for both cancels. The best baseline is chosen on the test chips, so luck is on its side. With many
+# comparisons one looks good by chance; the one that counts was fixed beforehand: class token and patch mean together,
+# kNN-20. An interval that contains zero leaves the question undecided. A second difference compares Clay with the same
+# network before training.
 #
-# If a baseline wins, that is a result too: learning to reconstruct hidden pixels need not separate land cover better than
-# color and texture do.
+# If a baseline wins, that is a result too: learning to reconstruct hidden pixels need not separate land cover better
+# than color and texture do.
 
 # %%
 gains = probes.difference(predictions, bootstraps=bootstraps)
@@ -285,9 +286,9 @@ for i, j in zip(*np.unravel_index(np.argsort(-wrong, axis=None)[:4], wrong.shape
 # %% [markdown]
 # ## Random and spatial splits
 #
-# Chips are often split at random. Then one date of a place is in training and the other in testing, and a probe that merely
-# recognizes the place is rewarded. To see this effect alone, all chips are pooled and the same pool is split in both splits,
-# a few times each: chip by chip, and by blocks of six degrees.
+# Chips are often split at random. Then one date of a place is in training and the other in testing, and a probe that
+# merely recognizes the place is rewarded. To see this effect alone, all chips are pooled and the same pool is split in
+# both splits, a few times each: chip by chip, and by blocks of six degrees.
 
 # %%
 pool_y = np.concatenate([train_y, test_y])
@@ -370,8 +371,8 @@ checks.check_vote(vote)
 # ### Exercise 2: a spatial split
 # *Medium, 10 minutes*
 #
-# Each chip lies in a block of land. Draw a `share` of the blocks for testing, rounded to complete blocks, with a seed, and
-# return for each chip whether it is a test chip. No block may have chips on both sides.
+# Each chip lies in a block of land. Draw a `share` of the blocks for testing, rounded to complete blocks, with a seed,
+# and return for each chip whether it is a test chip. No block may have chips on both sides.
 #
 # **Hint.** Draw among `np.unique(blocks)`, not among the chips: `rng.choice(names, count, replace=False)`.
 #
@@ -393,9 +394,9 @@ checks.check_split(tests)
 # ### Exercise 3: a bootstrap interval
 # *Hard, 15 minutes*
 #
-# `hits` is 1 where a chip was classified correctly and 0 where not. Compute the interval that contains 95 % of the scores
-# when the places are resampled with replacement (a *bootstrap*). Chips of one place are not independent: draw places, and
-# take all chips of each.
+# `hits` is 1 where a chip was classified correctly and 0 where not. Compute the interval that contains 95 % of the
+# scores when the places are resampled with replacement (a *bootstrap*). Chips of one place are not independent: draw
+# places, and take all chips of each.
 #
 # **Hint.** For each draw: `rng.choice(names, len(names))`, then the mean of all hits of those places, as often as each
 # was drawn.
@@ -425,7 +426,8 @@ checks.check_interval(interval)
 #   one hour of training on one core: these cells answer the same question for any weights, through `weights`.
 # - A random split of repeated places overstates every score; split by land.
 #
-# How these weights do on real images is in `data/weights/RESULTS.md`. Next: [08 Embedding maps](08_map_embeddings.ipynb).
+# How these weights do on real images is in `data/weights/RESULTS.md`. Next: [08 Embedding
+# maps](08_map_embeddings.ipynb).
 
 # %%
 knn20 = table[table["probe"] == "kNN-20 cosine"].set_index("features")["score"]

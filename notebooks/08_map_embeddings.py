@@ -65,8 +65,8 @@ k: int = 6  # number of results
 # ## An archive
 #
 # Satellite archives share one language, **STAC**: a search with an area and dates returns a list of images. Without a
-# network, a small archive is written and served here: two images of the synthetic Earth, a year apart. Between the dates a
-# forest is cleared, so that the true change is known.
+# network, a small archive is written and served here: two images of the synthetic Earth, a year apart. Between the
+# dates a forest is cleared, so that the true change is known.
 
 # %%
 out_dir = output_folder(out, "08_map_embeddings")
@@ -90,9 +90,9 @@ print(areas.embed_area(clay, sensor, bounds, before, out_dir / "before", forecas
 # %% [markdown]
 # ## Embedding both dates
 #
-# Each tile becomes one row of a GeoParquet table: outline, date, and vector as 8-bit integers. Each patch of 8 x 8 pixels
-# becomes one cell of a raster with as many bands as the vector has numbers. A tile is read with some overlap, and neighbors
-# are blended, so that tiles leave few traces. The same command again would compute nothing twice.
+# Each tile becomes one row of a GeoParquet table: outline, date, and vector as 8-bit integers. Each patch of 8 x 8
+# pixels becomes one cell of a raster with as many bands as the vector has numbers. A tile is read with some overlap,
+# and neighbors are blended, so that tiles leave few traces. The same command again would compute nothing twice.
 
 # %%
 dates = {"before": before, "after": after}
@@ -135,8 +135,8 @@ half_transform = tuple(grid.transform * grid.transform.scale(2))[:6]
 # %% [markdown]
 # ## Embeddings in color
 #
-# The three directions in which the patches of both dates differ most, the principal components, become red, green and blue.
-# Similar colors mean similar embeddings, left and right.
+# The three directions in which the patches of both dates differ most, the principal components, become red, green and
+# blue. Similar colors mean similar embeddings, left and right.
 
 # %%
 components = principal_components(np.stack([first, second]).transpose(0, 2, 3, 1))  # [2, h, w, 3]
@@ -153,8 +153,9 @@ _ = figures.save(fig, out_dir / "1_embeddings.png")
 # %% [markdown]
 # ## Similarity search
 #
-# The similarity of two places is the cosine of their vectors: 1 for the same direction, 0 for unrelated ones. The search
-# compares the query with every row, exactly, and takes less than a second for a million rows. The place itself is excluded.
+# The similarity of two places is the cosine of their vectors: 1 for the same direction, 0 for unrelated ones. The
+# search compares the query with every row, exactly, and takes less than a second for a million rows. The place itself
+# is excluded.
 
 # %%
 tiles = results["before"].vectors()  # a GeoDataFrame: id, geometry, time, vector, ...
@@ -184,8 +185,8 @@ assert ids[order].tolist() == hits.id.tolist()
 torch.testing.assert_close(torch.from_numpy(cosines[order]), torch.from_numpy(hits.similarity.to_numpy()))
 
 # %% [markdown]
-# On the map, beside the same question for every patch: how similar is its vector to the mean of the patches in the query
-# tile? All patches of a scene share one large component, so the scene's mean is subtracted first.
+# On the map, beside the same question for every patch: how similar is its vector to the mean of the patches in the
+# query tile? All patches of a scene share one large component, so the scene's mean is subtracted first.
 
 
 # %%
@@ -218,9 +219,9 @@ _ = figures.save(fig, out_dir / "2_hits.png")
 # %% [markdown]
 # ## Positive and negative examples
 #
-# One example is ambiguous. Mark some results as right and some as wrong, and the query becomes the mean of the right vectors
-# minus half the mean of the wrong ones. Half, because all land has much in common. On the synthetic Earth, the true land
-# cover plays the person who marks the results, with every tile as the query in turn.
+# One example is ambiguous. Mark some results as right and some as wrong, and the query becomes the mean of the right
+# vectors minus half the mean of the wrong ones. Half, because all land has much in common. On the synthetic Earth, the
+# true land cover plays the person who marks the results, with every tile as the query in turn.
 
 
 # %%
@@ -255,9 +256,10 @@ np.testing.assert_allclose(read.bounds, hits.bounds, atol=1e-6)
 # %% [markdown]
 # ## Change
 #
-# Two dates of one place differ for many reasons: haze, rain, the height of a crop, and sometimes a real change. Plain pixels
-# count them all. The distance of embeddings, one minus the cosine of a patch's vectors on both dates, should respond to real
-# change more than to the rest. In both measures the mean of each date over the scene is subtracted first.
+# Two dates of one place differ for many reasons: haze, rain, the height of a crop, and sometimes a real change. Plain
+# pixels count them all. The distance of embeddings, one minus the cosine of a patch's vectors on both dates, should
+# respond to real change more than to the rest. In both measures the mean of each date over the scene is subtracted
+# first.
 
 # %%
 change = np.where(known, 1 - (centered(first) * centered(second)).sum(axis=0), np.nan)  # [h, w], 0 to 2
@@ -294,8 +296,9 @@ fig = figures.static_map([layers["change"], layers["pixels"]], size=3.2, outline
 _ = figures.save(fig, out_dir / "3_change.png")
 
 # %% [markdown]
-# A clearing is an easy change, which plain pixels find too. Around it the embeddings have changed slightly, in the shape of
-# tiles: the vector of a patch depends on all patches of its tile. Pixels have no such context and show the sharper edge.
+# A clearing is an easy change, which plain pixels find too. Around it the embeddings have changed slightly, in the
+# shape of tiles: the vector of a patch depends on all patches of its tile. Pixels have no such context and show the
+# sharper edge.
 #
 # ## One map
 #
@@ -319,19 +322,19 @@ display(figures.show_on_map([layers[name] for name in shown], outlines=outlines)
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/08_map_embeddings.ipynb) has stubs, hints and checks, and
-# needs neither an archive nor weights.
+# Three things to write yourself; [their own notebook](exercises/08_map_embeddings.ipynb) has stubs, hints and checks,
+# and needs neither an archive nor weights.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: a fixed grid of tiles
 # *Easy, 5 minutes*
 #
-# Two people embed two overlapping areas. Their vectors can be compared only if the tiles agree, so the number of a tile must
-# not depend on the area requested.
+# Two people embed two overlapping areas. Their vectors can be compared only if the tiles agree, so the number of a tile
+# must not depend on the area requested.
 #
-# Return the tile of each point as column (counted eastward, along x) and row (counted northward, along y). A tile is `size`
-# pixels of `gsd` meters a side. The lower left corner of tile (0, 0) lies at `anchor`; numbers are negative west and south
-# of it. No point of the check lies on an edge.
+# Return the tile of each point as column (counted eastward, along x) and row (counted northward, along y). A tile is
+# `size` pixels of `gsd` meters a side. The lower left corner of tile (0, 0) lies at `anchor`; numbers are negative west
+# and south of it. No point of the check lies on an edge.
 #
 # **Hint.** How many tile sides is the point away from the anchor? Round down.
 #
@@ -355,14 +358,15 @@ checks.check_tile_of(tile_of)
 #
 # One example is ambiguous: the town, or the river through it? Write the search that the notebook uses with examples.
 #
-# Scale every vector to length one. The query is the mean of the positive examples minus half the mean of the negative ones.
-# Return the row numbers of the k vectors with the highest cosine to it, the most similar first, without the examples.
+# Scale every vector to length one. The query is the mean of the positive examples minus half the mean of the negative
+# ones. Return the row numbers of the k vectors with the highest cosine to it, the most similar first, without the
+# examples.
 #
 # **Hint.** `unit[right].mean(axis=0)` is the mean of the positive examples. The length of the query does not affect the
 # order.
 #
-# **Hint.** `similarity[right] = -np.inf`, and the same for the negative ones, excludes examples; `np.argsort(-similarity)`
-# sorts from the largest down.
+# **Hint.** `similarity[right] = -np.inf`, and the same for the negative ones, excludes examples;
+# `np.argsort(-similarity)` sorts from the largest down.
 
 
 # %% tags=["solution"]
@@ -381,14 +385,14 @@ checks.check_search(more_like)
 # ### Exercise 3: tiles without seams
 # *Hard, 20 minutes*
 #
-# A map made of tiles shows their edges, because patches on both sides of an edge were embedded in different contexts. If
-# tiles overlap and each fades out toward its edges, the change is gradual.
+# A map made of tiles shows their edges, because patches on both sides of an edge were embedded in different contexts.
+# If tiles overlap and each fades out toward its edges, the change is gradual.
 #
-# Blend tiles `[T, h, w]` into an image `[H, W]`. Tile t starts in row `corners[t, 0]` and column `corners[t, 1]` and lies
-# completely inside the image. Each cell of the image is the weighted mean of the tiles that cover it. The weight of a tile's
-# cell is the distance to the nearer of its upper and lower edge times the distance to the nearer of its left and right edge,
-# in cells and from the center of the cell: 0.5, 1.5, 2.5, 2.5, 1.5, 0.5 along a side of six. A cell that is NaN in a tile has
-# no weight there; a cell that no tile covers is NaN.
+# Blend tiles `[T, h, w]` into an image `[H, W]`. Tile t starts in row `corners[t, 0]` and column `corners[t, 1]` and
+# lies completely inside the image. Each cell of the image is the weighted mean of the tiles that cover it. The weight
+# of a tile's cell is the distance to the nearer of its upper and lower edge times the distance to the nearer of its
+# left and right edge, in cells and from the center of the cell: 0.5, 1.5, 2.5, 2.5, 1.5, 0.5 along a side of six. A
+# cell that is NaN in a tile has no weight there; a cell that no tile covers is NaN.
 #
 # **Hint.** `i = np.arange(n) + 0.5` are the distances from one end, `n - i` those from the other; take the smaller.
 # `np.outer(down, across)` multiplies the two sides to `[h, w]`.
@@ -424,8 +428,8 @@ checks.check_blend(blend)
 # - Similarity search is one matrix product; positive and negative examples make it more specific.
 # - The distance of embeddings between two dates finds a known change.
 #
-# On the command line: `clay embed` (with `--forecast` first), then `clay search OUT --like "lat,lon" --geojson hits.geojson`.
-# `clay archive data/cache/archive` serves the archive of the synthetic Earth.
+# On the command line: `clay embed` (with `--forecast` first), then `clay search OUT --like "lat,lon" --geojson
+# hits.geojson`. `clay archive data/cache/archive` serves the archive of the synthetic Earth.
 #
 # Next: which setting is better, and how much of that is noise? [09 Parameter sweeps](09_read_sweeps.ipynb).
 
