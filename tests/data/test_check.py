@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_rasters import FILES
+from real_files import FILES
 
 from clay_lib import SENSORS, Band, Clay, ClayConfig, ContractError, Sensor
 from clay_lib import __main__ as cli

@@ -8,6 +8,7 @@ import rasterio
 import rasterio.control
 import xarray as xr
 from odc.geo.geobox import GeoBox
+from real_files import FILES
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.areas.archives import acquisition_from_file
@@ -23,18 +24,6 @@ from clay_lib.data.rasters import (
 )
 
 UTM = dict(crs="EPSG:32736", transform=(10.0, 0.0, 617300.0, 0.0, -10.0, 9625100.0))
-COLLECTION_2 = dict(scale=1e-4 / 0.0000275, offset=0.2 / 0.0000275)  # reflectance x 1e4 -> Collection 2 numbers
-WITHOUT_THERMAL = ["blue", "green", "red", "nir08", "swir16", "swir22", None, None]
-FILES = [
-    *(("sentinel-2-l2a", f"sentinel-2-l2a/{tile}.tif", {}) for tile in ("282D_485L_3_3", "38D_378R_2_3", "433D_629L_3_1")),
-    *(("sentinel-1-rtc", f"sentinel-1-rtc/{tile}.tif", {}) for tile in ("282D_485L_3_3", "38D_378R_2_3", "433D_629L_3_1")),
-    ("landsat-c2l1", "landsat-c2l1", {}),
-    ("landsat-c2l2-sr", "landsat-sr/LE70220491999322EDC01_stack.tif", COLLECTION_2 | dict(bands=WITHOUT_THERMAL)),
-    ("naip", "naip/m_3607717_sw_18_1_20160620_subset.tif", {}),
-    ("naip", "naip/NAIP-VA-b*.tiff", {}),
-    ("modis", "modis", {}),
-    ("linz", "aerial-rgb/OSBS_029.tif", {}),
-]  # fmt: skip
 EXPECTED = {  # file: shape, gsd (m), lat, lon, medians of bands
     "sentinel-2-l2a/38D_378R_2_3.tif": ((10, 224, 224), 10, (-3.401, 34.066), {"red": 1496, "swir22": 2772}),
     "sentinel-1-rtc/38D_378R_2_3.tif": ((2, 224, 224), 10, (-3.401, 34.066), {"vv": -12.5, "vh": -17.8}),
