@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +32,11 @@ def test_upward_import_is_found(tmp_path):
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and "clay_lib.sensors -> clay_lib.clay" in done.stdout
+
+
+def test_no_circular_imports():
+    graph = grimp.build_graph("clay_lib", cache_dir=None)  # imports within functions and for type checking count
+    TopologicalSorter({m: graph.find_modules_directly_imported_by(m) for m in graph.modules}).prepare()
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda folder: folder.name)
