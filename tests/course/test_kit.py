@@ -18,11 +18,11 @@ def test_unfinished_kit_is_not_checked(tmp_path):
 @pytest.mark.slow
 def test_kit_holds_what_its_notebooks_need_and_resumes(tmp_path, capsys):
     home = tmp_path / "clay"
-    options = dict(profile="smoke", only="01")
+    options = dict(profile="smoke", only="03")
     assert kit.kit(str(home), **options) == 0
     assert "1 notebooks to run" in capsys.readouterr().out
     cached = sorted((home / "data" / "cache").glob("world-*.npz"))
-    assert cached and read_json(home / "papermill_runs/smoke/01_embed_patches/metrics.json")
+    assert cached and read_json(home / "papermill_runs/smoke/03_mask_patches/metrics.json")
     for name in ("KIT.md", "wheels.txt", "gallery/index.html", "data/weights/clay-mini.safetensors", "Makefile"):
         assert (home / name).is_file(), name
     assert kit.sizes(home)["in all"] > kit.sizes(home)["cached chips"] > 0
@@ -34,4 +34,4 @@ def test_kit_holds_what_its_notebooks_need_and_resumes(tmp_path, capsys):
     cached[0].unlink()
     assert kit.kit(str(home), **options, check=True) == 1
     assert f"missing: {cached[0].name}" in capsys.readouterr().out
-    assert read_json(home / "papermill_runs/smoke/01_embed_patches/run.json")["ok"]
+    assert read_json(home / "papermill_runs/smoke/03_mask_patches/run.json")["ok"]
