@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from clay_lib.data import check_rules as rules
-from clay_lib.data.check_rules import FACTS, FEW, Facts, Finding, ImageSample, error, short, warning
+from clay_lib.data.bands import FACTS, Facts
+from clay_lib.data.check_rules import FEW, Finding, ImageSample, error, short, warning
 from clay_lib.data.images import as_batch
 from clay_lib.datacube import Datacube, as_numpy, as_valid, latlon_code, parse_when, per_chip
 from clay_lib.errors import ContractError, number, warn

@@ -13,6 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
+from clay_lib.data.bands import FACTS, Facts
 from clay_lib.sensors import POWER_FLOOR, Sensor
 
 FEW = 256  # pixels; fewer say nothing about constancy, dark pixels or order
@@ -36,38 +37,6 @@ class Finding:
 
 
 error, warning = partial(Finding, "error"), partial(Finding, "warning")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """zero, one: native numbers of reflectance 0 and 1; top: at the top of the atmosphere; least: no median lies below;
-    bits: of an aerial camera's file; since: first image, ISO date; lands: boxes (west, south, east, north) of all images.
-    """
-
-    zero: float = 0.0
-    one: float | None = None
-    top: bool = False
-    least: float = -1000.0
-    bits: int | None = None
-    since: str = ""
-    lands: tuple[tuple[float, float, float, float], ...] = ()
-    fix: str = "multiply by 10000"  # reflectance 0 to 1 -> native numbers
-
-
-UNITED_STATES = ((-125.5, 24.0, -66.0, 49.5), (-180.0, 51.0, -129.0, 72.0), (-161.0, 18.5, -154.0, 22.5))
-# Sources: USGS Landsat Collection 2 level 1 and 2 product guides (scale and offset), ESA Sentinel-2 L2A and MODIS
-# MCD43A4/MOD09 product pages (x 10000); launches: ESA, NASA/USGS, Planet, Satellogic. C2 L2 reaches back to Landsat 4.
-FACTS = {
-    "sentinel-2-l2a": Facts(one=10_000, since="2015-06-23"),
-    "planetscope-sr": Facts(one=10_000, since="2014-01-09"),
-    "landsat-c2l1": Facts(5000, 55_000, True, 4000, since="2013-02-11", fix="native = (value + 0.1) / 0.00002"),
-    "landsat-c2l2-sr": Facts(7273, 43_636, False, 5500, since="1982-07-16", fix="native = (value + 0.2) / 0.0000275"),
-    "naip": Facts(bits=8, since="2002-01-01", lands=UNITED_STATES, fix="multiply by 255"),
-    "linz": Facts(bits=8, lands=((166.0, -48.0, 179.0, -34.0),), fix="multiply by 255"),
-    "sentinel-1-rtc": Facts(since="2014-04-03"),
-    "modis": Facts(one=10_000, since="1999-12-18"),
-    "satellogic-MSI-L1D": Facts(one=10_000, top=True, since="2016-05-30"),
-}
 
 
 @dataclass(frozen=True)

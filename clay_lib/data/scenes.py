@@ -105,9 +105,9 @@ def crop(scene: Scene, side: int) -> Scene:
     if scene.labels is not None:
         part["labels"] = scene.labels[rows, columns]
     if scene.crs:
-        a, b, c, d, e, f = scene.transform
-        part["transform"] = (a, b, a * left + b * top + c, d, e, d * left + e * top + f)
-        part["lat"], part["lon"], _ = locate(CRS.from_user_input(scene.crs), Affine(*part["transform"]), height, width)
+        matrix = Affine(*scene.transform) @ Affine.translation(left, top)
+        part["transform"] = tuple(matrix)[:6]
+        part["lat"], part["lon"], _ = locate(CRS.from_user_input(scene.crs), matrix, height, width)
     return replace(scene, **part)
 
 
