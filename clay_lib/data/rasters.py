@@ -493,8 +493,9 @@ def _layers(files, many: bool, sensor: Sensor) -> list[_OpenLayer]:
     layers = []
     for file, stem in zip(files, stems, strict=True):
         own = " ".join(word for word in words(stem) if word not in shared)  # words in every file name identify no band
+        alpha = _alpha(file, sensor)
         for index in file.indexes:
-            if index != _alpha(file, sensor):
+            if index != alpha:
                 text = file.descriptions[index - 1] or ""
                 layers.append(_OpenLayer(file, index, f"{text} {own}".strip() if many and file.count == 1 else text))
     return layers
