@@ -210,11 +210,15 @@ class ClayModule(L.LightningModule):
         averaged = live | dict(zip(names, self.average.weights, strict=True))
         return {"state_dict": averaged, "live": live, "means": self.train_means.state()}
 
-    def restore(self, saved: dict) -> None:
-        """Load the state that `snapshot` returned."""
-        self.model.load_state_dict({name.removeprefix("model."): w for name, w in saved["state_dict"].items()})
+    def begin_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Load weights into the model, and begin their average there."""
+        self.model.load_state_dict(weights)
         if self.average is not None:
             self.average = WeightAverage(self.model, self.average.decay)
+
+    def restore(self, saved: dict) -> None:
+        """Load the state that `snapshot` returned."""
+        self.begin_from({name.removeprefix("model."): w for name, w in saved["state_dict"].items()})
         if saved["live"] is not None:
             self.model.load_state_dict({name.removeprefix("model."): w for name, w in saved["live"].items()})
         self.train_means = RunningMeans(saved["means"])
@@ -312,8 +316,7 @@ def train(
     elif start is not None:
         if start.config != config:
             raise ContractError("start", start.config, config, "weights of another size")
-        module.model.load_state_dict(start.state_dict())
-        module.restore(module.snapshot())
+        module.begin_from(start.state_dict())
     if s.compile:
         module.model.compile()
     checkpoints = Checkpoints(

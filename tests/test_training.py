@@ -234,6 +234,15 @@ class TestResuming:
         with pytest.raises(ContractError, match="checkpoint"):
             read_checkpoint(path)
 
+    @pytest.mark.parametrize("ema_decay", [None, 0.9])
+    def test_training_begins_at_the_start_weights(self, data, tmp_path, ema_decay):
+        """With a rate near zero, the weights to use are still those of the start."""
+        start = Clay.random(MICRO, seed=7).model
+        settings = TrainSettings(lr=1e-12, ema_decay=ema_decay, max_steps=2)
+        trained = train(MICRO, settings, data, out=tmp_path, start=start, accelerator="cpu", progress=False).model
+        for name, tensor in start.state_dict().items():
+            torch.testing.assert_close(trained.state_dict()[name], tensor, atol=1e-6, rtol=0)
+
     def test_a_step_draws_nothing_from_the_global_generator(self, data):
         module = ClayModule(MICRO, TrainSettings(drop_all_bands=0.5), stand_in_teacher())
         batch, before = next(iter(data.train_dataloader())), torch.get_rng_state()
