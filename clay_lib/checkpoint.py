@@ -42,7 +42,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, **changes)
     changes: values of ClayConfig that shapes do not give: heads, dim_head, decoder_heads, decoder_dim_head,
     frequencies, mask_ratio. Heads are needed for a file without a configuration that is of no released size.
     Raises ContractError that names the file's real content, or lists every missing, unexpected and wrongly shaped
-    tensor.
+    tensor, or those with NaN or infinity.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ContractError(
@@ -59,6 +59,9 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, **changes)
         if not mapped.is_floating_point():
             raise _not_weights(path, f"{name} as {mapped.dtype}", "quantized weights, or another model's")
         tensors[name] = torch.empty(mapped.shape, dtype=dtype or torch.float32).copy_(mapped)
+    if broken := [name for name, tensor in tensors.items() if not all(map(math.isfinite, tensor.aminmax()))]:
+        cause = "a run that diverged: take an earlier checkpoint; or numbers too large for the dtype"
+        raise _not_weights(path, f"NaN or infinity in {_group_layers(broken)}", cause)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 

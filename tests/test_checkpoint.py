@@ -376,6 +376,21 @@ def test_integer_weights_are_refused(model, tmp_path):
     assert "torch.int8" in refused(tmp_path / "w.safetensors", **HEADS)
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(number, model, tmp_path):
+    for tensor in (model.proj.bias, model.encoder.transformer.layers[1][0].to_out.weight):
+        tensor.data.view(-1)[-1] = number
+    torch.save({"state_dict": named(model)}, tmp_path / "w.ckpt")
+    for path in (tmp_path / "w.ckpt", save_model(model, tmp_path / "w.safetensors")):
+        assert "NaN or infinity in encoder.transformer.layers.1.0.to_out.weight; proj.bias" in refused(
+            path, **(HEADS if path.suffix == ".ckpt" else {})
+        )
+    model.proj.bias.data[-1] = 1e5  # float16 ends at 65504
+    model.encoder.transformer.layers[1][0].to_out.weight.data.view(-1)[-1] = 0
+    path = save_model(model, tmp_path / "large.safetensors")
+    assert "in proj.bias" in refused(path, dtype=torch.float16) and same(load_model(path), model)
+
+
 # --- convert ---
 
 
