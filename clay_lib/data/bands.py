@@ -45,7 +45,12 @@ MODIS_FILL = 32767
 OFFSET = -1000  # which Sentinel-2's numbers need since processing baseline 04.00
 SENTINEL_2_NAME = re.compile(r"S2[A-D]_MSIL(?P<level>1C|2A)_(?P<when>\d{8}T\d{6})_N(?P<baseline>\d{4})_")
 LANDSAT_NAME = re.compile(r"L[COTEM]0[4-9]_L(?P<level>[12])[A-Z]{2}P?_\d{6}_(?P<when>\d{8})_")
-OTHER_NAMES = re.compile(r"(?:S1[A-D]_[A-Z0-9]{2}_\w{4}_\w{4}|T\d{2}[A-Z]{3})_(?P<when>\d{8}T\d{6})_")
+OTHER_NAMES = (
+    re.compile(r"(?:S1[A-D]_[A-Z0-9]{2}_\w{4}_\w{4}|T\d{2}[A-Z]{3})_(?P<when>\d{8}T\d{6})_"),
+    re.compile(r"m_\d{7}_[ns][ew]_\d{2}_\w{1,3}_(?P<when>\d{8})(?!\d)"),  # NAIP
+    re.compile(r"M[COY]D\w+\.A(?P<when>\d{7})\."),  # MODIS, by the day of the year
+    re.compile(r"L[COTEM][4-8]\d{6}(?P<when>\d{7})[A-Z]{3}"),  # Landsat before the collections
+)
 LEVELS = {"sentinel-2-l2a": "2A", "landsat-c2l1": "1", "landsat-c2l2-sr": "2"}
 
 
@@ -81,6 +86,14 @@ FACTS = {
 }
 
 
+class Matched(dict):
+    """{sensor band: position in the source}. reasons: what decided each band, in the same order."""
+
+    def __init__(self, positions: Mapping[str, int], reason: Callable[[int], str]):
+        super().__init__(positions)
+        self.reasons = tuple(reason(i) for i in positions.values())
+
+
 def match_bands(
     labels: Sequence[str],
     sensor: Sensor,
@@ -88,8 +101,8 @@ def match_bands(
     source: str,
     sample: Callable[[], np.ndarray] | None = None,
     when: str | None = None,
-) -> dict[str, int]:
-    """{sensor band: position in labels}, in the caller's order, else in the sensor's.
+) -> Matched:
+    """{sensor band: position in labels}, in the caller's order, else in the sensor's, with what decided each.
 
     labels: the description of each band in the source, "" where there is none. bands: {sensor band: 1-based number}; or
     names: those to take where the labels hold all of them, else one a band in the source's order, None for a band to
@@ -109,9 +122,17 @@ def match_bands(
     names = [recognize_band(label, sensor, numbers) for label in labels]
     requested = set(bands) if isinstance(bands, (list, tuple)) else set()
     if bands is not None and not (requested and requested <= set(names) - {None}):
-        return _explicit_bands(len(labels), sensor, bands)
+        return Matched(_explicit_bands(len(labels), sensor, bands), lambda i: f"bands=[...], band {i + 1}")
+
+    def reason(i: int) -> str:
+        return f"its name, {labels[i]!r}"
+
     if not any(names):
-        names = _layout(labels, sensor, numbers, source, sample)
+        names, order = _layout(labels, sensor, numbers, source, sample)
+
+        def reason(i: int) -> str:
+            return f"{order}, band {i + 1} of {len(labels)}"
+
     elif lost := [label for label, name in zip(labels, names, strict=True) if name is None and not _auxiliary(label)]:
         missing = [name for name in sensor.band_names if name not in names]
         if missing:
@@ -124,8 +145,8 @@ def match_bands(
         raise ContractError("bands", f"{claims}, all read as {repeated}", "one layer a band", cause)
     if bands is not None:  # all of them are labeled
         sensor.indices(bands)
-        return {name: names.index(name) for name in bands}
-    return {name: names.index(name) for name in sensor.band_names if name in names}
+        return Matched({name: names.index(name) for name in bands}, reason)
+    return Matched({name: names.index(name) for name in sensor.band_names if name in names}, reason)
 
 
 def recognize_band(label: str, sensor: Sensor, numbers: Mapping[str, str]) -> str | None:
@@ -146,11 +167,14 @@ def product_name(source: str) -> dict[str, str]:
     source: a path; the innermost file or folder that has a product's name counts.
     """
     for part in reversed(re.split(r"[/\\]", source)):
-        for pattern in (SENTINEL_2_NAME, LANDSAT_NAME, OTHER_NAMES):
+        for pattern in (SENTINEL_2_NAME, LANDSAT_NAME, *OTHER_NAMES):
             if match := pattern.search(part):
                 names = match.groupdict()
                 try:
-                    moment = datetime.fromisoformat(names["when"])
+                    ordinal = len(names["when"]) == 7
+                    moment = (
+                        datetime.strptime(names["when"], "%Y%j") if ordinal else datetime.fromisoformat(names["when"])
+                    )
                 except ValueError:
                     continue
                 text = moment.isoformat() if "T" in names["when"] else moment.date().isoformat()
@@ -208,14 +232,16 @@ def has_layout(sensor: Sensor, count: int) -> bool:
     return count == len(sensor.bands) or any(count == len(text.split()) for text in LAYOUTS.get(sensor.name, ()))
 
 
-def _layout(labels: Sequence[str], sensor: Sensor, numbers: Mapping[str, str], source: str, sample) -> list[str | None]:
-    """The bands of a source without labels, from how many there are."""
+def _layout(
+    labels: Sequence[str], sensor: Sensor, numbers: Mapping[str, str], source: str, sample
+) -> tuple[list[str | None], str]:
+    """(bands of a source without labels, from how many there are; the order that this takes for granted)."""
     if any(labels):
         expected = f"names of {sensor.name}: {list(sensor.band_names)}"
         cause = "another sensor, or custom names: give bands=[...], one a band, None for one to leave out"
         raise ContractError("bands", f"{list(labels)} in {source}", expected, cause)
     if len(labels) == len(sensor.bands):
-        return list(sensor.band_names)
+        return list(sensor.band_names), "the sensor's order"
     layouts = [text.split() for text in LAYOUTS.get(sensor.name, ())]
     layout = next((layout for layout in layouts if len(layout) == len(labels)), None)
     if layout is None:
@@ -227,24 +253,24 @@ def _layout(labels: Sequence[str], sensor: Sensor, numbers: Mapping[str, str], s
         )  # fmt: skip
     names = [numbers.get(number) for number in layout]
     if "8a" not in layout or sample is None:
-        return names
+        return names, "the product's order"
     last = [numbers.get(number) for number in layout if number != "8a"] + ["nir08"]
     evidence = _b8a_last(sample())
     if evidence > 0.5:
         warn(f"{source}: {len(labels)} bands without names, B8A last by their spectra, as in EuroSAT: bands={last}")
-        return last
+        return last, "the spectra: B8A last"
     if evidence > -0.5:
         warn(
             f"{source}: {len(labels)} bands without names, read in ESA's order, bands={names}; the spectra don't tell it "
             f"from the order with B8A last (EuroSAT): bands={last}. Pass the right one"
         )
-    return names
+    return names, "ESA's order"
 
 
 def _b8a_last(sample: np.ndarray) -> float:
     """Evidence that 12 or 13 bands of Sentinel-2 [C, ...] end with B8A: positive, else that it stands after B8.
 
-    B8A resembles B8 on every surface. B10 (of 13) sees no ground and is the darkest; B9 (of 12) resembles B8 too.
+    B8A resembles B8 on every surface, in its level and from pixel to pixel. B10 (of 13) sees no ground and is the darkest; B9 (of 12) resembles B8 too.
     """
     C = len(sample)
     pixels = sample.reshape(C, -1).astype(np.float64)
@@ -254,7 +280,9 @@ def _b8a_last(sample: np.ndarray) -> float:
     if not pixels.size:
         return 0.0
     distance = np.median(np.abs(pixels - pixels[7]), axis=1) / max(np.median(pixels[7]), 1e-9) + 0.01  # [C]
-    evidence = np.log(distance[8] / distance[-1])
+    with np.errstate(all="ignore"):
+        unlike = 1.01 - np.nan_to_num(np.corrcoef(pixels)[7])  # [C]; a flat image correlates with nothing
+    evidence = np.log(distance[8] / distance[-1]) + np.log(unlike[8] / unlike[-1])
     if C == 12:
         return float(evidence + np.log(distance[9] / distance[-1]))
     ninth, tenth = np.median(pixels[9]), np.median(pixels[10])

@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -27,11 +27,14 @@ from clay_lib.data.bands import (
     product_name,
     radar_holes,
 )
+from clay_lib.datacube import as_valid
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS, Sensor
 
 if TYPE_CHECKING:
     import xarray
+
+    from clay_lib.data.rasters import Scene
 
 SHAPES = "[C, H, W] or [B, C, H, W]"
 URL_SCHEMES = ("file", "http", "https", "s3", "gs", "az", "zip", "tar")
@@ -50,7 +53,8 @@ class Image:
     pixels [B, C, H, W]: native numbers, float32; NaN where a band was not measured, each band for itself.
     bands: the sensor's names of the C bands; None: the image names none, and holds all of them in the sensor's order.
     gsd: meters; lat, lon: WGS84 degrees of the center; when: one date, or one a chip. None: unknown.
-    in_decibel: radar whose median is negative, so in dB already.
+    in_decibel: radar whose median is negative, so in dB already. stored: the dtype in the source. origin: what decided
+    {a band's name, "when", "lat", "gsd", "in_decibel" or "units": "EPSG:32736"}, and the kind of "source".
     """
 
     pixels: np.ndarray
@@ -60,10 +64,23 @@ class Image:
     lon: float | None = None
     when: datetime | tuple[datetime | None, ...] | None = None
     in_decibel: bool = False
+    stored: np.dtype = np.dtype(np.float32)
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+
+def with_metadata(image: Image, *, valid=None, **given) -> Image:
+    """The image with what a caller gives in place of its own: a mask, when, lat, lon, gsd, in_decibel; None: its own."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if "lat" in given or "lon" in given:  # a place is taken from one source
+        given = {"lat": None, "lon": None} | given
+    pixels = image.pixels
+    if valid is not None:
+        pixels = np.where(as_valid(valid, pixels.shape), pixels, np.float32(np.nan))
+    return replace(image, pixels=pixels, **given, origin={**image.origin, **dict.fromkeys(given, "given")})
 
 
 def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: float | None = None) -> Image:
-    """A NumPy array, torch tensor, xarray DataArray or Dataset, or a raster file or folder, as an Image of `sensor`.
+    """A NumPy array, torch tensor, xarray DataArray or Dataset, a raster file or folder, or a Scene, as an Image.
 
     source: numbers of any dtype and device, [C, H, W] or [B, C, H, W]; a DataArray with a band, a y and an x dimension
     in any order and at most one more (the batch, such as time); a Dataset with a variable a band; or what
@@ -79,6 +96,8 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
     """
     if isinstance(source, Image):
         return source
+    if hasattr(source, "missing"):
+        return _from_scene(source, SENSORS.resolve(sensor), bands, _fill_value(nodata))
     sensor, fill = SENSORS.resolve(sensor), _fill_value(nodata)
     if isinstance(source, (str, os.PathLike)) or _is_path_list(source):
         return _from_files(source, sensor, bands, fill)
@@ -130,11 +149,15 @@ def _native(values: np.ndarray, fills: Sequence[float | None], sensor: Sensor) -
     return pixels
 
 
-def _image(pixels: np.ndarray, sensor: Sensor, bands, **metadata) -> Image:
-    bands, in_decibel = None if bands is None else tuple(bands), sensor.decibel and looks_like_decibel(pixels)
+def _image(
+    pixels: np.ndarray, sensor: Sensor, bands, origin: Mapping[str, str], in_decibel: bool | None = None, **metadata
+) -> Image:
+    bands = None if bands is None else tuple(bands)
+    if in_decibel is None:
+        in_decibel = sensor.decibel and looks_like_decibel(pixels)
     if sensor.decibel:
         pixels[radar_holes(pixels, in_decibel)] = np.nan
-    return Image(pixels, bands, **metadata, in_decibel=in_decibel)
+    return Image(pixels, bands, **metadata, in_decibel=in_decibel, origin=origin)
 
 
 # ---- arrays and files ----
@@ -164,7 +187,9 @@ def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
     pixels = _native(values, [fill] * values.shape[1], sensor)
     if masked is not None:
         pixels[masked.reshape(pixels.shape)] = np.nan
-    return _image(pixels, sensor, matched)
+    reasons = {} if matched is None else dict(zip(matched, matched.reasons, strict=True))
+    kind = f"{type(source).__name__} of {values.dtype}, {values.shape[1]} bands"
+    return _image(pixels, sensor, matched, reasons | {"source": kind}, stored=values.dtype)
 
 
 def _center(values: np.ndarray) -> np.ndarray:
@@ -186,11 +211,20 @@ def _from_files(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
             raise ContractError("path", str(path), expected, cause)
     from clay_lib.data.rasters import read_scene  # arrays need no raster library
 
-    scene = read_scene(source, sensor, bands=bands)
-    pixels = _native(scene.pixels[None], [fill] * len(scene.bands), sensor)
-    pixels[:, scene.missing] = np.nan
-    gsd = None if scene.crs is None else scene.gsd
-    return _image(pixels, sensor, scene.bands, gsd=gsd, lat=scene.lat, lon=scene.lon, when=scene.when)
+    return _from_scene(read_scene(source, sensor, bands=bands), sensor, None, fill)
+
+
+def _from_scene(scene: Scene, sensor: Sensor, bands: Bands, fill: float | None) -> Image:
+    names = list(bands or scene.bands)
+    if scene.sensor != sensor or not {*names} <= {*scene.bands}:
+        found, expected = f"{names} of {sensor.name}", f"some of {list(scene.bands)} of {scene.sensor.name}"
+        raise ContractError("bands", found, expected, "a scene that was read as another sensor, or with other bands")
+    taken = [scene.bands.index(name) for name in names]
+    pixels = _native(scene.pixels[None, taken], [fill] * len(taken), sensor)
+    pixels[:, scene.missing[taken]] = np.nan
+    metadata = dict(gsd=scene.gsd if scene.crs else None, in_decibel=scene.in_decibel, stored=scene.pixels.dtype)
+    metadata |= dict(lat=scene.lat, lon=scene.lon, when=scene.when)
+    return _image(pixels, sensor, names, scene.origin, **metadata)
 
 
 def decode_image(value) -> np.ndarray:
@@ -219,12 +253,18 @@ def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None) -> Im
     if any(pair != (1.0, 0.0) for pair in units):
         scale, offset = np.array(units, np.float32).T[:, :, None, None]  # [C, 1, 1]
         pixels = pixels * scale + offset
-    when = _dates(first, axes.get("batch")) or product_name(_source_name(source)).get("when")
-    return _image(pixels, sensor, names, when=when, **_position(first, axes))
+    dates, dated = _dates(first, axes.get("batch")), product_name(_source_name(source)).get("when")
+    origin = dict(zip(names, names.reasons, strict=True)) | {
+        "source": f"{type(source).__name__} of {values.dtype}",
+        "when": "the time coordinate" if dates else "the product's name",
+        "lat": "the coordinates",
+        "units": "the attributes' scale and offset" if any(pair != (1.0, 0.0) for pair in units) else "",
+    }
+    return _image(pixels, sensor, names, origin, when=dates or dated, stored=values.dtype, **_position(first, axes))
 
 
 def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tuple:
-    """(values [C, H, W] or [B, C, H, W] as stored, C fill values, C (scale, offset), C names, array, axes)."""
+    """(values [C, H, W] or [B, C, H, W] as stored, C fill values, C (scale, offset), the bands' names, array, axes)."""
     axes = _axes(array)
     if "band" not in axes:
         cause = "a single band was taken out: array.expand_dims('band'), or array.sel(band=['red'])"
@@ -236,7 +276,7 @@ def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tu
     array = array.isel({axes["band"]: list(chosen.values())})
     order = [axes[axis] for axis in ("batch", "band", "y", "x") if axis in axes]
     fills, units = [_own_fill(array)] * len(chosen), [_own_units(array, sensor)] * len(chosen)
-    return array.transpose(*order).values, fills, units, tuple(chosen), array, axes
+    return array.transpose(*order).values, fills, units, chosen, array, axes
 
 
 def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands) -> tuple:
@@ -270,7 +310,7 @@ def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands) -> tuple:
         raise ContractError("pixels", f"dimensions {dims}", "the same for every band", cause)
     values = np.stack([layer.transpose(*order).values for layer in layers], axis=-3)
     fills, units = [_own_fill(layer, data.attrs) for layer in layers], [_own_units(layer, sensor) for layer in layers]
-    return values, fills, units, tuple(chosen), layers[0], axes
+    return values, fills, units, chosen, layers[0], axes
 
 
 def _xarray_center(array: xarray.DataArray, axes: Mapping[str, Hashable]) -> np.ndarray:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +53,7 @@ class Scene:
 
     transform: (a, b, c, d, e, f) from pixel corner to CRS; gsd: meters; lat, lon: center in WGS84 degrees;
     missing [C, H, W]: True where a band was not measured; in_decibel: radar that is in dB already; labels [H, W]: land
-    cover, where it is known.
+    cover, where it is known; origin: where the file says what, as in images.Image.
     """
 
     pixels: np.ndarray
@@ -69,6 +69,7 @@ class Scene:
     in_decibel: bool = False
     path: str = ""
     labels: np.ndarray | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metadata(self) -> dict:
@@ -100,6 +101,7 @@ class _OpenLayer(NamedTuple):
     file: rasterio.DatasetReader
     index: int  # 1-based; 0: the file's mask
     label: str
+    reason: str = ""  # why it was taken for its band
 
 
 def read_scene(
@@ -174,6 +176,14 @@ def read_scene(
         missing |= radar_holes(pixels, bool(in_decibel))
     lat, lon, gsd = (None, None, sensor.gsd) if crs is None else locate(crs, transform, *pixels.shape[1:])
     folder = path if isinstance(path, (str, Path)) else Path(paths[0]).parent
+    dated = product_name(paths[0]).get("when")
+    count = f"{len(paths)} files" if len(paths) > 1 else f"{finest.count} bands"
+    origin = {name: layer.reason for name, layer in layers.items()} | {
+        "source": f"{finest.driver}, {count} of {finest.dtypes[0]}",
+        "when": "given" if when else "the product's name" if dated else "",
+        "lat": "" if crs is None else crs_text(crs).split('"')[crs.to_epsg() is None],
+        "units": "" if (units == (1, 0)).all() else "native = stored * {:g} + {:g}".format(*units[0]),
+    }
     return Scene(
         pixels=pixels,
         bands=tuple(layers),
@@ -183,10 +193,11 @@ def read_scene(
         gsd=gsd,
         lat=lat,
         lon=lon,
-        when=when or product_name(paths[0]).get("when"),
+        when=when or dated,
         missing=missing,
         in_decibel=bool(in_decibel) and sensor.decibel,
         path=str(paths[0] if len(paths) == 1 else folder),
+        origin=origin,
     )
 
 
@@ -483,7 +494,8 @@ def _open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[lis
         matched = match_bands(
             [layer.label for layer in layers], sensor, bands, paths[0], partial(_sample, layers), when
         )
-        yield paths, {name: layers[i] for name, i in matched.items()}
+        reasons = dict(zip(matched, matched.reasons, strict=True))
+        yield paths, {name: layers[i]._replace(reason=reasons[name]) for name, i in matched.items()}
 
 
 def _layers(files, many: bool, sensor: Sensor) -> list[_OpenLayer]:
@@ -504,7 +516,7 @@ def _layers(files, many: bool, sensor: Sensor) -> list[_OpenLayer]:
 def _sample(layers: Sequence[_OpenLayer]) -> np.ndarray:
     """[C, n, n]: at most 64 x 64 pixels of each layer's center, the same whatever window is read later."""
     side = min(64, *(min(layer.file.shape) for layer in layers))
-    corners = [((file.width - side) // 2, (file.height - side) // 2) for file, _, _ in layers]
+    corners = [((file.width - side) // 2, (file.height - side) // 2) for file, *_ in layers]
     pairs = zip(layers, corners, strict=True)
     return np.stack([read_band(layer.file, layer.index, Window(*corner, side, side)) for layer, corner in pairs])
 

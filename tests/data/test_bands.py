@@ -180,3 +180,22 @@ def test_a_date_before_landsat_8_means_the_older_band_numbers():
     labels = ["SR_B1", "SR_B3", "SR_B4"]
     assert match_bands(labels, L2, None, "a.tif", when="1999-11-18") == {"red": 1, "blue": 0, "nir08": 2}
     assert match_bands(labels, L2, None, "a.tif", when="2020-11-18") == {"red": 2, "green": 1}
+
+
+@pytest.mark.parametrize(
+    "name, when",
+    [
+        ("naip/m_3607717_sw_18_1_20160620_subset.tif", "2016-06-20"),
+        ("MCD43A4.A2018185.h10v07.006.2018194033728_B01.tif", "2018-07-04"),
+        ("LE70220491999322EDC01_stack.tif", "1999-11-18"),
+        ("m_3607717_sw_18_1_20161399.tif", None),
+    ],
+)
+def test_dates_in_names_of_products(name, when):
+    assert bands.product_name(name).get("when") == when
+
+
+def test_what_decided_a_band_is_told():
+    assert match_bands(["VH", "VV"], S1, None, "a.tif").reasons == ("its name, 'VV'", "its name, 'VH'")
+    assert match_bands([""] * 12, S2, None, "a.tif").reasons[0] == "the product's order, band 2 of 12"
+    assert match_bands([""] * 2, S1, {"vv": 2}, "a.tif").reasons == ("bands=[...], band 2",)
