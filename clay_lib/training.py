@@ -181,7 +181,9 @@ class ClayModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.average is not None:
             self.average.swap()
-        self._row("val", self.val_means)
+        row = self._row("val", self.val_means)
+        # for callbacks; loggers and metrics.csv have it already
+        self.log_dict({k: v for k, v in row.items() if k.startswith("val/")}, logger=False, sync_dist=True)
 
     def _row(self, stage: str, means: RunningMeans, **more: float) -> dict[str, float]:
         """Write the means since the last row; the same on all ranks."""

@@ -45,7 +45,7 @@ from clay_lib.runs import (
     output_folder,
     over_seeds,
     read_sweep,
-    report,
+    reports,
     run_sweep,
     write_metrics,
 )
@@ -148,7 +148,7 @@ print(f"{len(errors)} seeds, t = {t:.1f}: error {mean:.3f}, 95 % interval {mean 
 
 # %%
 ranked = best(table, "error", "min", by)
-fig = report.ranking(table, "error", "min", by)
+fig = reports.ranking(table, "error", "min", by)
 _ = figures.save(fig, out_dir / "ranking.png")
 
 # %% [markdown]
@@ -159,7 +159,7 @@ _ = figures.save(fig, out_dir / "ranking.png")
 
 # %%
 for name in by:
-    fig = report.effect(table, name, sweep.metrics)
+    fig = reports.effect(table, name, sweep.metrics)
     _ = figures.save(fig, out_dir / f"effect_{name}.png")
 
 # %%
@@ -174,7 +174,7 @@ by_patch.round(3)
 # other.
 
 # %%
-fig = report.pair(table, *by, "error")
+fig = reports.pair(table, *by, "error")
 _ = figures.save(fig, out_dir / "pair.png")
 
 # %% [markdown]
@@ -189,7 +189,7 @@ _ = figures.save(fig, out_dir / "pair.png")
 middle = len(ranked) // 2
 base = {name: ranked[name].iloc[middle] for name in by}
 paired_table = differences(table, "error", by, base)
-fig = report.base_differences(table, "error", "min", by, base)
+fig = reports.base_differences(table, "error", "min", by, base)
 _ = figures.save(fig, out_dir / "paired.png")
 
 # %%
@@ -224,19 +224,19 @@ for name, rows in results.items():
 for name, rows in results.items():
     s = sweeps[name]
     for metric, direction in s.metrics.items():
-        print(f"{name}: {metric}, {report.BETTER[direction]}")
+        print(f"{name}: {metric}, {reports.BETTER[direction]}")
         display(best(rows, metric, direction, s.varied, s.seed).head(9).round(3))
 
 # %%
 for name, rows in results.items():
     s = sweeps[name]
     metric, direction = next(iter(s.metrics.items()))
-    fig = report.ranking(rows, metric, direction, s.varied, s.seed)
+    fig = reports.ranking(rows, metric, direction, s.varied, s.seed)
     _ = figures.save(fig, out_dir / f"{name}.png")
     for parameter in s.varied:
-        report.effect(rows, parameter, s.metrics, s.seed)
+        reports.effect(rows, parameter, s.metrics, s.seed)
     if len(s.varied) == 2:
-        report.pair(rows, *s.varied, metric, s.seed)
+        reports.pair(rows, *s.varied, metric, s.seed)
 
 # %% [markdown]
 # ## Exercises, solved

@@ -10,6 +10,7 @@ The percent script is the source, so outputs kept beside it cannot be stale. A r
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -34,6 +35,8 @@ ROOT = CHECKOUT
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / "papermill_runs"
 FIGURES = (".png", ".jpg", ".jpeg", ".svg")
+REPORTED, PRUNE = "reported.jsonl", "prune"  # in a run's folder: values by step; a file that stops the run
+RUN_FOLDER = "CLAY_RUN_FOLDER"  # the kernel's environment variable
 START_ATTEMPTS = 3  # only a kernel that died before its first cell is started again
 
 
@@ -51,6 +54,7 @@ class RunResult:
     metrics: dict
     peak_mb: float  # highest resident memory of the kernel and its children
     died: bool = False  # killed from outside, or never started: not the fault of a cell
+    pruned: bool = False  # stopped by a file PRUNE in its folder
 
 
 def output_folder(out: str, name: str) -> Path:
@@ -63,6 +67,37 @@ def output_folder(out: str, name: str) -> Path:
 def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:
     """Write metrics.json, a notebook's last step: numbers, texts and mappings of them, as the gallery shows them."""
     write_json(Path(folder) / "metrics.json", metrics)
+
+
+def report(step: int, value: float) -> None:
+    """Report a value while the notebook runs, smaller or larger is better as for the sweep's first metric.
+
+    A sweep draws the values as the run's learning curve and may stop a run that lags behind (`prune`). Outside a
+    sweep it does nothing.
+    """
+    if folder := os.environ.get(RUN_FOLDER):
+        with open(Path(folder, REPORTED), "a", encoding="utf-8") as file:
+            file.write(json.dumps([int(step), float(value)]) + "\n")
+
+
+def report_metric(name: str):
+    """A Lightning callback that reports a logged metric at the end of every validation, such as "val/loss"."""
+    from lightning.pytorch.callbacks import LambdaCallback  # seconds, which other notebooks need not pay
+
+    def on_validation_end(trainer, module) -> None:
+        if not trainer.sanity_checking and name in trainer.callback_metrics:
+            report(getattr(module, "step", trainer.global_step), trainer.callback_metrics[name])
+
+    return LambdaCallback(on_validation_end=on_validation_end)
+
+
+def read_reported(folder: Path) -> dict[int, float]:
+    """The values that a run has reported so far, by step; of a step reported twice, the last one."""
+    try:
+        lines = Path(folder, REPORTED).read_text(encoding="utf-8").split("\n")[:-1]  # without one being written
+    except OSError:
+        return {}
+    return dict(sorted(json.loads(line) for line in lines))
 
 
 def flatten(metrics: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -128,7 +163,7 @@ def run_notebook(
 
     out.mkdir(parents=True, exist_ok=True)
     executed = out_dir / f"{script.stem}.ipynb"
-    stale = [p for p in out.iterdir() if p.name in ("metrics.json", "run.json") or p.suffix in FIGURES]
+    stale = [p for p in out.iterdir() if p.name in ("metrics.json", "run.json", REPORTED, PRUNE) or p.suffix in FIGURES]
     for path in (executed, executed.with_suffix(".html"), *stale):
         path.unlink(missing_ok=True)
 
@@ -136,7 +171,7 @@ def run_notebook(
     for attempt in range(START_ATTEMPTS):
         failed, error = None, None
         with tempfile.TemporaryDirectory(prefix="k") as prefix, open(out / "log.txt", "w") as log:
-            watch = _Watch(prefix, timeout)
+            watch = _Watch(prefix, timeout, out / PRUNE)
             try:
                 _execute(notebook, executed, values, prefix, log, cwd=script.parent, env=_environment(threads, env))
             except PapermillExecutionError as exception:
@@ -144,14 +179,14 @@ def run_notebook(
                 error = f"{exception.ename}: {exception.evalue}".strip()
             except Exception as exception:  # the kernel died or never started: its last cell is on disk
                 failed = _running_cell(notebook, executed)
-                error, died = watch.timeout_message or f"{type(exception).__name__}: {exception}", True
-                if failed is None and not watch.timeout_message and attempt + 1 < START_ATTEMPTS:
+                error, died = watch.message or f"{type(exception).__name__}: {exception}", True
+                if failed is None and not watch.message and attempt + 1 < START_ATTEMPTS:
                     continue
             finally:
                 watch.stop()
                 peak = max(peak, watch.peak_mb)
         break
-    died = died and error is not None and not watch.timeout_message
+    died = died and error is not None and not watch.message
     if error is None and not is_done(executed, out):
         error = "it ran to its end but wrote no readable metrics.json"
     result = RunResult(
@@ -165,9 +200,11 @@ def run_notebook(
         metrics=read_json(out / "metrics.json"),
         peak_mb=round(peak, 1),
         died=died,
+        pruned=error is not None and watch.pruned,
     )
     size = executed.stat().st_size if executed.exists() else 0
-    record = {**asdict(result), "finished": time.strftime("%Y-%m-%d %H:%M"), "bytes": size}
+    reached = max(read_reported(out).items(), default=None)
+    record = {**asdict(result), "finished": time.strftime("%Y-%m-%d %H:%M"), "bytes": size, "reached": reached}
     write_json(out / "run.json", {**record, **provenance(), **(extra or {})})
     return result
 
@@ -241,12 +278,12 @@ def _execute(notebook, executed: Path, values: dict, prefix: str, log, *, cwd: P
 
 
 class _Watch(threading.Thread):
-    """Follows the kernel's memory from outside, and kills it when its time is up."""
+    """Follows the kernel's memory from outside, and kills it when its time is up or it is pruned."""
 
-    def __init__(self, prefix: str, timeout: float | None):
+    def __init__(self, prefix: str, timeout: float | None, prune: Path):
         super().__init__(daemon=True)
-        self.prefix, self.timeout = prefix, timeout
-        self.peak_mb, self.timeout_message = 0.0, None
+        self.prefix, self.timeout, self.prune = prefix, timeout, prune
+        self.peak_mb, self.message, self.pruned = 0.0, None, False
         self._stopped = threading.Event()
         self.start()
 
@@ -261,7 +298,8 @@ class _Watch(threading.Thread):
         kernel, family, polls = None, [], 0
         while not self._stopped.wait(0.25):
             try:
-                late = kernel is not None and time.monotonic() > deadline
+                pruned = self.prune.exists()
+                late = kernel is not None and (pruned or time.monotonic() > deadline)
                 # Children are listed every two seconds only: it reads all of /proc.
                 if polls % 8 == 0 or kernel is None or late:
                     kernel = kernel or next(
@@ -271,7 +309,8 @@ class _Watch(threading.Thread):
                 polls += 1
                 self.peak_mb = max(self.peak_mb, sum(p.memory_info().rss for p in family) / 2**20)
                 if late:
-                    self.timeout_message = f"ended after its {self.timeout:g} s"
+                    self.pruned = pruned
+                    self.message = "pruned" if pruned else f"ended after its {self.timeout:g} s"
                     for process in reversed(family):
                         process.kill()
                     return

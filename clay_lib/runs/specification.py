@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import re
-import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from clay_lib.errors import ContractError
@@ -35,12 +32,22 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class RandomSearch:
-    """Random draws: how many, and for each parameter a list or {log|uniform|whole: [LOW, HIGH]}."""
+class Search:
+    """Trials chosen by Optuna. over: for each parameter a list of choices or {low, high}, with log: true or a step."""
 
-    draws: PositiveInt
+    trials: PositiveInt
     over: dict[str, Value]
-    seed: NonNegativeInt = 0
+    sampler: Literal["tpe", "random"] = "tpe"
+    prune: Literal["hyperband", "median"] | None = None  # by the values that the notebook reports
+    seed: NonNegativeInt = 0  # of the sampler
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """New seeds for the best trials of a search."""
+
+    top: PositiveInt
+    seeds: Seeds
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,9 @@ class Specification:
     fixed: dict[str, Value] = field(default_factory=dict)
     grid: dict[str, list[Value]] = field(default_factory=dict)
     list: Settings = field(default_factory=list)
-    random: RandomSearch | None = None
+    random: Value | None = None  # former random draws
+    search: Search | None = None
+    confirm: Confirm | None = None
     seeds: Seeds | None = None
     budget: Budget = Budget()
     timeout: PositiveFloat | None = None  # seconds a run
@@ -86,10 +95,16 @@ class Sweep:
     threads: int | None  # of a kernel; None: the cores, shared among the workers
     expected_minutes: float | None  # of a run, as the profile states it
     specification: dict  # as written
+    code: str  # hash of the notebook's code
+    make_run: Callable[[dict], Run]  # of settings
+    search: Search | None = None  # its trials become known one by one: `runs` is empty
+    confirm: Confirm | None = None
 
     @property
     def varied(self) -> list[str]:
         """The parameters that differ between runs, without the seed."""
+        if self.search:
+            return list(self.search.over)
         names = dict.fromkeys(name for run in self.runs for name in run.settings if name != self.seed)
         return [n for n in names if len({json.dumps(run.parameters[n], sort_keys=True) for run in self.runs}) > 1]
 
@@ -125,20 +140,31 @@ def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS) -> Swee
     base = {k: v for k, v in base.items() if k != "out"} | spec.fixed
     check_parameters(annotations, base, script.stem)
 
+    if spec.random:
+        cause = "random draws are a search now, with ranges {low, high, log: true} under `over`"
+        raise _invalid(name, "random", "a key", "search: {sampler: random, trials: 20, over: ...}", cause)
     seed, seeds = _seeds(spec.seeds, name)
-    axes = [[{seed: value} for value in seeds]] if seed else []
+    search, confirm = spec.search, spec.confirm
+    if search:
+        search = replace(search, over=_ranges(search.over, annotations, script.stem, name))
+        seed, confirm = _confirmation(spec, name, defaults | base)
+    elif confirm:
+        raise _invalid(name, "confirm", "no search", "search: {trials: 40, over: ...}", "a grid takes `seeds`")
+    axes = [[{seed: value} for value in seeds]] if seeds else []
     axes += [_grid(spec.grid, name)] if spec.grid else []
     axes += [spec.list] if spec.list else []
-    axes += [draw(spec.random, name)] if spec.random else []
-    _check_axes([*axes, [spec.fixed]], name)
+    confirmed = [{seed: None}] if confirm else []
+    _check_axes([*axes, confirmed, [search.over] if search else [], [spec.fixed]], name)
+    code = code_of(notebook)
 
-    runs, code = [], code_of(notebook)
-    for points in itertools.product(*axes):
-        settings = {key: value for point in points for key, value in point.items()}
+    def make_run(settings: dict) -> Run:
         check_parameters(annotations, settings, script.stem)
         values = {**defaults, **base, **settings}
         values = {k: convert(v, annotations[k]) for k, v in values.items() if k != "out"}
-        runs.append(Run(key_of(code, values), {k: values[k] for k in settings}, values))
+        return Run(key_of(code, values), {k: values[k] for k in settings}, values)
+
+    points = [] if search else itertools.product(*axes)
+    runs = [make_run({k: v for axis in point for k, v in axis.items()}) for point in points]
     _check_distinct(runs, name)
     within_budget = tuple(runs[: spec.budget.runs])
     return Sweep(
@@ -154,6 +180,10 @@ def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS) -> Swee
         threads=spec.threads,
         expected_minutes=profile.minutes.get(script.stem) if profile else None,
         specification=dict(content),
+        code=key_of(code, {}),
+        make_run=make_run,
+        search=search,
+        confirm=confirm,
     )
 
 
@@ -182,28 +212,42 @@ def key_of(code: Sequence[str], parameters: Mapping[str, object]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def draw(search: RandomSearch, name: str) -> list[dict]:
-    """Random draws. Each parameter has its own stream, so more draws or parameters leave existing ones unchanged."""
-    columns = {}
-    for parameter, distribution in search.over.items():
-        rng = np.random.default_rng([search.seed, zlib.crc32(str(parameter).encode())])
-        columns[parameter] = [_sample(rng, distribution, parameter, name) for _ in range(search.draws)]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+def _ranges(over: Mapping[str, object], annotations: Mapping, where: str, name: str) -> dict[str, list | dict]:
+    """The ranges of a search, checked, with values of the parameters' own types."""
+    checked = {}
+    for parameter, values in over.items():
+        match values:
+            case [_, *_]:
+                ends = values
+            case {"low": int() | float() as low, "high": int() | float() as high, **options} if (
+                low < high
+                and set(options) <= {"log", "step"}
+                and options.get("step", 1) > 0
+                and not (options.get("log") and (low <= 0 or "step" in options))
+            ):
+                ends = [low, high]
+            case _:
+                expected = "a list of choices, or {low: 1, high: 9} with step: 2, or with log: true if low is above 0"
+                raise _invalid(name, f"search: {parameter}", values, expected, "low above high, or a misspelled key")
+        for value in ends:
+            check_parameters(annotations, {parameter: value}, where)
+        ends = [convert(value, annotations[parameter]) for value in ends]
+        checked[parameter] = {**values, "low": ends[0], "high": ends[1]} if isinstance(values, Mapping) else ends
+    return checked
 
 
-def _sample(rng: np.random.Generator, distribution: object, parameter: str, name: str) -> object:
-    match distribution:
-        case [_, *_]:
-            return distribution[rng.integers(len(distribution))]
-        case {"uniform": [int() | float() as low, int() | float() as high]} if low < high:
-            return float(f"{rng.uniform(low, high):.4g}")
-        case {"log": [int() | float() as low, int() | float() as high]} if 0 < low < high:
-            return float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.4g}")
-        case {"whole": [int() as low, int() as high]} if low < high:
-            return int(rng.integers(low, high + 1))
-    expected = "a list to choose from, or {uniform: [LOW, HIGH]}, {log: [LOW, HIGH]} above 0, {whole: [LOW, HIGH]}"
-    cause = "low above high, or text: YAML reads 1e-3 as text, write 1.0e-3"
-    raise _invalid(name, f"random: {parameter}", distribution, expected, cause)
+def _confirmation(spec: Specification, name: str, values: Mapping[str, object]) -> tuple[str | None, Confirm | None]:
+    """(parameter, confirmation) of a search. So many seeds, if no list is given, follow that of the trials."""
+    for key in ("grid", "list", "seeds"):
+        if getattr(spec, key):
+            cause = "a search takes its parameters from `over`; `confirm` repeats the best trials with new seeds"
+            raise _invalid(name, f"search, {key}", "both", "one of them", cause)
+    if spec.confirm is None:
+        return None, None
+    parameter, seeds = _seeds(spec.confirm.seeds, name)
+    if not isinstance(spec.confirm.seeds, (list, Mapping)) and isinstance(values.get(parameter), int):
+        seeds = [values[parameter] + 1 + seed for seed in seeds]
+    return parameter, replace(spec.confirm, seeds=seeds)
 
 
 def _check_metrics(metrics: Mapping[str, str], notebook, script: Path, name: str) -> None:

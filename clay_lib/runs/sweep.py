@@ -10,17 +10,19 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clay_lib.cluster import cores, dask_client
 from clay_lib.errors import ContractError
 from clay_lib.files import locked, write_json
-from clay_lib.runs.notebooks import RUNS, read_script, run_notebook
+from clay_lib.runs.notebooks import RUN_FOLDER, RUNS, read_script, run_notebook
 from clay_lib.runs.parameters import declared_metrics
 from clay_lib.runs.profiles import read_profile
+from clay_lib.runs.search import Study, known_runs
 from clay_lib.runs.specification import Run, Sweep, read_sweep
 from clay_lib.runs.tables import read_ledger, read_run, runs_without, write_ledger
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KERNEL_MB = 1000  # assumed memory of a run until one has been measured
+POLL_SECONDS = 0.5  # between two looks at what the runs report
 KERNEL_ATTEMPTS = 2  # within one start, for a run whose kernel was killed from outside
 
 
@@ -40,7 +43,7 @@ def sweep(
     retry_failed: bool = False,
     report: bool = False,
 ) -> int:
-    """Run a notebook over a grid, a list or random draws of parameters; the same command resumes after a kill.
+    """Run a notebook over a grid, a list or a search of parameters; the same command resumes after a kill.
 
     Example: clay sweep papermill_runs/sweeps/example.yaml --dry-run
 
@@ -52,7 +55,7 @@ def sweep(
         retry_failed: run failed runs again
         report: only write the page of the file's present specification; without a file, one page of all sweeps
     """
-    from clay_lib.runs.report import write_report
+    from clay_lib.runs.reports import write_report
 
     if not (file or report):
         raise ContractError("file", "none", "papermill_runs/sweeps/NAME.yaml", "only --report works without one")
@@ -64,7 +67,7 @@ def sweep(
         table = run_sweep(spec, **options, runs=RUNS)
         failed = not dry_run and table["status"].isin(["failed", "died"]).any()
     elif spec and (RUNS / spec.name / "sweep.json").is_file():
-        write_summary(spec, RUNS / spec.name)
+        write_summary(known_runs(spec, RUNS / spec.name), RUNS / spec.name)
     if not dry_run:
         write_ledger(RUNS)
         print(f"Open {write_report(RUNS, spec.name if spec else None)}")
@@ -87,63 +90,86 @@ def run_sweep(
     """
     spec = spec if isinstance(spec, Sweep) else read_sweep(spec)
     home = Path(runs).resolve() / spec.name
+    study, planned = None, len(spec.runs)
+    if spec.search:
+        study = Study(spec, home, retry_failed=retry_failed, write=not dry_run)
+        spec, planned = replace(spec, runs=study.runs()), study.planned
     rows = {run.key: read_run(home / run.key) for run in spec.runs}
     states = {key: row["status"] if row else "new" for key, row in rows.items()}
-    keep = {"done"} if retry_failed else {"done", "failed"}
+    keep = {"done", "pruned"} if retry_failed else {"done", "pruned", "failed"}
     todo = [run for run in spec.runs if states[run.key] not in keep]
+    left = len(todo) + planned - len(spec.runs)
     _check_metrics(spec, [row for row in rows.values() if row and row["status"] == "done"])
-    count = workers or _worker_count(spec, len(todo), [row["peak_mb"] or 0 for row in rows.values() if row])
-    print(_forecast(spec, states, len(todo), Path(runs), count, retry_failed), flush=True)
-    if todo and not dry_run:
-        home.mkdir(parents=True, exist_ok=True)
-        with locked(home / ".lock", "sweep"):
+    count = workers or _worker_count(spec, left, [row["peak_mb"] or 0 for row in rows.values() if row])
+    print(_forecast(spec, states, planned, left, Path(runs), count, retry_failed), flush=True)
+    if not dry_run:
+        # Drivers on several machines may share a search: its runs and its study have locks of their own.
+        with nullcontext() if study or not left else locked(home / ".lock", "sweep"):
             write_summary(spec, home)
-            _run_all(spec, home, todo, count, scheduler)
-    elif not dry_run:
-        write_summary(spec, home)
+            if left:
+                _run_all(spec, home, study, iter(todo) if study is None else study.draw(), left, count, scheduler)
+        if study:
+            spec = replace(spec, runs=study.runs())
+            write_summary(spec, home)
+            rows = [run.key for run in spec.runs]
     table = read_ledger(runs, spec.name)
     table = table[table["run"].isin(list(rows))].reset_index(drop=True)
     if not dry_run:
-        print(_outcome(spec, table, retry_failed), flush=True)
+        print(_outcome(spec, table, planned, retry_failed), flush=True)
     return table
 
 
 # ---- on the driver
 
 
-def _run_all(spec: Sweep, home: Path, todo: Sequence[Run], count: int, scheduler: str) -> None:
-    """Submit the runs to workers and print a line as each one ends."""
-    from distributed import as_completed
+def _run_all(
+    spec: Sweep, home: Path, study: Study | None, runs: Iterator[Run | None], total: int, count: int, scheduler: str
+) -> None:
+    """Submit runs while workers are free, and print a line as each one ends.
+
+    runs: None stands for nothing to do until another one has ended. total: how many there may be.
+    """
+    import distributed
 
     local, gpus = not scheduler, _gpus()
     threads = spec.threads or (max(1, cores() // count) if local else None)
     deadline = time.time() + 60 * spec.minutes if spec.minutes else None
-    with dask_client(scheduler, workers=min(count, len(todo)), processes=True) as client:  # jobs, under SLURM
+    with dask_client(scheduler, workers=min(count, total), processes=True) as client:  # jobs, under SLURM
         _wait_for_workers(client, scheduler)
-        progress = _Progress(spec, len(todo), sum(client.nthreads().values()) or count)
-        futures = {}
-        for place, run in enumerate(todo):
-            task = Task(
-                sweep=spec.name,
-                script=str(spec.script),
-                source=spec.source,
-                folder=str(home / run.key),
-                run=run,
-                threads=threads,
-                timeout=spec.timeout,
-                gpus=gpus if local else (),
-                deadline=deadline,
-            )
-            # A pair as key makes one group of all runs, which Dask assigns one at a time.
-            future = client.submit(run_task, task, key=(str(home), run.key), pure=False, priority=-place)
-            futures[future.key] = (future, run)
-        for future in as_completed([future for future, _ in futures.values()]):
-            run = futures.pop(future.key)[1]
-            row = _collect(future, run, spec, home)
-            future.release()
-            progress(run, row)
-            if row and row["status"] == "done":
-                _check_metrics(spec, [row])
+        progress = _Progress(spec, total, sum(client.nthreads().values()) or count)
+        futures, submitted = {}, 0
+        while True:
+            slots = (sum(client.nthreads().values()) or count) * (1 if study else 2)  # a search asks when one is free
+            while len(futures) < slots and not (deadline and time.time() > deadline) and (run := next(runs, None)):
+                task = Task(
+                    sweep=spec.name,
+                    script=str(spec.script),
+                    source=spec.source,
+                    folder=str(home / run.key),
+                    run=run,
+                    threads=threads,
+                    timeout=spec.timeout,
+                    gpus=gpus if local else (),
+                    deadline=deadline,
+                )
+                # A pair as key makes one group of all runs, which Dask assigns one at a time.
+                future = client.submit(run_task, task, key=(str(home), run.key), pure=False, priority=-submitted)
+                futures[future.key], submitted = (future, run), submitted + 1
+            if not futures:
+                break
+            with suppress(TimeoutError):
+                distributed.wait([future for future, _ in futures.values()], POLL_SECONDS, "FIRST_COMPLETED")
+            if study:
+                study.follow()
+            for future, run in [pair for pair in futures.values() if pair[0].done()]:
+                del futures[future.key]
+                row = _collect(future, run, spec, home)
+                future.release()
+                progress(run, row)
+                if study:
+                    study.ended(run, row)
+                if row and row["status"] == "done":
+                    _check_metrics(spec, [row])
 
 
 def _collect(future, run: Run, spec: Sweep, home: Path) -> dict | None:
@@ -236,7 +262,7 @@ def run_task(task: Task) -> dict | None:
         row = read_run(folder)
         for _ in range(KERNEL_ATTEMPTS):
             recent = row is not None and record.exists() and record.stat().st_mtime > started
-            if row is not None and (row["status"] == "done" or (recent and row["status"] == "failed")):
+            if row is not None and (row["status"] in ("done", "pruned") or (recent and row["status"] == "failed")):
                 break  # `recent`: done by another worker that had been considered dead
             if task.deadline and time.time() > task.deadline:
                 return None
@@ -252,7 +278,7 @@ def run_task(task: Task) -> dict | None:
                 threads=task.threads,
                 out=folder,
                 source=task.source,
-                env=_own_gpu(task.gpus),
+                env=_own_gpu(task.gpus) | {RUN_FOLDER: str(folder)},
                 extra={"settings": settings},
             )
             row = read_run(folder)
@@ -294,17 +320,19 @@ class _Progress:
         self.seconds += seconds
         left = self.seconds / self.count * (self.total - self.count) / self.workers / 60
         settings = " ".join(f"{k}={v}" for k, v in run.settings.items()) or "as given"
-        state = "ok" if row["status"] == "done" else row["status"].upper()
+        state = {"done": "ok", "pruned": "pruned"}.get(row["status"]) or row["status"].upper()
         head = f"{self.count:>4}/{self.total}  {run.key}  {settings}"
         print(f"{head}  {state} {seconds:.1f} s  {score}  ({left:.1f} min left)", flush=True)
-        if row["status"] != "done":
+        if row["status"] not in ("done", "pruned"):
             print(f"      in {row['failed_cell'] or 'no cell'}: {row['error']}\n      see {row['folder']}", flush=True)
 
 
-def _forecast(spec: Sweep, states: dict, todo: int, runs: Path, workers: int, retry: bool) -> str:
+def _forecast(spec: Sweep, states: dict, planned: int, todo: int, runs: Path, workers: int, retry: bool) -> str:
     """Number of runs and minutes, from earlier runs (of this sweep, if there are any), else as a profile states them."""
     counts = Counter(states.values())
-    parts = [f"{counts['done']} done"] + [f"{counts[s]} {s}" for s in ("failed", "died", "unfinished") if counts[s]]
+    parts = [f"{counts['done']} done"] + [
+        f"{counts[s]} {s}" for s in ("pruned", "failed", "died", "unfinished") if counts[s]
+    ]
     if spec.over_budget:
         parts.append(f"{spec.over_budget} beyond the budget of runs")
     if counts["failed"] and not retry:
@@ -321,21 +349,22 @@ def _forecast(spec: Sweep, states: dict, todo: int, runs: Path, workers: int, re
     duration = "duration not yet measured" if minutes is None else f"about {todo * minutes / workers:.1f} min {source}"
     limit = f", of which {spec.minutes:g} are allowed" if spec.minutes else ""
     return (
-        f"sweep {spec.name}: {len(spec.runs)} runs of {spec.script.stem} ({', '.join(parts)}); "
+        f"sweep {spec.name}: {planned} runs of {spec.script.stem} ({', '.join(parts)}); "
         f"{todo} to do with {workers} worker{'s' * (workers > 1)}, {duration}{limit}"
     )
 
 
-def _outcome(spec: Sweep, table: pd.DataFrame, retried: bool) -> str:
+def _outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> str:
     counts = Counter(table["status"])
     minutes = table["seconds"].sum() / 60
-    lines = [f"{counts['done']} of {len(spec.runs)} runs done, {minutes:.1f} min of kernels in total"]
+    pruned = f", {counts['pruned']} pruned" if counts["pruned"] else ""
+    lines = [f"{counts['done']} of {planned} runs done{pruned}, {minutes:.1f} min of kernels in total"]
     lines += runs_without(table, spec.metrics)
     for row in table[table["status"].isin(["failed", "died"])].itertuples():
         lines.append(f"{row.status.upper()} {row.run} in {row.failed_cell or 'no cell'}: {row.error}")
     if counts["failed"] and not retried:
         lines.append("failed runs are kept as they are; --retry-failed runs them again")
-    if missing := len(spec.runs) - counts["done"] - counts["failed"] - counts["died"]:
+    if missing := planned - sum(counts[status] for status in ("done", "pruned", "failed", "died")):
         lines.append(f"{missing} not started or cut short: the same command continues")
     return "\n".join(lines)
 

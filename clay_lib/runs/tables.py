@@ -41,8 +41,9 @@ def read_run(folder: Path) -> dict | None:
     elif record["ok"]:
         status = "done" if _is_complete(folder, record) else "unfinished"
     else:
-        status = "died" if record["died"] else "failed"
+        status = "pruned" if record.get("pruned") else "died" if record["died"] else "failed"
     environment, git = record.get("environment", {}), record.get("git", {})
+    reached = record.get("reached") or (None, None)  # the last value that the notebook reported while it ran
     return {
         "sweep": request["sweep"],
         "run": folder.name,
@@ -52,6 +53,8 @@ def read_run(folder: Path) -> dict | None:
         "parameters": request["parameters"],
         "metrics": _values(record.get("metrics", {})) if status == "done" else {},
         **{key: record.get(key) for key in ("failed_cell", "error", "seconds", "peak_mb", "finished", "library")},
+        "reached_step": reached[0],
+        "reached": reached[1],
         "commit": git.get("commit"),
         "changed": git.get("changed"),
         **{key: environment.get(key) for key in ("python", "machine", "cores")},

@@ -55,24 +55,11 @@ def test_grid_with_seeds_gives_every_setting_once_per_seed(folder):
     assert sweep.varied == ["rate", "kind"]
 
 
-def test_lists_and_draws_multiply_with_seeds_and_budget_cuts(folder):
-    over = {"rate": {"log": [1e-4, 1e-2]}, "steps": {"whole": [2, 8]}}
-    sweep = make(folder, grid=None, list=[{}, {"kind": "b"}], random={"draws": 3, "over": over}, seeds={"seed": [5, 9]})
-    assert len(sweep.runs) == 12 and set(sweep.varied) == {"rate", "steps", "kind"}
-    assert all(1e-4 <= run.settings["rate"] <= 1e-2 and 2 <= run.settings["steps"] <= 8 for run in sweep.runs)
+def test_list_multiplies_with_grid_and_seeds_and_budget_cuts(folder):
+    sweep = make(folder, grid={"rate": [0.1, 0.2, 0.3]}, list=[{}, {"kind": "b"}], seeds={"seed": [5, 9]})
+    assert len(sweep.runs) == 12 and set(sweep.varied) == {"rate", "kind"}
     cut = make(folder, budget={"runs": 5, "minutes": 2})
     assert len(cut.runs) == 5 and cut.over_budget == 7 and cut.minutes == 2
-
-
-def test_more_draws_and_parameters_leave_existing_draws_unchanged(folder):
-    def draws(count, **over):
-        sweep = make(
-            folder, grid=None, seeds=None, random={"draws": count, "over": {"rate": {"uniform": [0, 1]}, **over}}
-        )
-        return [run.settings["rate"] for run in sweep.runs]
-
-    assert draws(8)[:4] == draws(4) == draws(4, kind=["a", "b"])
-    assert len(set(draws(8))) == 8
 
 
 def test_fixed_values_override_the_profile(folder, tmp_path):
@@ -128,11 +115,6 @@ WRONG = [
     ({"budget": {"runs": 0}}, "v>0"),
     ({"budget": {"hours": 1}}, "'hours'"),
     ({"timeout": -1}, "v>0"),
-    ({"random": {"draws": 3}}, "required: over"),
-    ({"grid": None, "random": {"draws": 3, "over": {"rate": {"log": [0, 1]}}}}, "low above high"),
-    ({"grid": None, "random": {"draws": 3, "over": {"rate": {"log": ["1e-4", 1]}}}}, "1.0e-3"),
-    ({"grid": None, "random": {"draws": 0, "over": {"rate": [1.0]}}}, "v>0"),
-    ({"grid": None, "random": {"draws": 9, "over": {"kind": ["a", "b"]}}}, "two runs of one hash"),
 ]
 
 
@@ -179,8 +161,9 @@ def test_specification_in_the_readme_is_valid(tmp_path):
     sweep = read_sweep(tmp_path / "readme.yaml")
     assert len(sweep.runs) == 18 and sweep.seed == "seed" and len(sweep.metrics) == 2
     base = {k: v for k, v in sweep.specification.items() if k not in ("grid", "seeds", "budget")}
-    for key, value in yaml.safe_load(more).items():
-        assert make_sweep({**base, key: value}, name="more").runs
+    content = yaml.safe_load(more)
+    assert make_sweep({**base, "list": content.pop("list")}, name="more").runs
+    assert make_sweep({**base, **content}, name="more").search.trials == 40
 
 
 def test_sweep_with_a_profiles_name_raises(folder):

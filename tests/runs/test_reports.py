@@ -12,7 +12,7 @@ import yaml
 from clay_lib import ContractError
 from clay_lib import __main__ as cli
 from clay_lib.files import write_json
-from clay_lib.runs import report, sweep, tables
+from clay_lib.runs import reports, sweep, tables
 from clay_lib.runs.tables import best, comparable_rows, differences, over_seeds
 
 SCRIPT = """# %% tags=["parameters"]
@@ -72,7 +72,7 @@ def test_failed_hard_settings_do_not_favor_a_level(swept):
     means = over_seeds(comparable_rows(table, "loss", ["opt"]), "loss", ["opt"]).set_index("opt")
     assert means["value"]["a"] == means["value"]["b"] == pytest.approx(0.301)
     assert set(comparable_rows(table, "loss", ["lr"])["parameter opt"]) == {"a"}
-    fig = report.effect(table, "opt", spec.metrics)
+    fig = reports.effect(table, "opt", spec.metrics)
     assert "12 of 15 comparable runs" in fig.axes[0].get_xlabel()
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["a", "b\n3 lost"]
     drawn = fig.axes[0].containers[0].lines[0].get_ydata()
@@ -86,16 +86,16 @@ def test_budget_that_cuts_through_a_seed_leaves_equal_levels_equal(swept):
     )  # fmt: skip
     means = over_seeds(comparable_rows(table, "loss", ["opt"]), "loss", ["opt"])
     assert means["value"].nunique() == 1 and (means["seeds"] == 1).all()
-    assert "4 of 5 comparable runs" in report.pair(table, "lr", "opt", "loss").axes[0].get_xlabel()
+    assert "4 of 5 comparable runs" in reports.pair(table, "lr", "opt", "loss").axes[0].get_xlabel()
 
 
 def test_levels_without_a_common_setting_have_dots_and_no_mean(swept):
     works = {("a", 0.1), ("b", 0.9)}
     spec, table = swept(lambda s: {"loss": s["lr"]} if (s["opt"], s["lr"]) in works else None)
     assert comparable_rows(table, "loss", ["opt"]).empty
-    ax = report.effect(table, "opt", spec.metrics).axes[0]
+    ax = reports.effect(table, "opt", spec.metrics).axes[0]
     assert "no mean" in ax.get_xlabel() and pd.isna(ax.containers[0].lines[0].get_ydata()).all()
-    assert "lr" in report.pair(table, "opt", "lr", "loss").axes[0].get_xlabel()
+    assert "lr" in reports.pair(table, "opt", "lr", "loss").axes[0].get_xlabel()
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf, None], ids=["nan", "inf", "failed"])
@@ -109,13 +109,13 @@ def test_setting_that_lost_a_seed_never_leads(swept, lost, capsys):
     for direction in ("min", "max"):
         lead = best(table, "loss", direction, ["opt"])
         assert list(lead["opt"]) == ["b", "a"] and list(lead["lost"]) == [0, 1] and list(lead["seeds"]) == [3, 2]
-    labels = [t.get_text() for t in report.ranking(table, "loss", "min", ["opt"]).axes[0].get_yticklabels()]
+    labels = [t.get_text() for t in reports.ranking(table, "loss", "min", ["opt"]).axes[0].get_yticklabels()]
     assert labels == ["opt b", "opt a (1 lost)"]
     assert cli.main(["sweep", str(swept.folder / "s.yaml"), "--report"]) == 0
     page = (swept.folder / "runs" / "s" / "report.html").read_text()
     assert "2, 1 lost" in page and "stand below" in page
     assert ("1 of 6 finished runs have no number as loss" in page) == (lost is not None)
-    printed = sweep._outcome(spec, table, False)
+    printed = sweep._outcome(spec, table, 6, False)
     assert ("no number as loss" in printed) == (lost is not None)
 
 
