@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor
 
 from clay_lib.checkpoint import load_model, save_model
-from clay_lib.data.check import check_image, inspect_image
-from clay_lib.data.images import open_image
-from clay_lib.datacube import Datacube, When, as_valid, check_reading, make_datacube, per_chip
+from clay_lib.data.check import Inspection, check_image, inspect_image
+from clay_lib.data.images import Image, open_image, with_metadata
+from clay_lib.datacube import Datacube, When, check_reading, make_datacube, per_chip
 from clay_lib.encoder import MIN_VALID, Encoded, unpatchify, unpatchify_mask
 from clay_lib.errors import warn
 from clay_lib.model import ClayConfig, ClayMAE, cosine_initialize
@@ -23,7 +23,6 @@ from clay_lib.sensors import SENSORS, Sensor
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clay_lib.data.check import Finding
     from clay_lib.data.chips import Chips
 
 
@@ -124,21 +123,21 @@ class Clay:
         """
         sensor = SENSORS.resolve(sensor)
         arguments = dict(when=when, lat=lat, lon=lon, gsd=gsd, in_decibel=in_decibel)
-        native, metadata = _open(pixels, sensor, bands=bands, valid=valid, nodata=nodata, **arguments)
+        image = open_image(pixels, sensor, bands=bands, nodata=nodata, when=when, in_decibel=in_decibel)
+        image = with_metadata(image, valid=valid, **arguments)
         if check:
-            _check(native, sensor, metadata)
+            _check(image, sensor)
         parameter = self.model.encoder.cls_token
-        cube = make_datacube(native, sensor, reading=reading or self.reading, **metadata)
+        cube = make_datacube(image.pixels, sensor, reading=reading or self.reading, **image.metadata)
         return cube.to(parameter.device, parameter.dtype)
 
-    def check(self, pixels, sensor: str | Sensor, **metadata) -> list[Finding]:
-        """Errors and warnings about an image, as its check finds them before embedding; nothing is raised.
+    def check(self, pixels, sensor: str | Sensor, **metadata) -> Inspection:
+        """What an image is taken for, the numbers that the model gets, and errors and warnings; nothing is raised.
 
-        pixels, metadata (bands, when, lat, lon, gsd, valid, nodata, in_decibel): as for `cube`.
+        The result displays itself. pixels, metadata (bands, when, lat, lon, gsd, valid, nodata, in_decibel, and scale
+        and offset of files): as for `cube`. The same as `clay check` and data.inspect_image.
         """
-        sensor = SENSORS.resolve(sensor)
-        native, metadata = _open(pixels, sensor, **metadata)
-        return inspect_image(native, sensor, **metadata)
+        return inspect_image(pixels, sensor, **metadata)
 
     @torch.inference_mode()
     def embed(
@@ -207,33 +206,19 @@ def cosine_initialized(config: ClayConfig, seed: int = 0) -> Clay:
     return clay
 
 
-def _open(pixels, sensor: Sensor, *, bands=None, valid=None, nodata=None, **arguments) -> tuple[np.ndarray, dict]:
-    """Native numbers [B, C, H, W] with NaN for holes, and metadata: arguments before the image's own."""
-    image = open_image(pixels, sensor, bands=bands, nodata=nodata)
-    native = image.pixels
-    if valid is not None:
-        native = np.where(as_valid(valid, native.shape), native, np.float32(np.nan))
-    metadata = {name: getattr(image, name) for name in ("bands", "when", "lat", "lon", "gsd", "in_decibel")}
-    arguments = {name: value for name, value in arguments.items() if value is not None}
-    if "lat" in arguments or "lon" in arguments:  # a place is taken from one source
-        metadata |= {"lat": None, "lon": None}
-    return native, metadata | arguments
-
-
-def _check(native: np.ndarray, sensor: Sensor, metadata: dict) -> None:
+def _check(image: Image, sensor: Sensor) -> None:
     """Check the chips that have all bands, or else those that have any: one bad tile must not stop a batch.
 
     Of the other chips the valid patches are embedded, and the rest is NaN.
     """
-    bands = np.isfinite(native).any((2, 3))  # [B, C]
+    bands = np.isfinite(image.pixels).any((2, 3))  # [B, C]
     checked = bands.all(1) if bands.all(1).any() else bands.any(1)  # [B]
     if checked.any() and not checked.all():
-        for name in ("when", "lat", "lon"):
-            values = np.array(per_chip(name, metadata[name], len(native)), object)
-            metadata = metadata | {name: values[checked].tolist()}
-        native = native[checked]
+        each = {name: per_chip(name, getattr(image, name), len(checked)) for name in ("when", "lat", "lon")}
+        each = {name: np.array(values, object)[checked].tolist() for name, values in each.items()}
+        image = replace(image, pixels=image.pixels[checked], **each)
     if checked.any():
-        check_image(native, sensor, **metadata)
+        check_image(image, sensor)
 
 
 def _empty_chips(encoded: Encoded) -> Tensor | None:

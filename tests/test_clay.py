@@ -205,8 +205,8 @@ def test_image_is_checked_first_unless_switched_off():
     with pytest.raises(ContractError, match="10000"):
         CLAY.embed(reflectance, S2)
     assert CLAY.embed(reflectance, S2, check=False).chip.isfinite().all()
-    findings = CLAY.check(reflectance, S2)
-    assert [f.level for f in findings][0] == "error" and CLAY.check(land(), S2, **METADATA) == []
+    findings = CLAY.check(reflectance, S2).findings
+    assert [f.level for f in findings][0] == "error" and CLAY.check(land(), S2, **METADATA).findings == []
     batch = land(B=3)
     batch[1] = np.nan  # an empty tile does not stop the others
     with pytest.warns(UserWarning, match=r"chips \[1\] of 3"):

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "chips": "Chips world_chips",
-        "check": "check_image",
+        "check": "Inspection check_image inspect_image",
         "images": "open_image",
         "labels": "IGNORE class_folders points_on_scene raster_pairs world_set",
         "rasters": "coarser read_scene write_raster",

@@ -182,6 +182,14 @@ def product_name(source: str) -> dict[str, str]:
     return {}
 
 
+def header_date(tags: Mapping) -> str | None:
+    """The acquisition in a file's tags or attributes, as xarray writes it; TIFF's own DateTime is when it was written."""
+    try:
+        return datetime.fromisoformat(str(tags.get("datetime"))).isoformat()
+    except ValueError:
+        return None
+
+
 def _outer_name(source: str, part: str) -> dict[str, str]:
     """The level and baseline of a .SAFE folder around a file T36MXE_20230610T074621_B02_10m.jp2."""
     outer = [*SENTINEL_2_NAME.finditer(source.rpartition(part)[0])]
@@ -236,6 +244,10 @@ def _layout(
     labels: Sequence[str], sensor: Sensor, numbers: Mapping[str, str], source: str, sample
 ) -> tuple[list[str | None], str]:
     """(bands of a source without labels, from how many there are; the order that this takes for granted)."""
+    if len(labels) == 1 and len(sensor.bands) > 1:
+        cause = "a label raster, or one band of several: hand in the folder of all, or name it, bands=['red']"
+        expected = f"the {len(sensor.bands)} of {sensor.name}: {list(sensor.band_names)}"
+        raise ContractError("bands", f"one band in {source}", expected, cause)
     if any(labels):
         expected = f"names of {sensor.name}: {list(sensor.band_names)}"
         cause = "another sensor, or custom names: give bands=[...], one a band, None for one to leave out"

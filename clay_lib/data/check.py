@@ -1,5 +1,6 @@
-"""Image check: do pixels, bands, place and date fit the sensor? Done before the model sees an image.
+"""Image check: what an image is taken for, and whether its pixels, bands, place and date fit the sensor.
 
+    >>> print(inspect_image("scene.tif", "sentinel-2-l2a"))  # the same as `clay check scene.tif` and `clay.check(...)`
     >>> check_image(pixels, "sentinel-2-l2a", when="2023-06-10", lat=-3.4, lon=34.1)
     ContractError: pixels: found median of band nir08 is 0.28, the sensor's mean is 2785; expected Sentinel-2 L2A,
     surface reflectance x 10000. Likely cause: looks like reflectance or an image scaled to 0..1; multiply by 10000
@@ -9,105 +10,204 @@ Errors are what cannot be right, warnings what is unlikely. The rules for number
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import textwrap
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from clay_lib.data import check_rules as rules
 from clay_lib.data.bands import FACTS, Facts
-from clay_lib.data.check_rules import FEW, Finding, ImageSample, error, short, warning
-from clay_lib.data.images import as_batch
-from clay_lib.datacube import Datacube, as_numpy, as_valid, latlon_code, parse_when, per_chip
+from clay_lib.data.check_rules import Finding, ImageSample, error, short, warning
+from clay_lib.data.images import Image, as_batch, open_image, with_metadata
+from clay_lib.datacube import latlon_code, parse_when, per_chip
 from clay_lib.errors import ContractError, number, warn
-from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor, check_wavelength
+from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 SAMPLE = 4096  # pixels in the sample, of all chips together
 PER_CHIP = 16  # at least
+COLUMNS = 100  # of the terminal
 
 
 class ContractWarning(UserWarning):
     """An image that is unlikely to be what its caller says it is."""
 
 
-def check_image(pixels, sensor: str | Sensor, **metadata) -> list[Finding]:
-    """`inspect_image`, raised and warned: ContractError for the first error, one ContractWarning a warning."""
-    findings = inspect_image(pixels, sensor, **metadata)
-    for finding in findings:
+@dataclass(frozen=True, eq=False, repr=False)
+class Inspection:
+    """What an image is taken for and what is wrong with it. It displays itself, in a terminal and in a notebook.
+
+    findings: errors first. image: native numbers and metadata as the model gets them; None where it cannot be read.
+    """
+
+    source: str
+    sensor: Sensor | None
+    findings: list[Finding]
+    image: Image | None = None
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    def raise_errors(self) -> None:
+        """ContractError for the first error, which names the others too."""
+        if self.errors:
+            first, *rest = self.errors
+            more = "".join(f"; also {f.field}: {f.found}" for f in rest)
+            raise ContractError(first.field, first.found, first.expected, first.cause + more)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return () if self.image is None else self.image.bands or self.sensor.band_names
+
+    @cached_property
+    def bands(self) -> pd.DataFrame:
+        """A row a band: percentiles 5, 50 and 95 in native numbers and normalized, share of holes, what decided it."""
+        import pandas as pd
+
+        rows = []
+        for i, name in enumerate(self.names):
+            values = self.image.pixels[:, i]
+            sample = values.ravel()[:: max(1, values.size // 2**20)]
+            sample = sample[np.isfinite(sample)]
+            native = np.percentile(sample, (5, 50, 95)) if sample.size else np.full(3, np.nan)
+            normalized = self.sensor.normalize(native[None, None], [name], in_decibel=self.image.in_decibel)[0, 0]
+            reason = self.image.origin.get(name) or f"the sensor's order, band {i + 1} of {len(self.names)}"
+            rows.append([name, *native, *normalized, np.isnan(values).mean(), reason])
+        numbers = [(units, share) for units in ("native", "normalized") for share in ("5 %", "median", "95 %")]
+        columns = [("", "band"), *numbers, ("", "holes"), ("", "decided by")]
+        return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(columns))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """{"place": "-25.3160, -48.1060 (EPSG:32722)"} and the like, each with where it comes from."""
+        if self.image is None:
+            return {}
+        image, origin = self.image, self.image.origin
+        (B, *shape), unknown = image.pixels.shape, "unknown, which the model is told"
+        lat, lon, when = (_list(value) for value in (image.lat, image.lon, image.when))
+        more = f" and of {B - 1} more" if B > 1 else ""
+        gsd, place, dated = (origin.get(name, "given") for name in ("gsd", "lat", "when"))
+        facts = {
+            "source": f"{origin.get('source', 'image')}, read as {f'{B} x ' * (B > 1)}{' x '.join(map(str, shape))}",
+            "place": unknown if lat[0] is None else f"{lat[0]:.4f}, {lon[0]:.4f}{more} ({place})",
+            "date": unknown if when[0] is None else f"{when[0]}{more} ({dated})",
+            "ground": f"{self.sensor.gsd:g} m a pixel (the sensor's own)",
+            "holes": f"{np.isnan(image.pixels).any(1).mean():.1%} of the pixels lack a band",
+        }
+        if image.gsd is not None:
+            facts["ground"] = f"{float(_list(image.gsd)[0]):g} m a pixel ({place if 'gsd' not in origin else gsd})"
+        if self.sensor.decibel:
+            reason = origin.get("in_decibel") or f"the median is {'negative' if image.in_decibel else 'positive'}"
+            facts["units"] = f"{'decibel' if image.in_decibel else 'linear power, converted to decibel'} ({reason})"
+        elif origin.get("units"):
+            facts["units"] = origin["units"]
+        if absent := [name for name in self.sensor.band_names if name not in self.names]:
+            facts["absent"] = f"{', '.join(absent)} (the model takes any subset)"
+        return facts
+
+    @property
+    def title(self) -> str:
+        """Such as "scene.tif as sentinel-2-l2a: 1 error, 2 warnings"."""
+        counts = (len(self.errors), "error"), (len(self.findings) - len(self.errors), "warning")
+        verdict = ", ".join(f"{n} {word}{'s' * (n > 1)}" for n, word in counts if n) or "as expected"
+        return f"{self.source}{f' as {self.sensor.name}' if self.sensor else ''}: {verdict}"
+
+    def __repr__(self) -> str:
+        lines = [self.title, *(f"  {k:<8}{v}"[:COLUMNS] for k, v in self.facts.items())]
+        if self.image is not None:
+            table = self.bands.to_string(index=False, formatters=FORMATTERS).splitlines()
+            lines += ["", *(f"  {row}".rstrip()[:COLUMNS] for row in table)]
+        for finding in self.findings:
+            lines += ["", *textwrap.wrap(f"{finding.level}: {finding}", COLUMNS, subsequent_indent="  ")]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from clay_lib.figures.style import data_url  # matplotlib
+
+        rows = [*self.facts.items(), *((f.level, str(f)) for f in self.findings)]
+        cells = ("".join(f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row) for row in rows)
+        parts = [f"<b>{html.escape(self.title)}</b><table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"]
+        if self.image is not None:
+            parts.append(self.bands.to_html(index=False, border=0, formatters=FORMATTERS))
+            parts.append(f"<img src='{data_url(self.figure())}' style='max-width:100%'>")
+        return "".join(parts)
+
+    def figure(self) -> Figure:
+        """The datacube that the model gets: image, holes, histograms against the sensor's range, place."""
+        from clay_lib.figures.inspection import datacube  # matplotlib
+
+        image = self.image
+        if image is None:
+            raise ContractError("image", "none that can be read", "an image", str(self.findings[0]))
+        return datacube(
+            image.pixels, self.sensor, self.names, lat=image.lat, lon=image.lon, gsd=image.gsd,
+            in_decibel=image.in_decibel, title=self.title,
+        )  # fmt: skip
+
+
+FORMATTERS = ["{:<12}".format, *[short] * 3, *["{:.2f}".format] * 3, "{:.1%}".format, "{:<34}".format]
+
+
+def check_image(source, sensor: str | Sensor, **metadata) -> list[Finding]:
+    """The findings of `inspect_image`, raised and warned: ContractError for errors, one ContractWarning a warning."""
+    inspection = inspect_image(source, sensor, **metadata)
+    for finding in inspection.findings:
         if finding.level == "warning":
             warn(str(finding), ContractWarning)
-    errors = [f for f in findings if f.level == "error"]
-    if errors:
-        first, *rest = errors
-        more = "".join(f"; also {f.field}: {f.found}" for f in rest)
-        raise ContractError(first.field, first.found, first.expected, first.cause + more)
-    return findings
+    inspection.raise_errors()
+    return inspection.findings
 
 
 def inspect_image(
-    pixels,
-    sensor: str | Sensor,
-    *,
-    bands: Sequence[str] | None = None,
-    gsd=None,
-    lat=None,
-    lon=None,
-    when=None,
-    in_decibel: bool = False,
-    valid=None,
-) -> list[Finding]:
-    """What is wrong with an image and its metadata, errors first; nothing is raised.
+    source, sensor: str | Sensor, *, bands=None, valid=None, nodata=None, scale=None, offset=None, **given
+) -> Inspection:
+    """What an image of any kind is taken for and what is wrong with it; nothing is raised.
 
-    pixels: native numbers [C, H, W] or [B, C, H, W], NaN where missing; valid: bool [H, W] or [B, H, W], False where
-    missing. gsd: meters; lat, lon: degrees; when: one for all or one a chip, as in `make_datacube`.
+    source, bands, nodata: as for `open_image`, or an Image. valid: True where something was measured, [H, W],
+    [B, H, W] or [B, C, H, W]. scale, offset: native = value * scale + offset, for files in other units.
+    given: gsd (meters), lat and lon (degrees), when (one for all or one a chip, as in `make_datacube`) and in_decibel
+    take precedence over the image's own. A place is compared to the image's own too.
     """
+    name, image, findings = _name(source), None, []
     try:
         sensor = SENSORS.resolve(sensor)
-        names = tuple(sensor.band_names[i] for i in sensor.indices(bands))
     except Exception as problem:
-        return [_caught("bands", bands, "names of bands", problem)]
+        return Inspection(name, None, [_caught("sensor", sensor, "the name of a sensor", problem)])
     try:
-        array = as_batch(as_numpy(pixels), sensor, names)
-        valid = None if valid is None else as_valid(valid, array.shape)
+        if isinstance(source, Image):
+            own = source  # which threads embed: no filter of warnings is changed
+        else:
+            with warnings.catch_warnings(record=True) as messages:
+                warnings.simplefilter("always")
+                reading = dict(when=given.get("when"), in_decibel=given.get("in_decibel"), scale=scale, offset=offset)
+                own = open_image(source, sensor, bands=bands, nodata=nodata, **reading)
+            told = dict.fromkeys(str(m.message) for m in messages if issubclass(m.category, UserWarning))
+            findings = [warning("reading", message, "", "") for message in told]
+        image = with_metadata(own, valid=valid, **given)
+        array = as_batch(image.pixels, sensor, image.bands or sensor.band_names)
     except Exception as problem:
-        chips, findings = None, [_caught("pixels", pixels, "numbers", problem)]
+        findings, image = [_caught("pixels", source, "numbers, a file or a folder", problem)], None
     else:
-        chips, findings = len(array), _inspect_pixels(array, names, sensor, in_decibel, valid)
+        names = image.bands or sensor.band_names
+        findings += [*_inspect_pixels(array, names, sensor, image.in_decibel, image.stored), *_elsewhere(own, image)]
+    chips = None if image is None else len(image.pixels)
+    gsd, lat, lon, when = (given.get(k) if image is None else getattr(image, k) for k in ("gsd", "lat", "lon", "when"))
     findings += [*_distance(gsd, sensor), *_place(lat, lon, chips, sensor), *_date(when, chips, sensor)]
-    return sorted(findings, key=lambda f: f.level)
-
-
-def inspect_scene(scene, *, lat: float | None = None, lon: float | None = None, when=None) -> list[Finding]:
-    """The same for a Scene of `read_scene`; a lat and lon given with it are compared to those of its CRS."""
-    findings = inspect_image(
-        scene.pixels,
-        scene.sensor,
-        bands=scene.bands,
-        gsd=scene.gsd,
-        lat=scene.lat if lat is None else lat,
-        lon=scene.lon if lon is None else lon,
-        when=scene.when if when is None else when,
-        in_decibel=scene.in_decibel,
-        valid=scene.valid,
-    )
-    if None in (lat, lon, scene.lat, scene.lon) or any(f.field in ("lat", "lon") for f in findings):
-        return findings
-
-    def degrees(lat, lon):  # the greater of the two differences, across the antimeridian
-        return max(abs(lat - scene.lat), abs((lon - scene.lon + 180) % 360 - 180))
-
-    if degrees(lat, lon) > 1:
-        found = f"{lat:.4f}, {lon:.4f}, {degrees(lat, lon):.0f} degrees from the scene"
-        expected = f"near {scene.lat:.4f}, {scene.lon:.4f}, which its CRS gives"
-        if degrees(lon, lat) < 1:
-            return [error("lat", found, expected, "lat and lon are swapped"), *findings]
-        findings.append(warning("lat", found, expected, "another scene's place"))
-    return findings
+    return Inspection(name, sensor, sorted(findings, key=lambda f: f.level), image)
 
 
 def check(
@@ -121,14 +221,15 @@ def check(
     in_decibel: bool | None = None,
     scale: float | None = None,
     offset: float | None = None,
+    figure: str = "",
 ) -> int:
-    """Check a scene against its sensor: units, bands, missing pixels, place and date.
+    """Check an image against its sensor: bands, units, missing pixels, place and date, as the model will get them.
 
-    Example: clay check scene.tif --sensor sentinel-2-l2a --when 2023-06-10
+    Example: clay check scene.tif --sensor sentinel-2-l2a --when 2023-06-10 --figure check.png
 
     Args:
         path: a GeoTIFF or another raster, or a folder of single-band files
-        sensor: the sensor of the scene, such as sentinel-2-l2a
+        sensor: the sensor of the image, such as sentinel-2-l2a
         bands: its bands in file order, separated by commas, - for one to leave out: blue,green,red,-,nir
         when: date of the image, such as 2023-06-10T10:30
         lat: degrees, to be compared to the file's own place
@@ -136,23 +237,27 @@ def check(
         in_decibel: radar in dB; by default decided by the sign of the numbers
         scale: native = value * scale + offset, for files in other units; by default what the header says
         offset: see scale
+        figure: a PNG to draw: the image, its holes, each band's histogram against the sensor's, the place
     """
-    from clay_lib.data.rasters import read_scene
-
-    if (lat is None) != (lon is None):
-        raise ContractError("lat, lon", (lat, lon), "both, or neither", "one of the two is missing")
     names = [None if name.strip() in ("-", "") else name.strip() for name in bands.split(",")] if bands else None
-    source, units = Path(path).expanduser(), dict(in_decibel=in_decibel, scale=scale, offset=offset)
-    scene = read_scene(source, sensor, bands=names, when=when or None, **units)
-    findings = inspect_scene(scene, lat=lat, lon=lon)
-    shape = " x ".join(map(str, scene.pixels.shape))
-    place = "no place" if scene.lat is None else f"{scene.lat:.4f}, {scene.lon:.4f}"
-    print(f"{source.name}: {shape}, {', '.join(scene.bands)}, {scene.gsd:g} m, {place}")
-    for f in findings:
-        print(f"\n{f.level}: {f.field}\n  found     {f.found}\n  expected  {f.expected}\n  cause     {f.cause}")
-    errors = sum(f.level == "error" for f in findings)
-    print(f"\n{errors} errors, {len(findings) - errors} warnings" if findings else "as expected")
-    return 2 if errors else 0
+    given = dict(when=when or None, lat=lat, lon=lon, in_decibel=in_decibel, scale=scale, offset=offset)
+    inspection = inspect_image(os.path.expanduser(path), sensor, bands=names, **given)
+    if inspection.image is None:
+        inspection.raise_errors()
+    print(inspection)
+    if figure:
+        from clay_lib.figures.style import save  # matplotlib
+
+        print(f"\n{save(inspection.figure(), figure)}")
+    return 2 if inspection.errors else 0
+
+
+def _name(source) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source).name or str(source)
+    if isinstance(source, (list, tuple)) and source and isinstance(source[0], (str, os.PathLike)):
+        return f"{Path(source[0]).name} and {len(source) - 1} more"
+    return "the image" if isinstance(source, Image) else f"the {type(source).__name__}"
 
 
 def _caught(field: str, value, expected: str, problem: Exception) -> Finding:
@@ -165,32 +270,29 @@ def _caught(field: str, value, expected: str, problem: Exception) -> Finding:
 # ---- pixels ----
 
 
-def _inspect_pixels(array: np.ndarray, names, sensor: Sensor, in_decibel: bool, valid) -> list[Finding]:
-    """A regular sample carries the statistics; the extremes are of all numbers. array, valid [B, C, H, W]."""
+def _inspect_pixels(array: np.ndarray, names, sensor: Sensor, in_decibel: bool, stored: np.dtype) -> list[Finding]:
+    """A regular sample of array [B, C, H, W] carries the statistics; the extremes are of all numbers. NaN: a hole."""
     B, C, H, W = array.shape
     step = max(1, min(H * W * B // SAMPLE, H * W // PER_CHIP))
     while step > 1 and math.gcd(step, W) > 1:  # else the sample would be a few columns
         step += 1
     sample = array.reshape(B, C, H * W)[..., ::step].astype(np.float64)  # [B, C, n]
-    if valid is not None:
-        sample[~valid.reshape(B, C, H * W)[..., ::step]] = np.nan
-    every = array if valid is None else array[valid]
     missing = np.isnan(sample)
-    findings = [*_missing(missing, array, valid, names)]
+    findings = [*_missing(missing, array, names)]
     if missing.all():
         return findings
-    low, high = (float(least.reduce(every, axis=None)) for least in (np.fmin, np.fmax))
+    low, high = (float(least.reduce(array, axis=None)) for least in (np.fmin, np.fmax))
     pooled = sample.transpose(1, 0, 2).reshape(C, -1)
-    image = ImageSample(sensor, tuple(names), pooled, array.dtype, low, high, bool(in_decibel))
+    image = ImageSample(sensor, tuple(names), pooled, stored, low, high, bool(in_decibel))
     return findings + ([*_mixed_units(sample, image)] or _inspect_numbers(image))
 
 
 def _inspect_numbers(s: ImageSample) -> list[Finding]:
     """All findings about the numbers; a finding about units silences those that would only follow from it."""
     findings = []
-    if not -900 < s.low <= s.high < 32767:  # where codes and infinities lie
-        findings = [*rules.infinite(s), *rules.nodata_codes(s)]
-        s = s.without(np.isin(s.values, rules.CODES) | np.isinf(s.values))
+    if not -900 < s.low <= s.high < 32767:  # where codes lie
+        findings = [*rules.nodata_codes(s)]
+        s = s.without(np.isin(s.values, rules.CODES))
     findings += rules.zeros(s)
     least, most = s.percentiles[0], s.percentiles[100]
     if not ((s.count > 0) & ((least != most) | (most != 0))).any():
@@ -203,16 +305,11 @@ def _inspect_numbers(s: ImageSample) -> list[Finding]:
     return findings + (units or [finding for rule in rest for finding in rule(s)])
 
 
-def _missing(missing: np.ndarray, array: np.ndarray, valid, names) -> Iterator[Finding]:
+def _missing(missing: np.ndarray, array: np.ndarray, names) -> Iterator[Finding]:
     """missing: [B, C, n] of the sample."""
     shares = missing.any(1).mean(1)  # a pixel is missing where any band is
-    empty = []
-    for chip in np.flatnonzero(shares == 1):  # the sample may have skipped the few measured pixels
-        holes = np.isnan(array[chip]).any(0)
-        if valid is not None:
-            holes |= ~valid[chip].all(0)
-        if holes.all():
-            empty.append(int(chip))
+    # the sample may have skipped the few measured pixels
+    empty = [int(chip) for chip in np.flatnonzero(shares == 1) if np.isnan(array[chip]).any(0).all()]
     chips = empty or [*np.flatnonzero(shares > 0.5)]
     where = f" in {len(chips)} of {len(shares)} chips, the first is number {chips[0]}" if chips else ""
     where = where if len(shares) > 1 else ""
@@ -244,6 +341,24 @@ def _mixed_units(sample: np.ndarray, image: ImageSample) -> Iterator[Finding]:
 
 
 # ---- ground distance, place and date ----
+
+
+def _elsewhere(own: Image, image: Image) -> Iterator[Finding]:
+    """A given place that is far from the one that the image itself states."""
+    numbers = (own.lat, own.lon, image.lat, image.lon)
+    if not all(isinstance(v, (int, float)) for v in numbers) or not abs(image.lat) <= 90 or abs(image.lon) > 360:
+        return
+
+    def degrees(lat, lon):  # the greater of the two differences, across the antimeridian
+        return max(abs(lat - own.lat), abs((lon - own.lon + 180) % 360 - 180))
+
+    if degrees(image.lat, image.lon) > 1:
+        found = f"{image.lat:.4f}, {image.lon:.4f}, {degrees(image.lat, image.lon):.0f} degrees from the image"
+        expected = f"near {own.lat:.4f}, {own.lon:.4f}, which its CRS gives"
+        if degrees(image.lon, image.lat) < 1:
+            yield error("lat", found, expected, "lat and lon are swapped")
+        else:
+            yield warning("lat", found, expected, "another scene's place")
 
 
 def _list(value) -> list:
@@ -320,97 +435,3 @@ def _date(when, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
         yield error("when", f"{days[0]}", expected, f"{order}, a placeholder such as 1970-01-01, or another sensor")
     if days and days[-1] > (datetime.now() + timedelta(days=1)).date():
         yield warning("when", f"{days[-1]}", "a day in the past", f"{order}, or this computer's clock")
-
-
-# ---- normalized batches ----
-
-
-def inspect_datacube(cube: Datacube | Mapping, sensor: str | Sensor | None = None) -> list[Finding]:
-    """What is wrong with a normalized batch: a Datacube, or the mapping that other Clay code builds."""
-    if isinstance(cube, Mapping):
-        cube = SimpleNamespace(**{str(k): v for k, v in cube.items()})
-    try:
-        sensor = None if sensor is None else SENSORS.resolve(sensor)
-        pixels, time, latlon, waves = (
-            torch.as_tensor(getattr(cube, name)).detach().cpu().double()
-            for name in ("pixels", "time", "latlon", "waves")
-        )
-        Datacube(pixels, time, latlon, 1.0, torch.full((pixels.shape[1],) if pixels.ndim == 4 else (1,), 0.5))
-        if waves.shape != (pixels.shape[1],):
-            raise ContractError("waves", tuple(waves.shape), f"[{pixels.shape[1]}]", "bands dropped on one side")
-    except Exception as problem:
-        return [_caught("cube", cube, "pixels [B, C, H, W], time and latlon [B, 4], gsd, waves [C]", problem)]
-    findings = [*_waves(waves.tolist(), sensor), *_distance(getattr(cube, "gsd", None), sensor)]
-    findings += [*_normalized(pixels, waves), *_codes(time.numpy(), latlon.numpy())]
-    return sorted(findings, key=lambda f: f.level)
-
-
-def _waves(waves: list[float], sensor: Sensor | None) -> Iterator[Finding]:
-    for wave in waves:
-        try:
-            check_wavelength("waves", wave)
-        except ContractError as problem:
-            yield _caught("waves", waves, "", problem)
-            return
-    usual = sensor.waves().tolist() if sensor else []
-    if sensor and len(waves) == len(usual) and not np.allclose(waves, usual, rtol=0.05):
-        reordered = np.allclose(sorted(waves), sorted(usual), rtol=0.05)
-        cause = "another order than the sensor's: right only if the pixels follow it" if reordered else "another sensor"
-        found, expected = (", ".join(f"{w:g}" for w in row) for row in (waves, usual))
-        yield warning("waves", found, f"{expected} um", cause)
-
-
-def _normalized(pixels: Tensor, waves: Tensor) -> Iterator[Finding]:
-    """pixels [B, C, H, W]."""
-    B, C, H, W = pixels.shape
-    expected = "mean near 0 and spread near 1: (native - mean) / std"
-    broken = ~pixels.isfinite()
-    if broken.any():
-        found = f"NaN or infinite in {float(broken.double().mean()):.1%} of the numbers"
-        yield error("pixels", found, "finite numbers", "missing pixels: set them to 0, the band's mean")
-        pixels = pixels.nan_to_num(0, 0, 0)
-    mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
-    zero, enough = (pixels == 0).all(0).all(-1).all(-1), B * H * W >= FEW
-    found = f"mean {float(mean[mean.abs().argmax()]):.3g} and spread {float(spread.max()):.3g} in a band"
-    low, high = float(pixels.min()), float(pixels.max())
-    if zero.all() and enough:
-        yield error("pixels", "zero in every pixel of every band", expected, "a batch that was never filled")
-    elif mean.abs().max() > 30 or spread.max() > 30:
-        yield error("pixels", found, expected, "native numbers that were not normalized")
-    elif mean.abs().median() > 10:
-        yield warning("pixels", found, expected, "statistics of another sensor")
-    elif enough and spread.max() < 2e-3 and mean.abs().max() > 0.05:
-        cause = "reflectance 0..1 normalized with the statistics of x 10000: 1 is tiny"
-        yield error("pixels", found, expected, cause)
-    elif enough and C > 1 and low >= 0 and high <= 1 and mean.max() < 0.9:
-        cause = "reflectance or an image scaled to 0..1 instead of normalized"
-        yield warning("pixels", f"all numbers from {low:.3g} to {high:.3g}", expected, cause)
-    if zero.any() and not zero.all() and enough:
-        band = int(zero.nonzero()[0])
-        found = f"zero in every pixel of band {band} ({float(waves[band]):g} um)"
-        cause = "a band that is missing: leave it out of pixels and waves"
-        yield warning("pixels", found, "measurements in every band", cause)
-
-
-def _codes(time: np.ndarray, latlon: np.ndarray) -> Iterator[Finding]:
-    """Sines and cosines [B, 4] of week and hour, latitude and longitude; zeros: unknown."""
-    for name, code in (("time", time), ("latlon", latlon)):
-        known = code[(code != 0).any(1)]
-        length = np.hypot(known[:, ::2], known[:, 1::2])
-        if not np.allclose(length, 1, atol=0.02):
-            worst = np.array2string(known[np.abs(length - 1).max(1).argmax()], precision=3)
-            cause = "raw numbers instead of their codes: see time_code and latlon_code"
-            yield error(name, worst, "sine and cosine pairs of length 1, or four zeros", cause)
-            continue
-        turns = np.arctan2(known[:, ::2], known[:, 1::2]) / (2 * np.pi)
-        if name == "latlon" and (known[:, 1] < -0.01).any():
-            found, expected = f"cos(lat) = {known[:, 1].min():.3g}", "latitudes within 90 degrees"
-            if (known[:, 3] < -0.01).any():
-                yield error(name, found, expected, "sines and cosines in another order")
-            else:
-                yield warning(name, found, expected, "lon before lat: swapped, unless reading='as_trained'")
-        if name == "time":
-            exact = {n: np.abs(turns * n - np.rint(turns * n)) < 0.02 for n in (52, 24)}
-            if len(turns) and not exact[52][:, 0].all() and exact[24][:, 0].all() and exact[52][:, 1].all():
-                expected, cause = "sin week, cos week, sin hour, cos hour", "the two codes are swapped"
-                yield warning(name, "an hour in the place of the week", expected, cause)

@@ -33,6 +33,8 @@ class Finding:
     cause: str
 
     def __str__(self) -> str:
+        if not self.expected:  # what a reader reported
+            return f"{self.field}: {self.found}"
         return f"{self.field}: found {self.found}; expected {self.expected}. Likely cause: {self.cause}"
 
 
@@ -43,7 +45,7 @@ error, warning = partial(Finding, "error"), partial(Finding, "warning")
 class ImageSample:
     """values [C, N]: float64, NaN where missing, some thousand pixels of all chips, chip by chip.
 
-    low, high: of all valid numbers, not of the sample alone; in_decibel: as the caller says.
+    dtype: as stored; low, high: of all valid numbers, not of the sample alone; in_decibel: as the caller says.
     """
 
     sensor: Sensor
@@ -86,7 +88,7 @@ class ImageSample:
     @cached_property
     def integers(self) -> bool:
         numbers = self.values[~np.isnan(self.values)]
-        return bool(self.dtype.kind in "iub" or (numbers == np.rint(numbers)).all())
+        return bool((numbers == np.rint(numbers)).all())
 
     def without(self, mask: np.ndarray) -> ImageSample:
         """The same without some of its numbers, which another rule has reported."""
@@ -110,13 +112,6 @@ def short(value: float) -> str:
 # ---- missing pixels ----
 
 
-def infinite(s: ImageSample) -> Iterator[Finding]:
-    if np.isinf(s.low) or np.isinf(s.high):
-        found = f"infinite numbers, {np.isinf(s.values).mean():.1%} of a sample"
-        cause = "a division by zero, or the logarithm of a power of zero: set them to NaN"
-        yield error("pixels", found, "finite numbers, or NaN where there is no measurement", cause)
-
-
 def nodata_codes(s: ImageSample) -> Iterator[Finding]:
     """Fill values that no sensor measures. Saturated pixels hold 32767 or 65535 too, but then others come near."""
     for code in CODES:
@@ -134,7 +129,7 @@ def nodata_codes(s: ImageSample) -> Iterator[Finding]:
 
 
 def zeros(s: ImageSample) -> Iterator[Finding]:
-    """Zero is the fill value of Landsat and Sentinel-2, and no radar power."""
+    """Zero is the fill value of Landsat and Sentinel-2."""
     zero = s.values == 0
     empty = zero.all(1) & (s.count > 0)
     if s.count.any() and empty[s.count > 0].all() and (s.pixels >= 16 or not s.facts.bits):
@@ -143,7 +138,7 @@ def zeros(s: ImageSample) -> Iterator[Finding]:
         return
     share = float(zero.all(0).mean())
     limit = 0.3 if s.facts.bits else 0.05
-    if share > limit and not (s.sensor.decibel and s.in_decibel):
+    if share > limit:
         cause = "fill outside the scene that counts as measured: pass valid=(pixels != 0).any(0), or set it to NaN"
         yield warning("pixels", f"zero in all bands in {share:.0%} of the pixels", f"at most {limit:.0%}", cause)
     for band in np.flatnonzero(empty) if s.pixels >= FEW else ():
@@ -248,10 +243,6 @@ def radar_units(s: ImageSample) -> Iterator[Finding]:
         yield finding(power, "uncalibrated counts or amplitude: use calibrated gamma0")
     elif s.pixels >= FEW and np.nanmin(p[1]) > 0.9 and np.nanmax(p[99]) < 3:
         yield finding(power, "dB undone twice: 10 ** (x / 10) was taken of power", "warning")
-    elif (below := float((s.values <= POWER_FLOOR).sum() / max(s.count.sum(), 1))) > 0.05:
-        found = f"{below:.0%} of the numbers at or below zero"
-        cause = "border or thermal noise was subtracted, or decibel mixed in: set them to NaN, or say in_decibel=True"
-        yield warning("pixels", found, "linear power above zero", cause)
 
 
 def negative(s: ImageSample) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ import torch
 from clay_lib.data.bands import (
     Bands,
     has_layout,
+    header_date,
     header_units,
     looks_like_decibel,
     match_bands,
@@ -67,6 +68,11 @@ class Image:
     stored: np.dtype = np.dtype(np.float32)
     origin: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def metadata(self) -> dict:
+        """What `make_datacube` takes beside the pixels and the sensor."""
+        return {name: getattr(self, name) for name in ("bands", "when", "lat", "lon", "gsd", "in_decibel")}
+
 
 def with_metadata(image: Image, *, valid=None, **given) -> Image:
     """The image with what a caller gives in place of its own: a mask, when, lat, lon, gsd, in_decibel; None: its own."""
@@ -79,7 +85,7 @@ def with_metadata(image: Image, *, valid=None, **given) -> Image:
     return replace(image, pixels=pixels, **given, origin={**image.origin, **dict.fromkeys(given, "given")})
 
 
-def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: float | None = None) -> Image:
+def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: float | None = None, **reading) -> Image:
     """A NumPy array, torch tensor, xarray DataArray or Dataset, a raster file or folder, or a Scene, as an Image.
 
     source: numbers of any dtype and device, [C, H, W] or [B, C, H, W]; a DataArray with a band, a y and an x dimension
@@ -92,6 +98,7 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
     the sensor's and the others left out; bands without names must be all the sensor's in its order.
     nodata: the fill value, instead of the source's own; where it could be a measurement (0, or 255 in 8 bit), it
     counts only where every band holds it. NaN, infinities and masked elements are missing too.
+    reading: when, in_decibel, scale and offset of `read_scene`, for files; None: not given.
     An Image is returned as it is. Raises ContractError for anything that cannot be read or named.
     """
     if isinstance(source, Image):
@@ -100,7 +107,9 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
         return _from_scene(source, SENSORS.resolve(sensor), bands, _fill_value(nodata))
     sensor, fill = SENSORS.resolve(sensor), _fill_value(nodata)
     if isinstance(source, (str, os.PathLike)) or _is_path_list(source):
-        return _from_files(source, sensor, bands, fill)
+        return _from_files(source, sensor, bands, fill, reading)
+    if any(reading.get(name) is not None for name in ("scale", "offset")):
+        raise ContractError("scale, offset", "numbers in memory", "a file", "convert them to native numbers first")
     xarray = sys.modules.get("xarray")  # imported already if the source is one of its types
     if xarray and isinstance(source, (xarray.DataArray, xarray.Dataset)):
         return _from_xarray(source, sensor, bands, fill)
@@ -202,7 +211,7 @@ def _is_path_list(source) -> bool:
     return isinstance(source, (list, tuple)) and any(isinstance(part, (str, os.PathLike)) for part in source)
 
 
-def _from_files(source, sensor: Sensor, bands: Bands, fill: float | None) -> Image:
+def _from_files(source, sensor: Sensor, bands: Bands, fill: float | None, reading: Mapping) -> Image:
     for path in [source] if isinstance(source, (str, os.PathLike)) else source:
         scheme = re.match(r"([a-z][a-z0-9+.-]*)://", str(path), re.IGNORECASE)
         if scheme and not set(scheme[1].lower().split("+")) <= set(URL_SCHEMES):
@@ -211,7 +220,7 @@ def _from_files(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
             raise ContractError("path", str(path), expected, cause)
     from clay_lib.data.rasters import read_scene  # arrays need no raster library
 
-    return _from_scene(read_scene(source, sensor, bands=bands), sensor, None, fill)
+    return _from_scene(read_scene(source, sensor, bands=bands, **reading), sensor, None, fill)
 
 
 def _from_scene(scene: Scene, sensor: Sensor, bands: Bands, fill: float | None) -> Image:
@@ -253,14 +262,15 @@ def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None) -> Im
     if any(pair != (1.0, 0.0) for pair in units):
         scale, offset = np.array(units, np.float32).T[:, :, None, None]  # [C, 1, 1]
         pixels = pixels * scale + offset
-    dates, dated = _dates(first, axes.get("batch")), product_name(_source_name(source)).get("when")
+    dated, named = _dates(first, axes.get("batch")), product_name(_source_name(source)).get("when")
     origin = dict(zip(names, names.reasons, strict=True)) | {
         "source": f"{type(source).__name__} of {values.dtype}",
-        "when": "the time coordinate" if dates else "the product's name",
+        "when": "the coordinates" if dated else "the product's name" if named else "the attributes",
         "lat": "the coordinates",
         "units": "the attributes' scale and offset" if any(pair != (1.0, 0.0) for pair in units) else "",
     }
-    return _image(pixels, sensor, names, origin, when=dates or dated, stored=values.dtype, **_position(first, axes))
+    when = dated or named or header_date(first.attrs)
+    return _image(pixels, sensor, names, origin, when=when, stored=values.dtype, **_position(first, axes))
 
 
 def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tuple:

@@ -29,6 +29,7 @@ from clay_lib.data.bands import (
     SENTINEL_2,
     Bands,
     has_offset,
+    header_date,
     header_units,
     looks_like_decibel,
     match_bands,
@@ -123,7 +124,7 @@ def read_scene(
     ESA's order, or with B8A last by their spectra; Landsat from band 1). Bands may be a subset of the sensor's.
     scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it. None:
     as the file's header says (`bands.header_units`), 1 and 0 where it is silent; given ones replace the header's.
-    when: ISO 8601, UTC; None: as a product's name says. Of a .SAFE folder, level and baseline count too: its offset of
+    when: ISO 8601, UTC; None: as a product's name says, or its header. Of a .SAFE folder, level and baseline count too: its offset of
     1000 is removed. in_decibel: radar in dB; None goes by the sign of the median. window: (column, row, width, height) in pixels.
     Numbered Landsat bands are read as Landsat 8's, or as Landsat 4-7's where the file's name begins so (LE07, LT05).
     Files of coarser bands over the same footprint are resampled to the finest grid, bilinear. Rows go from north to
@@ -150,6 +151,7 @@ def read_scene(
         units = np.array([_units(layer, sensor) for layer in layers.values()], np.float32)  # [C, 2]: scale, offset
         stated = any(set(file.scales) != {1.0} or any(file.offsets) for file in files)
         crs = finest.crs
+        dated = header_date(finest.tags())
         georeferenced = crs is not None or not finest.transform.is_identity
         corner = Affine.translation(box.col_off, box.row_off)
         transform = north_up(finest) @ corner if georeferenced else None
@@ -176,12 +178,12 @@ def read_scene(
         missing |= radar_holes(pixels, bool(in_decibel))
     lat, lon, gsd = (None, None, sensor.gsd) if crs is None else locate(crs, transform, *pixels.shape[1:])
     folder = path if isinstance(path, (str, Path)) else Path(paths[0]).parent
-    dated = product_name(paths[0]).get("when")
+    named = product_name(paths[0]).get("when")
     count = f"{len(paths)} files" if len(paths) > 1 else f"{finest.count} bands"
     origin = {name: layer.reason for name, layer in layers.items()} | {
         "source": f"{finest.driver}, {count} of {finest.dtypes[0]}",
-        "when": "given" if when else "the product's name" if dated else "",
-        "lat": "" if crs is None else crs_text(crs).split('"')[crs.to_epsg() is None],
+        "when": "given" if when else "the product's name" if named else "its header",
+        "lat": "" if crs is None else crs_text(crs) if crs.to_epsg() else "its CRS",
         "units": "" if (units == (1, 0)).all() else "native = stored * {:g} + {:g}".format(*units[0]),
     }
     return Scene(
@@ -193,7 +195,7 @@ def read_scene(
         gsd=gsd,
         lat=lat,
         lon=lon,
-        when=when or dated,
+        when=when or named or dated,
         missing=missing,
         in_decibel=bool(in_decibel) and sensor.decibel,
         path=str(paths[0] if len(paths) == 1 else folder),

@@ -6,7 +6,9 @@ missing or masked pixels are light gray.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -62,6 +64,14 @@ def save(fig: Figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, format="png", metadata={"Software": None})
     return path
+
+
+def data_url(fig: Figure) -> str:
+    """The figure as a PNG inside a page, for <img src=...>; the figure is closed."""
+    buffer = BytesIO()
+    fig.savefig(buffer, format="png", metadata={"Software": None})
+    plt.close(fig)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def class_colors(names: Sequence) -> dict:

@@ -56,7 +56,7 @@ def test_profile_from_search_to_native_numbers(sensor, archive_folder, url):
     # and the numbers are what the model expects
     image = open_image(pixels, sensor)
     assert image.bands == bands and image.lat == pytest.approx(np.mean(lat), abs=0.2)
-    assert not [f for f in inspect_image(image.pixels, sensor, when=acquisition.when) if f.level == "error"]
+    assert not [f for f in inspect_image(image.pixels, sensor, when=acquisition.when).findings if f.level == "error"]
 
 
 def test_least_cloudy_comes_first(url):

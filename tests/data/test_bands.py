@@ -139,7 +139,7 @@ def test_alpha_band_is_not_near_infrared():
     pixels = np.random.default_rng(0).integers(20, 220, (4, 32, 32), dtype=np.uint8)
     pixels[3] = 255
     pixels[3, :4] = 0
-    (finding, *_) = inspect_image(pixels, "naip")
+    (finding, *_) = inspect_image(pixels, "naip").findings
     assert finding.level == "error" and "alpha band, not nir" in finding.cause
 
 
