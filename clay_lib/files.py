@@ -22,14 +22,31 @@ DATA = Path(os.environ.get("CLAY_DATA") or (CHECKOUT if (CHECKOUT / "notebooks")
 CACHE = DATA / "cache"
 
 
+def make_folder(path: str | Path) -> Path:
+    """A folder to write to, created with those above it; ContractError where a file or missing rights are in the way."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        blocking = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+        if blocking:
+            raise ContractError("out", f"{blocking}, which is a file", "a folder", "a file given as a folder") from None
+        cause = "no right to write there, or a disk that is full or read-only"
+        raise ContractError("out", f"{path}: {error.strerror}", "a folder that can be created", cause) from None
+    return path
+
+
 def atomic_write(path: str | Path, write: Callable[[Path], object], *, overwrite: bool = True) -> Path:
     """Let `write` fill a file beside `path`, and rename it to `path` once it has reached the disk.
 
     Folders are created. If `write` raises, the previous file stays and nothing else is left. Without overwrite:
-    FileExistsError if the name exists, even if another process creates it at the same moment.
+    FileExistsError if the name exists, even if another process creates it at the same moment. ContractError where the
+    path is a folder, or below a file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise ContractError("out", f"{path}, which is a folder", "the name of a file", "the file's name is missing")
     partial = path.with_name(f"{PARTIAL}{secrets.token_hex(4)}-{path.name}")
     try:
         write(partial)
@@ -116,7 +133,7 @@ def locked(path: str | Path, task: str, *, wait: bool = False) -> Iterator[None]
     from filelock import FileLock, Timeout
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:
         lock.acquire()

@@ -224,7 +224,7 @@ chosen = strongest[blue_red.argsort(descending=True)][torch.linspace(0, len(stro
 band_waves = [*zip(shown, s2.waves(shown), strict=True), *zip(radar.band_names, radar.waves(), strict=True)]
 names = [f"{name}  {wave:.2f} µm" for name, wave in band_waves]
 title = "Ten kernels, from equal for blue and red (left) to opposite (right)"
-fig = figures.kernels(kernels, band_names=names, chosen=chosen, own_scale=True, title=title)
+fig = figures.kernels(kernels, band_names=names, chosen=chosen, title=title)
 _ = figures.save(fig, out_dir / "4_kernels_by_band.png")
 
 # %%

@@ -190,7 +190,7 @@ for name, clay in first_weights.items():
     kernels, _ = clay.model.encoder.patch_embedding.kernels(torch.from_numpy(s2.waves()))
     kernels = kernels.detach()[:, s2.indices(bands)]  # [D, C, P, P]
     title = f"First kernels: {name}"
-    fig = figures.kernels(kernels, band_names=bands, chosen=chosen, own_scale=True, title=title)
+    fig = figures.kernels(kernels, band_names=bands, chosen=chosen, title=title)
     _ = figures.save(fig, out_dir / f"0_kernels_{name.replace(' ', '_')}.png")
     similarity[name] = F.cosine_similarity(kernels[:, 2].flatten(), kernels[:, 1].flatten(), dim=0).item()
     print(f"{name:<14} cosine of the kernels of red and green {similarity[name]:.3f}")

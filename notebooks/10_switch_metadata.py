@@ -110,7 +110,7 @@ kernels = {name: clay.model.encoder.patch_embedding.kernels(c.waves)[0] for name
 names = SENSORS[sensor].band_names
 bands = [0, len(names) // 2, len(names) - 1]
 strongest = np.argsort(-kernels["true wavelengths"].abs().mean(dim=(1, 2, 3)).numpy())[:6]
-kwargs = dict(band_names=[names[b] for b in bands], chosen=strongest, own_scale=True)
+kwargs = dict(band_names=[names[b] for b in bands], chosen=strongest)
 for name, weight in kernels.items():
     fig = figures.kernels(weight[:, bands], title=f"Six kernels, {name}", **kwargs)
     _ = figures.save(fig, out_dir / f"kernels_{name.replace(' ', '_')}.png")

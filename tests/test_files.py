@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from clay_lib import ContractError
-from clay_lib.files import PARTIAL, PartBuffer, atomic_write, filesystem, locked, put
+from clay_lib import __main__ as cli
+from clay_lib.figures.style import save
+from clay_lib.files import PARTIAL, PartBuffer, atomic_write, filesystem, locked, make_folder, put
 
 
 def test_failed_write_keeps_the_previous_file(tmp_path):
@@ -28,6 +30,17 @@ def test_partial_file_keeps_the_suffix_for_writers_that_need_it(tmp_path):
     names = []
     atomic_write(tmp_path / "a.npz", lambda p: (names.append(p), p.write_bytes(b"1")))
     assert names[0].suffix == ".npz" and names[0].name.startswith(PARTIAL) and names[0].parent == tmp_path
+
+
+def test_a_file_or_folder_in_the_way_of_an_output_is_named(tmp_path, capsys):
+    file = atomic_write(tmp_path / "a.txt", lambda p: p.write_text("kept"))
+    for write in (lambda: make_folder(file / "b" / "c"), lambda: make_folder(file), lambda: save(None, file / "b.png")):
+        with pytest.raises(ContractError, match=r"a\.txt, which is a file; expected a folder"):
+            write()
+    assert cli.main(["world", str(tmp_path), "--size", "16"]) == 2  # as every command that writes
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"clay: out: found {tmp_path}, which is a folder; expected the name of a file")
+    assert file.read_text() == "kept" and make_folder(tmp_path / "x" / "y").is_dir()
 
 
 def test_killed_write_leaves_no_file(tmp_path):

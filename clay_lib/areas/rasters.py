@@ -23,7 +23,7 @@ import numpy as np
 from clay_lib.areas.tiles import Tile, crs_name, extent
 from clay_lib.data.images import blend_ramp
 from clay_lib.evaluation.components import Components, fit_components
-from clay_lib.files import PARTIAL, atomic_write
+from clay_lib.files import PARTIAL, atomic_write, make_folder
 
 OFFSET_TILES = 400  # most parts used to estimate position offsets
 BLOCK_BYTES = 16e6  # largest block of a GeoTIFF
@@ -237,7 +237,7 @@ def write_cog(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
     profile = dict(driver="GTiff", dtype="float32", count=len(bands), height=height, width=width, nodata=np.nan)
     profile |= dict(crs=str(box.crs), transform=box.affine, SPARSE_OK=True) | layout
     scratch = path.with_name(f"{PARTIAL}{os.getpid()}-scratch.tif")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     checksums: dict[Window, int] = {}
 
     def publish(partial: Path) -> None:

@@ -219,7 +219,7 @@ class ChipMap(Widget):
 
         self.atlas, self.colors = atlas, dict(colors)
         self.chosen, self.labels, self.predictions = None, {}, None
-        self.map = show_on_map(background, height="430px")
+        self.map = show_on_map([background], height="430px")
         self.chips = ipyleaflet.GeoJSON(data=self._features(), name="chips", hover_style={"weight": 4})
         self.chips.on_click(lambda properties=None, **_: self.click(properties["chip"]))
         self.map.add(self.chips)

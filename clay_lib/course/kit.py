@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clay_lib.errors import ContractError
-from clay_lib.files import atomic_write
+from clay_lib.files import atomic_write, make_folder
 from clay_lib.runs.gallery import write_site
 from clay_lib.runs.notebooks import ROOT, is_done, read_script
 from clay_lib.runs.profiles import choose_notebooks, run_profile
@@ -96,7 +96,7 @@ def _copy_sources(home: Path) -> int:
         source, target = ROOT / name, home / name
         same = target.is_file() and source.is_file() and target.read_bytes() == source.read_bytes()
         if source.is_file() and not same:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             shutil.copy2(source, target)
             copied += 1
     return copied

@@ -16,7 +16,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 SAMPLE = 4096  # pixels in the sample, of all chips together
 PER_CHIP = 16  # at least
 COLUMNS = 100  # of the terminal
+UNKNOWN, SENSORS_OWN = "unknown, and coded as such", "the sensor's own"
 
 
 class ContractWarning(UserWarning):
@@ -96,23 +97,20 @@ class Inspection:
         """{"place": "-25.3160, -48.1060 (EPSG:32722)"} and the like, each with where it comes from."""
         if self.image is None:
             return {}
-        image, origin = self.image, self.image.origin
-        (B, *shape), unknown = image.pixels.shape, "unknown, which the model is told"
-        lat, lon, when = (_list(value) for value in (image.lat, image.lon, image.when))
-        more = f" and of {B - 1} more" if B > 1 else ""
-        gsd, place, dated = (origin.get(name, "given") for name in ("gsd", "lat", "when"))
+        image, origin = self.image, {"gsd": self.image.origin.get("lat"), **self.image.origin}
+        (lat, *others), (lon, *_), (when, *_), (gsd, *_) = map(_list, (image.lat, image.lon, image.when, image.gsd))
+        more = f" and {len(others)} more" if others else ""
         facts = {
-            "source": f"{origin.get('source', 'image')}, read as {f'{B} x ' * (B > 1)}{' x '.join(map(str, shape))}",
-            "place": unknown if lat[0] is None else f"{lat[0]:.4f}, {lon[0]:.4f}{more} ({place})",
-            "date": unknown if when[0] is None else f"{when[0]}{more} ({dated})",
-            "ground": f"{self.sensor.gsd:g} m a pixel (the sensor's own)",
+            "source": f"{origin.get('source', 'image')}, read as {' x '.join(map(str, image.pixels.shape))}",
+            "place": UNKNOWN if lat is None else f"{lat:.4f}, {lon:.4f}{more} ({origin.get('lat')})",
+            "date": UNKNOWN if when is None else f"{when}{more} ({origin.get('when')})",
+            "ground": f"{self.sensor.gsd if gsd is None else gsd:g} m a pixel ({origin['gsd'] if gsd else SENSORS_OWN})",
             "holes": f"{np.isnan(image.pixels).any(1).mean():.1%} of the pixels lack a band",
         }
-        if image.gsd is not None:
-            facts["ground"] = f"{float(_list(image.gsd)[0]):g} m a pixel ({place if 'gsd' not in origin else gsd})"
         if self.sensor.decibel:
-            reason = origin.get("in_decibel") or f"the median is {'negative' if image.in_decibel else 'positive'}"
-            facts["units"] = f"{'decibel' if image.in_decibel else 'linear power, converted to decibel'} ({reason})"
+            sign = f"the median is {'negative' if image.in_decibel else 'positive'}"
+            units = "decibel" if image.in_decibel else "linear power, converted to decibel"
+            facts["units"] = f"{units} ({origin.get('in_decibel', sign)})"
         elif origin.get("units"):
             facts["units"] = origin["units"]
         if absent := [name for name in self.sensor.band_names if name not in self.names]:
@@ -150,13 +148,10 @@ class Inspection:
         """The datacube that the model gets: image, holes, histograms against the sensor's range, place."""
         from clay_lib.figures.inspection import datacube  # matplotlib
 
-        image = self.image
-        if image is None:
-            raise ContractError("image", "none that can be read", "an image", str(self.findings[0]))
-        return datacube(
-            image.pixels, self.sensor, self.names, lat=image.lat, lon=image.lon, gsd=image.gsd,
-            in_decibel=image.in_decibel, title=self.title,
-        )  # fmt: skip
+        if self.image is None:
+            self.raise_errors()
+        metadata = {name: getattr(self.image, name) for name in ("lat", "lon", "gsd", "in_decibel")}
+        return datacube(self.image.pixels, self.sensor, self.names, title=self.title, **metadata)
 
 
 FORMATTERS = ["{:<12}".format, *[short] * 3, *["{:.2f}".format] * 3, "{:.1%}".format, "{:<34}".format]
@@ -206,8 +201,12 @@ def inspect_image(
         findings += [*_inspect_pixels(array, names, sensor, image.in_decibel, image.stored), *_elsewhere(own, image)]
     chips = None if image is None else len(image.pixels)
     gsd, lat, lon, when = (given.get(k) if image is None else getattr(image, k) for k in ("gsd", "lat", "lon", "when"))
-    findings += [*_distance(gsd, sensor), *_place(lat, lon, chips, sensor), *_date(when, chips, sensor)]
-    return Inspection(name, sensor, sorted(findings, key=lambda f: f.level), image)
+    stated = [*_distance(gsd, sensor), *_place(lat, lon, chips, sensor), *_date(when, chips, sensor)]
+    refused = {finding.field for finding in stated if finding.level == "error"}
+    refused |= {"lat", "lon"} if refused & {"lat", "lon"} else set()
+    if image is not None and refused:  # such as text or a list of another length, which cannot be shown
+        image = replace(image, **dict.fromkeys(refused))
+    return Inspection(name, sensor, sorted([*findings, *stated], key=lambda f: f.level), image)
 
 
 def check(
@@ -311,8 +310,8 @@ def _missing(missing: np.ndarray, array: np.ndarray, names) -> Iterator[Finding]
     # the sample may have skipped the few measured pixels
     empty = [int(chip) for chip in np.flatnonzero(shares == 1) if np.isnan(array[chip]).any(0).all()]
     chips = empty or [*np.flatnonzero(shares > 0.5)]
-    where = f" in {len(chips)} of {len(shares)} chips, the first is number {chips[0]}" if chips else ""
-    where = where if len(shares) > 1 else ""
+    several = chips and len(shares) > 1
+    where = f" in {len(chips)} of {len(shares)} chips, the first is number {chips[0]}" if several else ""
     lost = np.isnan(array[empty[0]]).all((1, 2)) if empty else np.zeros(len(names), bool)  # [C]
     if lost.any() and not lost.all():
         found = f"not one measured pixel of band {', '.join(np.array(names)[lost])}{where}"
@@ -367,7 +366,7 @@ def _list(value) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _distance(gsd, sensor: Sensor | None) -> Iterator[Finding]:
+def _distance(gsd, sensor: Sensor) -> Iterator[Finding]:
     if gsd is None:
         return
     try:
@@ -375,9 +374,9 @@ def _distance(gsd, sensor: Sensor | None) -> Iterator[Finding]:
     except ContractError as problem:
         yield _caught("gsd", gsd, "", problem)
         return
-    usual = f"{sensor.gsd:g} meters for {sensor.name}" if sensor else "meters"
+    usual = f"{sensor.gsd:g} meters for {sensor.name}"
     for value in {min(meters, default=1.0), max(meters, default=1.0)}:
-        ratio = value / sensor.gsd if sensor else 1
+        ratio = value / sensor.gsd
         if value <= 0:
             yield error("gsd", f"{value:g}", "meters, > 0", "the negative pixel height of a transform")
         elif value < 0.01:
@@ -392,17 +391,12 @@ def _distance(gsd, sensor: Sensor | None) -> Iterator[Finding]:
 def _place(lat, lon, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
     if lat is None and lon is None:
         return
-    swapped = "lat and lon are swapped"
     try:
         lats, lons = (per_chip(n, v, chips or len(_list(v))) for n, v in (("lat", lat), ("lon", lon)))
         latlon_code(lats, lons, len(lats))
         places = [(float(a), float(o)) for a, o in zip(lats, lons, strict=True) if a is not None]
     except Exception as problem:
-        finding = _caught("lat", lat, "degrees", problem)
-        valid = next((o for o in _list(lon) if isinstance(o, (int, float)) and abs(o) <= 90), None)
-        if finding.field == "lat" and "swapped" in finding.cause and valid is not None:
-            finding = error("lat", f"{finding.found} with lon {valid}", finding.expected, swapped)
-        yield finding
+        yield _caught("lat", lat, "degrees", problem)
         return
     if (0.0, 0.0) in places:
         cause = "a missing place that was stored as zeros"
@@ -417,7 +411,7 @@ def _place(lat, lon, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
     if outside or polar:
         lat, lon = outside or polar
         where = f"where {sensor.name} is flown; {lon:g}, {lat:g} is" if outside else "within 84 degrees of the equator"
-        yield warning("lat", f"latitude {lat:g}, longitude {lon:g}", f"a place {where}", swapped)
+        yield warning("lat", f"latitude {lat:g}, longitude {lon:g}", f"a place {where}", "lat and lon are swapped")
 
 
 def _date(when, chips: int | None, sensor: Sensor) -> Iterator[Finding]:

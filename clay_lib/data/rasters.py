@@ -405,6 +405,8 @@ def write_raster(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return atomic_write(path, fill)
+    except ContractError:  # of the path
+        raise
     except (RasterioError, TypeError, ValueError) as error:
         expected = "a folder that can be written to, and a dtype, nodata and CRS that GeoTIFF knows"
         cause = f"dtype {values.dtype}, nodata {nodata!r} or CRS {crs!r}"

@@ -27,9 +27,6 @@ def bars_with_intervals(
     form: str = "{:.2f}",
 ) -> Figure:
     """Horizontal bars with intervals; columns name, value, low, high, kind ("baseline" is gray, the rest colored)."""
-    columns = ["name", "value", "low", "high", "kind"]
-    if missing := set(columns) - set(table.columns):
-        raise ContractError("table", list(table.columns), f"columns {columns}", f"{sorted(missing)} missing")
     kinds = [kind for kind in dict.fromkeys(table["kind"]) if kind != "baseline"]
     colors = {"baseline": style.BASELINE} if (table["kind"] == "baseline").any() else {}
     colors |= {kind: style.PALETTE[i % len(style.PALETTE)] for i, kind in enumerate(kinds)}
@@ -196,42 +193,27 @@ def _label_ends(ax, ends: list[tuple[float, str, str]]) -> None:
         ax.annotate(name, (1.01, share), xycoords="axes fraction", color=color, fontsize=9, va="center", ha="left")
 
 
-def kernels(
-    weights,
-    *,
-    band_names: Sequence[str] | None = None,
-    count: int = 8,
-    chosen: Sequence[int] | None = None,
-    own_scale: bool = False,
-    title: str | None = None,
-) -> Figure:
-    """Patch-embedding kernels weights [D, C, P, P]: a row a band, a column a kernel (the `count` strongest, or `chosen`).
+def kernels(weights, *, band_names: Sequence[str], chosen: Sequence[int], title: str | None = None) -> Figure:
+    """Patch-embedding kernels weights [D, C, P, P]: a row a band, a column a chosen kernel.
 
-    own_scale: each kernel from minus to plus its own largest weight, so that weak ones show their pattern too.
+    Each kernel from minus to plus its own largest weight, so that weak ones show their pattern too.
     """
-    weights = style.as_array(weights, (4,), "weights [D, C, P, P]").astype(float)
-    if chosen is None:
-        chosen = np.sort(np.argsort(-(weights**2).sum(axis=(1, 2, 3)), kind="stable")[:count])
-    chosen = np.asarray(chosen)
-    names = list(band_names) if band_names is not None else [f"band {i}" for i in range(weights.shape[1])]
-    tops = np.abs(weights[chosen]).max(axis=(1, 2, 3))
-    tops = np.where(tops > 0, tops, 1.0) if own_scale else np.full(len(chosen), tops.max() or 1.0)
-    scaled = weights[chosen] / tops[:, None, None, None]  # [n, C, P, P]
+    weights = style.as_array(weights, (4,), "weights [D, C, P, P]").astype(float)[np.asarray(chosen)]
+    names, tops = list(band_names), np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
+    scaled = weights / np.where(tops > 0, tops, 1.0)  # [n, C, P, P]
     P, gap = scaled.shape[-1], 1
     scaled = np.pad(scaled, [(0, 0), (0, 0), (0, gap), (0, gap)], constant_values=np.nan)
     sheet = scaled.transpose(1, 2, 0, 3).reshape(len(names) * (P + gap), -1)  # one image: hundreds of axes are slow
     with style.styled():
         height, width = sheet.shape
         fig, ax = plt.subplots(figsize=(0.08 * width + 2.2, 0.08 * height + 0.7))
-        top = 1.0 if own_scale else tops[0]
-        drawn = ax.imshow(top * sheet, cmap=style.SIGNED, vmin=-top, vmax=top)
+        drawn = ax.imshow(sheet, cmap=style.SIGNED, vmin=-1, vmax=1)
         ax.set_xticks(np.arange(len(chosen)) * (P + gap) + (P - 1) / 2, [f"#{kernel}" for kernel in chosen])
         ax.set_yticks(np.arange(len(names)) * (P + gap) + (P - 1) / 2, names)
         ax.xaxis.tick_top()
         ax.tick_params(length=0, labelsize=9)
         ax.spines[:].set_visible(False)
-        label = "weight / largest of the kernel" if own_scale else "weight"
-        fig.colorbar(drawn, ax=ax, label=label, shrink=0.8, pad=0.02)
+        fig.colorbar(drawn, ax=ax, label="weight / largest of the kernel", shrink=0.8, pad=0.02)
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontsize=11)
     return fig

@@ -89,7 +89,7 @@ def round_length(width_m: float) -> float:
 
 def reconstruction(
     original,
-    masked_input,
+    mask,
     reconstruction,
     error=None,
     *,
@@ -104,18 +104,17 @@ def reconstruction(
 ) -> Figure:
     """Four panels: the input, what the encoder saw, the reconstruction with visible patches pasted in, and the error.
 
-    original, reconstruction: [C, H, W], both native or both normalized. masked_input: the mask, 1 = masked, as [H, W]
-    or as the patch grid [h, w]; or pixels [C, H, W] with NaN where masked. error [H, W] or [C, H, W]: by default the
-    absolute difference in the units of the arrays, mean over bands; units: label of its color bar.
+    original, reconstruction: [C, H, W], both native or both normalized. mask [H, W]: True where masked. error [H, W] or
+    [C, H, W]: by default the absolute difference in the units of the arrays, mean over bands; units: label of its bar.
     scores: {name: number}, printed in the title. All images share the original's stretch.
     """
     sensor = SENSORS.resolve(sensor)
     original = as_array(original, (3,), "original [C, H, W]").astype(np.float32)
     predicted = as_array(reconstruction, (3,), "reconstruction [C, H, W]").astype(np.float32)
-    if predicted.shape != original.shape:
-        found, expected = f"shape {predicted.shape}", f"the original's {original.shape}"
-        raise ContractError("reconstruction", found, expected, "padding that was not cropped back")
-    masked = _mask(masked_input, original.shape[1:])  # [H, W]
+    masked = as_array(mask, (2,), "mask [H, W]").astype(bool)
+    if predicted.shape != original.shape or masked.shape != original.shape[1:]:
+        found, expected = f"shape {predicted.shape}, mask {masked.shape}", f"the original's {original.shape}"
+        raise ContractError("reconstruction", found, expected, "padding that was not cropped, or a mask of patches")
     valid = np.ones_like(masked) if valid is None else np.asarray(valid, bool)
     error = np.abs(predicted - original) if error is None else as_array(error, (2, 3), "error [H, W] or [C, H, W]")
     error = np.where(masked & valid, error.mean(axis=0) if error.ndim == 3 else error, np.nan)
@@ -149,19 +148,6 @@ def reconstruction(
         if heading:
             fig.suptitle(heading, x=0.01, ha="left", fontsize=11)
     return fig
-
-
-def _mask(masked, shape: tuple[int, int]) -> np.ndarray:
-    """[H, W] bool, True where masked, from a mask of pixels or patches or from pixels with NaN."""
-    masked = as_array(masked, (2, 3), "masked_input [C, H, W], [H, W] or [h, w]")
-    if masked.ndim == 3:
-        masked = np.isnan(masked).all(axis=0)
-    height, width = shape
-    patch = math.ceil(height / masked.shape[0]), math.ceil(width / masked.shape[1])
-    if patch[0] != patch[1]:
-        cause = "rows and columns swapped, or the mask of another image"
-        raise ContractError("masked_input", f"shape {masked.shape}", f"{shape} pixels, or patches of them", cause)
-    return np.kron(masked.astype(bool), np.ones(patch, bool))[:height, :width]
 
 
 def _draw(ax, image: np.ndarray, cmap=None, limits=None):
@@ -223,10 +209,6 @@ def scatter_thumbnails(
     xy [N, 2], images N of [H, W, 3], edge_labels [N]. Every point is also drawn as a faint dot.
     """
     xy, labels = as_array(xy, (2,), "xy [N, 2]"), np.asarray(edge_labels)
-    if not len(xy) == len(images) == len(labels):
-        found = f"{len(images)} images, {len(labels)} labels"
-        cause = "points were sampled after the images were listed"
-        raise ContractError("images", found, f"{len(xy)}, one a point", cause)
     colors = colors or class_colors(sorted(set(labels.tolist()), key=str))
     low, high = xy.min(axis=0), xy.max(axis=0)
     cell = max((high - low).max() / across, 1e-9)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from clay_lib.figures import style
@@ -48,37 +48,29 @@ def datacube(
         left, right = fig.subfigures(1, 2, width_ratios=(5, 7), wspace=0.02)
         grid = left.add_gridspec(2, 2, height_ratios=(5, 2.2), width_ratios=(2.2, 4))
         image, holes, world = left.add_subplot(grid[0, :]), left.add_subplot(grid[1, 0]), left.add_subplot(grid[1, 1])
-        image.imshow(style.rgb(shown, sensor, bands, in_decibel=in_decibel or None))
-        image.set_title(_composite(sensor, bands) + (f", chip {chip + 1} of {B}" if B > 1 else ""))
+        image.imshow(style.rgb(shown, sensor, bands, in_decibel=in_decibel))
+        radar = sensor.decibel and {"vv", "vh"} <= {*bands}
+        colors = ", ".join(("vv", "vh", "vv/vh") if radar else style.natural_colors(sensor, bands))
+        image.set_title(colors + (f"; chip {chip + 1} of {B}" if B > 1 else ""))
         if gsd:
             scale_bar(image, W * float(gsd))
         share = np.isnan(shown).mean(0)  # of the bands, [H, W]
-        holes.imshow(
-            share, cmap=ListedColormap(["white", *plt.get_cmap("Oranges")(np.linspace(0.5, 1, 8))]), vmin=0, vmax=1
-        )
+        shade = np.where(share > 0, 0.3 + 0.7 * share, 0)  # one band of many shows too
+        holes.imshow(shade, cmap=LinearSegmentedColormap.from_list("", ["white", HOLE]), vmin=0, vmax=1)
         holes.set_title(f"holes: {np.isnan(pixels).any(1).mean():.1%}")
-        if not share.any():
-            holes.text(0.5, 0.5, "none", transform=holes.transAxes, ha="center", va="center", color=style.BASELINE_TEXT)
         for ax in (image, holes):
             ax.set(xticks=[], yticks=[], anchor="N")
             ax.spines[:].set_visible(True)
         _world(world, lat, lon)
-        for ax, i in zip(right.subplots(rows, columns, squeeze=False).flat, range(rows * columns), strict=True):
-            if i < C:
-                _histogram(ax, pixels[:, i], sensor, bands[i], in_decibel)
-            else:
-                ax.set_axis_off()
+        axes = right.subplots(rows, columns, squeeze=False).flat
+        for i, name in enumerate(bands):
+            _histogram(axes[i], pixels[:, i], sensor, name, in_decibel)
+        for ax in axes[C:]:
+            ax.set_axis_off()
         units = "decibel" if sensor.decibel else "native numbers"
         right.suptitle(f"bands in {units}; gray: the sensor's mean ± one standard deviation", fontsize=10)
         fig.suptitle(title, x=0.01, ha="left")
     return fig
-
-
-def _composite(sensor: Sensor, bands: Sequence[str]) -> str:
-    if sensor.decibel and {"vv", "vh"} <= {*bands}:
-        return "vv, vh, vv/vh as red, green, blue"
-    natural = sensor.rgb and {*sensor.rgb} <= {*bands}
-    return ", ".join(sensor.rgb if natural else (list(bands) * 3)[:3] if len(bands) < 3 else bands[:3])
 
 
 def _histogram(ax, values: np.ndarray, sensor: Sensor, name: str, in_decibel: bool) -> None:
@@ -107,30 +99,21 @@ def _histogram(ax, values: np.ndarray, sensor: Sensor, name: str, in_decibel: bo
 
 def _world(ax, lat, lon) -> None:
     """The places on an outline of the world, in degrees."""
-    places = np.array([np.ravel(np.array(v, float)) for v in (lon, lat)])  # [2, B], None becomes NaN
+    places = np.array([np.ravel(np.array(v, float)) for v in (lon, lat)])  # [2, B], NaN where unknown
     known = places[:, np.isfinite(places).all(0)]
     known[0] = (known[0] + 180) % 360 - 180
     for ring in _land():
         ax.fill(*ring.T, color=LAND, lw=0)
     ax.plot(*known, "o", ms=7, color=HOLE, mec="white", mew=1)
-    ax.set(
-        xlim=(-180, 180),
-        ylim=(-90, 90),
-        aspect=1,
-        anchor="N",
-        xticks=range(-120, 121, 60),
-        yticks=(-60, -30, 0, 30, 60),
-    )
+    ax.set(xlim=(-180, 180), ylim=(-90, 90), aspect=1, anchor="N")
+    ax.set(xticks=range(-120, 121, 60), yticks=range(-60, 61, 30), axisbelow=True)
     ax.tick_params(labelbottom=False, labelleft=False, length=0)
     ax.grid(color=style.GRID, lw=0.6)
-    ax.set_axisbelow(True)
     ax.spines[:].set_visible(True)
-    place = "unknown" if not known.size else f"{_degrees(known[1, 0], 'NS')}, {_degrees(known[0, 0], 'EW')}"
-    ax.set_title(f"place: {place}" + (f" and {known.shape[1] - 1} more" if known.shape[1] > 1 else ""))
-
-
-def _degrees(value: float, letters: str) -> str:
-    return f"{abs(value):.2f}° {letters[int(value < 0)]}"
+    north_east = zip(known[::-1, :1].ravel(), ("NS", "EW"), strict=False)
+    place = ", ".join(f"{abs(value):.2f}° {letters[int(value < 0)]}" for value, letters in north_east)
+    more = f" and {known.shape[1] - 1} more" if known.shape[1] > 1 else ""
+    ax.set_title(f"place: {place or 'unknown'}{more}")
 
 
 @lru_cache(maxsize=1)

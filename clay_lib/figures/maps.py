@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, NotGeoreferencedWarning
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine, array_bounds
 from rasterio.warp import Resampling, calculate_default_transform, reproject, transform_bounds
 
@@ -69,7 +69,7 @@ def overlay(
 
 
 def show_on_map(
-    layers: Layer | Sequence[Layer],
+    layers: Sequence[Layer],
     *,
     basemap: str | None = None,
     height: str = "480px",
@@ -84,7 +84,6 @@ def show_on_map(
     import ipywidgets
     import leafmap.leafmap as leafmap
 
-    layers = _as_list(layers)
     overlays = [overlay(v.values, v.crs, v.transform, v.cmap, limits=v.limits, valid=v.valid) for v in layers]
     corners = np.array([box for _, box in overlays])
     (south, west), (north, east) = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
@@ -123,7 +122,7 @@ def show_on_map(
 
 
 def static_map(
-    layers: Layer | Sequence[Layer],
+    layers: Sequence[Layer],
     *,
     size: float = 4.2,
     outlines: Mapping | None = None,
@@ -132,7 +131,7 @@ def static_map(
 
     outlines: as in `show_on_map`; a column "rank" is written into them.
     """
-    layers, outlines = _as_list(layers), outlines or {}
+    outlines = outlines or {}
     warped = [_warp(_rgba(v.values, v.cmap, v.limits, v.valid), v.crs, v.transform, DEGREES) for v in layers]
     boxes = np.array([box for _, box in warped])
     west, south, east, north = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
@@ -180,13 +179,6 @@ def _draw_outlines(ax, outlines: Mapping) -> None:
             ax.annotate(rank, shape.representative_point().coords[0], **text)
 
 
-def _as_list(layers) -> list[Layer]:
-    layers = [layers] if isinstance(layers, Layer) else list(layers)
-    if not layers:
-        raise ContractError("layers", "none", "at least one Layer", "an empty list")
-    return layers
-
-
 def _range(values, limits) -> tuple[float, float]:
     if limits is not None:
         return limits
@@ -226,11 +218,7 @@ def _warp(
         found, cause = f"crs {crs}, transform {transform}", "no georeference: show the image with figures.show_row"
         raise ContractError("crs", found, "both: a map needs a place", cause)
     matrix = Affine(*tuple(transform)[:6])
-    try:
-        source = CRS.from_user_input(crs)
-    except (CRSError, ValueError) as error:
-        expected = 'an EPSG code ("EPSG:32633"), WKT or PROJ text'
-        raise ContractError("crs", repr(crs), expected, str(error)) from None
+    source = CRS.from_user_input(crs)
     box = array_bounds(height, width, matrix)
     _, columns, rows = calculate_default_transform(source, target, width, height, *box)
     # The grid's edges are those of the warped footprint itself, not rounded out to whole pixels.

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clay_lib.errors import ContractError
+from clay_lib.files import atomic_write
 from clay_lib.sensors import SENSORS, Sensor, to_decibel
 
 # Okabe and Ito (2008), ordered so that neighbors differ, then four of Tol's muted scheme. Points change their marker
@@ -60,10 +61,7 @@ def styled():
 
 def save(fig: Figure, path: str | Path) -> Path:
     """Write a PNG without date or version, so that the same figure gives the same bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, format="png", metadata={"Software": None})
-    return path
+    return atomic_write(path, lambda partial: fig.savefig(partial, format="png", metadata={"Software": None}))
 
 
 def data_url(fig: Figure) -> str:
@@ -139,9 +137,13 @@ def _channels(pixels, sensor: Sensor, bands, normalized: bool, in_decibel: bool 
         if {"vv", "vh"} <= set(names):
             vv, vh = pixels[names.index("vv")], pixels[names.index("vh")]
             return np.stack([vv, vh, vv - vh], axis=-1)
+    return np.stack([pixels[names.index(name)] for name in natural_colors(sensor, names)], axis=-1)
+
+
+def natural_colors(sensor: Sensor, names: Sequence[str]) -> Sequence[str]:
+    """The three bands shown as red, green and blue: the sensor's own, or the first ones."""
     natural = sensor.rgb and set(sensor.rgb) <= set(names)
-    shown = sensor.rgb if natural else (names * 3)[:3] if len(names) < 3 else names[:3]
-    return np.stack([pixels[names.index(name)] for name in shown], axis=-1)
+    return sensor.rgb if natural else ([*names] * 3)[:3]
 
 
 def _eight_bit(sensor: Sensor) -> bool:

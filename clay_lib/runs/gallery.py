@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clay_lib.errors import ContractError
-from clay_lib.files import read_json
+from clay_lib.files import make_folder, read_json
 from clay_lib.runs.notebooks import FIGURES, NOTEBOOKS, ROOT, flatten, is_done, list_notebooks, read_script
 from clay_lib.runs.page import data_url, head, write_page
 
@@ -61,8 +61,7 @@ def write_site(
     """
     import nbformat
 
-    home = Path(out)
-    home.mkdir(parents=True, exist_ok=True)
+    home = make_folder(out)
     cards = []
     for script in list_notebooks(Path(notebooks)):
         executed, paired = Path(run) / f"{script.stem}.ipynb", script.with_suffix(".ipynb")

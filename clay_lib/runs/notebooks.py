@@ -27,7 +27,7 @@ from pathlib import Path
 
 from clay_lib.cluster import cores
 from clay_lib.errors import ContractError
-from clay_lib.files import CHECKOUT, read_json, write_json
+from clay_lib.files import CHECKOUT, make_folder, read_json, write_json
 from clay_lib.runs.parameters import check_parameters, read_parameters
 
 LIBRARY = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ class RunResult:
 def output_folder(out: str, name: str) -> Path:
     """Where a notebook writes: the folder given by a headless run, else papermill_runs/lab/NAME; created if missing."""
     folder = Path(out) if out else RUNS / "lab" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return folder
 
 
@@ -161,7 +161,7 @@ def run_notebook(
     values = {**parameters, "out": str(out)}
     check_parameters(read_parameters(notebook), values, script.stem)
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     executed = out_dir / f"{script.stem}.ipynb"
     stale = [p for p in out.iterdir() if p.name in ("metrics.json", "run.json", REPORTED, PRUNE) or p.suffix in FIGURES]
     for path in (executed, executed.with_suffix(".html"), *stale):

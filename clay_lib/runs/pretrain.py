@@ -31,7 +31,7 @@ from clay_lib.data.targets import TargetCache
 from clay_lib.datamodule import Batch, ClayDataModule, PlannedBatches, SensorBatches, batches_per_epoch, noise_batch
 from clay_lib.encoder import patchify, unpatchify
 from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, check_ranges
-from clay_lib.files import write_json
+from clay_lib.files import make_folder, write_json
 from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.runs.prepare import find_function, find_teacher, is_function
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
@@ -227,7 +227,7 @@ def train(
     folder = Path(out)
     is_first_rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     if is_first_rank:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         _check_same_data(folder, request)
         (folder / "config.yaml").write_text(yaml.safe_dump(request, sort_keys=False))
         print(summary(config, network))
@@ -390,7 +390,7 @@ class ReconstructionFigures(L.Callback):
         titles = ["visible", f"step {module.step}", "original"]
         gsd = SENSORS[batch.sensor].gsd
         figure = figures.show_row(shown, titles, columns=3, size=1.6, gsd=gsd, title=batch.sensor)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         figures.save(figure, self.folder / f"{batch.sensor}-{module.step:07d}.png")
         plt.close(figure)
 

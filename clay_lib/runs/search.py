@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clay_lib.files import locked
+from clay_lib.files import locked, make_folder
 from clay_lib.runs.notebooks import PRUNE, read_reported
 from clay_lib.runs.specification import Run, Sweep, key_of
 from clay_lib.runs.tables import ENDED, read_run
@@ -187,7 +187,7 @@ def _storage(path: Path, write: bool):
 
     if not (write or path.is_file()):
         return InMemoryStorage()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = f"{path}.lock"
     with locked(lock, "search", wait=True):
         if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from clay_lib.cluster import cores, dask_client
 from clay_lib.errors import ContractError
-from clay_lib.files import locked, write_json
+from clay_lib.files import locked, make_folder, write_json
 from clay_lib.runs.notebooks import RUN_FOLDER, RUNS, read_script, run_notebook
 from clay_lib.runs.parameters import declared_metrics
 from clay_lib.runs.profiles import read_profile
@@ -256,7 +256,7 @@ def run_task(task: Task) -> dict | None:
     A lock and the check within it make sure that a run given to two workers is done only once.
     """
     folder = Path(task.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     record, started = folder / "run.json", time.time()
     with locked(folder / ".lock", "run", wait=True):
         row = read_run(folder)

@@ -151,7 +151,7 @@ def test_several_errors_are_one_message(right):
 # ---- no false alarm ----
 
 
-@pytest.mark.parametrize("row, told", zip(FILES, TOLD, strict=True), ids=[file for _, file, _ in FILES])
+@pytest.mark.parametrize("row, told", [*zip(FILES, TOLD, strict=True)], ids=[file for _, file, _ in FILES])
 def test_real_files_are_taken_for_what_they_are(realdata, row, told):
     sensor, file, kwargs = row
     path = sorted(realdata.glob(file)) if "*" in file else realdata / file

@@ -4,21 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.colors import to_rgba
 
 from clay_lib import figures
 from clay_lib.errors import ContractError
-from clay_lib.figures.style import BASELINE
-
-
-def test_bars_print_values_and_baselines_are_gray():
-    rows = [("pixels", 0.3, 0.25, 0.35, "baseline"), ("clay", 0.8, 0.7, 0.9, "ours")]
-    table = pd.DataFrame(rows, columns=["name", "value", "low", "high", "kind"])
-    ax = figures.bars_with_intervals(table, label="accuracy").axes[0]
-    assert [b.get_width() for b in ax.patches] == [0.3, 0.8]
-    assert ax.patches[0].get_facecolor() == to_rgba(BASELINE) != ax.patches[1].get_facecolor()
-    assert [t.get_text() for t in ax.texts] == ["0.30", "0.80"]
-    assert all(t.get_position()[0] > high for t, high in zip(ax.texts, table["high"], strict=True))
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -36,7 +24,9 @@ def test_curves_skip_gaps_and_keep_labels_apart(log):
 
 def test_signed_numbers_are_centered():
     weights = torch.randn(12, 3, 8, 8, requires_grad=True) + 1
-    image = figures.kernels(weights, band_names=["red", "green", "blue"], count=5).axes[0].images[0]
-    assert image.norm.vmin == -image.norm.vmax
+    image = figures.kernels(weights, band_names=["red", "green", "blue"], chosen=[2, 0]).axes[0].images[0]
+    first = weights[2, 0].detach().numpy() / weights[2].abs().max().item()
+    np.testing.assert_allclose(image.get_array()[:8, :8], first, rtol=1e-6)
+    assert (image.norm.vmin, image.norm.vmax) == (-1, 1)
     image = figures.matrix([[0.5, -0.2]], signed=True, label="difference").axes[0].images[0]
     assert (image.norm.vmin, image.norm.vmax) == (-0.5, 0.5)

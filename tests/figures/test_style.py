@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from clay_lib import figures
-from clay_lib.errors import ContractError
 from clay_lib.figures.style import MISSING
 from clay_lib.sensors import SENSORS, to_decibel
 
@@ -37,12 +36,6 @@ def test_rgb_of_native_and_normalized_numbers_agree():
             np.testing.assert_allclose(figures.rgb(to_decibel(pixels), sensor), native, atol=1e-5)  # by its sign
 
 
-def test_like_gives_its_stretch(pixels):
-    image, brighter = figures.rgb(pixels, S2), pixels + 500
-    assert figures.rgb(brighter, S2, like=pixels).mean() > image.mean() + 0.1
-    np.testing.assert_allclose(figures.rgb(brighter, S2), image, atol=1e-5)
-
-
 def test_missing_pixels_are_gray_and_do_not_change_the_stretch(pixels):
     expected = figures.rgb(pixels[:, 1:], S2)
     pixels[:, 0, :16], pixels[:, 0, 16:] = np.nan, 32767
@@ -53,17 +46,6 @@ def test_missing_pixels_are_gray_and_do_not_change_the_stretch(pixels):
     np.testing.assert_allclose(image[1:], expected)
 
 
-def test_components_fill_the_color_range():
-    components = RNG.normal(5, 3, (20, 30, 3))
-    components[0], valid = np.nan, np.ones((20, 30), bool)
-    components[1], valid[1] = 1e6, False
-    colors = figures.components_to_rgb(components, valid)
-    known = components[2:].reshape(-1, 3)
-    low, high = np.percentile(known, (2, 98), axis=0)
-    np.testing.assert_allclose(colors[2:].reshape(-1, 3), np.clip((known - low) / (high - low), 0, 1))
-    assert np.isnan(colors[0]).all()
-
-
 def test_saved_twice_is_the_same_file_and_the_global_style_is_unchanged(tmp_path):
     before = dict(matplotlib.rcParams)
     files = [
@@ -72,9 +54,3 @@ def test_saved_twice_is_the_same_file_and_the_global_style_is_unchanged(tmp_path
     ]
     assert files[0] == files[1] and b"Software" not in files[0]
     assert dict(matplotlib.rcParams) == before
-
-
-@pytest.mark.parametrize("shape, message", [((2, 10, 8, 8), "batch axis"), ((3, 8, 8), "10")])
-def test_wrong_shapes_raise(shape, message):
-    with pytest.raises(ContractError, match=message):
-        figures.rgb(np.zeros(shape), S2)
