@@ -20,7 +20,7 @@ from clay_lib.data.augment import Draws, flipped, shifted
 from clay_lib.data.chips import Chips
 from clay_lib.datacube import Datacube, make_datacube
 from clay_lib.errors import ContractError
-from clay_lib.sensors import SENSORS
+from clay_lib.sensors import SENSORS, Sensor
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Batch:
         return replace(self, cube=self.cube.with_pixels(self.cube.pixels.pin_memory()), targets=targets)
 
 
-def noise_batch(sensor: str, batch: int, pixels: int, teacher_dim: int | None = None) -> Batch:
+def noise_batch(sensor: str | Sensor, batch: int, pixels: int, teacher_dim: int | None = None) -> Batch:
     """Noise in the shape of a sensor's chips, for timings; teacher_dim: width of random targets, None: without."""
-    spec = SENSORS[sensor]
+    spec = SENSORS.resolve(sensor)
     noise = np.random.default_rng(0).normal(size=(batch, len(spec.bands), pixels, pixels))
     cube = make_datacube(spec.denormalize(noise), sensor, when="2023-06-10T10:30", lat=10.0, lon=20.0)
     places = np.arange(batch)
     targets = None if teacher_dim is None else torch.randn(batch, teacher_dim).half()
-    return Batch(sensor, cube, places, np.zeros(batch, np.uint8), Draws((0,), places), targets)
+    return Batch(spec.name, cube, places, np.zeros(batch, np.uint8), Draws((0,), places), targets)
 
 
 @dataclass(frozen=True)
@@ -298,6 +298,10 @@ class ClayDataModule(L.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def first_batch(self) -> Batch:
+        loader = self._loader(self.train_chips, training=True)
+        return loader.dataset[loader.sampler.plan(0)]
 
     def batches_per_epoch(self, ranks: int = 1) -> int:
         """Batches that each of `ranks` processes takes in an epoch."""

@@ -108,10 +108,12 @@ class Encoder(nn.Module):
             tokens = self.patch_embedding(pixels, cube.waves)
         else:
             tokens, code = self.patch_embedding(pixels, cube.waves, visible), gather_tokens(code, visible)
-        tokens = tokens + code.to(tokens.dtype)
+        # The sums along the blocks stay in the weights' type, also under autocast: 24 roundings to bfloat16 add up.
+        dtype = self.cls_token.dtype
+        tokens = tokens.to(dtype) + code.to(dtype)
 
         # Prepend the class token: [B, 1+V, D].
-        class_token = repeat(self.cls_token, "1 1 D -> B 1 D", B=len(tokens)).to(tokens.dtype)
+        class_token = repeat(self.cls_token, "1 1 D -> B 1 D", B=len(tokens))
         tokens = torch.cat([class_token, tokens], dim=1)
         tokens, inner = self._transform(tokens, present, self._block_numbers(layers))
         return Encoded(tokens, visible, masked, mask, (h, w), valid, present, inner)

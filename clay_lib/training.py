@@ -26,6 +26,7 @@ from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, che
 from clay_lib.files import MetricsFile
 from clay_lib.loss import RunningMeans, reconstruction_loss, representation_loss
 from clay_lib.model import ClayConfig, ClayMAE, WeightAverage
+from clay_lib.precision import check_precision, choose, lightning_precision, matmul_precision, training_device
 from clay_lib.teacher import teacher_target
 
 
@@ -299,8 +300,8 @@ def train(
     the means since the last row and the base rate `lr`. start: a model of the same configuration to start from.
     resume: continue from the last checkpoint under `out` if there is one (True), or from this file; a CPU run that is
     killed and resumed ends with bitwise the same weights as an uninterrupted one. val_every: steps between validations,
-    instead of check_val_every_n_epoch. A loss that is not finite ends the run at the next row. precision: by default
-    bf16 on a GPU and float32 elsewhere. trainer_options: Lightning's, such as num_nodes and strategy.
+    instead of check_val_every_n_epoch. A loss that is not finite ends the run at the next row. precision: as of
+    `Clay.load`; a run resumes in its own. trainer_options: Lightning's, such as num_nodes and strategy.
     """
     check_ranges(asdict(settings), TrainSettings, "settings.")
     check_ranges({"log_every": log_every, "val_every": val_every}, train)
@@ -319,6 +320,9 @@ def train(
         if start.config != config:
             raise ContractError("start", start.config, config, "weights of another size")
         module.begin_from(start.state_dict())
+    alone = trainer_options.get("num_nodes", 1) == 1 and (devices == 1 or not devices and torch.cuda.device_count() < 2)
+    name = _precision(precision, saved, module.model, data, s, training_device(accelerator), trial=alone)
+    module.hparams["precision"] = name
     if s.compile:
         module.model.compile()
     checkpoints = Checkpoints(
@@ -328,7 +332,7 @@ def train(
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=devices or ("auto" if torch.cuda.is_available() else 1),
-        precision=precision or precision_of(accelerator),
+        precision=lightning_precision(name),
         max_steps=max(left, 1),
         max_epochs=-1,  # one Lightning epoch lasts from a validation to the next
         accumulate_grad_batches=s.accumulate,
@@ -356,7 +360,8 @@ def train(
         disable = not progress or not trainer.is_global_zero
         with tqdm(total=s.max_steps, initial=module.first_step, unit="step", disable=disable) as module.bar:
             try:
-                trainer.fit(module, datamodule=data)
+                with matmul_precision(name):
+                    trainer.fit(module, datamodule=data)
             finally:
                 data.every = data.end = None
                 data.load_state_dict({"position": 0})
@@ -372,6 +377,31 @@ def train(
 def _diverged(field: str, found: str) -> ContractError:
     cause = "the run diverged (try a lower lr, or clip_gradient 1.0); earlier checkpoints are kept"
     return ContractError(field, found, "finite numbers", cause)
+
+
+def _precision(
+    precision: str | None,
+    saved: dict | None,
+    model: ClayMAE,
+    data: ClayDataModule,
+    s: TrainSettings,
+    device,
+    *,
+    trial: bool,
+) -> str:
+    """The precision of a run: that of its checkpoint, the given one, or the fastest that agrees on its first batch."""
+    precision, default = check_precision(precision), "bfloat16" if device.type == "cuda" else "exact"
+    if saved is not None:
+        before = saved["hyper_parameters"].get("precision", default)  # not in checkpoints of earlier versions
+        if precision not in ("auto", "fast", before):
+            check_unchanged({"precision": (before, precision)})
+        return before
+    if precision not in ("auto", "fast"):
+        return precision
+    if not trial:  # processes would choose each for itself
+        return default
+    cube = data.first_batch().cube.to(device)
+    return choose(model.encoder.to(device), cube, "auto", training=True, batches=s.max_steps * s.accumulate)
 
 
 def _check_same_run(old: dict, new: dict) -> None:
@@ -395,7 +425,3 @@ def _columns(data: ClayDataModule, with_targets: bool) -> list[str]:
     stages = {"train": data.train_chips, "val": data.val_chips}
     names = [f"{stage}/{name}" for stage, chips in stages.items() if chips for name in (*losses, *chips)]
     return ["step", "epoch", "lr", *names]
-
-
-def precision_of(accelerator: str) -> str:
-    return "bf16-mixed" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "32-true"

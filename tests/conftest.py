@@ -1,11 +1,13 @@
 """Where tests find what the project does not ship: goldens and real imagery, beside the checkout."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+os.environ["CLAY_PRECISION"] = "exact"  # the same numbers on every machine; test_precision.py asks for others
 
 
 def _folder(name: str) -> Path:

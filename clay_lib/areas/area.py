@@ -25,9 +25,11 @@ from clay_lib.areas import rasters, vectors
 from clay_lib.areas.tiles import grid_of, tiles_of
 from clay_lib.clay import Clay
 from clay_lib.cluster import dask_client, forecast_lines, timed
+from clay_lib.datamodule import noise_batch
 from clay_lib.errors import ContractError
 from clay_lib.files import locked, write_json
 from clay_lib.model import ClayConfig
+from clay_lib.precision import NAMES, choose
 from clay_lib.sensors import SENSORS, Sensor
 
 NETWORK = 12.5  # MB/s, reading speed that a forecast assumes: 100 Mbit/s
@@ -185,7 +187,7 @@ def embed_area(
     if not jobs:
         raise ContractError("area", f"{len(tiles)} tiles, none covered by an image", "an area with images",
                             "an area outside the scene, or latitude before longitude")  # fmt: skip
-    metadata = work.configuration_of(clay, sensor, acquisitions[0].archive, settings)
+    clay, metadata = _fix_precision(clay, sensor, acquisitions[0].archive, settings, out, min(batch_size, len(jobs)))
     metadata["model"] = name or f"clay-{config.dim}x{config.depth}"
     folder = rasters.dense_folder(out, metadata, overlap or 0)
     rows, empty = vectors.done_ids(out, sensor.name, metadata["configuration"])
@@ -230,7 +232,7 @@ def embed(
     weights: str = "clay-mini.safetensors",
     sensor: str = "sentinel-2-l2a",
     device: str = "auto",
-    precision: str = "float32",
+    precision: str = "auto",
     **options: Any,
 ) -> int:
     """Embed an area: tile vectors as GeoParquet and patch vectors as a raster. The same command resumes.
@@ -244,16 +246,29 @@ def embed(
         weights: a file of weights, the name of shipped ones, or hub:owner/name/path
         sensor: one of the registered sensors
         device: auto, cpu or cuda
-        precision: number type of the weights: float32, bfloat16 or float16
+        precision: auto, the fastest on this machine that agrees with float32; exact, float32; fast, which may also
+            be int8; or medium, bfloat16, float16, int8. An area is finished in the precision that it was begun in
         options: see `embed_area`
     """
-    if precision not in ("float32", "bfloat16", "float16"):
-        raise ContractError("precision", precision, "float32, bfloat16 or float16", "a misspelling")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    clay = Clay.load(weights, device=device, dtype=getattr(torch, precision))
+    clay = Clay.load(weights, device=device, precision=precision)
     options["name"] = options.get("name") or Path(weights).stem
     print(embed_area(clay, sensor, area or None, dates or None, out, **options))
     return 0
+
+
+def _fix_precision(clay: Clay, sensor: Sensor, archive, settings, out: Path, batch_size: int) -> tuple[Clay, dict]:
+    """The model in one precision for all batches, and the configuration; begun areas keep theirs, unless one is named.
+
+    The trial runs on noise, since no pixel has been read yet.
+    """
+    if clay.precision in ("auto", "fast"):
+        configurations = {name: work.configuration_of(clay, sensor, archive, settings, name) for name in NAMES}
+        begun = [k for k, c in configurations.items() if (out / f"configuration-{c['configuration']}.json").is_file()]
+        cube = noise_batch(sensor, batch_size, settings.size).cube.to(clay.model.encoder.cls_token.device)
+        precision = begun[0] if begun else choose(clay.model.encoder, cube, clay.precision)
+        clay = Clay(clay.model, reading=clay.reading, precision=precision)
+    return clay, work.configuration_of(clay, sensor, archive, settings, clay.precision)
 
 
 def _check_layout(size: int, patch: int, dense: str, overlap: int | None, components: int) -> int | None:

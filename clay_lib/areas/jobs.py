@@ -160,8 +160,11 @@ def outdated(ids: set[str], jobs: Sequence[Job]) -> set[str]:
     return {name for name in ids - current if name.rpartition("_")[0] in places}
 
 
-def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings) -> dict:
-    """All settings that affect a vector, apart from the pixels, and their hash under "configuration"."""
+def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings, precision: str = "exact") -> dict:
+    """All settings that affect a vector, apart from the pixels, and their hash under "configuration".
+
+    precision: one of precision.NAMES; exact is not hashed, so that areas of earlier versions resume.
+    """
     model = clay.model
     layout = repr([model.config.frequencies, model.config.patch_size, model.config.heads])
     metadata = {
@@ -174,7 +177,9 @@ def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings)
         "gsd": archive.gsd,
         **vars(settings),
     }
-    return metadata | {"configuration": hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]}
+    hashed = metadata if precision == "exact" else metadata | {"precision": precision}
+    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+    return metadata | {"precision": precision, "configuration": digest}
 
 
 # ---- embedding ----
@@ -217,7 +222,7 @@ def embed_jobs(
 
     def publish(results: list) -> None:
         new, empty = [row for _, row in results if row], [name for name, row in results if row is None]
-        vectors.write_part(out, new, empty, shared, clay.model.config.dim, settings.store)
+        vectors.write_part(out, new, empty, shared, clay.model.config.dim, settings.store, metadata["precision"])
 
     buffer = PartBuffer(publish, rows=PART_ROWS, seconds=PART_SECONDS)
     jobs = [job for block in blocks for job in block.jobs]

@@ -40,6 +40,7 @@ from clay_lib.files import PARTIAL, atomic_write
 STORES = {"float16": pa.float16(), "int8": pa.int8()}
 SCALES = {"vector": "scale", "patch_mean": "patch_mean_scale"}  # columns that accompany int8 vectors
 EMPTY = b"clay:empty"  # key in the footer of a JSON list of ids
+PRECISION = b"clay:precision"  # key in the footer of the precision that the vectors were computed in
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -72,7 +73,15 @@ def schema(dim: int, store: str = "float16") -> pa.Schema:
 # ---- writing ----
 
 
-def write_part(out: Path, rows: Sequence[dict], empty: Iterable[str], shared: dict, dim: int, store: str) -> list[Path]:
+def write_part(
+    out: Path,
+    rows: Sequence[dict],
+    empty: Iterable[str],
+    shared: dict,
+    dim: int,
+    store: str,
+    precision: str = "exact",
+) -> list[Path]:
     """Publish rows, {column: value} with shapely geometries and float32 vectors, as one file per year.
 
     shared: columns with the same value in all rows: sensor, gsd, model, weights, configuration. empty: ids of tiles
@@ -85,7 +94,8 @@ def write_part(out: Path, rows: Sequence[dict], empty: Iterable[str], shared: di
     paths = []
     for year, in_year in sorted(years.items()):
         table = _table(in_year, shared, dim, store)
-        table = table.replace_schema_metadata(table.schema.metadata | {EMPTY: json.dumps(empty).encode()})
+        footer = {EMPTY: json.dumps(empty).encode(), PRECISION: precision.encode()}
+        table = table.replace_schema_metadata(table.schema.metadata | footer)
         digest = hashlib.sha256("\n".join([*table["id"].to_pylist(), "", *empty]).encode()).hexdigest()[:16]
         path = run_folder(out, shared["sensor"], shared["configuration"]) / f"year={year}" / f"part-{digest}.parquet"
         paths.append(

@@ -34,8 +34,8 @@ from clay_lib.errors import ContractError
 from clay_lib.files import hash_tensors
 from clay_lib.heads.heads import ChipHead, DenseHead, Features, extract_features, spread_layers
 from clay_lib.heads.module import FinetuneSettings, HeadModule, class_weights, unfreeze_last
+from clay_lib.precision import check_precision, choose, lightning_precision, matmul_precision, training_device
 from clay_lib.sensors import SENSORS, Sensor
-from clay_lib.training import precision_of
 
 HEADS = {"chip": ChipHead, "dense": DenseHead}
 SAMPLE = 256  # chips on which the standardization of a head is fitted
@@ -60,7 +60,8 @@ class Finetuned:
     @torch.inference_mode()
     def scores(self, cube: Datacube) -> Tensor:
         """[B, K] or [B, K, H, W]: class probabilities; or values [B, 1] or [B, 1, H, W] in the labels' units."""
-        features = extract_features(self.clay.model.encoder, cube, self.metadata["layers"])
+        with self.clay.arithmetic(cube):
+            features = extract_features(self.clay.model.encoder, cube, self.metadata["layers"])
         raw = self.head.eval()(features).float()
         mean, std = self.metadata["scale"]
         raw[:, self.metadata.get("missing", [])] = -torch.inf
@@ -158,6 +159,7 @@ def finetune(
     layers: Sequence[int] | None = None,
     settings: FinetuneSettings | None = None,
     accelerator: str = "auto",
+    precision: str | None = None,
     progress: bool = True,
     **head,
 ) -> Finetuned:
@@ -167,6 +169,7 @@ def finetune(
     layers: the blocks that a dense head uses, by default four spread evenly. head: options of ChipHead or DenseHead.
     With `out`, the weights best on val (mean IoU, or RMSE) and the last ones are saved as best.safetensors and
     last.safetensors, and history.csv; with val, the best are returned. The same seed gives the same CPU run.
+    precision: as of `Clay.load`, by default clay's own; the metadata record it.
     Raises ContractError for classes without a label in training, labels that are all ignored, and incompatible sets.
     """
     s = settings or FinetuneSettings()
@@ -177,8 +180,16 @@ def finetune(
         found, expected = (f"{data.task} of {data.classes or 'values'}" for data in (val, train))
         raise ContractError("val", found, expected, "another set")
     L.seed_everything(s.seed, verbose=False)
-    if unfreeze != 0:
-        clay = deepcopy(clay)
+    precision = check_precision(precision or clay.precision)
+    if precision in ("auto", "fast"):
+        device = training_device(accelerator)
+        cube, _ = read_batch(clay, train, np.arange(min(s.batch_size, len(train))))
+        encoder = clay.model.encoder if unfreeze == 0 else deepcopy(clay.model.encoder).to(device)
+        batches = (1 if unfreeze == 0 else s.epochs) * -(-len(train) // s.batch_size)
+        cube = cube.to(encoder.cls_token.device)
+        precision = choose(encoder, cube, "auto", training=unfreeze != 0, batches=batches)  # never int8
+    model = clay.model if unfreeze == 0 else deepcopy(clay.model)
+    clay = Clay(model, reading=clay.reading, precision=precision)
     config, encoder = clay.model.config, clay.model.encoder
     unfreeze_last(encoder, unfreeze)
     layers = list((spread_layers(config.depth) if train.dense else (-1,)) if layers is None else layers)
@@ -186,7 +197,7 @@ def finetune(
     if train.dense:
         head_config |= dict(layers=len(layers), patch_size=config.patch_size)
     metadata = dict(
-        task=train.task, unfreeze=unfreeze, layers=layers, head=head_config, settings=asdict(s),
+        task=train.task, unfreeze=unfreeze, precision=precision, layers=layers, head=head_config, settings=asdict(s),
         config=asdict(config) | encoder_config(clay),
         sensor=train.sensor.name, bands=list(train.bands), gsd=train.gsd, in_decibel=train.in_decibel,
         classes=list(train.classes), codes=list(train.codes),
@@ -221,7 +232,7 @@ def finetune(
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
-        precision=precision_of(accelerator),
+        precision=lightning_precision("exact" if keep else precision),
         max_epochs=s.epochs,
         gradient_clip_val=s.clip_gradient,
         callbacks=[TQDMProgressBar(refresh_rate=10)] if progress else [],
@@ -231,7 +242,8 @@ def finetune(
         num_sanity_val_steps=0,
         logger=False,
     )
-    trainer.fit(module.train(), *loaders)
+    with matmul_precision(precision):
+        trainer.fit(module.train(), *loaders)
     history = pd.DataFrame(module.history)
     if out is not None:
         tuned.save(Path(out) / "last.safetensors")
@@ -296,7 +308,7 @@ def read_set(clay: Clay, data: LabeledSet, layers, *, keep: bool) -> tuple[Featu
     features, labels = [], []
     for rows in _batches(len(data), 16):
         cube, part = read_batch(clay, data, rows, check=not labels)
-        with torch.no_grad():
+        with torch.no_grad(), clay.arithmetic(cube):
             features.append(extract_features(clay.model.encoder, cube, layers).to("cpu"))
         labels.append(part)
     return Features.concatenate(features), torch.cat(labels)

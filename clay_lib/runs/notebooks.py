@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -205,6 +206,7 @@ def run_notebook(
     size = executed.stat().st_size if executed.exists() else 0
     reached = max(read_reported(out).items(), default=None)
     record = {**asdict(result), "finished": time.strftime("%Y-%m-%d %H:%M"), "bytes": size, "reached": reached}
+    record["precision"] = _environment(threads, env)["CLAY_PRECISION"]
     write_json(out / "run.json", {**record, **provenance(), **(extra or {})})
     return result
 
@@ -232,7 +234,9 @@ runpy.run_module("ipykernel_launcher", run_name="__main__")
 
 
 def _environment(threads: int | None, extra: Mapping[str, str] | None) -> dict[str, str]:
-    env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", **(extra or {})}
+    # In float32, so that every CPU gives the same numbers; a GPU would be several times slower, and has its own anyway.
+    precision = os.environ.get("CLAY_PRECISION") or ("auto" if shutil.which("nvidia-smi") else "exact")
+    env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "CLAY_PRECISION": precision, **(extra or {})}
     if threads:
         env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return env

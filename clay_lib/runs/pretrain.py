@@ -33,6 +33,7 @@ from clay_lib.encoder import patchify, unpatchify
 from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, check_ranges
 from clay_lib.files import make_folder, write_json
 from clay_lib.model import ClayConfig, ClayMAE
+from clay_lib.precision import arithmetic, check_precision, choose
 from clay_lib.runs.prepare import find_function, find_teacher, is_function
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.training import ClayModule, TrainSettings, check_unchanged
@@ -190,7 +191,8 @@ def train(
         out: folder for checkpoints, log/metrics.csv, pictures, weights.safetensors, config.yaml and run.json
         epochs: training length, instead of settings.max_steps
         accelerator: auto, cpu, gpu or mps
-        precision: null: bf16-mixed on a GPU, 32-true elsewhere
+        precision: auto, the fastest on this machine that agrees with float32; exact, float32; or medium, bfloat16,
+            float16. A run resumes in the one that it was started in
         devices: processes on each node; null: all GPUs, or one CPU process
         nodes: number of cluster nodes
         threads: CPU threads of a process; 0: torch's default
@@ -303,22 +305,26 @@ def forecast_training(
     """Time that a run would take, from a few real steps on this machine; per_epoch: batches of each rank."""
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    bf16 = gpu if precision is None else precision.startswith("bf16")
     torch.manual_seed(settings.seed)
     module = ClayModule(config, settings, teacher, cached=bool(data.targets)).to(device)
     module.setup("fit")
     optimizer = module.configure_optimizers()["optimizer"]
     counts = data.counts()
     width = config.teacher_dim if data.targets else None
+    precision = check_precision(precision)
     batches = [
         noise_batch(sensor, data.batch_size, data.crop or data.sizes.get(sensor, data.size), width).to(device)
         for sensor in counts
     ]
 
+    if precision in ("auto", "fast"):
+        steps = settings.max_steps * settings.accumulate
+        precision = choose(module.model.encoder, batches[0].cube, "auto", training=True, batches=steps)
+
     def one_round() -> float:
         """A step on each sensor's batch; returns the time at the end."""
         for batch in batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with arithmetic(module.model.encoder, precision):
                 loss = module.losses(batch, training=True)["loss"]
             loss.backward()
             optimizer.step()
