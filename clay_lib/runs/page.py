@@ -13,10 +13,10 @@ from clay_lib.files import atomic_write
 # Enlarges a figure when it is clicked.
 _SCRIPT = """
 const box = document.querySelector('dialog'), large = box.firstElementChild;
-document.querySelectorAll('figure img').forEach(image => image.onclick = () => {
-  large.src = image.src; large.alt = image.alt; box.showModal();
+document.addEventListener('click', ({target}) => {
+  if (target.matches('figure img')) { large.src = target.src; large.alt = target.alt; box.showModal(); }
+  else if (box.open) box.close();
 });
-box.onclick = () => box.close();
 """
 
 _PAGE = """<!doctype html>
@@ -32,11 +32,11 @@ class Markup(str):
     """Text that is HTML already."""
 
 
-def write_page(path: Path, title: str, body: str, *, note: str = "") -> Path:
-    """A page in one file, with its style. title, note: plain text; body: HTML."""
+def write_page(path: Path, title: str, body: str, *, note: str = "", script: str = "") -> Path:
+    """A page in one file, with its style. title, note: plain text; body: HTML; script: more JavaScript."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     when, title, note = time.strftime("%d %B %Y, %H:%M"), html.escape(title), html.escape(note)
-    text = _PAGE.format(title=title, style=style, body=body, when=when, note=note, script=_SCRIPT)
+    text = _PAGE.format(title=title, style=style, body=body, when=when, note=note, script=_SCRIPT + script)
     return atomic_write(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 

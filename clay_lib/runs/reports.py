@@ -1,4 +1,5 @@
-"""Sweep reports: one page that opens without a network, with ranking, effects, failures and cost, and its figures."""
+"""Sweep reports: one page that opens without a network, with ranking, effects, curves, failures and cost, and its
+figures. reports.js draws what responds to the mouse, the keyboard and the filter."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import html
 import io
 import itertools
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +20,11 @@ from matplotlib.figure import Figure
 
 from clay_lib.errors import ContractError
 from clay_lib.figures import charts
-from clay_lib.figures.style import BASELINE, INK, MAGNITUDE, OURS, styled
+from clay_lib.figures.style import BASELINE, INK, OURS, styled
 from clay_lib.files import read_json
-from clay_lib.runs.notebooks import RUNS
+from clay_lib.runs.notebooks import FIGURES, RUNS, read_reported
 from clay_lib.runs.page import Markup, article, data_url, head, table_html, write_page
+from clay_lib.runs.search import importance
 from clay_lib.runs.tables import (
     best,
     comparable_rows,
@@ -38,6 +41,7 @@ MAX_LEVELS = 9  # more numbers than this are drawn as a cloud, not as levels
 LABEL_LENGTH = 28  # characters of a text in a label
 SETTINGS = 12  # in the table and figure of the leading ones
 PAIRS = 10  # heat maps at most; the parameters named first in the specification come first
+MAX_RUNS, MAX_CURVES, MAX_POINTS = 2000, 500, 60  # on a page of 2 MB
 BETTER = {"min": "lower is better", "max": "higher is better"}
 
 
@@ -53,22 +57,26 @@ def write_report(runs: Path = RUNS, sweep: str | None = None) -> Path:
         raise ContractError("report", f"no run of {sweep or 'any sweep'} in {runs}", "a started sweep", cause)
     page = (runs / sweep if sweep else runs) / "report.html"
     body = "".join(_section(runs, name, page.parent) for name in names)
-    return write_page(page, sweep or "Sweeps", body, note="Read from the runs' folders.")
+    script = Path(__file__).with_name("reports.js").read_text(encoding="utf-8")
+    return write_page(page, sweep or "Sweeps", body, note="Read from the runs' folders.", script=script)
 
 
 def _section(runs: Path, name: str, home: Path) -> str:
     """One sweep. home: the page's folder, where its links begin."""
     summary, ledger = read_json(runs / name / "sweep.json"), read_ledger(runs, name)
     summary.setdefault("specification", summary.get("told"))  # the key in older files
-    names = [*summary["varied"], *filter(None, [summary["seed"]])]
     table = ledger[ledger["asked"]] if len(ledger) else ledger
     metrics = {metric: direction for metric, direction in summary["metrics"].items() if _has_values(table, metric)}
     parts = [_head(name, summary, table, len(ledger) - len(table))]
     if metrics:
-        parts += _results(table, summary["varied"], summary["seed"], metrics)
+        parts += _leaders(table, summary, metrics)
     else:
         parts.append(article("No results", "No finished run yet that has one of the metrics.", ""))
-    return "".join([*parts, _failures(table, names, home), _all_runs(table, names, metrics, summary, home)])
+    names = [*summary["varied"], *filter(None, [summary["seed"]])]
+    parts += [_failures(table, names, home), _explorer(table, names, metrics, home)] if len(table) else []
+    parts += _effects(table, summary, metrics) if metrics else []
+    specification = f"<pre>{html.escape(json.dumps(summary['specification'], indent=1))}</pre>"
+    return "".join([*parts, article("The specification", "As it was written.", specification)])
 
 
 def _has_values(table: pd.DataFrame, metric: str) -> bool:
@@ -78,9 +86,10 @@ def _has_values(table: pd.DataFrame, metric: str) -> bool:
 def _head(name: str, summary: Mapping, table: pd.DataFrame, other: int) -> str:
     count = table["status"].value_counts() if len(table) else {}
     done, failed, total = count.get("done", 0), count.get("failed", 0) + count.get("died", 0), len(summary["runs"])
-    peak = table["peak_mb"].max() if len(table) else np.nan
+    pruned, peak = count.get("pruned", 0), table["peak_mb"].max() if len(table) else np.nan
     facts = [
         (f"{done} of {total}", "runs done"),
+        *([(f"{pruned}", "pruned")] if pruned else []),
         (f"{failed}", "failed"),
         (f"{table['seconds'].sum() / 60:.1f} min" if len(table) else "0 min", "of kernels"),
         (f"{peak:.0f} MB" if pd.notna(peak) else "–", "peak of a run"),
@@ -95,18 +104,40 @@ def _head(name: str, summary: Mapping, table: pd.DataFrame, other: int) -> str:
     notes += runs_without(table, summary["metrics"]) if len(table) else []
     if other:
         notes.append(f"{other} runs of other settings or of an older notebook are kept in the folder and not shown.")
-    state = "failed" if failed else "done" if done == total else "running"
+    state = "failed" if failed else "done" if done + pruned == total else "running"
     return head(html.escape(name), state, state, notes, facts)
 
 
-def _results(table: pd.DataFrame, varied: Sequence[str], seed: str | None, metrics: Mapping[str, str]) -> Iterator[str]:
-    """The leading settings, then a figure for each parameter, then one for each pair."""
-    first, direction = next(iter(metrics.items()))
-    lead = best(table, first, direction, varied, seed)
-    ranked = _image(ranking(table, first, direction, varied, seed)) + _ranking_table(table, lead, metrics, varied, seed)
+def _leaders(table: pd.DataFrame, summary: Mapping, metrics: Mapping[str, str]) -> Iterator[str]:
+    """The leading settings, and which parameters matter."""
+    (first, direction), varied, seed = next(iter(metrics.items())), summary["varied"], summary["seed"]
+    seeds, ranked, note = summary.get("confirmed") or [], table, ""
+    again = table[table[f"parameter {seed}"].isin(seeds)] if seeds else table
+    if seeds and _has_values(again, first):
+        ranked = again
+        note = " The best trials of the search ran again with new seeds; only these runs count here, since the best of"
+        note += " many trials is partly luck."
+    lead = best(ranked, first, direction, varied, seed)
+    figure = _image(ranking(ranked, first, direction, varied, seed))
     order = "smallest" if direction == "min" else "largest"
-    yield article("Leading settings", f"By {first}, the {order} first. {_ranking_note(lead)}", ranked)
-    base = one_at_a_time(table[values_of(table, first).notna()], varied)
+    text = f"By {first}, the {order} first. {_ranking_note(lead)}{note}"
+    yield article("Leading settings", text, figure + _ranking_table(ranked, lead, metrics, varied, seed))
+    finished = table[values_of(table, first).notna()]
+    shares = importance(finished.sample(min(len(finished), 1000), random_state=0), first, varied)
+    if shares:
+        bars = "".join(
+            f'<dt>{html.escape(name)}</dt><dd style="--share: {share:.4f}"><span>{share:.0%}</span></dd>'
+            for name, share in shares.items()
+        )
+        text = f"Share of the differences in {first} that each parameter explains, alone and in combinations (fANOVA)."
+        yield article("Which parameters matter", text, f"<dl class=bars>{bars}</dl>")
+
+
+def _effects(table: pd.DataFrame, summary: Mapping, metrics: Mapping[str, str]) -> Iterator[str]:
+    """A figure for each parameter, then one for each pair."""
+    (first, direction), varied, seed = next(iter(metrics.items())), summary["varied"], summary["seed"]
+    finished = table[values_of(table, first).notna()]
+    base = one_at_a_time(finished, varied)
     if base is not None:
         text = (
             "Every setting differs from one base in a single parameter. Differences are paired by seed, so that the "
@@ -119,7 +150,8 @@ def _results(table: pd.DataFrame, varied: Sequence[str], seed: str | None, metri
         over = "other settings and seeds" if base is None else "seeds, with everything else as in the base,"
         text = f"Blue: the mean over those {over} that every level has, with its 95 % interval. Gray: single runs."
         yield article("One parameter at a time", text, "".join(figures))
-    pairs = list(itertools.combinations(varied, 2))[:PAIRS] if base is None else []
+    levels = [name for name in varied if finished[f"parameter {name}"].nunique() <= MAX_LEVELS]
+    pairs = list(itertools.combinations(levels, 2))[:PAIRS] if base is None else []
     if pairs:
         figures = [_image(pair(table, a, b, first, seed), f"{a} and {b}") for a, b in pairs]
         text = f"Mean {first} over those other settings and seeds that every cell has."
@@ -162,37 +194,65 @@ def _ranking_table(
 
 
 def _failures(table: pd.DataFrame, names: Sequence[str], home: Path) -> str:
-    failed = table[table["status"].isin(["failed", "died"])] if len(table) else table
+    """Equal failures in one line, with the first of their runs."""
+    failed = table[table["status"].isin(["failed", "died"])]
     if not len(failed):
         return ""
-    rows = [
-        [*(row[f"parameter {n}"] for n in names), row["status"], row["failed_cell"], row["error"], _links(row, home)]
-        for row in failed.to_dict("records")
-    ]
-    body = table_html([*names, "", "cell", "error", ""], rows)
+    rows = []
+    for (cell, error), group in failed.groupby(["failed_cell", "error"], dropna=False, sort=False):
+        first = group.iloc[0]
+        rows.append([len(group), cell, error, *(first[f"parameter {n}"] for n in names), _links(first, home)])
+    body = table_html(["runs", "cell", "error", *(f"first: {name}" for name in names), ""], rows)
     return article("Failed runs", "Kept as they ended; --retry-failed runs them again.", body, bad=True)
-
-
-def _all_runs(
-    table: pd.DataFrame, names: Sequence[str], metrics: Mapping[str, str], summary: Mapping, home: Path
-) -> str:
-    if not len(table):
-        return ""
-    columns = [*(f"parameter {n}" for n in names), "status", *(f"metric {m}" for m in metrics)]
-    columns += ["seconds", "peak_mb", "library"]
-    ordered = table.sort_values([f"parameter {n}" for n in names], kind="stable").to_dict("records")
-    rows = [[*(row[column] for column in columns), _links(row, home)] for row in ordered]
-    runs = table_html([*names, "", *metrics, "seconds", "MB", "clay_lib", ""], rows)
-    specification = html.escape(json.dumps(summary["specification"], indent=1))
-    folded = {f"{len(rows)} runs with their notebooks": runs, "The specification": f"<pre>{specification}</pre>"}
-    body = "".join(f"<details><summary>{title}</summary>{text}</details>" for title, text in folded.items())
-    return article("All runs", "", body)
 
 
 def _links(row: Mapping, home: Path) -> Markup:
     files = {"notebook": Path(row["folder"], f"{row['notebook']}.ipynb"), "log": Path(row["folder"], "log.txt")}
     links = {label: Path(os.path.relpath(path, home)).as_posix() for label, path in files.items() if path.exists()}
     return Markup(" ".join(f'<a href="{html.escape(link)}">{label}</a>' for label, link in links.items()))
+
+
+def _explorer(table: pd.DataFrame, names: Sequence[str], metrics: Mapping[str, str], home: Path) -> str:
+    """The data that reports.js draws: parallel coordinates, learning curves, two runs side by side, the table."""
+    if metrics:
+        first, direction = next(iter(metrics.items()))
+        order = values_of(table, first).sort_values(ascending=direction == "min").index
+    else:
+        order = table.index
+    shown, note = table.loc[order], f"{len(table):,} runs."
+    if len(shown) > MAX_RUNS:
+        quarter = MAX_RUNS // 4
+        others = np.random.default_rng(0).choice(len(shown) - quarter, MAX_RUNS - quarter, replace=False) + quarter
+        shown = shown.iloc[[*range(quarter), *sorted(others)]]
+        note = f"{MAX_RUNS:,} of {len(table):,} runs: the {quarter} best, and a random sample of the others."
+    if len(shown) > MAX_CURVES:
+        note += f" Learning curves of every {math.ceil(len(shown) / MAX_CURVES)}th run."
+    columns = [*(f"parameter {name}" for name in names), *(f"metric {name}" for name in metrics), "seconds"]
+    runs = []
+    for number, row in enumerate(shown.to_dict("records")):
+        folder = Path(row["folder"])
+        curve = read_reported(folder) if number % math.ceil(len(shown) / MAX_CURVES) == 0 else {}
+        points = list(curve.items())
+        values = [row[column] for column in columns]
+        run = {
+            "run": row["run"],
+            "status": row["status"],
+            "values": [None if isinstance(v, float) and not math.isfinite(v) else v for v in values],
+            "curve": [[step, value] for step, value in _thinned(points) if math.isfinite(value)],
+            "figures": sorted(path.name for path in folder.glob("*") if path.suffix in FIGURES),
+            "library": row["library"],
+        }
+        runs.append(run)
+    path = Path(os.path.relpath(Path(table["folder"].iloc[0]).parent, home)).as_posix()
+    kinds = {name: "parameter" for name in names} | dict(metrics) | {"seconds": "cost"}
+    data = {"path": path, "notebook": f"{table['notebook'].iloc[0]}.ipynb", "columns": kinds, "runs": runs}
+    text = json.dumps(data, separators=(",", ":"), default=str).replace("<", "\\u003c")
+    return article("All runs", note, f'<div class=explorer><script type="application/json">{text}</script></div>')
+
+
+def _thinned(points: list) -> list:
+    """At most MAX_POINTS of a curve, the last one included."""
+    return points[:: -max(1, math.ceil(len(points) / MAX_POINTS))][::-1]
 
 
 def _image(figure: Figure, caption: str = "") -> str:
@@ -231,7 +291,7 @@ def _effect_panel(ax, table: pd.DataFrame, parameter: str, metric: str, seed: st
     runs, common = table[values_of(table, metric).notna()], comparable_rows(table, metric, [parameter])
     x = runs[f"parameter {parameter}"]
     x = x if numeric else x.map(levels.index)
-    ax.plot(x, runs[f"metric {metric}"], "o", color=BASELINE, alpha=0.45, ms=3.5, lw=0)
+    ax.plot(x, runs[f"metric {metric}"], "o", color=BASELINE, alpha=0.45, ms=3.5, lw=0, rasterized=len(x) > MAX_CURVES)
     at = np.array(levels, float) if numeric else np.arange(len(levels), dtype=float)
     names = [f"{level:g}" if numeric else label(level) for level in levels]
     ticks = [name + f"\n{count} lost" * (count > 0) for name, count in zip(names, lost, strict=True)]
@@ -257,7 +317,7 @@ def _effect_panel(ax, table: pd.DataFrame, parameter: str, metric: str, seed: st
 
 
 def pair(table: pd.DataFrame, rows: str, columns: str, metric: str, seed: str | None = "seed") -> Figure:
-    """The mean of a metric over two parameters: a heat map, or colored dots where one of them was drawn at random.
+    """The mean of a metric over two parameters, as a heat map.
 
     The mean is over those other settings and seeds that every cell has; a line under the axis says so if that is
     less than all.
@@ -268,24 +328,13 @@ def pair(table: pd.DataFrame, rows: str, columns: str, metric: str, seed: str | 
         shared = over_seeds(common, metric, [rows, columns], seed).set_index([rows, columns])["value"]
         means["value"] = shared.reindex(pd.MultiIndex.from_frame(means[[rows, columns]])).to_numpy()
     title, xlabel = f"Mean {label(metric)}", columns + _note(common, runs, "not the same settings behind every mean")
-    if all(means[name].nunique() <= MAX_LEVELS for name in (rows, columns)):
-        grid = means.pivot(index=rows, columns=columns, values="value")
-        names = [[label(value) for value in axis] for axis in (grid.index, grid.columns)]
-        text = dict(label=label(metric), title=title, xlabel=xlabel, ylabel=rows, form="{:.3g}")
-        fig = charts.matrix(grid.to_numpy(), names=names[0], columns=names[1], **text)
-        if max(map(len, names[1])) < 6:
-            fig.axes[0].tick_params(axis="x", rotation=0)
-            plt.setp(fig.axes[0].get_xticklabels(), ha="center", rotation_mode="default")
-        return fig
-    with styled():
-        fig, ax = plt.subplots(figsize=(5.4, 4.2))
-        x, y = (means[name].map(lambda v: label(v) if isinstance(v, (str, bool)) else v) for name in (columns, rows))
-        dots = ax.scatter(x, y, c=means["value"], cmap=MAGNITUDE, s=46)
-        for name, scale in ((columns, ax.set_xscale), (rows, ax.set_yscale)):
-            if pd.api.types.is_numeric_dtype(means[name]) and _spans_decades(means[name]):
-                scale("log")
-        ax.set(xlabel=xlabel, ylabel=rows, title=title)
-        fig.colorbar(dots, ax=ax, label=label(metric), pad=0.02)
+    grid = means.pivot(index=rows, columns=columns, values="value")
+    names = [[label(value) for value in axis] for axis in (grid.index, grid.columns)]
+    text = dict(label=label(metric), title=title, xlabel=xlabel, ylabel=rows, form="{:.3g}")
+    fig = charts.matrix(grid.to_numpy(), names=names[0], columns=names[1], **text)
+    if max(map(len, names[1])) < 6:
+        fig.axes[0].tick_params(axis="x", rotation=0)
+        plt.setp(fig.axes[0].get_xticklabels(), ha="center", rotation_mode="default")
     return fig
 
 

@@ -30,9 +30,7 @@ class Study:
     """The trials of a sweep's search. home: the sweep's folder; write: False for a dry run without a journal."""
 
     def __init__(self, spec: Sweep, home: Path, *, retry_failed: bool = False, write: bool = True):
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna = _optuna()
         self.spec, self.home = spec, home
         self.metric, direction = next(iter(spec.metrics.items()))
         self.sign = 1 if direction == "min" else -1
@@ -196,12 +194,18 @@ def _storage(path: Path, write: bool):
     return JournalStorage(JournalFileBackend(str(path), lock_obj=FileLock(lock)))
 
 
+def _optuna():
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
 def importance(table: pd.DataFrame, metric: str, names: list[str]) -> dict[str, float]:
     """Share of the metric's variance that each parameter explains (fANOVA over a random forest), largest first.
 
     table: finished rows of the ledger with a finite metric. Empty: too few runs, or no difference between them.
     """
-    import optuna
     import pandas as pd
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -219,6 +223,7 @@ def importance(table: pd.DataFrame, metric: str, names: list[str]) -> dict[str, 
     values = table[f"metric {metric}"].astype(float)
     if len(table) < 8 or not spaces or values.nunique() < 2:
         return {}
+    optuna = _optuna()
     study = optuna.create_study()
     for i, value in enumerate(values):
         params = {name: columns[name].iloc[i] for name in spaces}

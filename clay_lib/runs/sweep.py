@@ -229,6 +229,7 @@ def write_summary(spec: Sweep, home: Path) -> None:
     """sweep.json: what the report needs besides the runs."""
     keys = [run.key for run in spec.runs]
     summary = {"runs": keys, "metrics": spec.metrics, "seed": spec.seed, "varied": spec.varied}
+    summary["confirmed"] = spec.confirm.seeds if spec.confirm else []
     write_json(home / "sweep.json", {**summary, "specification": spec.specification})
 
 
