@@ -8,10 +8,10 @@ import time
 
 import matplotlib.pyplot as plt
 import pytest
+from test_browser import SHOTS, RecordedPage, browser  # noqa: F401, a fixture
 
 from clay_lib.files import write_json
 from clay_lib.runs.reports import write_report
-from test_browser import SHOTS, RecordedPage, browser  # noqa: F401, a fixture
 
 pytestmark = pytest.mark.slow
 
