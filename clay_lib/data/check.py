@@ -354,10 +354,9 @@ def _elsewhere(own: Image, image: Image) -> Iterator[Finding]:
     if degrees(image.lat, image.lon) > 1:
         found = f"{image.lat:.4f}, {image.lon:.4f}, {degrees(image.lat, image.lon):.0f} degrees from the image"
         expected = f"near {own.lat:.4f}, {own.lon:.4f}, which its CRS gives"
-        if degrees(image.lon, image.lat) < 1:
-            yield error("lat", found, expected, "lat and lon are swapped")
-        else:
-            yield warning("lat", found, expected, "another scene's place")
+        swapped = degrees(image.lon, image.lat) < 1
+        cause = "lat and lon are swapped" if swapped else "another scene's place"
+        yield Finding("error" if swapped else "warning", "lat", found, expected, cause)
 
 
 def _list(value) -> list:

@@ -149,17 +149,13 @@ def zeros(s: ImageSample) -> Iterator[Finding]:
 
 def constant(s: ImageSample) -> Iterator[Finding]:
     least, most = s.percentiles[0], s.percentiles[100]
-    if s.pixels < FEW:
-        return
     white = (most == 255) & bool(s.facts.bits)  # snow and sand saturate a camera
-    if (least == most).all() and not white.any():
-        numbers = ", ".join(dict.fromkeys(short(value) for value in least))
-        found = f"one number a band and no other: {numbers}"
-        yield warning("pixels", found, "more than one number", "a placeholder instead of an image")
-        return
-    for band in np.flatnonzero((least == most) & (most != 0) & ~white):
-        found = f"{short(most[band])} in every pixel of band {s.names[band]}"
-        cause = "a fill or a saturated band: leave it out and name the others in bands=[...]"
+    flat = np.flatnonzero((least == most) & (most != 0) & ~white) if s.pixels >= FEW else []
+    cause = "a fill or a saturated band: leave it out and name the others in bands=[...]"
+    if len(flat) == len(most):
+        cause = "a placeholder instead of an image"
+    if len(flat):
+        found = ", ".join(f"{short(most[band])} in every pixel of band {s.names[band]}" for band in flat)
         yield warning("pixels", found, "more than one number", cause)
 
 

@@ -197,7 +197,7 @@ def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
     if masked is not None:
         pixels[masked.reshape(pixels.shape)] = np.nan
     reasons = {} if matched is None else dict(zip(matched, matched.reasons, strict=True))
-    kind = f"{type(source).__name__} of {values.dtype}, {values.shape[1]} bands"
+    kind = f"array of {values.dtype}, {values.shape[1]} bands"
     return _image(pixels, sensor, matched, reasons | {"source": kind}, stored=values.dtype)
 
 
