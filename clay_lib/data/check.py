@@ -150,8 +150,9 @@ class Inspection:
 
         if self.image is None:
             self.raise_errors()
-        metadata = {name: getattr(self.image, name) for name in ("lat", "lon", "gsd", "in_decibel")}
-        return datacube(self.image.pixels, self.sensor, self.names, title=self.title, **metadata)
+        metadata = {name: getattr(self.image, name) for name in ("lat", "lon", "in_decibel")}
+        metadata |= {"gsd": _list(self.image.gsd)[0], "title": self.title}
+        return datacube(self.image.pixels, self.sensor, self.names, **metadata)
 
 
 FORMATTERS = ["{:<12}".format, *[short] * 3, *["{:.2f}".format] * 3, "{:.1%}".format, "{:<34}".format]
@@ -177,36 +178,32 @@ def inspect_image(
     given: gsd (meters), lat and lon (degrees), when (one for all or one a chip, as in `make_datacube`) and in_decibel
     take precedence over the image's own. A place is compared to the image's own too.
     """
-    name, image, findings = _name(source), None, []
+    name, told = _name(source), []
     try:
-        sensor = SENSORS.resolve(sensor)
-    except Exception as problem:
-        return Inspection(name, None, [_caught("sensor", sensor, "the name of a sensor", problem)])
-    try:
-        if isinstance(source, Image):
-            own = source  # which threads embed: no filter of warnings is changed
-        else:
+        sensor, own = SENSORS.resolve(sensor), source
+        if not isinstance(source, Image):  # an Image may come from a thread, which must not change warning filters
             with warnings.catch_warnings(record=True) as messages:
                 warnings.simplefilter("always")
                 reading = dict(when=given.get("when"), in_decibel=given.get("in_decibel"), scale=scale, offset=offset)
                 own = open_image(source, sensor, bands=bands, nodata=nodata, **reading)
             told = dict.fromkeys(str(m.message) for m in messages if issubclass(m.category, UserWarning))
-            findings = [warning("reading", message, "", "") for message in told]
         image = with_metadata(own, valid=valid, **given)
-        array = as_batch(image.pixels, sensor, image.bands or sensor.band_names)
-    except Exception as problem:
-        findings, image = [_caught("pixels", source, "numbers, a file or a folder", problem)], None
-    else:
         names = image.bands or sensor.band_names
-        findings += [*_inspect_pixels(array, names, sensor, image.in_decibel, image.stored), *_elsewhere(own, image)]
-    chips = None if image is None else len(image.pixels)
-    gsd, lat, lon, when = (given.get(k) if image is None else getattr(image, k) for k in ("gsd", "lat", "lon", "when"))
-    stated = [*_distance(gsd, sensor), *_place(lat, lon, chips, sensor), *_date(when, chips, sensor)]
-    refused = {finding.field for finding in stated if finding.level == "error"}
-    refused |= {"lat", "lon"} if refused & {"lat", "lon"} else set()
-    if image is not None and refused:  # such as text or a list of another length, which cannot be shown
-        image = replace(image, **dict.fromkeys(refused))
-    return Inspection(name, sensor, sorted([*findings, *stated], key=lambda f: f.level), image)
+        array = as_batch(image.pixels, sensor, names)
+    except Exception as problem:
+        return Inspection(name, sensor if isinstance(sensor, Sensor) else None, [_caught("pixels", source, problem)])
+    findings = [warning("reading", message, "", "") for message in told]
+    findings += _inspect_pixels(array, names, sensor, image.in_decibel, image.stored)
+    refused = {}
+    place = image.lon if image.lat is None else image.lat
+    for field, value, rule in (("gsd", image.gsd, _distance), ("lat", place, _place), ("when", image.when, _date)):
+        if value is not None:
+            try:
+                findings += rule(image, own, sensor)
+            except Exception as problem:  # such as text or a list of another length, which cannot be shown
+                findings.append(_caught(field, value, problem))
+                refused |= {"lat": None, "lon": None} if field == "lat" else {field: None}
+    return Inspection(name, sensor, sorted(findings, key=lambda f: f.level), replace(image, **refused))
 
 
 def check(
@@ -259,11 +256,11 @@ def _name(source) -> str:
     return "the image" if isinstance(source, Image) else f"the {type(source).__name__}"
 
 
-def _caught(field: str, value, expected: str, problem: Exception) -> Finding:
+def _caught(field: str, value, problem: Exception) -> Finding:
     """The finding of an exception; other ones than ContractError come from objects of a wrong type."""
     if isinstance(problem, ContractError):
         return error(problem.field, str(problem.found), str(problem.expected), problem.cause)
-    return error(field, f"{type(value).__name__}: {problem}"[:200], expected, "another type of object")
+    return error(field, f"{type(value).__name__}: {problem}"[:200], "numbers", "another type of object")
 
 
 # ---- pixels ----
@@ -342,89 +339,68 @@ def _mixed_units(sample: np.ndarray, image: ImageSample) -> Iterator[Finding]:
 # ---- ground distance, place and date ----
 
 
-def _elsewhere(own: Image, image: Image) -> Iterator[Finding]:
-    """A given place that is far from the one that the image itself states."""
-    numbers = (own.lat, own.lon, image.lat, image.lon)
-    if not all(isinstance(v, (int, float)) for v in numbers) or not abs(image.lat) <= 90 or abs(image.lon) > 360:
-        return
-
-    def degrees(lat, lon):  # the greater of the two differences, across the antimeridian
-        return max(abs(lat - own.lat), abs((lon - own.lon + 180) % 360 - 180))
-
-    if degrees(image.lat, image.lon) > 1:
-        found = f"{image.lat:.4f}, {image.lon:.4f}, {degrees(image.lat, image.lon):.0f} degrees from the image"
-        expected = f"near {own.lat:.4f}, {own.lon:.4f}, which its CRS gives"
-        swapped = degrees(image.lon, image.lat) < 1
-        cause = "lat and lon are swapped" if swapped else "another scene's place"
-        yield Finding("error" if swapped else "warning", "lat", found, expected, cause)
-
-
 def _list(value) -> list:
     value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
     value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _distance(gsd, sensor: Sensor) -> Iterator[Finding]:
-    if gsd is None:
-        return
-    try:
-        meters = [number("gsd", one) for one in _list(gsd)]
-    except ContractError as problem:
-        yield _caught("gsd", gsd, "", problem)
-        return
-    usual = f"{sensor.gsd:g} meters for {sensor.name}"
-    for value in {min(meters, default=1.0), max(meters, default=1.0)}:
+def _distance(image: Image, own: Image, sensor: Sensor) -> list[Finding]:
+    meters = [number("gsd", one) for one in _list(image.gsd) or [None]]
+    usual, findings = f"{sensor.gsd:g} meters for {sensor.name}", []
+    for value in {min(meters), max(meters)}:
         ratio = value / sensor.gsd
         if value <= 0:
-            yield error("gsd", f"{value:g}", "meters, > 0", "the negative pixel height of a transform")
+            raise ContractError("gsd", f"{value:g}", "meters, > 0", "the negative pixel height of a transform")
         elif value < 0.01:
             factor = f"times {METERS_PER_DEGREE:.0f} it is {value * METERS_PER_DEGREE:.3g} m"
-            yield error("gsd", f"{value:g}", usual, f"degrees: {factor} (less along a parallel)")
+            findings.append(error("gsd", f"{value:g}", usual, f"degrees: {factor} (less along a parallel)"))
         elif not 0.1 < ratio < 10:
             found = f"{value:g}, {max(ratio, 1 / ratio):.3g} times {'more' if ratio > 1 else 'less'}"
             cause = "kilometers, centimeters, the chip's side instead of a pixel's, or another sensor"
-            yield warning("gsd", found, usual, cause)
+            findings.append(warning("gsd", found, usual, cause))
+    return findings
 
 
-def _place(lat, lon, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
-    if lat is None and lon is None:
-        return
-    try:
-        lats, lons = (per_chip(n, v, chips or len(_list(v))) for n, v in (("lat", lat), ("lon", lon)))
-        latlon_code(lats, lons, len(lats))
-        places = [(float(a), float(o)) for a, o in zip(lats, lons, strict=True) if a is not None]
-    except Exception as problem:
-        yield _caught("lat", lat, "degrees", problem)
-        return
-    if (0.0, 0.0) in places:
-        cause = "a missing place that was stored as zeros"
-        yield warning("lat", "latitude 0, longitude 0", "a place, or None where it is unknown", cause)
+def _place(image: Image, own: Image, sensor: Sensor) -> list[Finding]:
+    B, swapped = len(image.pixels), "lat and lon are swapped"
+    lats, lons = per_chip("lat", image.lat, B), per_chip("lon", image.lon, B)
+    latlon_code(lats, lons, B)
+    places = [(float(a), float(o)) for a, o in zip(lats, lons, strict=True) if a is not None]
     lands = FACTS.get(sensor.name, Facts()).lands
 
     def inside(lat, lon):
         return any(w <= lon <= e and s <= lat <= n for w, s, e, n in lands)
 
+    def away(lat, lon):  # degrees from the image's own place, the greater of the two, across the antimeridian
+        return max(abs(lat - own.lat), abs((lon - own.lon + 180) % 360 - 180))
+
+    for lat, lon in places[:1] if isinstance(own.lat, float) else ():
+        if away(lat, lon) > 1:
+            found = f"{lat:.4f}, {lon:.4f}, {away(lat, lon):.0f} degrees from the image"
+            expected = f"near {own.lat:.4f}, {own.lon:.4f}, which its CRS gives"
+            if away(lon, lat) < 1:
+                return [error("lat", found, expected, swapped)]
+            return [warning("lat", found, expected, "another scene's place")]
+    if (0.0, 0.0) in places:
+        cause = "a missing place that was stored as zeros"
+        return [warning("lat", "latitude 0, longitude 0", "a place, or None where it is unknown", cause)]
     outside = next(((a, o) for a, o in places if not inside(a, o) and inside(o, a)), None)
     polar = next(((a, o) for a, o in places if abs(a) > 84 and abs(o) <= 84), None)
-    if outside or polar:
-        lat, lon = outside or polar
-        where = f"where {sensor.name} is flown; {lon:g}, {lat:g} is" if outside else "within 84 degrees of the equator"
-        yield warning("lat", f"latitude {lat:g}, longitude {lon:g}", f"a place {where}", "lat and lon are swapped")
+    if not (outside or polar):
+        return []
+    lat, lon = outside or polar
+    where = f"where {sensor.name} is flown; {lon:g}, {lat:g} is" if outside else "within 84 degrees of the equator"
+    return [warning("lat", f"latitude {lat:g}, longitude {lon:g}", f"a place {where}", swapped)]
 
 
-def _date(when, chips: int | None, sensor: Sensor) -> Iterator[Finding]:
-    if when is None:
-        return
-    try:
-        dates = [parse_when(w) for w in per_chip("when", when, chips or len(_list(when)))]
-        days = sorted({d.date() for d in dates if d is not None})
-    except Exception as problem:
-        yield _caught("when", when, "ISO 8601, for example 2023-06-10T10:30", problem)
-        return
+def _date(image: Image, own: Image, sensor: Sensor) -> list[Finding]:
+    days = sorted(d.date() for d in map(parse_when, per_chip("when", image.when, len(image.pixels))) if d is not None)
     since, order = FACTS.get(sensor.name, Facts()).since, "day, month and year in another order"
     if days and since and days[0] < date.fromisoformat(since):
         expected = f"{since} or later, when the images of {sensor.name} begin"
-        yield error("when", f"{days[0]}", expected, f"{order}, a placeholder such as 1970-01-01, or another sensor")
+        cause = f"{order}, a placeholder such as 1970-01-01, or another sensor"
+        return [error("when", f"{days[0]}", expected, cause)]
     if days and days[-1] > (datetime.now() + timedelta(days=1)).date():
-        yield warning("when", f"{days[-1]}", "a day in the past", f"{order}, or this computer's clock")
+        return [warning("when", f"{days[-1]}", "a day in the past", f"{order}, or this computer's clock")]
+    return []

@@ -231,10 +231,8 @@ def radar_units(s: ImageSample) -> Iterator[Finding]:
         elif centered and s.pixels >= FEW:
             yield finding(decibel, "already normalized: pass dB, or build a Datacube", "warning")
     elif np.nanmax(median) < 0:
-        normalized = "already normalized: pass the native numbers"
-        yield finding(
-            "linear power, never negative", normalized if centered else "decibel already: say in_decibel=True"
-        )
+        cause = "already normalized: pass the native numbers" if centered else "decibel already: say in_decibel=True"
+        yield finding("linear power, never negative", cause)
     elif np.nanmedian(median) > 10:
         yield finding(power, "uncalibrated counts or amplitude: use calibrated gamma0")
     elif s.pixels >= FEW and np.nanmin(p[1]) > 0.9 and np.nanmax(p[99]) < 3:
@@ -399,10 +397,8 @@ def _likely_orders(waves: np.ndarray) -> list[list[int]]:
     """The common mistakes: reversed, sorted by wavelength, shifted by one, one (B8A) moved to the end, two exchanged."""
     right = list(range(len(waves)))
     orders = [right[::-1], np.argsort(waves).tolist(), np.argsort(np.argsort(waves)).tolist()]
-    orders += [
-        right[1:] + right[:1],
-        *(right[:i] + right[-1:] + right[i:-1] for i in right[:-2]),
-    ]  # one moved to the end
+    orders += [right[1:] + right[:1]]
+    orders += [right[:i] + right[-1:] + right[i:-1] for i in right[:-2]]  # one moved to the end
     for i, j in combinations(right, 2):
         swapped = right.copy()
         swapped[i], swapped[j] = j, i

@@ -77,6 +77,8 @@ class Image:
 def with_metadata(image: Image, *, valid=None, **given) -> Image:
     """The image with what a caller gives in place of its own: a mask, when, lat, lon, gsd, in_decibel; None: its own."""
     given = {name: value for name, value in given.items() if value is not None}
+    if "in_decibel" in given:
+        given["in_decibel"] = bool(given["in_decibel"])
     if "lat" in given or "lon" in given:  # a place is taken from one source
         given = {"lat": None, "lon": None} | given
     pixels = image.pixels

@@ -1,7 +1,6 @@
 """Image check: common mistakes are named with their cause, and right images pass silently."""
 
 import re
-import timeit
 import warnings
 
 import numpy as np
@@ -60,8 +59,7 @@ def db(x):
 S2, S1, L1, L2 = "sentinel-2-l2a", "sentinel-1-rtc", "landsat-c2l1", "landsat-c2l2-sr"
 E, W = "error", "warning"
 WRONG = [  # name, sensor, change of a right chip, change of its metadata, level, field, phrase of the finding
-    ("reflectance 0..1", S2, lambda x: x / 1e4, {}, E, "pixels", "reflectance .*multiply by 10000"),
-    ("its numbers", S2, lambda x: x / 1e4, {}, E, "pixels", r"median of band nir08 is 0\.\d+, the sensor's mean is 2785"),
+    ("reflectance 0..1", S2, lambda x: x / 1e4, {}, E, "pixels", r"band nir08 is 0\.\d+, the sensor's mean is 2785.*multiply by 10000"),
     ("per cent", S2, lambda x: x / 100, {}, W, "pixels", "per cent; multiply by 100"),
     ("8-bit file", S2, lambda x: (x / 30).clip(0, 255).astype(np.uint8), {}, E, "pixels", "8-bit image"),
     ("8 bit in 16", S2, lambda x: (x / x.max() * 250).astype(np.uint16), {}, W, "pixels", "8-bit image in a wider"),
@@ -84,18 +82,15 @@ WRONG = [  # name, sensor, change of a right chip, change of its metadata, level
     ("bands left out", S2, lambda x: x[:4], {}, E, "pixels", r"name them with bands=\[...\]"),
     ("an unknown band", S2, lambda x: x[:1], dict(bands=["B02"]), E, "bands", "unknown name 'B02'"),
     ("reversed", S2, lambda x: x[::-1], {}, W, "bands", "another order: swir22, swir16, nir08, nir"),
-    ("wavelength order", "modis", reordered("modis", *"sur_refl_b03 sur_refl_b04 sur_refl_b01 sur_refl_b02 sur_refl_b05 sur_refl_b06 sur_refl_b07".split()), {}, W, "bands", "another order: sur_refl_b03, sur_refl_b04, sur_refl_b01"),
     ("nir first", "naip", reordered("naip", "nir", "red", "green", "blue"), {}, W, "bands", "another order: nir, "),
     ("BGR", "linz", reordered("linz", "blue", "green", "red"), {}, W, "bands", "BGR"),
     ("one band twice", S2, lambda x: x[[0, 1, 2, 3, 4, 5, 6, 6, 8, 9]], {}, E, "bands", "the same numbers in nir and nir08"),
     ("a zero band", S2, with_value(0, 3), {}, E, "pixels", "zero in every pixel of band rededge1"),
     ("a constant band", S2, with_value(777, 3), {}, W, "pixels", "777 in every pixel of band rededge1"),
     ("a constant for each band", S2, lambda x: x * 0 + (np.arange(10)[:, None, None] + 101).astype(x.dtype), {}, W, "pixels", "101 in every pixel of band blue, 102 in .*placeholder"),
-    ("nothing but fill", S2, lambda x: x * 0 - 9999.0, {}, E, "pixels", "not one valid pixel|-9999"),
     ("all zero", S2, lambda x: x * 0, {}, E, "pixels", "zero in every pixel of every band"),
     ("zero fill", S2, with_value(0, rows(0.4)), {}, W, "pixels", "zero in all bands in .*valid="),
     ("60 % NaN", S2, with_value(np.nan, rows(0.6)), {}, W, "pixels", r"\d\d% of the pixels missing"),
-    ("all NaN", S2, with_value(np.nan, rows(1)), {}, E, "pixels", "not one valid pixel"),
     ("a band all NaN", S2, with_value(np.nan, 3), {}, E, "pixels", "measured pixel of band rededge1"),
     ("nothing valid", S2, lambda x: x, dict(valid=np.zeros((64, 64), bool)), E, "pixels", "not one valid pixel"),
     ("-9999", S2, with_value(-9999, rows(0.02)), {}, E, "pixels", "-9999 in .*nodata code"),
@@ -108,7 +103,6 @@ WRONG = [  # name, sensor, change of a right chip, change of its metadata, level
     ("a transform's height", S2, lambda x: x, dict(gsd=-10), E, "gsd", "negative pixel height"),
     ("lon as lat", S2, lambda x: x, dict(lat=-93.2, lon=41.5), E, "lat", "lat and lon are swapped"),
     ("swapped within range", "naip", lambda x: x, dict(lat=-78.0, lon=36.6), W, "lat", "lat and lon are swapped"),
-    ("meters", S2, lambda x: x, dict(lat=4_600_000.0, lon=500_000.0), E, "lat", "meters in a projection"),
     ("0, 0", S2, lambda x: x, dict(lat=0.0, lon=0.0), W, "lat", "stored as zeros"),
     ("before the launch", S2, lambda x: x, dict(when="1970-01-01"), E, "when", "2015-06-23 or later"),
     ("in the future", S2, lambda x: x, dict(when="2923-07-10"), W, "when", "a day in the past"),
@@ -141,9 +135,8 @@ def test_wrong_input_is_named_with_its_cause(right, sensor, change, metadata, le
 
 
 def test_several_errors_are_one_message(right):
-    with pytest.raises(ContractError, match="multiply by 10000.*; also ") as raised:
+    with pytest.raises(ContractError, match="multiply by 10000.*; also "):
         check_image(right[S2] / 1e4, S2, when="1970-01-01", gsd=-1)
-    assert isinstance(raised.value, ValueError)
     levels = [f.level for f in inspect_image(right[S2] / 1e4, S2, when="1970-01-01", gsd=200).findings]
     assert levels == [E, E, W]
 
@@ -219,13 +212,11 @@ def test_two_hundred_chips_of_the_mini_world_pass():
         for k, code in enumerate(CLASSES):
             when = f"2023-{(1, 4, 7, 10)[(n + k) % 4]:02d}-15T10:30"
             place = EARTH.place(code, (n + k) % 5)
-            size = 32
-            chip = EARTH.observe(place, sensor, when, size, (0, 0, 0.4, 0.95)[(n * 3 + k) % 4])
-            for side in (size, 8, 1):
-                found = inspect_image(
-                    chip.pixels[:, :side, :side], sensor, lat=place.lat, lon=place.lon, when=when, gsd=chip.gsd
-                )
-                assert found.findings == [], (sensor, code, when, side)
+            chip = EARTH.observe(place, sensor, when, 32, (0, 0, 0.4, 0.95)[(n * 3 + k) % 4])
+            metadata = dict(lat=place.lat, lon=place.lon, when=when, gsd=chip.gsd)
+            for side in (32, 8, 1):
+                found = inspect_image(chip.pixels[:, :side, :side], sensor, **metadata).findings
+                assert found == [], (sensor, code, when, side)
             count += 1
     assert count == 198
 
@@ -235,9 +226,8 @@ def test_odd_but_right_scenes_pass(right):
     snow = rng.normal(9000, 300, (10, 64, 64)) * np.r_[np.ones(8), 0.12, 0.1][:, None, None]
     water = rng.normal(1, 0.1, (10, 64, 64)) * np.array([420, 330, 160, 120, 90, 80, 70, 60, 15, 9])[:, None, None]
     cloud = rng.normal(8000, 500, (10, 64, 64)) * np.r_[np.ones(8), 0.8, 0.6][:, None, None]
-    scenes = [
-        (x.clip(1).astype(np.uint16), S2, {}) for x in (snow, water, cloud, right[S2] // 20, right[S2] // 3)
-    ]  # dusk
+    dusk = right[S2] // 20, right[S2] // 3
+    scenes = [(x.clip(1).astype(np.uint16), S2, {}) for x in (snow, water, cloud, *dusk)]
     edge = np.arange(64 * 64).reshape(64, 64) % 64 >= 9
     scenes += [
         (right["naip"] // 12, "naip", {}),
@@ -351,10 +341,3 @@ def test_command_reports_on_one_screen(right, field, tmp_path, capsys):
     assert code == 2 and not out and len(err.splitlines()) == 1 and "which does not exist" in err
     code, out, _ = run(field[1], "--bands", "blue,green,red,-,-,-,nir,-,-,-")
     assert code == 0 and "absent" in out
-
-
-def test_check_takes_a_small_part_of_an_embedding(right):
-    chip, clay = np.tile(right[S2], (1, 4, 4)), Clay.random(ClayConfig.named("tiny"))
-    calls = (lambda: inspect_image(chip, S2, **PLACE_AND_DATE), lambda: clay.embed(chip, S2, **PLACE_AND_DATE))
-    ours, embedding = (min(timeit.repeat(call, number=1, repeat=3)) for call in calls)
-    assert ours < 0.15 * embedding  # 0.05 on a quiet machine
