@@ -209,7 +209,7 @@ def inspect_image(
 def check(
     path: str,
     *,
-    sensor: str,
+    sensor: str = "",
     bands: str = "",
     when: str = "",
     lat: float | None = None,
@@ -225,7 +225,7 @@ def check(
 
     Args:
         path: a GeoTIFF or another raster, or a folder of single-band files
-        sensor: the sensor of the image, such as sentinel-2-l2a
+        sensor: the sensor of the image, such as sentinel-2-l2a; without it, those that the bands could be of are listed
         bands: its bands in file order, separated by commas, - for one to leave out: blue,green,red,-,nir
         when: date of the image, such as 2023-06-10T10:30
         lat: degrees, to be compared to the file's own place
@@ -235,6 +235,9 @@ def check(
         offset: see scale
         figure: a PNG to draw: the image, its holes, each band's histogram against the sensor's, the place
     """
+    if not sensor:
+        found, cause = "none given", "bands alone do not tell the units of a sensor's numbers"
+        raise ContractError("sensor", found, f"--sensor with one of {possible_sensors(path)}", cause)
     names = [None if name.strip() in ("-", "") else name.strip() for name in bands.split(",")] if bands else None
     given = dict(when=when or None, lat=lat, lon=lon, in_decibel=in_decibel, scale=scale, offset=offset)
     inspection = inspect_image(os.path.expanduser(path), sensor, bands=names, **given)
@@ -246,6 +249,25 @@ def check(
 
         print(f"\n{save(inspection.figure(), figure)}")
     return 2 if inspection.errors else 0
+
+
+def possible_sensors(path: str) -> list[str]:
+    """The sensors that a file's header fits best: near in ground distance, all of the bands, and most of them."""
+    from clay_lib.data.rasters import find_layers  # arrays need no raster library
+
+    held = {}
+    for name, sensor in SENSORS.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                layers = [*find_layers(os.path.expanduser(path), name).values()]
+            near = layers[0].crs is None or 0.25 < layers[0].gsd / sensor.gsd < 4
+            held[name] = near, len(layers) == len(sensor.bands), len(layers)
+        except ContractError as problem:
+            refused = problem
+    if not held:
+        raise refused
+    return [name for name, score in held.items() if score == max(held.values())]
 
 
 def _name(source) -> str:

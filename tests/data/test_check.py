@@ -13,7 +13,7 @@ from real_files import FILES, TOLD
 
 from clay_lib import SENSORS, Band, Clay, ClayConfig, ContractError, Sensor
 from clay_lib import __main__ as cli
-from clay_lib.data.check import ContractWarning, check_image, inspect_image
+from clay_lib.data.check import ContractWarning, check_image, inspect_image, possible_sensors
 from clay_lib.data.rasters import read_scene, write_raster
 from clay_lib.world.earth import CLASSES, MiniWorld
 
@@ -150,6 +150,7 @@ def test_real_files_are_taken_for_what_they_are(realdata, row, told):
     path = sorted(realdata.glob(file)) if "*" in file else realdata / file
     report = inspect_image(path, sensor, **kwargs | OFFSET_KEPT.get(file, {}))
     image, text = report.image, str(report)
+    assert "*" in file or sensor in possible_sensors(str(path))
     assert report.findings == [] and report.title.endswith("as expected")
     assert {*report.names} == {*SENSORS[sensor].band_names} and "absent" not in report.facts
     assert report.bands["", "decided by"][0] == told.decided
@@ -326,8 +327,8 @@ def test_page_of_a_notebook_escapes_names_and_holds_the_figure(field):
 
 
 def test_command_reports_on_one_screen(right, field, tmp_path, capsys):
-    def run(*options):
-        code = cli.main(["check", *options, "--sensor", S2])
+    def run(*options, sensor=True):
+        code = cli.main(["check", *options] + ["--sensor", S2] * sensor)
         return code, *capsys.readouterr()
 
     code, out, _ = run(field[1], "--when", "2023-07-10", "--figure", str(tmp_path / "check.png"))
@@ -337,6 +338,8 @@ def test_command_reports_on_one_screen(right, field, tmp_path, capsys):
     code, out, _ = run(bad, "--when", "2990-01-01")
     assert code == 2 and "1 error, 1 warning\n" in out and "multiply by 10000" in " ".join(out.split())
     assert run(bad, "--scale", "10000")[0] == 0
+    code, _, err = run(bad, sensor=False)
+    assert code == 2 and "--sensor with one of ['sentinel-2-l2a']." in err
     code, out, err = run(str(tmp_path / "none.tif"))
     assert code == 2 and not out and len(err.splitlines()) == 1 and "which does not exist" in err
     code, out, _ = run(field[1], "--bands", "blue,green,red,-,-,-,nir,-,-,-")
