@@ -34,6 +34,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "exercises": ("course.exercises:exercises", "write notebooks/exercises from the solved exercises of the notebooks"),
     "search": ("areas.search:search_command", "find places similar to one, among embedded ones"),
     "sweep": ("runs.sweep:sweep", "run a notebook over many parameters; the same command resumes"),
+    "sweep export": ("runs.export:export_sweep", "write a sweep's runs for MLflow, TensorBoard or as a table"),
     "archive": ("areas.local:archive", "write and serve an archive of the mini-world, to work offline"),
     "gallery": ("runs.gallery:write_site", "write the notebooks as a static site that opens without a network"),
     "kit": ("course.kit:kit", "write a folder with all that a workshop without a network needs"),
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     """0: done. 1: a notebook failed. 2: wrong input, with one line on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        lines = "".join(f"  {name:<12}{text}\n" for name, (_, text) in COMMANDS.items())
+        lines = "".join(f"  {name:<14}{text}\n" for name, (_, text) in COMMANDS.items())
         print(f"usage: clay COMMAND [options]\n\n{lines}\nclay COMMAND --help lists its options.")
         return 0
     formatwarning = warnings.formatwarning
@@ -131,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ContractError("command", argv[0], f"clay {RENAMED[argv[0]]}", "one command prints all timings now")
         if argv[0] not in COMMANDS:
             raise ContractError("command", argv[0], f"one of {list(COMMANDS)}", "a misspelled name")
-        return _call(argv[0], argv[1:]) or 0
+        words = 2 if " ".join(argv[:2]) in COMMANDS else 1  # `sweep export`
+        return _call(" ".join(argv[:words]), argv[words:]) or 0
     except (ContractError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as head, has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

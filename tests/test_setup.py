@@ -18,10 +18,12 @@ from packaging.utils import canonicalize_name
 WITHOUT_PATH = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NAMED = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+UNPINNED = "tracking"  # its package admits none of the tested versions of what others bring
+NAMED = PROJECT["dependencies"] + sum((v for k, v in PROJECT["optional-dependencies"].items() if k != UNPINNED), [])
 DIRECT = {canonicalize_name(r.name): r for r in map(Requirement, NAMED) if r.name != PROJECT["name"]}
 EXTRAS = PROJECT["optional-dependencies"]
 NOT_INSTALLED = {Requirement(name).name.replace("-", "_") for name in EXTRAS["planetary"] + EXTRAS["slurm"]}
+NOT_INSTALLED |= {"mlflow"}
 CONSTRAINTS = [s for line in (ROOT / "constraints.txt").read_text().splitlines() if (s := line.split("#")[0].strip())]
 
 

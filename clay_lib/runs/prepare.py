@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -274,6 +275,44 @@ def find_teacher(name: str | None) -> nn.Module | None:
     if is_function(name):
         return find_function("teacher", name, f"one of {list(TEACHERS)[:2]}, a folder, a hub name")()
     return load_teacher(name)
+
+
+@contextmanager
+def missing_package(field: str, value: str) -> Iterator[None]:
+    """ContractError with the command that installs it, if an optional package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = {"mlflow": "mlflow-skinny"}.get(error.name, error.name)
+        expected = f"an installed package: pip install {package}"
+        raise ContractError(
+            field, f"{value}, but {error.name} is not installed", expected, "an optional extra"
+        ) from None
+
+
+def find_logger(name: str, folder: Path):
+    """A Lightning logger by name, which writes into the folder; None for csv, since a run always writes metrics.csv.
+
+    Nothing is sent: WANDB_MODE=online and MLFLOW_TRACKING_URI change that.
+    """
+    if name == "csv":
+        return None
+    from lightning.pytorch import loggers  # seconds
+
+    with missing_package("logger", name):
+        if name == "tensorboard":
+            importlib.import_module("tensorboardX")
+            return loggers.TensorBoardLogger(folder, name=None, version="tensorboard")
+        if name == "mlflow":
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # current releases ask for it
+            importlib.import_module("mlflow")
+            store = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlflow").resolve().as_uri()
+            return loggers.MLFlowLogger(folder.name, tracking_uri=store)
+        if name == "wandb":
+            importlib.import_module("wandb")
+            offline = os.environ.get("WANDB_MODE", "offline") == "offline"
+            return loggers.WandbLogger(project="clay", name=folder.name, save_dir=folder, offline=offline)
+    raise ContractError("logger", name, "csv, tensorboard, mlflow or wandb", "a misspelled name")
 
 
 def is_function(name: str) -> bool:

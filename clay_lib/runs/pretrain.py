@@ -34,7 +34,7 @@ from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, che
 from clay_lib.files import make_folder, write_json
 from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.precision import arithmetic, check_precision, choose
-from clay_lib.runs.prepare import find_function, find_teacher, is_function
+from clay_lib.runs.prepare import find_function, find_logger, find_teacher, is_function
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.training import ClayModule, TrainSettings, check_unchanged
 from clay_lib.training import train as run_training
@@ -178,6 +178,7 @@ def train(
     checkpoint_minutes: NonNegative = 5.0,
     weights_dtype: str = "float32",
     progress: bool = True,
+    logger: str = "csv",
     forecast: bool = False,
 ) -> int:
     """Train a model. The same command with the same `out` resumes from the last checkpoint.
@@ -203,6 +204,7 @@ def train(
         checkpoint_minutes: minutes between checkpoints
         weights_dtype: dtype of weights.safetensors: float32, bfloat16 or float16
         progress: show a progress bar
+        logger: besides log/metrics.csv: csv (nothing more), tensorboard, mlflow or wandb, in `out` and offline
         forecast: measure a few steps, print the time that the run would take, and stop
     """
     request = {k: asdict(v) if is_dataclass(v) else v for k, v in locals().items() if k != "forecast"}
@@ -253,6 +255,7 @@ def train(
         checkpoint_steps=checkpoint_steps,
         checkpoint_minutes=checkpoint_minutes,
         callbacks=callbacks,
+        logger=find_logger(logger, folder) or False,
         num_nodes=nodes or 1,
         **({"strategy": "ddp"} if ranks > 1 else {}),
     )

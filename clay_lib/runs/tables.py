@@ -19,7 +19,6 @@ import numpy as np
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, read_json
 from clay_lib.runs.notebooks import RUNS, flatten, is_done
-from clay_lib.runs.specification import Sweep
 
 if TYPE_CHECKING:  # pandas takes a second to import, which every worker of a sweep would pay
     import pandas as pd
@@ -104,17 +103,6 @@ def read_ledger(runs: Path = RUNS, sweep: str | None = None) -> pd.DataFrame:
 def write_ledger(runs: Path = RUNS) -> Path:
     """runs/ledger.parquet, from the folders."""
     return atomic_write(Path(runs) / "ledger.parquet", lambda part: read_ledger(runs).to_parquet(part, index=False))
-
-
-def export_results(spec: Sweep, runs: Path = RUNS, folder: Path = RUNS / "sweeps" / "results") -> Path:
-    """folder/SWEEP.csv: a specification's finished runs, to be kept in git: settings, metrics, cost, code."""
-    table = read_ledger(runs, spec.name)
-    table = table[(table["status"] == "done") & table["run"].isin([run.key for run in spec.runs])]
-    names = [f"parameter {name}" for name in (*spec.varied, *([spec.seed] if spec.seed else []))]
-    metrics = [c for c in table if c.startswith(("metric ", "text ")) and table[c].notna().any()]
-    table = table.sort_values(names)[["status", *names, *metrics, "seconds", "peak_mb", "cores", "library"]]
-    text = table.to_csv(index=False, float_format="%.6g")
-    return atomic_write(folder / f"{spec.name}.csv", lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _single_type(column: pd.Series) -> pd.Series:
