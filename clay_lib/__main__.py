@@ -24,7 +24,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "check": ("data.check:check", "check a scene's numbers and metadata against its sensor"),
     "world": ("data.scenes:world", "write one chip of the mini-world as a GeoTIFF"),
     "chips": ("runs.prepare:chips", "write a store of chips, of the mini-world or from scenes"),
-    "bench": ("runs.bench:bench", "time the model, a training step, chip stores and loading on this machine"),
+    "bench": ("runs.bench:bench", "time the encoder, a training step and chip stores on this machine"),
     "train": ("runs.pretrain:train", "train a model by a configuration; the same command resumes"),
     "targets": ("runs.prepare:targets", "compute a teacher's targets for the chips of a store, once"),
     "transfer": ("evaluation.transfer:transfer", "probe frozen weights on real labeled images, beside baselines"),
@@ -40,7 +40,6 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "kit": ("course.kit:kit", "write a folder with all that a workshop without a network needs"),
     "pair": ("runs.gallery:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
-RENAMED = {"bench-chips": "bench chips", "bench-load": "bench load", "plan": "bench plan"}
 
 
 def command_of(name: str):
@@ -128,8 +127,6 @@ def main(argv: list[str] | None = None) -> int:
     formatwarning = warnings.formatwarning
     warnings.formatwarning = lambda message, *_: f"clay: warning: {message}\n"  # without the source line
     try:
-        if argv[0] in RENAMED:
-            raise ContractError("command", argv[0], f"clay {RENAMED[argv[0]]}", "one command prints all timings now")
         if argv[0] not in COMMANDS:
             raise ContractError("command", argv[0], f"one of {list(COMMANDS)}", "a misspelled name")
         words = 2 if " ".join(argv[:2]) in COMMANDS else 1  # `sweep export`

@@ -37,8 +37,6 @@ def test_help_lists_every_command_and_each_can_be_loaded(capsys):
     ("argv", "message"),
     [
         (["serach"], "command: found serach"),
-        (["bench-load"], "expected clay bench load"),
-        (["plan"], "expected clay bench plan"),
         (["run", "--profile", "nowhere"], "profile: found nowhere"),
         (["run", "--scene", "no.tif", "--sensor", "naip"], "scene: found no.tif"),
         (["run", "--scene", __file__], "sensor: found none"),

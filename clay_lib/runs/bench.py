@@ -1,12 +1,9 @@
-"""Timings on this machine: medians over repeats, and ratios within one run, since machines differ and are shared."""
+"""Timings on this machine: ratios within one run, since machines differ and are shared."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -16,39 +13,51 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from clay_lib.checkpoint import convert
 from clay_lib.data.makers import MakerOutput, WorldMaker
 from clay_lib.data.store import ChipStore, write_chips
 from clay_lib.datacube import Datacube, make_datacube
 from clay_lib.datamodule import Batch, noise_batch
 from clay_lib.errors import ContractError
+from clay_lib.files import write_json
 from clay_lib.loss import reconstruction_loss
 from clay_lib.model import ClayConfig, ClayMAE
+from clay_lib.precision import arithmetic, candidates, choose, matmul_precision, measure, processor
 from clay_lib.sensors import SENSORS
 from clay_lib.teacher import Teacher
 from clay_lib.training import ClayModule
-from clay_lib.world.earth import MiniWorld
 
 SENSOR = "sentinel-2-l2a"
+AGREEMENT = 0.9999  # cosine of a device's float32 tokens with the CPU's, at least
+# The released code computes in "medium", so that column times its arithmetic here. Its own figure, on two cores with
+# AMX (one chip of 256 px, large encoder): 1.26 s, where this encoder took 2.6 s in exact and 0.60 s in bfloat16.
 
 
 @dataclass(frozen=True)
 class Workload:
     """What is timed, and at which size."""
 
-    size: str  # of the model
+    size: str  # of the model, or several separated by commas
     batch: int  # chips
     pixels: int  # a side
     repeats: int  # timed calls, after one to warm up
     count: int = 0  # chips in the store
     teacher_pixels: int = 518  # to which the live teacher's RGB is resized
-    folder: str | None = None  # for temporary files
+    device: str = "cpu"
+
+
+class Row(NamedTuple):
+    """A line of the output and an entry of the JSON."""
+
+    name: str
+    seconds: float
+    note: str  # ratios
 
 
 def bench(
-    what: str = "model,mae,teacher",
+    what: str = "",
     *,
     size: str = "",
     batch: int = 0,
@@ -56,33 +65,51 @@ def bench(
     repeats: int = 0,
     count: int = 0,
     teacher_pixels: int = 0,
-    folder: str = "",
+    device: str = "cpu",
+    out: str = "",
 ) -> int:
-    """Time parts of the project on this machine; print medians and ratios.
+    """Time parts of the project on this machine; print times and ratios.
 
-    Example: clay bench model,chips
+    Example: clay bench embed,train --device cuda --out cuda.json
 
     Args:
-        what: any of these, separated by commas. model: the mini-world, the encoder, a training step. mae: our
-            training step beside the ViT-MAE of transformers. teacher: cached targets beside the live DINOv2. chips:
-            writing and reading a chip store. load: seconds and memory of loading weights (large: 8 GB of disk).
-            plan: the operations of papermill_runs/PRETRAINING.md
-        size: tiny, small, base or large; empty: tiny for model, base for mae and chips, large for the others
-        batch: chips; 0: 16 for model, 2 for mae, 4 for teacher, 32 for chips and plan
-        pixels: a side of a chip; 0: 64 for model, 128 for chips, 256 for the others
+        what: any of these, separated by commas; empty: all but chips, on a GPU embed and train. embed: the encoder in each precision, beside the peak of a matrix
+            product. train: a training step likewise. mae: our training step beside the ViT-MAE of transformers.
+            teacher: cached targets beside the live DINOv2. chips: writing and reading a chip store
+        size: tiny, small, base or large, several for embed and train; empty: tiny,base,large for embed, tiny,base for
+            train, base for mae and chips, large for teacher
+        batch: chips; 0: 32 on a GPU, or else 1 for embed, 2 for train and mae, 4 for teacher, 32 for chips
+        pixels: a side of a chip; 0: 128 for chips, 256 for the others
         repeats: timed calls of each, after one to warm up; 0: 2 to 15
         count: chips in the store; 0: 512
         teacher_pixels: to which the live teacher's RGB is resized; 0: 518
-        folder: for the files of load; empty: the system's folder for temporary files
+        device: cpu or cuda, of embed and train; on cuda also compiled, after a comparison with the CPU's float32
+        out: a JSON file for the results; empty: none
     """
-    names = what.split(",")
+    names = (what or ("embed,train" if device == "cuda" else "embed,train,mae,teacher")).split(",")
     if unknown := sorted(set(names) - set(BENCHES)):
         raise ContractError("what", unknown, f"some of {list(BENCHES)}", "a misspelled name")
-    options = dict(size=size, batch=batch, pixels=pixels, repeats=repeats, count=count)
-    options |= dict(teacher_pixels=teacher_pixels, folder=folder)
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ContractError("device", device, "cpu, or cuda where there is a GPU", "no GPU, or torch without CUDA")
+    options = dict(size=size, batch=batch, pixels=pixels, repeats=repeats, count=count, device=device)
+    options["teacher_pixels"] = teacher_pixels
+    machine = torch.cuda.get_device_name() if device == "cuda" else processor()
+    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    results = []
     for name in names:
         run, workload = BENCHES[name]
-        run(replace(workload, **{key: value for key, value in options.items() if value}))
+        gpu = (
+            {"batch": 32, "repeats": 10, "size": "tiny,base,large"}
+            if device == "cuda" and name in ("embed", "train")
+            else {}
+        )
+        workload = replace(workload, **gpu | {key: value for key, value in options.items() if value})
+        for row in run(workload):
+            print(f"{row.name:<36}{1000 * row.seconds:9.1f} ms   {row.note}", flush=True)
+            results.append({"bench": name, **row._asdict()})
+    if out:
+        threads = torch.get_num_threads()
+        write_json(out, {"machine": machine, "threads": threads, "torch": torch.__version__, "results": results})
     return 0
 
 
@@ -123,17 +150,28 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 def step_flops(config: ClayConfig, sensor: str, *, batch: int, pixels: int) -> int:
-    """Operations of one training step, forward and backward, on `batch` chips; on the meta device, without memory."""
+    """Operations of one training step, forward and backward, on `batch` chips."""
+
+    def step(model: ClayMAE, cube: Datacube) -> None:
+        out = model(cube)
+        (out.reconstruction.sum() + out.representation.sum()).backward()
+
+    return _count_on_meta(step, config, sensor, batch, pixels)
+
+
+def embed_flops(config: ClayConfig, sensor: str, *, batch: int, pixels: int) -> int:
+    """Operations of encoding `batch` chips with nothing masked."""
+    encode = lambda model, cube: model.encoder(cube, mask_ratio=0.0, shuffle=False)  # noqa: E731
+    return _count_on_meta(encode, config, sensor, batch, pixels)
+
+
+def _count_on_meta(work: Callable, config: ClayConfig, sensor: str, batch: int, pixels: int) -> int:
+    """On the meta device, without memory; on a CPU, torch does not count attention."""
     with torch.device("meta"):
         model, waves = ClayMAE(config), torch.empty(len(SENSORS[sensor].bands))
         codes = torch.empty(batch, 4)
         cube = Datacube(torch.empty(batch, len(waves), pixels, pixels), codes, codes, torch.empty(()), waves)
-
-    def step() -> None:
-        out = model(cube)
-        (out.reconstruction.sum() + out.representation.sum()).backward()
-
-    return count_flops(step)
+    return count_flops(lambda: work(model, cube))
 
 
 def teacher_flops(pixels: int = 518) -> int:
@@ -143,43 +181,103 @@ def teacher_flops(pixels: int = 518) -> int:
     return count_flops(lambda: teacher.network(image))
 
 
-# ---- the model and its training step
+# ---- the model in each precision
 
 
-def _bench_model(w: Workload) -> None:
+def _bench_embed(w: Workload) -> Iterator[Row]:
+    for size in w.size.split(","):
+        model = _model(size)
+        cube = noise_batch(SENSOR, w.batch, w.pixels).cube
+        flops = embed_flops(model.config, SENSOR, batch=w.batch, pixels=w.pixels)
+        if w.device == "cuda":
+            yield _agreement(size, model, cube)
+        model, cube = model.to(w.device), cube.to(w.device)
+
+        def embed(encoder=model.encoder, cube=cube) -> None:
+            with torch.inference_mode():
+                encoder(cube, mask_ratio=0.0, shuffle=False)
+
+        auto = choose(model.encoder, cube, "auto", batches=10**6)
+        yield from _in_each_precision(f"{size} encoder, {w.batch} x {w.pixels} px", model, embed, flops, auto, w)
+
+
+def _bench_train(w: Workload) -> Iterator[Row]:
+    for size in w.size.split(","):
+        module = ClayModule(ClayConfig.named(size), cached=True).to(w.device)
+        batch = noise_batch(SENSOR, w.batch, w.pixels, module.model.config.teacher_dim).to(w.device)
+        step = training_step(lambda batch, module=module: module.losses(batch, training=True)["loss"], module)
+        flops = step_flops(module.model.config, SENSOR, batch=w.batch, pixels=w.pixels)
+        auto = choose(module.model.encoder, batch.cube, "auto", training=True, batches=10**6)
+        name = f"{size} step, {w.batch} x {w.pixels} px"
+        yield from _in_each_precision(name, module.model, lambda s=step, b=batch: s(b), flops, auto, w, training=True)
+
+
+def _in_each_precision(
+    name: str, model: ClayMAE, work: Callable, flops: int, auto: str, w: Workload, *, training: bool = False
+) -> Iterator[Row]:
+    """The least time in exact, and in each candidate relative to it; on a GPU the chosen one compiled too."""
+    device = torch.device(w.device)
+    tokens = torch.randn(1, 64, model.config.dim, device=device)
+    names = [*measure(model.encoder, tokens, ["exact", *candidates(device, "fast", training)], training)]
+    least = dict.fromkeys(names, float("inf"))
+
+    def run(precision: str) -> None:
+        with arithmetic(model.encoder, precision):
+            seconds = _seconds(work, device)
+        least[precision] = min(least[precision], seconds)
+
+    for precision in names:  # first calls are slower
+        run(precision)
+    least |= dict.fromkeys(names, float("inf"))
+    for _ in range(w.repeats):
+        for precision in names:
+            run(precision)
+    peaks = {precision: matrix_rate(device, precision) for precision in names}
+    if device.type == "cuda":
+        model.compile() if training else model.encoder.compile()
+        with arithmetic(model.encoder, auto):
+            seconds = [_seconds(work, device) for _ in range(w.repeats + 1)]
+        least[f"{auto}, compiled"], peaks[f"{auto}, compiled"] = min(seconds[1:]), peaks[auto]
+    for precision, seconds in least.items():
+        note = f"{least['exact'] / seconds:5.2f} x exact  {w.batch / seconds:8.2f} chips/s"
+        if precision != "int8":  # whose operations are no FLOP
+            peak = peaks[precision]
+            note += f"  {flops / seconds / peak:5.0%} of the peak, {peak / 1e9:,.0f} GFLOP/s"
+        yield Row(f"{name}, {precision}", seconds, note + "  <- auto" * (precision == auto))
+
+
+def _agreement(size: str, model: ClayMAE, cube: Datacube) -> Row:
+    """The CPU's float32 tokens of one chip beside the GPU's. ContractError where they differ."""
+    cube = noise_batch(SENSOR, 1, cube.pixels.shape[-1]).cube
+    with torch.inference_mode(), arithmetic(model.encoder, "exact"):
+        expected = model.encoder(cube, mask_ratio=0.0, shuffle=False).tokens
+        began = time.perf_counter()
+        tokens = model.to("cuda").encoder(cube.to("cuda"), mask_ratio=0.0, shuffle=False).tokens.cpu()
+        seconds = time.perf_counter() - began
+    cosine = float(F.cosine_similarity(tokens, expected, dim=-1).min())
+    if not cosine >= AGREEMENT:
+        raise ContractError("device", f"tokens with a cosine of {cosine:.6f} to the CPU's", f"at least {AGREEMENT}",
+                            "a driver or a build of torch for another GPU")  # fmt: skip
+    return Row(f"{size} encoder, CUDA beside CPU", seconds, f"cosine {cosine:.7f}, the first call")
+
+
+def _model(size: str) -> ClayMAE:
     torch.manual_seed(0)
-    world = MiniWorld(0)
-    place = world.place(40, 0)
-    small, large = (
-        median_seconds(lambda side=side: world.observe(place, size=side), repeats=w.repeats)
-        for side in (w.pixels, 2 * w.pixels)
-    )
-    model = ClayMAE(ClayConfig.named(w.size))
-    pixels = world.observe(place, size=w.pixels).pixels[None].repeat(w.batch, axis=0)
-    cube = make_datacube(pixels, SENSOR, when="2023-06-10T10:30", lat=place.lat, lon=place.lon)
-    with torch.inference_mode():
-        full = median_seconds(lambda: model.encoder(cube, mask_ratio=0.0), repeats=w.repeats)
-        masked = median_seconds(lambda: model.encoder(cube, mask_ratio=0.75), repeats=w.repeats)
-    training = _step_seconds(model, cube, repeats=w.repeats)
-    threads = torch.get_num_threads()
-    _print(f"mini-world, Sentinel-2, {2 * w.pixels} px", large, f"{1 / large:.1f} chips/s on one core")
-    _print(f"mini-world, Sentinel-2, {w.pixels} px", small, f"{small / large:.2f} of the larger chip")
-    _print(f"{w.size} encoder, nothing masked", full, f"{w.batch / full:.0f} chips/s on {threads} threads")
-    _print(f"{w.size} encoder, 75 % masked", masked, f"{masked / full:.2f} of nothing masked")
-    _print(f"{w.size} training step", training, f"{training / masked:.1f} x the masked encoder")
+    return ClayMAE(ClayConfig.named(size)).eval()
 
 
-def _step_seconds(model: ClayMAE, cube: Datacube, *, repeats: int) -> float:
-    """Median wall time of one training step on a datacube: forward, masked as the model is, and backward."""
-
-    def step() -> None:
-        out = model(cube)
-        reconstruction_loss(out.reconstruction, cube.pixels, out.encoded.mask, patch_size=8).backward()
-
-    return median_seconds(step, repeats=repeats)
+def _seconds(work: Callable, device: torch.device) -> float:
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
-def _bench_mae(w: Workload) -> None:
+# ---- the training step beside others
+
+
+def _bench_mae(w: Workload) -> Iterator[Row]:
     config = ClayConfig.named(w.size)
     bands = len(SENSORS[SENSOR].bands)
     plain = plain_mae(config, bands=bands, pixels=w.pixels)
@@ -188,32 +286,30 @@ def _bench_mae(w: Workload) -> None:
         counted = plain_mae(config, bands=bands, pixels=w.pixels)
         images = torch.empty(w.batch, bands, w.pixels, w.pixels)
     flops = count_flops(lambda: counted(images).loss.backward())
-    _bench_step("mae", w, ClayModule(config, cached=True), "ViT-MAE of transformers", step, flops)
+    yield from _bench_step(w, ClayModule(config, cached=True), "ViT-MAE of transformers", step, flops)
 
 
-def _bench_teacher(w: Workload) -> None:
+def _bench_teacher(w: Workload) -> Iterator[Row]:
     config = ClayConfig.named(w.size)
     ours = ClayModule(config, teacher=random_dinov2_large(w.teacher_pixels), cached=True)
     step = training_step(lambda batch: ours.losses(batch, training=True)["loss"], ours)
     flops = step_flops(config, SENSOR, batch=w.batch, pixels=w.pixels) + w.batch * teacher_flops(w.teacher_pixels)
     without_targets = lambda batch: step(replace(batch, targets=None))  # noqa: E731, so that the teacher runs
-    _bench_step("teacher", w, ours, f"with DINOv2 large at {w.teacher_pixels} px", without_targets, flops)
+    yield from _bench_step(w, ours, f"with DINOv2 large at {w.teacher_pixels} px", without_targets, flops)
 
 
 def _bench_step(
-    name: str, w: Workload, ours: ClayModule, other_name: str, other: Callable[[Batch], None], other_flops: int
-) -> None:
+    w: Workload, ours: ClayModule, other_name: str, other: Callable[[Batch], None], other_flops: int
+) -> Iterator[Row]:
     """Our step (losses, backward, AdamW in float32, on noise) beside another; a ratio above 1: ours is faster."""
     torch.manual_seed(0)
     flops = step_flops(ours.model.config, SENSOR, batch=w.batch, pixels=w.pixels)
-    minutes = (flops + other_flops) * (w.repeats + 1) / matrix_rate() / 60
-    print(f"{name}: {w.repeats} pairs of steps, about {minutes:.1f} minutes", flush=True)
     step = training_step(lambda batch: ours.losses(batch, training=True)["loss"], ours)
     batch = noise_batch(SENSOR, w.batch, w.pixels, ours.model.config.teacher_dim)
     own, others, ratio = paired_seconds(lambda: step(batch), lambda: other(batch), repeats=w.repeats)
     rate = f"{w.batch / own:.2f} chips/s, {flops / own / 1e9:.0f} GFLOP/s"
-    _print(f"{w.size} step, {w.batch} x {w.pixels} px", own, rate)
-    _print(other_name, others, f"{ratio:.2f} x ours; {other_flops / flops:.2f} x by operations")
+    yield Row(f"{w.size} step, {w.batch} x {w.pixels} px", own, rate)
+    yield Row(other_name, others, f"{ratio:.2f} x ours; {other_flops / flops:.2f} x by operations")
 
 
 def training_step(loss: Callable[[Batch], Tensor], model: nn.Module) -> Callable[[Batch], None]:
@@ -260,14 +356,14 @@ def plain_mae(config: ClayConfig, *, bands: int, pixels: int) -> nn.Module:
     return ViTMAEForPreTraining(same).train()
 
 
-def matrix_rate() -> float:
-    """FLOP/s of a float32 product as wide as the model's."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 4096)
-    return 2 * 1024 * 1024 * 4096 / median_seconds(lambda: a @ b, repeats=5)
-
-
-def _print(name: str, seconds: float, note: str) -> None:
-    print(f"{name:<36}{1000 * seconds:9.1f} ms   {note}", flush=True)
+def matrix_rate(device: torch.device | str = "cpu", precision: str = "exact") -> float:
+    """FLOP/s of a product as wide as the large model's."""
+    n = 8192 if torch.device(device).type == "cuda" else 1024
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
+    a, b = (torch.randn(shape, device=device).to(half) for shape in ((n, 1024), (1024, 4096)))
+    with matmul_precision(precision):
+        best = min(_seconds(lambda: a @ b, torch.device(device)) for _ in range(8))
+    return 2 * n * 1024 * 4096 / best
 
 
 # ---- chip stores
@@ -295,7 +391,7 @@ class _ShiftedChips:
         return MakerOutput(replace(chips, pixels=pixels), [None] * n, ["train"] * n, "shifted")
 
 
-def _bench_chips(w: Workload) -> None:
+def _bench_chips(w: Workload) -> Iterator[Row]:
     """A store of Sentinel-2 chips: writing, random reads, plain numpy.load, and a training step for comparison."""
     if w.count < w.batch:
         raise ContractError("count, batch", (w.count, w.batch), "batch at most count", "two numbers interchanged")
@@ -319,98 +415,30 @@ def _bench_chips(w: Workload) -> None:
         loading = median_seconds(lambda: np.load(plain), repeats=w.repeats) / w.batch
         reading = at_random(lambda index: chips[index])
         cubes = at_random(lambda index: make_datacube((c := chips[index]).pixels, c.sensor, **c.place_and_time))
-    torch.manual_seed(0)
     pair = sample.chips[:2]
-    cube = make_datacube(pair.pixels, pair.sensor, **pair.place_and_time)
-    step = _step_seconds(ClayMAE(ClayConfig.named(w.size)), cube, repeats=3) / 2
-    ratios = f"{loading / reading:.2f} of numpy.load; {chip_bytes / stored:.2f} x smaller"
+    cube, model = make_datacube(pair.pixels, pair.sensor, **pair.place_and_time), _model(w.size)
+
+    def step() -> None:
+        out = model(cube)
+        reconstruction_loss(out.reconstruction, cube.pixels, out.encoded.mask, patch_size=8).backward()
+
+    training = median_seconds(step, repeats=3) / 2
     rows = [
-        ("numpy.load of the same bytes", loading, "one plain file, in the system's cache"),
-        ("store, batches at random", reading, ratios),
+        (f"numpy.load, {w.pixels} px, {chip_bytes / 1e3:.0f} kB", loading, "one plain file, in the system's cache"),
+        ("store, batches at random", reading,
+         f"{loading / reading:.2f} of numpy.load; {chip_bytes / stored:.2f} x smaller"),
         ("... as normalized batches", cubes, "as a loading process returns them"),
         ("store, written", writing, "one process, chips in memory"),
-        (f"{w.size} model, training step", step, f"reading is {step / cubes:.0f} x as fast as training"),
-    ]
-    print(
-        f"Sentinel-2 {w.pixels} x {w.pixels} x 10, {chip_bytes / 1e3:.0f} kB a chip, {torch.get_num_threads()} threads"
-    )
+        (f"{w.size} model, training step", training, f"reading is {training / cubes:.0f} x as fast as training"),
+    ]  # fmt: skip
     for name, seconds, note in rows:
-        print(f"{name:<30}{1 / seconds:>9.1f} chips/s{chip_bytes / 1e6 / seconds:>9.1f} MB/s   {note}")
-
-
-# ---- loading weights: each file in a process of its own
-
-_LOAD = """
-import json, sys, time
-from clay_lib.checkpoint import load_model
-from clay_lib.cluster import peak_resident
-before, start, busy = peak_resident(), time.perf_counter(), time.process_time()
-model = load_model(sys.argv[1])
-result = {"seconds": time.perf_counter() - start, "processor": time.process_time() - busy, "peak": peak_resident()}
-size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-print(json.dumps({**result, "before": before, "model": size}))
-"""
-
-
-class Loaded(NamedTuple):
-    """What loading a file took, measured in a process that did nothing else."""
-
-    seconds: float  # of load_model alone
-    processor: float  # seconds of processor time in it, which a busy machine does not change
-    model: int  # bytes of the loaded model's own tensors
-    before: int  # bytes resident with Python, torch and this library imported, nothing loaded
-    peak: int  # highest resident bytes, including the mapped pages of the file
-
-    @property
-    def over(self) -> int:
-        """Bytes of the peak beyond the model's own, Python and torch included."""
-        return self.peak - self.model
-
-
-def load_memory(path: str | Path) -> Loaded:
-    """Load a file of weights in a fresh process, and measure it."""
-    command = [sys.executable, "-c", _LOAD, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
-    if done.returncode:
-        raise ContractError("load", done.stderr.strip().splitlines()[-1:], "a loaded model", f"see {path}")
-    return Loaded(**json.loads(done.stdout))
-
-
-def _bench_load(w: Workload) -> None:
-    """Random weights with the teacher and the moments that the release has, and as safetensors."""
-    with TemporaryDirectory(dir=w.folder) as folder:
-        files = {name: Path(folder) / name for name in ("released.ckpt", "whole.safetensors", "encoder.safetensors")}
-        weights = {f"model.{name}": t for name, t in ClayMAE(ClayConfig.named(w.size)).state_dict().items()}
-        # Zeros take no memory. The teacher's 304 million weights are left out by name when the file is loaded.
-        moments = {n: {"exp_avg": torch.zeros(t.shape), "exp_avg_sq": torch.zeros(t.shape)} for n, t in weights.items()}
-        state = weights | {f"model.teacher.blocks.{i}.weight": torch.zeros(304_370_000 // 24) for i in range(24)}
-        torch.save({"state_dict": state, "optimizer_states": [{"state": moments}]}, files["released.ckpt"])
-        for part in ("whole", "encoder"):
-            convert(str(files["released.ckpt"]), str(files[f"{part}.safetensors"]), part=part)
-        columns = ("file GB", "seconds", "processor s", "model GB", "peak beyond GB", "before GB")
-        print(f"{w.size:<22}" + "".join(f"{column:>16}" for column in columns))
-        for name, path in files.items():
-            took, size = load_memory(path), path.stat().st_size
-            values = (size / 1e9, took.seconds, took.processor, took.model / 1e9, took.over / 1e9, took.before / 1e9)
-            print(f"{name:<22}" + "".join(f"{value:16.2f}" for value in values), flush=True)
-
-
-# ---- operations
-
-
-def _bench_plan(w: Workload) -> None:
-    """The counted operations from which papermill_runs/PRETRAINING.md starts."""
-    # Six bands stand for all sensors in turn, whose mean differs by less than 1 %.
-    step = step_flops(ClayConfig.named(w.size), "landsat-c2l2-sr", batch=w.batch, pixels=w.pixels) / w.batch
-    teacher = teacher_flops(w.teacher_pixels)
-    print(f"a chip: training step {step / 1e9:.0f} GFLOP, its teacher {teacher / 1e9:,.0f} GFLOP")
+        yield Row(name, seconds, f"{1 / seconds:9.1f} chips/s {chip_bytes / 1e6 / seconds:9.1f} MB/s   {note}")
 
 
 BENCHES = {
-    "model": (_bench_model, Workload("tiny", batch=16, pixels=64, repeats=7)),
+    "embed": (_bench_embed, Workload("tiny,base,large", batch=1, pixels=256, repeats=3)),
+    "train": (_bench_train, Workload("tiny,base", batch=2, pixels=256, repeats=3)),
     "mae": (_bench_mae, Workload("base", batch=2, pixels=256, repeats=5)),
     "teacher": (_bench_teacher, Workload("large", batch=4, pixels=256, repeats=2)),
     "chips": (_bench_chips, Workload("base", batch=32, pixels=128, repeats=15, count=512)),
-    "load": (_bench_load, Workload("large", batch=0, pixels=0, repeats=1)),
-    "plan": (_bench_plan, Workload("large", batch=32, pixels=256, repeats=0)),
 }
