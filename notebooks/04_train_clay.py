@@ -43,7 +43,7 @@ from clay_lib.course import checks
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
 from clay_lib.encoder import patchify, unpatchify
 from clay_lib.files import CACHE
-from clay_lib.runs import output_folder, write_metrics
+from clay_lib.runs import output_folder, report_metric, write_metrics
 from clay_lib.runs.prepare import find_teacher
 from clay_lib.teacher import stand_in_teacher, teacher_view
 
@@ -275,7 +275,8 @@ watched = PlannedBatches(unseen, augment=False)[watched_plan]
 moments = sorted({0, max_steps // 20, max_steps // 4, max_steps})
 snapshots = training.Snapshots(watched, moments, seed=seed)
 first_model = Clay.load(start) if start else first_weights["cosine basis"]
-kwargs = dict(teacher=teacher_network, start=first_model.model, callbacks=(snapshots,), progress=False)
+kwargs = dict(teacher=teacher_network, start=first_model.model, progress=False)
+kwargs["callbacks"] = (snapshots, report_metric("val/loss"))  # for searches; elsewhere it does nothing
 kwargs["log_every"] = max(1, min(20, max_steps // 10))
 kwargs["check_val_every_n_epoch"] = max(1, max_steps // datamodule.batches_per_epoch() // 5)
 trained = training.train(config, short, datamodule, out=out_dir, **kwargs)

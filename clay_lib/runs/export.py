@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write
@@ -17,9 +17,6 @@ from clay_lib.runs.prepare import missing_package
 from clay_lib.runs.search import known_runs
 from clay_lib.runs.specification import Sweep, read_sweep
 from clay_lib.runs.tables import ENDED, read_ledger, read_run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def export_sweep(file: str, *, to: Literal["csv", "mlflow", "tensorboard"] = "csv", out: str = "") -> int:
@@ -53,12 +50,13 @@ def export_sweep(file: str, *, to: Literal["csv", "mlflow", "tensorboard"] = "cs
 
 
 def export_table(spec: Sweep, runs: Path = RUNS, folder: Path = RUNS / "sweeps" / "results") -> Path:
-    """folder/SWEEP.csv: a specification's finished runs, to be kept in git: settings, metrics, cost, code."""
-    table: pd.DataFrame = read_ledger(runs, spec.name)
-    table = table[(table["status"] == "done") & table["run"].isin([run.key for run in spec.runs])]
+    """folder/SWEEP.csv: a specification's finished and pruned runs, to be kept in git: settings, metrics, cost, code."""
+    table = read_ledger(runs, spec.name)
+    table = table[table["status"].isin(["done", "pruned"]) & table["run"].isin([run.key for run in spec.runs])]
     names = [f"parameter {name}" for name in (*spec.varied, *([spec.seed] if spec.seed else []))]
+    reached = ["reached_step", "reached"] if (table["status"] == "pruned").any() else []
     metrics = [c for c in table if c.startswith(("metric ", "text ")) and table[c].notna().any()]
-    table = table.sort_values(names)[["status", *names, *metrics, "seconds", "peak_mb", "cores", "library"]]
+    table = table.sort_values(names)[["status", *names, *metrics, *reached, "seconds", "peak_mb", "cores", "library"]]
     text = table.to_csv(index=False, float_format="%.6g")
     return atomic_write(folder / f"{spec.name}.csv", lambda part: part.write_text(text, encoding="utf-8"))
 

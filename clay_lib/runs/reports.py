@@ -121,7 +121,11 @@ def _leaders(table: pd.DataFrame, summary: Mapping, metrics: Mapping[str, str]) 
     figure = _image(ranking(ranked, first, direction, varied, seed))
     order = "smallest" if direction == "min" else "largest"
     text = f"By {first}, the {order} first. {_ranking_note(lead)}{note}"
-    yield article("Leading settings", text, figure + _ranking_table(ranked, lead, metrics, varied, seed))
+    lead = lead if lead["lost"].any() else lead.drop(columns="lost")
+    numbers = table_html(
+        [*varied, first, *lead.columns[len(varied) + 1 :]], lead.head(SETTINGS).itertuples(index=False)
+    )
+    yield article("Leading settings", text, figure + numbers)
     finished = table[values_of(table, first).notna()]
     shares = importance(finished.sample(min(len(finished), 1000), random_state=0), first, varied)
     if shares:
@@ -173,26 +177,6 @@ def _ranking_note(lead: pd.DataFrame) -> str:
     return note
 
 
-def _ranking_table(
-    table: pd.DataFrame, lead: pd.DataFrame, metrics: Mapping[str, str], varied: Sequence[str], seed: str | None
-) -> str:
-    """The leading settings with all metrics and their mean duration."""
-    first, *rest = metrics
-    cost = table.assign(**{"metric seconds": table["seconds"]})
-    others = {metric: over_seeds(table, metric, varied, seed) for metric in rest}
-    others["seconds"] = over_seeds(cost, "seconds", varied, None)
-    rows = []
-    for row in lead.head(SETTINGS).to_dict("records"):
-        values = [
-            next(other["value"] for other in means.to_dict("records") if all(other[k] == row[k] for k in varied))
-            for means in others.values()
-        ]
-        interval = f"{row['low']:.4g} to {row['high']:.4g}" if pd.notna(row["low"]) else "–"
-        seeds = f"{row['seeds']}, {row['lost']} lost" if row["lost"] else row["seeds"]
-        rows.append([*(row[k] for k in varied), row["value"], interval, seeds, *values])
-    return table_html([*varied, first, "95 % interval", "seeds", *others], rows)
-
-
 def _failures(table: pd.DataFrame, names: Sequence[str], home: Path) -> str:
     """Equal failures in one line, with the first of their runs."""
     failed = table[table["status"].isin(["failed", "died"])]
@@ -201,58 +185,46 @@ def _failures(table: pd.DataFrame, names: Sequence[str], home: Path) -> str:
     rows = []
     for (cell, error), group in failed.groupby(["failed_cell", "error"], dropna=False, sort=False):
         first = group.iloc[0]
-        rows.append([len(group), cell, error, *(first[f"parameter {n}"] for n in names), _links(first, home)])
+        log = Path(os.path.relpath(first["folder"], home), "log.txt").as_posix()
+        link = Markup(f'<a href="{html.escape(log)}">log</a>')
+        rows.append([len(group), cell, error, *(first[f"parameter {n}"] for n in names), link])
     body = table_html(["runs", "cell", "error", *(f"first: {name}" for name in names), ""], rows)
     return article("Failed runs", "Kept as they ended; --retry-failed runs them again.", body, bad=True)
 
 
-def _links(row: Mapping, home: Path) -> Markup:
-    files = {"notebook": Path(row["folder"], f"{row['notebook']}.ipynb"), "log": Path(row["folder"], "log.txt")}
-    links = {label: Path(os.path.relpath(path, home)).as_posix() for label, path in files.items() if path.exists()}
-    return Markup(" ".join(f'<a href="{html.escape(link)}">{label}</a>' for label, link in links.items()))
-
-
 def _explorer(table: pd.DataFrame, names: Sequence[str], metrics: Mapping[str, str], home: Path) -> str:
     """The data that reports.js draws: parallel coordinates, learning curves, two runs side by side, the table."""
+    shown, note = table, f"{len(table):,} runs."
     if metrics:
         first, direction = next(iter(metrics.items()))
-        order = values_of(table, first).sort_values(ascending=direction == "min").index
-    else:
-        order = table.index
-    shown, note = table.loc[order], f"{len(table):,} runs."
+        shown = table.loc[values_of(table, first).sort_values(ascending=direction == "min").index]
     if len(shown) > MAX_RUNS:
         quarter = MAX_RUNS // 4
         others = np.random.default_rng(0).choice(len(shown) - quarter, MAX_RUNS - quarter, replace=False) + quarter
         shown = shown.iloc[[*range(quarter), *sorted(others)]]
         note = f"{MAX_RUNS:,} of {len(table):,} runs: the {quarter} best, and a random sample of the others."
-    if len(shown) > MAX_CURVES:
-        note += f" Learning curves of every {math.ceil(len(shown) / MAX_CURVES)}th run."
+    every = math.ceil(len(shown) / MAX_CURVES)
+    note += f" Learning curves of every {every}th run." if every > 1 else ""
+    kinds = {name: "parameter" for name in names} | dict(metrics) | {"seconds": "cost"}
     columns = [*(f"parameter {name}" for name in names), *(f"metric {name}" for name in metrics), "seconds"]
     runs = []
     for number, row in enumerate(shown.to_dict("records")):
-        folder = Path(row["folder"])
-        curve = read_reported(folder) if number % math.ceil(len(shown) / MAX_CURVES) == 0 else {}
-        points = list(curve.items())
-        values = [row[column] for column in columns]
+        folder, values = Path(row["folder"]), [row[column] for column in columns]
+        points = [] if number % every else list(read_reported(folder).items())
+        points = points[:: -max(1, math.ceil(len(points) / MAX_POINTS))][::-1]  # the last one stays
         run = {
             "run": row["run"],
             "status": row["status"],
             "values": [None if isinstance(v, float) and not math.isfinite(v) else v for v in values],
-            "curve": [[step, value] for step, value in _thinned(points) if math.isfinite(value)],
+            "curve": [point for point in points if math.isfinite(point[1])],
             "figures": sorted(path.name for path in folder.glob("*") if path.suffix in FIGURES),
             "library": row["library"],
         }
         runs.append(run)
     path = Path(os.path.relpath(Path(table["folder"].iloc[0]).parent, home)).as_posix()
-    kinds = {name: "parameter" for name in names} | dict(metrics) | {"seconds": "cost"}
     data = {"path": path, "notebook": f"{table['notebook'].iloc[0]}.ipynb", "columns": kinds, "runs": runs}
     text = json.dumps(data, separators=(",", ":"), default=str).replace("<", "\\u003c")
     return article("All runs", note, f'<div class=explorer><script type="application/json">{text}</script></div>')
-
-
-def _thinned(points: list) -> list:
-    """At most MAX_POINTS of a curve, the last one included."""
-    return points[:: -max(1, math.ceil(len(points) / MAX_POINTS))][::-1]
 
 
 def _image(figure: Figure, caption: str = "") -> str:

@@ -320,7 +320,8 @@ class _Progress:
         seconds = row["seconds"] or 0
         self.seconds += seconds
         left = self.seconds / self.count * (self.total - self.count) / self.workers / 60
-        settings = " ".join(f"{k}={v}" for k, v in run.settings.items()) or "as given"
+        plain = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in run.settings.items()}
+        settings = " ".join(f"{k}={v}" for k, v in plain.items()) or "as given"
         state = {"done": "ok", "pruned": "pruned"}.get(row["status"]) or row["status"].upper()
         head = f"{self.count:>4}/{self.total}  {run.key}  {settings}"
         print(f"{head}  {state} {seconds:.1f} s  {score}  ({left:.1f} min left)", flush=True)

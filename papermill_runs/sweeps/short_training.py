@@ -24,7 +24,7 @@ from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
 from clay_lib.data.chips import world_chips
 from clay_lib.datamodule import ClayDataModule
 from clay_lib.evaluation import probes
-from clay_lib.runs import output_folder, write_metrics
+from clay_lib.runs import output_folder, report_metric, write_metrics
 from clay_lib.training import TrainSettings, train
 
 # %% tags=["parameters"]
@@ -53,9 +53,9 @@ settings = TrainSettings(
     representation_weight=0.0, clip_gradient=1.0, drop_all_bands=0.0, drop_half_bands=0.0, seed=seed,
 )  # fmt: skip
 data = ClayDataModule({sensor: land}, {sensor: unseen}, batch_size=batch_size, seed=seed)
-trained = train(
-    config, settings, data, out=out_dir, start=cosine_initialized(config, seed).model, check_val_every_n_epoch=steps
-)
+first = cosine_initialized(config, seed).model
+watch = report_metric("val/loss")  # ten times on the way: a search stops trainings that lag behind
+trained = train(config, settings, data, out=out_dir, start=first, val_every=max(1, steps // 10), callbacks=[watch])
 
 clay = Clay(trained.model)
 
