@@ -239,29 +239,6 @@ for name, rows in results.items():
         reports.pair(rows, *s.varied, metric, s.seed)
 
 # %% [markdown]
-# ## A search instead of a grid
-#
-# A grid spends most of its runs on poor settings. With `search` in place of `grid`, Optuna (Akiba et al., 2019) chooses
-# each run from the results of earlier ones, and `prune` stops runs whose reported values lag behind. Here are 64 runs
-# of a grid over learning rate and batch size, and a search in the same ranges, both stored.
-
-# %%
-print((RUNS / "sweeps" / "rate_and_batch_search.yaml").read_text())
-folder, minutes, smallest = RUNS / "sweeps" / "results" / "search", {}, {}
-for name in ("grid", "search"):
-    rows = pd.read_csv(folder / f"rate_and_batch_{name}.csv")
-    minutes[name], smallest[name] = rows["seconds"].sum() / 60, rows["metric error ratio"].min()
-    pruned = (rows["status"] == "pruned").sum()
-    print(f"{name}: {len(rows)} runs, {pruned} of them pruned, {minutes[name]:.1f} minutes of kernels,", end=" ")
-    print(f"smallest error ratio {smallest[name]:.3f}")
-    fig = reports.effect(rows, "lr", {"error ratio": "min"}, None)
-    _ = figures.save(fig, out_dir / f"rate_{name}.png")
-assert smallest["search"] <= smallest["grid"] and minutes["search"] <= minutes["grid"] / 3
-
-# %% [markdown]
-# The runs of the search gather where the error is small. Its winner is the luckiest of many runs, too:
-# `confirm: {top: 3, seeds: 5}` runs the best settings again with new seeds, so that they have intervals.
-#
 # ## Exercises, solved
 #
 # Three things to write yourself; [their own notebook](exercises/09_read_sweeps.ipynb) has stubs, hints and checks. It
@@ -372,10 +349,9 @@ print(f"three seeds: {difference:.3f}, 95 % interval {low:.3f} to {high:.3f}; th
 # - A sweep is a notebook, a grid and seeds; runs that are done are never repeated.
 # - The interval of a mean over few seeds is wide, and it counts seeds, not runs.
 # - Settings that ran with the same seeds are compared by paired differences, which are much more certain.
-# - A search finds a good setting in fewer runs than a grid; new seeds confirm it.
 #
-# `clay sweep FILE.yaml --report` writes these figures as one page, with learning curves and any two runs side by side.
-# The format of a specification, searches, other schedulers and SLURM are described in `papermill_runs/README.md`.
+# `clay sweep FILE.yaml --report` writes these figures as one page, with links to the notebook of each run. The format
+# of a specification, other schedulers and SLURM are described in `papermill_runs/README.md`.
 #
 # Next: [10 Metadata ablation](10_switch_metadata.ipynb), one of the two stored sweeps as a notebook.
 

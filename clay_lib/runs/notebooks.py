@@ -265,7 +265,7 @@ def _execute(notebook, executed: Path, values: dict, prefix: str, log, *, cwd: P
     settings = {"connection_file": f"{prefix}/kernel.json", "shutdown_wait_time": 1.0}
     if os.name == "posix":  # with many kernels a TCP port is sometimes taken; a socket of our own never is
         settings |= {"transport": "ipc", "ip": f"{prefix}/s"}
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # run.json has the error
     papermill.execute_notebook(
         notebook,
         str(executed).replace("{", "{{").replace("}", "}}"),  # papermill reads braces in a path as a template

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 JOURNAL = "study.journal"
-MAX_REPEATS = 100  # draws in a row that were all drawn before: the ranges hold no more settings
+EXHAUSTED = "exhausted"  # attribute of a study whose ranges hold no more settings
+MAX_REPEATS = 100  # draws in a row that were all drawn before, after which a study is exhausted
 
 
 class Study:
@@ -39,7 +40,11 @@ class Study:
         fixed = {name: value for name, value in origin.items() if name not in spec.search.over}
         ranges = {name: optuna.distributions.distribution_to_json(space) for name, space in self.spaces.items()}
         name = key_of([spec.code, json.dumps(ranges, sort_keys=True), self.metric], fixed)
-        pruners = {"hyperband": optuna.pruners.HyperbandPruner, "median": optuna.pruners.MedianPruner}
+        after = spec.search.prune_after
+        pruners = {
+            "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=after + 1),
+            "median": lambda: optuna.pruners.MedianPruner(n_warmup_steps=after),
+        }
         self.study = optuna.create_study(
             study_name=name,
             storage=_storage(home / JOURNAL, write),
@@ -66,8 +71,9 @@ class Study:
     @property
     def planned(self) -> int:
         """How many runs the search comes to."""
-        confirm = self.spec.confirm
-        return self.spec.search.trials + (confirm.top * len(confirm.seeds) if confirm else 0)
+        confirm, trials = self.spec.confirm, self.spec.search.trials
+        trials = len(self.trials()) if EXHAUSTED in self.study.user_attrs else trials
+        return trials + (min(confirm.top, trials) * len(confirm.seeds) if confirm else 0)
 
     def draw(self) -> Iterator[Run | None]:
         """Each run when a worker is free for it: first what an earlier start left, then new trials, then repetitions
@@ -80,7 +86,8 @@ class Study:
             else:
                 self._tell(trial.number, row)
         repeats = 0
-        while len(known := self.trials()) < self.spec.search.trials and repeats < MAX_REPEATS:
+        drawing = EXHAUSTED not in self.study.user_attrs
+        while drawing and len(known := self.trials()) < self.spec.search.trials and repeats < MAX_REPEATS:
             trial = self._ask()
             run = self._run(trial)
             if run.key in known:
@@ -90,6 +97,8 @@ class Study:
             trial.set_user_attr("run", run.key)
             self.running[run.key], repeats = trial.number, 0
             yield run
+        if repeats == MAX_REPEATS:
+            self.study.set_user_attr(EXHAUSTED, True)
         while self.running:
             yield None
         for run in self._confirming():
@@ -152,7 +161,7 @@ class Study:
     def _confirming(self) -> Iterator[Run]:
         """The best trials with new seeds, once all trials have ended."""
         trials, confirm = self.trials(), self.spec.confirm
-        if confirm is None or len(trials) < self.spec.search.trials:
+        if confirm is None or (len(trials) < self.spec.search.trials and EXHAUSTED not in self.study.user_attrs):
             return
         if any(not trial.state.is_finished() for trial in trials.values()):
             return

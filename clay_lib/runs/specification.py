@@ -39,6 +39,7 @@ class Search:
     over: dict[str, Value]
     sampler: Literal["tpe", "random"] = "tpe"
     prune: Literal["hyperband", "median"] | None = None  # by the values that the notebook reports
+    prune_after: NonNegativeInt = 0  # the step up to which no run is stopped
     seed: NonNegativeInt = 0  # of the sampler
 
 

@@ -12,11 +12,13 @@ import pytest
 import yaml
 from test_sweep_kill import start
 
-from clay_lib import ContractError
+from clay_lib import ClayConfig, ContractError
 from clay_lib.files import write_json
 from clay_lib.runs import notebooks, sweep, tables
+from clay_lib.runs.pretrain import DataChoice
 from clay_lib.runs.search import Study, importance
 from clay_lib.runs.specification import make_sweep, read_sweep
+from clay_lib.training import TrainSettings, train
 
 SCRIPT = """# %% tags=["parameters"]
 seed: int = 0
@@ -124,6 +126,30 @@ def test_killed_drivers_resume_without_losing_or_repeating_a_trial(tmp_path):
     assert values == dict(zip(table["run"], table["metric loss"], strict=True))
 
 
+def test_two_drivers_share_one_study(tmp_path):
+    path = specify(tmp_path, search={"trials": 8, "over": OVER}, fixed={"wait": 0.05})
+    both = [start(path, tmp_path / "runs", workers=1) for _ in range(2)]
+    assert [driver.wait(timeout=300) for driver in both] == [0, 0]
+    table = tables.read_ledger(tmp_path / "runs")
+    trials = Study(read_sweep(path), tmp_path / "runs" / "many").study.get_trials()
+    assert len(table) == 8 and (table["status"] == "done").all()
+    assert {t.user_attrs["run"] for t in trials if t.state.name == "COMPLETE"} == set(table["run"])
+
+
+def test_lightning_callback_reports_each_validation(tmp_path, monkeypatch):
+    monkeypatch.setenv(notebooks.RUN_FOLDER, str(tmp_path))
+    data, settings = (
+        DataChoice(chips={"naip": 4}, val_chips=2, size=32, batch_size=2),
+        TrainSettings(max_steps=4, representation_weight=0.0),
+    )
+    options = dict(out=tmp_path, val_every=2, callbacks=[notebooks.report_metric("val/loss")], progress=False)
+    train(ClayConfig.named("tiny", depth=1), settings, data.load(), **options)
+    rows = pd.read_csv(tmp_path / "log" / "metrics.csv").dropna(subset="val/loss")
+    reported = notebooks.read_reported(tmp_path)
+    assert list(reported) == rows["step"].tolist() == [2, 4]
+    assert list(reported.values()) == pytest.approx(rows["val/loss"].tolist())
+
+
 def test_resumed_study_draws_what_an_uninterrupted_one_draws(tmp_path):
     spec = read_sweep(specify(tmp_path, search={"trials": 20, "over": OVER, "seed": 4}))
     complete = ask(Study(spec, tmp_path / "a"), 20)
@@ -143,10 +169,13 @@ def test_journal_cut_short_is_read(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_repeated_draws_are_drawn_again(tmp_path, sampler):
-    over = {"kind": ["a", "b"], "depth": {"low": 1, "high": 3}}
-    spec = read_sweep(specify(tmp_path, search={"trials": 9, "over": over, "sampler": sampler}))
-    found = {json.dumps(s, sort_keys=True) for s in ask(Study(spec, tmp_path, write=False), 9)}
-    assert len(found) == 6  # all that the ranges hold
+    search = {"trials": 9, "over": {"kind": ["a", "b"], "depth": {"low": 1, "high": 3}}, "sampler": sampler}
+    spec = read_sweep(specify(tmp_path, search=search, confirm={"top": 2, "seeds": [7]}))
+    study = Study(spec, tmp_path)
+    found = ask(study, 20)
+    assert len({(s["kind"], s["depth"]) for s in found}) == 6, "all that the ranges hold"
+    assert [(s["depth"], s["seed"]) for s in found[6:]] == [(1, 7), (1, 7)] and study.planned == 8
+    assert ask(Study(spec, tmp_path), 20) == []
 
 
 def test_hopeless_runs_are_pruned_by_hyperband(tmp_path):
