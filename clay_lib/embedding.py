@@ -5,6 +5,8 @@ Source: DOFA (Xiong et al. 2024, arXiv 2403.15356), as released with Clay v1.5.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
@@ -83,6 +85,12 @@ class _DynamicLayer(nn.Module):
         return self.weight_generator(self.fclayer(code))
 
 
+def _without_autocast(device: str):
+    """In bfloat16, kernels of bands that hardly differ lose what tells them apart: tokens agree to 0.997 only."""
+    active = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if active else nullcontext()
+
+
 class PatchEmbedding(_DynamicLayer):
     """Pixels [B, C, H, W] with H, W multiples of P, waves [C] -> patch tokens [B, L, D], row-major."""
 
@@ -95,7 +103,11 @@ class PatchEmbedding(_DynamicLayer):
         return rearrange(rows, "C (D p q) -> D C p q", D=self.dim, p=self.patch_size), bias
 
     def forward(self, pixels: Tensor, waves: Tensor, visible: Tensor | None = None) -> Tensor:
-        """visible [B, V]: embed only these patches, in this order -> [B, V, D]."""
+        """visible [B, V]: embed only these patches, in this order -> [B, V, D]. Never under autocast."""
+        with _without_autocast(pixels.device.type):
+            return self._embed(pixels, waves, visible)
+
+    def _embed(self, pixels: Tensor, waves: Tensor, visible: Tensor | None) -> Tensor:
         weight, bias = self.kernels(waves)
         # A matrix product over each patch's pixels: the same numbers as a P-strided convolution, and faster.
         patches = rearrange(pixels, "B C (h p) (w q) -> B (h w) (C p q)", p=self.patch_size, q=self.patch_size)

@@ -108,12 +108,10 @@ class Encoder(nn.Module):
             tokens = self.patch_embedding(pixels, cube.waves)
         else:
             tokens, code = self.patch_embedding(pixels, cube.waves, visible), gather_tokens(code, visible)
-        # The sums along the blocks stay in the weights' type, also under autocast: 24 roundings to bfloat16 add up.
-        dtype = self.cls_token.dtype
-        tokens = tokens.to(dtype) + code.to(dtype)
+        tokens = tokens + code.to(tokens.dtype)
 
         # Prepend the class token: [B, 1+V, D].
-        class_token = repeat(self.cls_token, "1 1 D -> B 1 D", B=len(tokens))
+        class_token = repeat(self.cls_token, "1 1 D -> B 1 D", B=len(tokens)).to(tokens.dtype)
         tokens = torch.cat([class_token, tokens], dim=1)
         tokens, inner = self._transform(tokens, present, self._block_numbers(layers))
         return Encoded(tokens, visible, masked, mask, (h, w), valid, present, inner)

@@ -103,7 +103,7 @@ def choose(
     N, device = 1 + -(-H // P) * -(-W // P), encoder.cls_token.device
     if encoder.cls_token.dtype != torch.float32 or device.type not in ("cpu", "cuda"):
         return "exact"
-    key = _key(encoder, N, precision, training)
+    key = _key(encoder, (cube.pixels.shape[1], N), precision, training)
     if key in _chosen:
         return _chosen[key]
     if B * batches * len(encoder.transformer.layers) * _block_flops(encoder, N) < WORTH:
@@ -202,7 +202,7 @@ def processor() -> str:
     return f"{name} {sha256(lines.get('flags', '').encode()).hexdigest()[:6]}"
 
 
-def _key(encoder: Encoder, N: int, precision: str, training: bool) -> str:
+def _key(encoder: Encoder, shape: tuple[int, int], precision: str, training: bool) -> str:
     device, norm = encoder.cls_token.device, encoder.transformer.norm
     attention, feed_forward = encoder.transformer.layers[0]
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
@@ -210,7 +210,7 @@ def _key(encoder: Encoder, N: int, precision: str, training: bool) -> str:
     weights = "any" if training else sha256(sample.cpu().numpy().tobytes()).hexdigest()[:8]
     sizes = [len(encoder.transformer.layers), attention.heads, *attention.to_qkv.weight.shape]
     sizes.append(feed_forward.net[1].out_features)
-    return json.dumps([machine, torch.get_num_threads(), torch.__version__, sizes, N, weights, precision, training])
+    return json.dumps([machine, torch.get_num_threads(), torch.__version__, sizes, shape, weights, precision, training])
 
 
 def _block_flops(encoder: Encoder, N: int) -> int:

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import pickle
-import re
 import subprocess
 import sys
 import types
@@ -136,17 +135,6 @@ def test_any_precision_becomes_float32(dtype, suffix, model, tmp_path):
         assert refused(path, dtype=wrong, **HEADS).startswith(f"dtype: found {wrong!r}; expected torch.float32")
 
 
-def test_tensors_that_are_views_of_one_storage(model, tmp_path):
-    """As torch.save writes a flattened or transposed model."""
-    flat, state, start = torch.cat([t.flatten() for t in model.state_dict().values()]), {}, 0
-    for name, tensor in named(model).items():
-        state[name] = flat[start : start + tensor.numel()].view(tensor.shape)
-        start += tensor.numel()
-    state["model.proj.weight"] = model.proj.weight.detach().t().contiguous().t()
-    torch.save({"state_dict": state}, tmp_path / "flat.ckpt")
-    assert same(load_model(tmp_path / "flat.ckpt", **HEADS), model)
-
-
 def test_loaded_model_no_longer_needs_its_file(tmp_path):
     original, path = Clay.random(TINY, seed=3).model, tmp_path / "clay.ckpt"
     for written in (write_released(path, TINY, seed=3, teacher=2400), save_model(original, tmp_path / "w.safetensors")):
@@ -196,17 +184,6 @@ def test_every_difference_is_listed(model):
     del state["model.encoder.extra"]
     state |= {"model.proj.bias": model.proj.bias, "model.encoder.cls_token": model.encoder.cls_token}
     assert load_released_state(model, state) is model
-
-
-def test_list_of_differences_is_complete_with_grouped_layers(model, tmp_path):
-    state = {name: tensor for name, tensor in named(model).items() if "layers.1.1" not in name and "to_out" not in name}
-    path = tmp_path / "w.safetensors"
-    save_file(state, path, metadata={"clay_config": json.dumps(vars(MICRO))})
-    listed = set()
-    for name in re.findall(r"missing ([^ ;]+)(?:;|\. Likely| *expected)", refused(path).replace("; expected", ";")):
-        layers = re.search(r"\{([\d,]+)\}", name)
-        listed |= {name.replace(layers[0], n) for n in layers[1].split(",")} if layers else {name}
-    assert listed == model.state_dict().keys() - {name.removeprefix("model.") for name in state}
 
 
 def test_wrong_size_and_wrong_patch_size_are_named(tmp_path):
@@ -301,14 +278,6 @@ def test_harmless_classes_are_read_without_their_packages(model, tmp_path, monke
     assert "box.box.Bax" in refused(tmp_path / "more.ckpt")
 
 
-def test_lightnings_own_attribute_dict_loads(tmp_path):
-    from lightning.pytorch.utilities.parsing import AttributeDict
-
-    content = {"state_dict": named(Clay.random(TINY).model), "hyper_parameters": AttributeDict(model_size="tiny")}
-    torch.save(content, tmp_path / "w.ckpt")
-    assert load_model(tmp_path / "w.ckpt").config == TINY
-
-
 # --- other files under the weights' name ---
 
 
@@ -361,15 +330,6 @@ def test_format_is_known_by_content(model, tmp_path):
     assert "call it .ckpt" in refused(tmp_path / "w.safetensors")
 
 
-def test_truncated_download_is_refused(model, tmp_path):
-    torch.save({"state_dict": named(model)}, tmp_path / "w.ckpt")
-    for complete in (save_model(model, tmp_path / "w.safetensors"), tmp_path / "w.ckpt"):
-        content = complete.read_bytes()
-        for share in (0.0001, 0.01, 0.5, 0.99, 0.999):
-            (tmp_path / "part").write_bytes(content[: int(share * len(content))])
-            refused(tmp_path / "part")
-
-
 def test_integer_weights_are_refused(model, tmp_path):
     save_file({name: tensor.to(torch.int8) for name, tensor in named(model).items()}, tmp_path / "w.safetensors")
     assert "torch.int8" in refused(tmp_path / "w.safetensors", **HEADS)
@@ -411,16 +371,6 @@ def test_convert_keeps_every_bit_and_states_the_source(tmp_path, capsys):
         assert load_file(out).keys() == names and same_embedding(load_model(out), original)
     assert same(load_model(out), original)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clay.ckpt", "encoder.safetensors", "whole.safetensors"]
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_convert_to_half_precision(dtype, model, tmp_path):
-    torch.save({"state_dict": named(model)}, tmp_path / "w.ckpt")
-    out = tmp_path / "half.safetensors"
-    convert(str(tmp_path / "w.ckpt"), str(out), part="whole", dtype=dtype, **HEADS)
-    half = model.to(getattr(torch, dtype))
-    assert all(tensor.dtype == getattr(torch, dtype) for tensor in load_file(out).values())
-    assert same(load_model(out), half.float())
 
 
 def test_failed_conversion_leaves_nothing(model, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, ContractError, Sensor
+from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, ContractError
 from clay_lib.clay import embed_chips, reconstruction_scores
 from clay_lib.data.chips import Chips
 
@@ -92,23 +92,6 @@ KINDS = {
 def test_every_kind_of_array_is_the_same_image(kind):
     pixels = land(H=9, W=14)
     assert equal(CLAY.embed(pixels, S2, **METADATA), CLAY.embed(KINDS[kind](pixels), S2, **METADATA))
-
-
-def test_low_precision_pixels_equal_their_rounded_values():
-    pixels = land(H=9, W=14)
-    for rounded in (torch.from_numpy(pixels).bfloat16(), torch.from_numpy(pixels).half(), pixels.astype(np.float16)):
-        exact = rounded.float().numpy() if isinstance(rounded, torch.Tensor) else rounded.astype(np.float32)
-        assert equal(CLAY.embed(rounded, S2, **METADATA), CLAY.embed(exact, S2, **METADATA))
-    sensor = Sensor.custom([0.6], gsd=1, mean=[0.5], std=[0.5])
-    binary = np.random.default_rng(0).random((1, 8, 8)) < 0.5
-    assert equal(*(CLAY.embed(x, sensor, check=False) for x in (binary, binary.astype(np.float32))))
-
-
-def test_own_sensor_with_a_subset_of_its_bands():
-    images = np.random.default_rng(0).normal(800, 200, (5, 4, 12, 12)).astype(np.float32)
-    sensor = Sensor.custom({"blue": 0.49, "green": 0.565, "red": 0.665, "nir": 0.865}, gsd=3, pixels=images)
-    assert CLAY.embed(images, sensor, **METADATA).chip.shape == (5, 24)
-    assert CLAY.embed(images[:, [3, 0]], sensor, bands=["nir", "blue"], **METADATA).chip.isfinite().all()
 
 
 # --- metadata ---

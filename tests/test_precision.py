@@ -102,10 +102,11 @@ def test_real_trial_measures_all_candidates(clay, cube):
         assert set(seconds) >= {"exact", "medium"} and all(0 < s < 1 for s in seconds.values())
 
 
+@pytest.mark.parametrize("weights", ["clay-mini", pytest.param("large", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sensor", SENSORS)
-def test_each_precision_agrees_on_each_sensor(sensor):
-    clay = Clay.random(ClayConfig.named("tiny"))
-    cube = noise_batch(sensor, 2, 32).cube
+def test_each_precision_agrees_on_each_sensor(sensor, weights):
+    clay = Clay.load(weights) if weights == "clay-mini" else Clay.random(ClayConfig.named(weights))
+    cube = noise_batch(sensor, 2, 64).cube
     exact = clay.model.encoder(cube, 0.0, False).tokens
     for name in ("medium", "bfloat16", "int8"):
         with torch.no_grad(), precision.arithmetic(clay.model.encoder, name):

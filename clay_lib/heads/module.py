@@ -191,7 +191,7 @@ class HeadModule(L.LightningModule):
         steps, warmup = self.trainer.estimated_stepping_batches, self.settings.warmup
         # OneCycleLR divides by the length of both parts of its cycle, which must not be zero
         warmup = 0.0 if warmup * steps == 1 else min(warmup, 1 - 1e-6)
-        optimizer, rates = torch.optim.AdamW(groups), [group["lr"] for group in groups]
+        optimizer, rates = torch.optim.AdamW(groups, fused=True), [group["lr"] for group in groups]
         options = dict(total_steps=steps, pct_start=warmup, cycle_momentum=False)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, **options)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
