@@ -198,7 +198,7 @@ class Clay:
         Other arguments as for `embed`. The share is of each chip's valid patches; invalid ones are never visible.
         """
         sensor = SENSORS.resolve(sensor)
-        image = open_image(pixels, sensor, bands=bands, nodata=nodata)
+        image = open_image(pixels, sensor, bands=bands, nodata=nodata, when=metadata.get("when"), in_decibel=in_decibel)
         in_decibel = image.in_decibel if in_decibel is None else in_decibel
         cube = self.cube(image, sensor, in_decibel=in_decibel, **metadata)
         generator = torch.Generator(cube.pixels.device).manual_seed(seed)

@@ -34,6 +34,11 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of another library's message, which may be long or empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def number(field: str, value: object) -> float:
     """A finite float from an int, a float or a NumPy or torch scalar; text, bools and NaN are refused."""
     try:

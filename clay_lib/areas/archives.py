@@ -28,7 +28,8 @@ from urllib3 import Retry
 from clay_lib.areas.catalogs import read_catalog
 from clay_lib.areas.items import Acquisition, Archive, mean_cloud_cover, moment_of, solar_day
 from clay_lib.data.bands import MODIS_FILL, product_name
-from clay_lib.data.rasters import bounds_wgs84, crs_text, cut_at_antimeridian, find_layers
+from clay_lib.data.georeference import bounds_wgs84, crs_text, cut_at_antimeridian
+from clay_lib.data.rasters import find_layers
 from clay_lib.datacube import parse_when
 from clay_lib.errors import ContractError, number
 from clay_lib.sensors import SENSORS, Sensor

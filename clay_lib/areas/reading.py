@@ -38,7 +38,8 @@ from rasterio.warp import reproject
 from rasterio.windows import Window, from_bounds
 
 from clay_lib.areas.items import Acquisition, Archive, Source, mask_of, moment_of, sources_of
-from clay_lib.data.rasters import cut_at_antimeridian, has_mask
+from clay_lib.data.georeference import cut_at_antimeridian
+from clay_lib.data.rasters import has_mask
 from clay_lib.errors import ContractError
 from clay_lib.sensors import METERS_PER_DEGREE
 

@@ -22,7 +22,7 @@ import shapely
 from pyproj import CRS, Transformer
 from shapely.geometry.base import BaseGeometry
 
-from clay_lib.data.rasters import cut_at_antimeridian
+from clay_lib.data.georeference import cut_at_antimeridian
 from clay_lib.errors import ContractError
 
 LONGEST_EDGE = 16_000.0  # m; longer edges are subdivided, since they are curves in WGS84

@@ -23,7 +23,8 @@ from clay_lib import figures
 from clay_lib.areas.search import nearest
 from clay_lib.course.widgets import Widget, image_widget, png_bytes
 from clay_lib.data.chips import Chips
-from clay_lib.data.rasters import Scene, coarser, write_raster
+from clay_lib.data.georeference import coarser
+from clay_lib.data.rasters import Scene, write_raster
 from clay_lib.data.scenes import DEGREES_A_PIXEL
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.probes import fit_linear, standardize

@@ -100,7 +100,7 @@ def match_bands(
     bands: Bands,
     source: str,
     sample: Callable[[], np.ndarray] | None = None,
-    when: str | None = None,
+    when=None,
 ) -> Matched:
     """{sensor band: position in labels}, in the caller's order, else in the sensor's, with what decided each.
 
@@ -118,7 +118,7 @@ def match_bands(
         )
         raise ContractError("sensor", f"level {product['level']} in the name of {source}", expected, cause)
     labels = [""] * len(labels) if _uninformative(labels) else labels
-    numbers = band_numbers(sensor, source, labels, str(when or product.get("when", "")))
+    numbers = band_numbers(sensor, source, labels, _first_date(when) or product.get("when", ""))
     names = [recognize_band(label, sensor, numbers) for label in labels]
     requested = set(bands) if isinstance(bands, (list, tuple)) else set()
     if bands is not None and not (requested and requested <= set(names) - {None}):
@@ -220,6 +220,12 @@ def _auxiliary(label: str) -> bool:
 
 def words(text: str) -> list[str]:
     return [word for word in re.split(r"[^a-z0-9]+", text.lower()) if word]
+
+
+def _first_date(when) -> str:
+    """ISO text of the earliest known date of one or many, as `Clay.embed` takes them."""
+    dates = when if isinstance(when, (list, tuple, np.ndarray)) else [when]
+    return min((str(date) for date in dates if date is not None and str(date) != "NaT"), default="")
 
 
 def band_numbers(sensor: Sensor, source: str, labels: Sequence[str] = (), when: str = "") -> dict[str, str]:

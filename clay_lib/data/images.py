@@ -100,7 +100,7 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
     the sensor's and the others left out; bands without names must be all the sensor's in its order.
     nodata: the fill value, instead of the source's own; where it could be a measurement (0, or 255 in 8 bit), it
     counts only where every band holds it. NaN, infinities and masked elements are missing too.
-    reading: when, in_decibel, scale and offset of `read_scene`, for files; None: not given.
+    reading: when (which tells Landsat 4 to 7 from 8 and 9), and in_decibel, scale and offset of `read_scene`, for files.
     An Image is returned as it is. Raises ContractError for anything that cannot be read or named.
     """
     if isinstance(source, Image):
@@ -114,8 +114,8 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
         raise ContractError("scale, offset", "numbers in memory", "a file", "convert them to native numbers first")
     xarray = sys.modules.get("xarray")  # imported already if the source is one of its types
     if xarray and isinstance(source, (xarray.DataArray, xarray.Dataset)):
-        return _from_xarray(source, sensor, bands, fill)
-    return _from_array(source, sensor, bands, fill)
+        return _from_xarray(source, sensor, bands, fill, reading.get("when"))
+    return _from_array(source, sensor, bands, fill, reading.get("when"))
 
 
 # ---- the steps that all sources share ----
@@ -174,7 +174,7 @@ def _image(
 # ---- arrays and files ----
 
 
-def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None) -> Image:
+def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None, when) -> Image:
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
         if source.dtype == torch.bfloat16:  # which NumPy lacks; the fill is rounded as the pixels were
@@ -192,7 +192,7 @@ def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None) -> Ima
     known = count != len(sensor.bands) and not bands_last and has_layout(sensor, count)  # such as Sentinel-2's 13
     values, matched = as_batch(values, sensor, sensor.band_names if bands is None and not known else None), None
     if bands is not None or known:
-        matched = match_bands([""] * count, sensor, bands, "the array", lambda: _center(values))
+        matched = match_bands([""] * count, sensor, bands, "the array", lambda: _center(values), when)
         values = values[:, list(matched.values())]
         masked = None if masked is None else masked.reshape(-1, *masked.shape[-3:])[:, list(matched.values())]
     pixels = _native(values, [fill] * values.shape[1], sensor)
@@ -254,11 +254,15 @@ def decode_image(value) -> np.ndarray:
 # ---- xarray ----
 
 
-def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None) -> Image:
+def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None, when) -> Image:
+    from clay_lib.data.georeference import position  # arrays need no raster library
+
     read = _read_dataset if hasattr(source, "data_vars") else _read_dataarray
-    values, fills, units, names, first, axes = read(source, sensor, bands)
-    if _south_up(first, axes):
+    values, fills, units, names, first, axes = read(source, sensor, bands, when)
+    place = position(first, axes)
+    if place and _ascends(first, axes["y"]):  # south-up, as from NetCDF; row numbers without a CRS do not count
         values, first = values[..., ::-1, :], first.isel({axes["y"]: slice(None, None, -1)})
+        place = position(first, axes)
     fills = [_fill_value(own) if fill is None else fill for own in fills]
     pixels = _native(as_batch(values, sensor), fills, sensor)
     if any(pair != (1.0, 0.0) for pair in units):
@@ -272,10 +276,10 @@ def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None) -> Im
         "units": "the attributes' scale and offset" if any(pair != (1.0, 0.0) for pair in units) else "",
     }
     when = dated or named or header_date(first.attrs)
-    return _image(pixels, sensor, names, origin, when=when, stored=values.dtype, **_position(first, axes))
+    return _image(pixels, sensor, names, origin, when=when, stored=values.dtype, **place)
 
 
-def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tuple:
+def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands, when) -> tuple:
     """(values [C, H, W] or [B, C, H, W] as stored, C fill values, C (scale, offset), the bands' names, array, axes)."""
     axes = _axes(array)
     if "band" not in axes:
@@ -283,7 +287,12 @@ def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tu
         raise ContractError("pixels", f"dimensions {array.dims}", "one named band, beside y and x", cause)
     labels = _band_labels(array, axes["band"])
     chosen = match_bands(
-        labels, sensor, bands, _source_name(array), lambda: _xarray_center(array.transpose(axes["band"], ...), axes)
+        labels,
+        sensor,
+        bands,
+        _source_name(array),
+        lambda: _xarray_center(array.transpose(axes["band"], ...), axes),
+        when or _dates(array, axes.get("batch")),
     )
     array = array.isel({axes["band"]: list(chosen.values())})
     order = [axes[axis] for axis in ("batch", "band", "y", "x") if axis in axes]
@@ -291,12 +300,12 @@ def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands) -> tu
     return array.transpose(*order).values, fills, units, chosen, array, axes
 
 
-def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands) -> tuple:
+def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands, when) -> tuple:
     """The same, from one variable a band, or from the only variable with y and x."""
     data = data.set_coords([name for name, v in data.data_vars.items() if v.ndim == 0])  # a grid mapping of a netCDF
     layers = [v for v in data.data_vars.values() if {"y", "x"} <= {AXES.get(str(d).lower()) for d in v.dims}]
     if len(layers) == 1 and "band" in _axes(layers[0]):
-        return _read_dataarray(layers[0], sensor, bands)
+        return _read_dataarray(layers[0], sensor, bands, when)
     if not layers or any("band" in _axes(layer) for layer in layers):
         raise ContractError(
             "pixels", f"variables { {str(name): v.dims for name, v in data.data_vars.items()} }",
@@ -312,6 +321,7 @@ def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands) -> tuple:
         bands,
         _source_name(data),
         lambda: np.stack([_xarray_center(layer, _axes(layer)) for layer in layers]),
+        when or _dates(layers[0], _axes(layers[0]).get("batch")),
     )
     layers = [layers[i] for i in chosen.values()]
     axes = _axes(layers[0])
@@ -321,7 +331,10 @@ def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands) -> tuple:
         cause = "bands of different resolution or dates: bring them to one grid first"
         raise ContractError("pixels", f"dimensions {dims}", "the same for every band", cause)
     values = np.stack([layer.transpose(*order).values for layer in layers], axis=-3)
-    fills, units = [_own_fill(layer, data.attrs) for layer in layers], [_own_units(layer, sensor) for layer in layers]
+    fills, units = (
+        [_own_fill(layer, data.attrs) for layer in layers],
+        [_own_units(layer, sensor, data.attrs) for layer in layers],
+    )
     return values, fills, units, chosen, layers[0], axes
 
 
@@ -370,14 +383,15 @@ def _own_fill(array: xarray.DataArray, shared: Mapping | None = None):
     return fills[0] if fills else None
 
 
-def _own_units(array: xarray.DataArray, sensor: Sensor) -> tuple[float, float]:
+def _own_units(array: xarray.DataArray, sensor: Sensor, shared: Mapping | None = None) -> tuple[float, float]:
     """(scale, offset) from the array's numbers to native ones, by its attributes, or its encoding where it is unpacked."""
-    attrs = array.attrs if {"scale_factor", "add_offset"} & array.attrs.keys() else array.encoding
+    own = {**(shared or {}), **array.attrs}
+    attrs = own if {"scale_factor", "add_offset"} & own.keys() else array.encoding
     scale, offset = (np.ravel(attrs.get(k, d)).astype(float) for k, d in (("scale_factor", 1), ("add_offset", 0)))
     if scale.size != 1 or offset.size != 1:
         return 1.0, 0.0
     native_scale, native_offset = header_units(float(scale[0]), float(offset[0]), sensor)
-    if attrs is array.attrs:
+    if attrs is own:
         return native_scale, native_offset
     if array.dtype.kind != "f" or not scale[0]:
         return 1.0, 0.0
@@ -393,72 +407,10 @@ def _dates(array: xarray.DataArray, batch: Hashable | None) -> datetime | tuple[
     return None
 
 
-def _south_up(array: xarray.DataArray, axes: Mapping[str, Hashable]) -> bool:
-    """Whether y, in a CRS, ascends with the rows, as from NetCDF; row numbers without a CRS do not count."""
-    y = array.coords[axes["y"]].values if axes["y"] in array.coords else np.empty(0)
-    return len(y) > 1 and y.dtype.kind in "iuf" and y[-1] > y[0] and bool(_position(array, axes))
-
-
-def _position(array: xarray.DataArray, axes: Mapping[str, Hashable]) -> dict:
-    """gsd, lat and lon, where the coordinates give them."""
-    from clay_lib.data.rasters import locate
-
-    mapping = array.attrs.get("grid_mapping") or array.encoding.get("grid_mapping") or "spatial_ref"
-    attrs = array.coords[mapping].attrs if mapping in array.coords else {}
-    crs, transform = _crs(array, axes, mapping, attrs), _transform(array, axes, attrs.get("GeoTransform"))
-    if crs is None or transform is None:
-        return {}
-    lat, lon, gsd = locate(crs, transform, array.sizes[axes["y"]], array.sizes[axes["x"]])
-    return {"gsd": gsd or None, "lat": lat, "lon": lon}
-
-
-def _crs(array: xarray.DataArray, axes: Mapping[str, Hashable], mapping: str, attrs: Mapping):
-    """rasterio CRS of the grid mapping coordinate, an EPSG coordinate or axes in degrees; None: unknown."""
-    import pyproj
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
-
-    code = next((array.coords[key].values for key in ("epsg", "proj:epsg", mapping) if key in array.coords), None)
-    text = attrs.get("crs_wkt") or attrs.get("spatial_ref") or array.attrs.get("crs")
-    try:
-        if not text and "grid_mapping_name" in attrs:  # CF's parameters alone
-            text = pyproj.CRS.from_cf(attrs).to_wkt()
-        if not text and np.size(code) == 1 and np.asarray(code).dtype.kind in "iu" and code > 0:
-            text = f"EPSG:{int(code)}"
-        if not text and str(axes["y"]).lower() in ("lat", "latitude"):
-            text = "EPSG:4326"
-        return CRS.from_user_input(text) if text else None
-    except (CRSError, pyproj.exceptions.CRSError, KeyError) as error:
-        raise ContractError(
-            "crs", f"{str(text or attrs)[:80]}: {str(error).splitlines()[0]}",
-            "WKT, an EPSG code or CF's parameters in the grid mapping coordinate",
-            "a coordinate written by hand, or cut off",
-        ) from None  # fmt: skip
-
-
-def _transform(array: xarray.DataArray, axes: Mapping[str, Hashable], text: str | None):
-    """From pixel corner to CRS: the x and y coordinates, since a GeoTransform (text) stays behind at a crop; else it."""
-    from rasterio.transform import Affine
-
-    stored = Affine.from_gdal(*(float(v) for v in text.split())) if text else None
-    x, y = (array.coords[axes[axis]].values if axes[axis] in array.coords else None for axis in ("x", "y"))
-    if x is None or y is None or x.dtype.kind not in "iuf" or y.dtype.kind not in "iuf":
-        return stored
-    dx = _step("x", x) if len(x) > 1 else stored.a if stored else None
-    dy = _step("y", y) if len(y) > 1 else stored.e if stored else None
-    dx, dy = dx or abs(dy or 0.0), dy or -abs(dx or 0.0)  # one row or column: as wide as it is high
-    return Affine(dx, 0.0, float(x[0]) - dx / 2, 0.0, dy, float(y[0]) - dy / 2)
-
-
-def _step(axis: str, values: np.ndarray) -> float:
-    step = (float(values[-1]) - float(values[0])) / (len(values) - 1)
-    steps = np.diff(values.astype(np.float64))
-    if not step or (steps / step).max() > 2 or (steps / step).min() <= 0:  # float32 degrees jitter by much, but less
-        raise ContractError(
-            axis, f"steps from {steps.min():g} to {steps.max():g}", "evenly spaced coordinates",
-            "tiles joined with a gap or out of order, or a curvilinear grid: bring it to one grid first",
-        )  # fmt: skip
-    return step
+def _ascends(array: xarray.DataArray, y: Hashable) -> bool:
+    """Whether y ascends with the rows."""
+    values = array.coords[y].values if y in array.coords else np.empty(0)
+    return len(values) > 1 and values.dtype.kind in "iuf" and values[-1] > values[0]
 
 
 # ---- windows of large images ----

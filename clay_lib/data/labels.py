@@ -331,15 +331,17 @@ def class_folders(
     if len(classes) < 2 or not paths:
         found = f"{folder}: images in {len(present)} subfolder(s)"
         raise ContractError("folder", found, "two or more classes", "the class folders lie one folder below or above")
-    headers, bands = [read_header(path) for path in paths], bands or _common_layout(paths, sensor)
-    first = read_scene(paths[0], sensor, bands=bands)
+    headers, bands = [read_header(path) for path in paths], bands or _common_layout(paths, sensor, when)
+    first = read_scene(paths[0], sensor, bands=bands, when=when)
     size = size or max(first.pixels.shape[1:])
     boxes = [((h.width - size) // 2, (h.height - size) // 2, size, size) for h in headers]
     labels = [classes.index(path.parent.name) for path in paths]
     _check_ground_distance(headers, first)
     lat, lon = np.array([h.at(h.width / 2, h.height / 2) for h in headers], float).T
-    places = place_table([f"{p.parent.name}/{p.name}" for p in paths], lat, lon, when or "")
-    return _scene_set(first, classes, places, partial(_chip_sample, paths, boxes, labels, sensor, bands))
+    places = place_table(
+        [f"{p.parent.name}/{p.name}" for p in paths], lat, lon, [when or h.when or "" for h in headers]
+    )
+    return _scene_set(first, classes, places, partial(_chip_sample, paths, boxes, labels, sensor, bands, when))
 
 
 def raster_pairs(
@@ -361,9 +363,9 @@ def raster_pairs(
     """
     sensor = SENSORS.resolve(sensor)
     pairs = _pair_files(images, labels)
-    bands = bands or _common_layout([image for image, _ in pairs], sensor)
+    bands = bands or _common_layout([image for image, _ in pairs], sensor, when)
     codes = None if classes is None else dict(classes) if isinstance(classes, Mapping) else dict(enumerate(classes))
-    windows, names, positions = [], [], []
+    windows, names, positions, dates = [], [], [], []
     for image, label in pairs:
         header = read_header(image)
         _check_same_grid(header, read_header(label))
@@ -374,16 +376,17 @@ def raster_pairs(
                 if (np.isfinite(part) if codes is None else part != IGNORE).any():
                     windows.append((image, label, (left, top, size, size)))
                     names.append(f"{image.stem} row {top} column {left}")
+                    dates.append(when or header.when or "")
                     positions.append(header.at(left + part.shape[1] / 2, top + part.shape[0] / 2))
     if not windows:
         cause = "ignore= or nodata is the number of the only class"
         raise ContractError("labels", f"{len(pairs)} pair(s), every pixel ignored", "labeled pixels", cause)
     image, _, box = windows[0]
-    first = read_scene(image, sensor, bands=bands, window=read_header(image).clip(box))
+    first = read_scene(image, sensor, bands=bands, when=when, window=read_header(image).clip(box))
     _check_ground_distance([read_header(image) for image, _ in pairs], first)
-    places = place_table(names, *np.array(positions).T, when or "", [image.stem for image, _, _ in windows])
+    places = place_table(names, *np.array(positions).T, dates, [image.stem for image, _, _ in windows])
     data = _scene_set(
-        first, (codes or {}).values(), places, partial(_pair_sample, windows, sensor, bands, codes, ignore)
+        first, (codes or {}).values(), places, partial(_pair_sample, windows, sensor, bands, when, codes, ignore)
     )
     return replace(data, dense=True, codes=tuple(int(code) for code in codes or ()))
 
@@ -426,11 +429,11 @@ def points_on_scene(
     ]
     corners = np.array([box[:2] for box in boxes])
     groups = DBSCAN(eps=size - 0.5, min_samples=1, metric="chebyshev").fit_predict(corners)
-    first = read_scene(scene, sensor, bands=bands, window=header.clip(boxes[0]))
+    first = read_scene(scene, sensor, bands=bands, when=when, window=header.clip(boxes[0]))
     lonlat = points.to_crs("EPSG:4326").geometry[inside]
     names = [f"point {i}" for i in values.index]
-    places = place_table(names, lonlat.y, lonlat.x, when or "", groups, corners / size)
-    read = partial(_chip_sample, [scene] * len(boxes), boxes, labels, sensor, bands)
+    places = place_table(names, lonlat.y, lonlat.x, when or header.when or "", groups, corners / size)
+    read = partial(_chip_sample, [scene] * len(boxes), boxes, labels, sensor, bands, when)
     return _scene_set(first, map(str, classes), places, read)
 
 
@@ -448,7 +451,7 @@ def _scene_set(first: Scene, classes, places: pd.DataFrame, read) -> LabeledSet:
     )
 
 
-def _common_layout(paths: Sequence[Path], sensor: Sensor) -> dict[str, int] | None:
+def _common_layout(paths: Sequence[Path], sensor: Sensor, when) -> dict[str, int] | None:
     """{band: number} of images without names, of the layout that most of 32 have; None: each names its own bands."""
     with open_raster(paths[0]) as file:
         if any(file.descriptions) or file.count <= len(sensor.bands):
@@ -457,10 +460,10 @@ def _common_layout(paths: Sequence[Path], sensor: Sensor) -> dict[str, int] | No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for path in paths[:: math.ceil(len(paths) / 32)]:
-            order = {name: layer.index for name, layer in find_layers(path, sensor).items()}
+            order = {name: layer.index for name, layer in find_layers(path, sensor, when=when).items()}
             orders.setdefault(tuple(order.items()), []).append(path)
     order, examples = max(orders.items(), key=lambda item: len(item[1]))
-    find_layers(examples[0], sensor)  # again, for its warning
+    find_layers(examples[0], sensor, when=when)  # again, for its warning
     return dict(order)
 
 
@@ -551,14 +554,14 @@ def _read_labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None
     return out
 
 
-def _chip_sample(paths, boxes, labels, sensor: Sensor, bands: Bands, n: int) -> Sample:
-    scene = read_padded(paths[n], boxes[n], sensor, bands)
+def _chip_sample(paths, boxes, labels, sensor: Sensor, bands: Bands, when, n: int) -> Sample:
+    scene = read_padded(paths[n], boxes[n], sensor, bands, when)
     return Sample(scene.pixels, labels[n], scene.crs, scene.transform)
 
 
-def _pair_sample(windows, sensor: Sensor, bands: Bands, codes, ignore, n: int) -> Sample:
+def _pair_sample(windows, sensor: Sensor, bands: Bands, when, codes, ignore, n: int) -> Sample:
     image, label, box = windows[n]
-    scene, (x, y, w, h) = read_padded(image, box, sensor, bands), read_header(image).clip(box)
+    scene, (x, y, w, h) = read_padded(image, box, sensor, bands, when), read_header(image).clip(box)
     known = _read_labels(label, codes, ignore, (x, y, w, h))
     labels = np.full(scene.pixels.shape[1:], IGNORE if codes is not None else np.nan, known.dtype)
     left, top = x - box[0], y - box[1]

@@ -14,14 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import rasterio
-import shapely
-from pyproj import Proj
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.transform import Affine, array_bounds
-from rasterio.warp import transform as reproject
-from rasterio.warp import transform_bounds
+from rasterio.transform import Affine
 from rasterio.windows import Window, from_bounds
 
 from clay_lib.data.bands import (
@@ -38,12 +34,13 @@ from clay_lib.data.bands import (
     radar_holes,
     words,
 )
-from clay_lib.errors import ContractError, number, warn
+from clay_lib.data.georeference import crs_text, lat_lon, locate, warn_of_points
+from clay_lib.data.georeference import cut_at_antimeridian as cut_at_antimeridian  # the makers import it from here
+from clay_lib.errors import ContractError, first_line, number, warn
 from clay_lib.files import atomic_write
-from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor
+from clay_lib.sensors import SENSORS, Sensor
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # quicklooks, where another raster of the same name lies beside them
-MOST_OBLONG = 1.5  # longer over shorter side of a pixel on the ground; degrees at latitude 48
 DATASET_ENDINGS = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
 RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".img", *IMAGE_ENDINGS)
 
@@ -145,7 +142,7 @@ def read_scene(
             masks = [_read(layer, finest, box) for layer in hidden]
         except (RasterioError, ValueError) as error:
             cause = "a truncated download, or a VRT whose sources moved"
-            found = f"{paths[0]}: {_first_line(error)}"
+            found = f"{paths[0]}: {first_line(error)}"
             raise ContractError("path", found, "a raster that can be read to its end", cause) from None
         nodata = [_nodata(layer.file, layer.index) for layer in layers.values()]
         units = np.array([_units(layer, sensor) for layer in layers.values()], np.float32)  # [C, 2]: scale, offset
@@ -156,7 +153,7 @@ def read_scene(
         corner = Affine.translation(box.col_off, box.row_off)
         transform = north_up(finest) @ corner if georeferenced else None
 
-    missing = missing_pixels(pixels, nodata, sensor)
+    missing = missing_pixels(pixels, nodata, sensor) | (pixels == 0).all(axis=0)  # untagged fill, as in `clay embed`
     for mask in masks:
         missing |= mask == 0
     if given is not None:
@@ -208,13 +205,14 @@ def read_scene(
 
 @dataclass(frozen=True)
 class Header:
-    """Size and place of a raster file. transform: as in Scene."""
+    """Size, place and date of a raster file. transform, when: as in Scene."""
 
     path: str
     height: int
     width: int
     crs: CRS | None
     transform: tuple[float, ...]
+    when: str | None
 
     def __str__(self) -> str:
         (a, _, c, _, _, f), crs = self.transform, self.crs or "no CRS"
@@ -223,7 +221,7 @@ class Header:
 
     def at(self, column: float, row: float) -> tuple[float, float]:
         """(lat, lon) of a position in pixels from the upper left corner; NaN without a CRS."""
-        return (math.nan, math.nan) if self.crs is None else _lat_lon(self.crs, Affine(*self.transform), column, row)
+        return (math.nan, math.nan) if self.crs is None else lat_lon(self.crs, Affine(*self.transform), column, row)
 
     @property
     def gsd(self) -> float:
@@ -257,7 +255,8 @@ def read_header(path: str | Path) -> Header:
 
 
 def _header(file: rasterio.DatasetReader) -> Header:
-    return Header(file.name, file.height, file.width, file.crs, tuple(north_up(file))[:6])
+    when = product_name(file.name).get("when") or header_date(file.tags())
+    return Header(file.name, file.height, file.width, file.crs, tuple(north_up(file))[:6], when)
 
 
 def find_layers(path, sensor: str | Sensor, bands: Bands = None, when=None) -> dict[str, Layer]:
@@ -271,96 +270,21 @@ def find_layers(path, sensor: str | Sensor, bands: Bands = None, when=None) -> d
     return found
 
 
-def read_padded(path: str | Path, box: tuple[int, int, int, int], sensor: str | Sensor, bands: Bands = None) -> Scene:
+def read_padded(
+    path: str | Path, box: tuple[int, int, int, int], sensor: str | Sensor, bands: Bands = None, when=None
+) -> Scene:
     """A box (column, row, width, height) that may extend past the raster: float32, NaN where not measured or beyond.
 
     lat, lon and gsd are of the part that lies on the raster.
     """
     header, (left, top, width, height) = read_header(path), box
     x, y, w, h = header.clip(box)
-    scene = read_scene(path, sensor, bands=bands, window=(x, y, w, h))
+    scene = read_scene(path, sensor, bands=bands, when=when, window=(x, y, w, h))
     around = ((0, 0), (y - top, top + height - y - h), (x - left, left + width - x - w))
     transform = scene.transform and tuple(Affine(*header.transform) @ Affine.translation(left, top))[:6]
     missing = np.pad(scene.missing, around, constant_values=True)
     pixels = np.pad(scene.measured(), around, constant_values=np.nan)
     return replace(scene, pixels=pixels, missing=missing, transform=transform)
-
-
-# ---- place ----
-
-
-def locate(crs: CRS, transform: Affine, height: int, width: int) -> tuple[float, float, float]:
-    """(lat, lon, gsd): the raster's center in WGS84 degrees, and the ground distance there in meters per pixel.
-
-    Raises ContractError for a CRS that is not of the Earth, and for pixels that are far from square on the ground.
-    """
-    lat, lon = _lat_lon(crs, transform, width / 2, height / 2)
-    across, down = _ground_sides(crs, transform, lat, lon)
-    if max(across, down) > MOST_OBLONG * min(across, down):
-        zone = (32600 if lat >= 0 else 32700) + min(int((lon + 180) % 360 // 6) + 1, 60)
-        found, side = f"pixels of {across:.4g} x {down:.4g} m on the ground", f"{min(across, down):.4g}"
-        fix = f"gdalwarp -t_srs EPSG:{zone} -tr {side} {side} -r bilinear in.tif out.tif"
-        cause = f"degrees far from the equator, or a stretched export; bring it to square pixels: {fix}"
-        raise ContractError("transform", found, f"square pixels, within a factor of {MOST_OBLONG}", cause)
-    return lat, lon, round(math.sqrt(across * down), 6)
-
-
-def _lat_lon(crs: CRS, transform: Affine, column: float, row: float) -> tuple[float, float]:
-    if not (crs.is_geographic or crs.is_projected):
-        cause = "a survey's own system: give the file its real CRS (gdal_edit.py -a_srs), or none (-a_srs '')"
-        raise ContractError("crs", crs.to_wkt()[:60], "a CRS that says where on Earth", cause)
-    x, y = transform @ (column, row)
-    (lon,), (lat,) = reproject(crs, "EPSG:4326", [x], [y])
-    return float(lat), float(lon)
-
-
-def _ground_sides(crs: CRS, transform: Affine, lat: float, lon: float) -> tuple[float, float]:
-    """(across, down): a pixel's sides on the ground at (lat, lon), degrees, in meters.
-
-    Where the projection keeps areas within 2 %, as UTM and national grids do, the pixel's nominal size; web Mercator
-    draws everything larger by 1 / cos(lat), which is taken back.
-    """
-    if crs.is_geographic:
-        east, north = METERS_PER_DEGREE * math.cos(math.radians(lat)), METERS_PER_DEGREE
-    else:
-        larger = Proj(crs.to_wkt()).get_factors(lon, lat).areal_scale
-        unit = crs.linear_units_factor[1]
-        east = north = unit if abs(larger - 1) < 0.02 else unit / math.sqrt(larger)
-    across = math.hypot(transform.a * east, transform.d * north)
-    return across, math.hypot(transform.b * east, transform.e * north)
-
-
-def coarser(transform: Sequence[float], patch: int) -> tuple[float, ...]:
-    """The transform of a grid whose cells are patch x patch pixels, with the same upper left corner."""
-    a, b, c, d, e, f = tuple(transform)[:6]
-    return a * patch, b * patch, c, d * patch, e * patch, f
-
-
-def bounds_wgs84(crs: str, transform: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
-    """(west, south, east, north) in degrees of the box around the raster; west > east across the antimeridian."""
-    box = array_bounds(height, width, Affine(*tuple(transform)[:6]))
-    try:
-        return tuple(float(v) for v in transform_bounds(crs, "EPSG:4326", *box, densify_pts=21))
-    except (RasterioError, ValueError, AttributeError) as error:
-        expected = 'an EPSG code ("EPSG:32633"), WKT or PROJ text'
-        raise ContractError("crs", repr(crs), expected, _first_line(error)) from None
-
-
-def cut_at_antimeridian(ring: shapely.Geometry) -> shapely.Geometry:
-    """A ring in WGS84 degrees, in two parts where it runs across the antimeridian and so seems to span the globe."""
-    west, _, east, _ = ring.bounds
-    if east - west < 180:
-        return ring
-    ring = shapely.transform(ring, lambda xy: np.stack([xy[:, 0] % 360, xy[:, 1]], axis=1))
-    near = ring.intersection(shapely.box(0, -90, 180, 90))
-    beyond = ring.intersection(shapely.box(180, -90, 360, 90))
-    return shapely.MultiPolygon([near, shapely.transform(beyond, lambda xy: xy - [360, 0])])
-
-
-def crs_text(crs) -> str:
-    """EPSG:CODE where the CRS has one, else WKT."""
-    code = crs.to_epsg()
-    return f"EPSG:{code}" if code else crs.to_wkt()
 
 
 # ---- writing ----
@@ -410,7 +334,7 @@ def write_raster(
     except (RasterioError, TypeError, ValueError) as error:
         expected = "a folder that can be written to, and a dtype, nodata and CRS that GeoTIFF knows"
         cause = f"dtype {values.dtype}, nodata {nodata!r} or CRS {crs!r}"
-        raise ContractError("raster", f"{path}: {_first_line(error)}", expected, cause) from None
+        raise ContractError("raster", f"{path}: {first_line(error)}", expected, cause) from None
 
 
 # ---- opening ----
@@ -464,7 +388,7 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
             raise _dataset(path) from None
         expected = "a GeoTIFF, VRT, JPEG 2000, JPEG or PNG"
         cause = "not a raster, a broken download, or an archive that must be unpacked"
-        raise ContractError("path", f"{path}: {_first_line(error)}", expected, cause) from None
+        raise ContractError("path", f"{path}: {first_line(error)}", expected, cause) from None
     if file.count == 0:
         variables = [name.rsplit(":", 1)[-1].strip("/") for name in file.subdatasets]
         file.close()
@@ -488,13 +412,8 @@ def _open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[lis
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         files = [stack.enter_context(open_raster(p)) for p in paths]
         layers = _layers(files, many, sensor)
-        if files[0].crs is None and (files[0].gcps[0] or files[0].rpcs):
-            points, option = ("ground control points", "-tps") if files[0].gcps[0] else ("RPCs", "-rpc")
-            name = f"{Path(paths[0]).stem}_warped.tif"
-            warn(
-                f"{paths[0]} has {points} but no grid, so its place and ground distance are unknown: "
-                f"gdalwarp {option} -t_srs EPSG:4326 {paths[0]} {name}, or UTM (EPSG:326..) for square pixels"
-            )
+        for file in [file for file in files if file.crs is None and (file.gcps[0] or file.rpcs)][:1]:
+            warn_of_points(file.name, rpcs=not file.gcps[0])
         matched = match_bands(
             [layer.label for layer in layers], sensor, bands, paths[0], partial(_sample, layers), when
         )
@@ -513,6 +432,8 @@ def _layers(files, many: bool, sensor: Sensor) -> list[_OpenLayer]:
         for index in file.indexes:
             if index != alpha:
                 text = file.descriptions[index - 1] or ""
+                if alpha and file.count == len(sensor.bands):  # what is left cannot go by its number of bands
+                    text = text or sensor.band_names[index - 1]
                 layers.append(_OpenLayer(file, index, f"{text} {own}".strip() if many and file.count == 1 else text))
     return layers
 
@@ -520,9 +441,13 @@ def _layers(files, many: bool, sensor: Sensor) -> list[_OpenLayer]:
 def _sample(layers: Sequence[_OpenLayer]) -> np.ndarray:
     """[C, n, n]: at most 64 x 64 pixels of each layer's center, the same whatever window is read later."""
     side = min(64, *(min(layer.file.shape) for layer in layers))
-    corners = [((file.width - side) // 2, (file.height - side) // 2) for file, *_ in layers]
-    pairs = zip(layers, corners, strict=True)
-    return np.stack([read_band(layer.file, layer.index, Window(*corner, side, side)) for layer, corner in pairs])
+    return np.stack([_center(layer.file, layer.index, side) for layer in layers])
+
+
+def _center(file: rasterio.DatasetReader, index: int, side: int = 64) -> np.ndarray:
+    """[n, n] of a band's center."""
+    side = min(side, *file.shape)
+    return read_band(file, index, Window((file.width - side) // 2, (file.height - side) // 2, side, side))
 
 
 def _is_original(file) -> bool:
@@ -531,8 +456,9 @@ def _is_original(file) -> bool:
 
 
 def _nodata(file, index: int) -> float | None:
+    """The header's, or 0 where an offset is added to the stored numbers, after which the fill is no longer 0."""
     fill = file.nodatavals[index - 1]
-    return 0.0 if fill is None and _is_original(file) else fill
+    return 0.0 if fill is None and (_is_original(file) or file.offsets[index - 1]) else fill
 
 
 def _units(layer: _OpenLayer, sensor: Sensor) -> tuple[float, float]:
@@ -544,9 +470,15 @@ def _units(layer: _OpenLayer, sensor: Sensor) -> tuple[float, float]:
 
 
 def _alpha(file, sensor: Sensor) -> int:
-    """The 1-based alpha band, or 0. GDAL calls the last of four 8-bit bands alpha unasked: not for a 4-band sensor."""
+    """The 1-based alpha band, or 0. GDAL calls the last of four 8-bit bands alpha unasked: near infrared to a 4-band
+    sensor, unless it holds nothing but 0 and 255."""
     bands = [i for i, meaning in enumerate(file.colorinterp, start=1) if meaning == ColorInterp.alpha]
-    return bands[0] if bands and file.count != len(sensor.bands) and not file.descriptions[bands[0] - 1] else 0
+    if not bands or file.descriptions[bands[0] - 1]:
+        return 0
+    if file.count == len(sensor.bands):
+        numbers = {*np.unique(_center(file, bands[0]))}
+        return bands[0] if 255 in numbers <= {0, 255} else 0
+    return bands[0]
 
 
 def has_mask(file) -> bool:
@@ -605,7 +537,3 @@ def _window(window, file) -> Window:
         expected = f"(column, row, width, height) within {file.width} columns x {file.height} rows"
         raise ContractError("window", repr(window), expected, "rows and columns swapped, or a window past the edge")
     return Window(column, row, width, height)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

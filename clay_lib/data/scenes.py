@@ -12,8 +12,9 @@ from rasterio.transform import Affine
 from rasterio.warp import transform
 
 from clay_lib.data.chips import Chips, shared_world
+from clay_lib.data.georeference import locate
 from clay_lib.data.labels import LabeledSet, raster_pairs, world_set
-from clay_lib.data.rasters import Scene, locate, read_header, read_scene, write_raster
+from clay_lib.data.rasters import Scene, read_header, read_scene, write_raster
 from clay_lib.data.splits import spatial_blocks
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS

@@ -9,7 +9,7 @@ from PIL import Image
 from rasterio.transform import Affine
 from rasterio.warp import transform as reproject_points
 
-from clay_lib.data.rasters import bounds_wgs84, coarser
+from clay_lib.data.georeference import bounds_wgs84, coarser
 from clay_lib.errors import ContractError
 from clay_lib.figures import maps
 
