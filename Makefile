@@ -30,6 +30,7 @@ lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with i
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" $(LAB) $(firstword $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)) notebooks)
 
 gallery: $(READY)  ## the executed notebooks as a static site that opens from disk: papermill_runs/gallery/index.html
+	@if command -v npm >/dev/null; then $(PY) -m clay_lib live; else echo "no npm: the gallery is made without its live page"; fi
 	$(PY) -m clay_lib gallery
 
 kit: $(READY)  ## a folder for a workshop without a network: KIT="--wheels true --archive true" for packages and a zip

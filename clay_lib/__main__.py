@@ -37,6 +37,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "sweep export": ("runs.export:export_sweep", "write a sweep's runs for MLflow, TensorBoard or as a table"),
     "archive": ("areas.local:archive", "write and serve an archive of the mini-world, to work offline"),
     "gallery": ("runs.gallery:write_site", "write the notebooks as a static site that opens without a network"),
+    "live": ("course.live:live", "write a page that runs the model in a browser, without an installation"),
     "kit": ("course.kit:kit", "write a folder with all that a workshop without a network needs"),
     "pair": ("runs.gallery:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }

@@ -60,6 +60,14 @@ Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]  # inputs by name -> ch
 Axes = dict[str, tuple[int | str, ...]]
 
 
+def unit_frequencies(dim: int, frequencies: str) -> Tensor:
+    """Angular frequencies of the position code at 1 m, [(dim - 8) / 4].
+
+    A constant of the file: at 500 m the angles are so large that another runtime's power function would differ.
+    """
+    return angular_frequencies((dim - METADATA) // 4, 1.0, frequencies=frequencies)
+
+
 class OpenEncoder(nn.Module):
     """`Encoder` on plain tensors, without comparisons of sizes, which would fix them in the graph.
 
@@ -69,11 +77,16 @@ class OpenEncoder(nn.Module):
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.encoder = encoder
-        # a constant of the file: at 500 m the angles are so large that another runtime's power function would differ
-        frequencies = angular_frequencies((encoder.dim - METADATA) // 4, 1.0, frequencies=encoder.frequencies)
-        self.register_buffer("frequencies", frequencies)
+        self.register_buffer("frequencies", unit_frequencies(encoder.dim, encoder.frequencies))
 
     def forward(self, pixels: Tensor, time: Tensor, latlon: Tensor, gsd: Tensor, waves: Tensor):
+        tokens, h, w = self.embed(pixels, time, latlon, gsd, waves)
+        tokens = torch.cat([self.encoder.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = self.encoder.transformer(tokens)
+        return tokens[:, 0], _copy(tokens[:, 1:]).view(len(tokens), h, w, self.encoder.dim)
+
+    def embed(self, pixels: Tensor, time: Tensor, latlon: Tensor, gsd: Tensor, waves: Tensor):
+        """Patch tokens with their position codes [B, L, D], and the grid's rows h and columns w, L = h w."""
         P, D = self.encoder.patch_size, self.encoder.dim
         B, C, H, W = pixels.shape
         h, w = (H + P - 1) // P, (W + P - 1) // P
@@ -87,15 +100,16 @@ class OpenEncoder(nn.Module):
         kernels = _copy(kernels.view(C, D, P * P).transpose(0, 1)).view(D, C * P * P)
         tokens = F.linear(patches, kernels, bias)  # [B, L, D]
 
-        columns, rows = torch.arange(w).expand(h, w), torch.arange(h)[:, None].expand(h, w)
-        x, y = (_copy(n).view(h * w, 1) * (self.frequencies * gsd) for n in (columns, rows))
-        grid = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
-        metadata = torch.cat([time, latlon], dim=1)[:, None].expand(-1, h * w, -1)
-        code = torch.cat([grid.expand(B, -1, -1), metadata], dim=2)  # [B, L, D]
+        return tokens + open_code(h, w, self.frequencies * gsd, time, latlon), h, w
 
-        tokens = torch.cat([self.encoder.cls_token.expand(B, -1, -1), tokens + code], dim=1)
-        tokens = self.encoder.transformer(tokens)
-        return tokens[:, 0], _copy(tokens[:, 1:]).view(B, h, w, D)
+
+def open_code(h: int, w: int, frequencies: Tensor, time: Tensor, latlon: Tensor) -> Tensor:
+    """`position_code` [B, h w, D] of a grid of unknown size, from angular frequencies times gsd [(D - 8) / 4]."""
+    columns, rows = torch.arange(w).expand(h, w), torch.arange(h)[:, None].expand(h, w)
+    x, y = (_copy(n).view(h * w, 1) * frequencies for n in (columns, rows))
+    grid = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
+    metadata = torch.cat([time, latlon], dim=1)[:, None].expand(-1, h * w, -1)
+    return torch.cat([grid.expand(len(time), -1, -1), metadata], dim=2)
 
 
 def _copy(x: Tensor) -> Tensor:
@@ -171,8 +185,13 @@ def open_pt2(path: str | Path) -> tuple[Run, Axes, Axes]:
     return lambda tensors: module(**tensors), inputs, outputs
 
 
-def write_onnx(program: ExportedProgram, path: str | Path, description: Mapping[str, str]) -> None:
-    """One file of opset OPSET, weights inside, the description in metadata_props. Needs the extra `export`."""
+def write_onnx(
+    program: ExportedProgram, path: str | Path, description: Mapping[str, str], *, outputs=OUTPUTS, axes=None
+) -> None:
+    """One file of opset OPSET, weights inside, the description in metadata_props. Needs the extra `export`.
+
+    outputs: their names; axes: {input: {axis: name}}, by default those of INPUTS.
+    """
     _need("onnx", "onnxscript")
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [log.level for log in logs]
@@ -181,7 +200,7 @@ def write_onnx(program: ExportedProgram, path: str | Path, description: Mapping[
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # inputs that share an axis share its name, as intended
-            options = dict(output_names=list(OUTPUTS), dynamic_shapes=_dynamic_axes())
+            options = dict(output_names=list(outputs), dynamic_shapes=axes or _dynamic_axes())
             onnx = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **options)
     finally:
         for log, level in zip(logs, levels, strict=True):

@@ -24,6 +24,7 @@ from clay_lib.runs.page import data_url, head, write_page
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
 ERROR_TAG = "papermill-error-cell-tag"  # papermill puts a cell above the first one when a run fails
 WIDGET = "application/vnd.jupyter.widget-view+json"
+LIVE = "live.html"  # beside the index, where `clay live` wrote it: the model itself in the browser
 METRICS_SHOWN = 10  # the others are folded
 
 
@@ -94,6 +95,8 @@ def _write_index(folder: Path, title: str, cards: list[Card]) -> Path:
     ]
     notes = ["A foundation model of the Earth, taken apart and built again in notebooks."]
     top = head("Clay, <em>from scratch</em>", f"{title}: {state}", state, notes, facts)
+    if (folder / LIVE).is_file():
+        top += f"<div class=top><a href={LIVE}>Try the model in this browser</a></div>"
     body = "".join(map(_article, cards)) or "<p class=empty>No notebook has run yet.</p>"
     note = "Click a figure to enlarge it."
     return write_page(folder / "index.html", f"Clay, from scratch: {title}", f"{top}<main>{body}</main>", note=note)
