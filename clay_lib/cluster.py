@@ -32,6 +32,13 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def progress_bar(*, disable: bool = False, **options):
+    """A bar of tqdm in a terminal or a notebook; none where the output is a log file."""
+    from tqdm.auto import tqdm
+
+    return tqdm(disable=disable or not (sys.stderr.isatty() or "ipykernel" in sys.modules), **options)
+
+
 @contextmanager
 def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = False, **slurm) -> Iterator:
     """A distributed.Client for the duration of the `with` block.

@@ -43,10 +43,16 @@ class Teacher(nn.Module):
 
 def load_teacher(name: str = RELEASED, *, size: int = 518) -> Teacher:
     """DINOv2 with registers from a local folder or, by its hub name, from the cache or the network."""
+    import requests
+    from huggingface_hub import constants, try_to_load_from_cache
     from transformers import Dinov2WithRegistersModel
 
     try:
-        return Teacher(Dinov2WithRegistersModel.from_pretrained(name), size=size)
+        known = Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+        if not known and not constants.HF_HUB_OFFLINE:  # one question: the hub's client retries for half a minute
+            requests.head(constants.ENDPOINT, timeout=5)
+        network = Dinov2WithRegistersModel.from_pretrained(name, local_files_only=known)
+        return Teacher(network, size=size)
     except (OSError, ValueError) as error:
         kind = "this folder" if Path(name).is_dir() else "this hub name"
         raise ContractError(

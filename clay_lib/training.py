@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm.auto import tqdm
 
 from clay_lib.callbacks import LAST, Checkpoints, newest_checkpoint, read_checkpoint
 from clay_lib.checkpoint import stored_config
+from clay_lib.cluster import progress_bar
 from clay_lib.data.augment import drop_bands
 from clay_lib.datamodule import Batch, ClayDataModule
 from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, check_ranges
@@ -106,7 +106,7 @@ class ClayModule(L.LightningModule):
         self.train_means, self.val_means = RunningMeans(), RunningMeans()
         self.metrics: MetricsFile | None = None  # where rows go, on the first rank
         self.first_step, self.log_every, self.per_epoch = 0, 10, 1  # steps, steps, batches
-        self.bar: tqdm | None = None
+        self.bar = None  # of tqdm, while it trains
         settings = json.loads(json.dumps(asdict(self.settings)))  # plain types, which a checkpoint may hold
         self.save_hyperparameters({"config": asdict(config), "settings": settings})
 
@@ -358,7 +358,7 @@ def train(
         # Checkpoints of earlier versions hold no position of the sampler.
         data.load_state_dict((saved or {}).get("data") or {"position": module.first_step * s.accumulate})
         disable = not progress or not trainer.is_global_zero
-        with tqdm(total=s.max_steps, initial=module.first_step, unit="step", disable=disable) as module.bar:
+        with progress_bar(total=s.max_steps, initial=module.first_step, unit="step", disable=disable) as module.bar:
             try:
                 with matmul_precision(name):
                     trainer.fit(module, datamodule=data)

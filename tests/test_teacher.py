@@ -1,5 +1,7 @@
 """DINOv2 as a teacher: from a folder, and the channels that it gets of each sensor."""
 
+import time
+
 import pytest
 import torch
 
@@ -19,6 +21,14 @@ def test_missing_folder_raises(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ContractError, match="stand_in_teacher"):
         load_teacher(str(tmp_path / "nothing"))
+
+
+def test_missing_network_is_reported_within_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    begin = time.monotonic()
+    with pytest.raises(ContractError, match="no network"):
+        load_teacher("facebook/dinov2-nowhere")
+    assert time.monotonic() - begin < 5, "the hub's client alone retries for half a minute"
 
 
 def test_view_of_sensors():

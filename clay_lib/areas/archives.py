@@ -28,7 +28,7 @@ from urllib3 import Retry
 from clay_lib.areas.catalogs import read_catalog
 from clay_lib.areas.items import Acquisition, Archive, mean_cloud_cover, moment_of, solar_day
 from clay_lib.data.bands import MODIS_FILL, product_name
-from clay_lib.data.georeference import bounds_wgs84, crs_text, cut_at_antimeridian
+from clay_lib.data.georeference import bounds_wgs84, crs_text, outline
 from clay_lib.data.rasters import find_layers
 from clay_lib.datacube import parse_when
 from clay_lib.errors import ContractError, number
@@ -130,8 +130,9 @@ def _search(archive: Archive, shape: shapely.Geometry, start: datetime, end: dat
         if archive.kind == "static":
             return read_catalog(archive.url, shape, start, end, stac_io)
         client = Client.open(archive.url, stac_io=stac_io)
-        search = client.search(collections=[archive.collection], bbox=shape.bounds, datetime=[start, end], limit=PAGE)
-        return list(search.items())
+        options = dict(collections=[archive.collection], datetime=[start, end], limit=PAGE)
+        found = (item for box in boxes(shape) for item in client.search(bbox=box, **options).items())
+        return list({item.id: item for item in found}.values())
     except (APIError, requests.RequestException, pystac.STACError, ValueError, KeyError) as error:
         found = f"{archive.url}: {type(error).__name__} {' '.join(str(error).split())[:300]}"
         cause = f"no network, a wrong address, or {RETRIES + 1} failed requests: `clay archive` works offline"
@@ -167,24 +168,45 @@ def parse_area(area) -> shapely.Geometry:
         text = str(area)
         area = text.split(",") if text.count(",") == 3 and not Path(text).exists() else _read_area(Path(text))
     if hasattr(area, "to_crs"):
+        _check_shapes(area.geometry)
         area = (area.to_crs("EPSG:4326") if area.crs is not None else area).geometry.union_all()
     elif not isinstance(area, shapely.Geometry):
         try:
             west, south, east, north = (float(value) for value in area)
-            valid = west < east and south < north
+            # west > east: across the antimeridian, as in RFC 7946; the wider way round is a swapped order
+            valid = (west < east or (west > 0 > east and east + 360 - west <= 180)) and south < north
         except (TypeError, ValueError):
             valid = False
         if not valid:
             expected = "(west, south, east, north) in degrees, a geometry, or a file of one"
-            cause = "another order of the four numbers, or an area across the antimeridian: cut it in two"
+            cause = "another order of the four numbers; only a box across the antimeridian has west > east"
             raise ContractError("area", repr(area), expected, cause)
-        area = shapely.box(west, south, east, north)
+        area = outline(west, south, east, north)
     west, south, east, north = area.bounds
     if area.is_empty or not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
         found = "an empty geometry" if area.is_empty else f"bounds {tuple(round(v, 3) for v in area.bounds)}"
         cause = "meters of a projection: pass a GeoDataFrame with its CRS, or degrees"
         raise ContractError("area", found, "degrees, longitude -180 to 180, latitude -90 to 90", cause)
     return area
+
+
+def boxes(area: shapely.Geometry) -> list[tuple[float, float, float, float]]:
+    """(west, south, east, north) of an area in degrees; two of an area in parts on both sides of the antimeridian."""
+    west, _, east, _ = area.bounds
+    parts = shapely.get_parts(area)
+    if west > -180 or east < 180 or len(parts) == 1:
+        return [area.bounds]
+    beyond = shapely.bounds(parts)[:, 2] <= 0
+    return [shapely.total_bounds(side).tolist() for side in (parts[~beyond], parts[beyond]) if len(side)]
+
+
+def _check_shapes(shapes) -> None:
+    """ContractError for the first shape of a GeoSeries that crosses itself."""
+    for count, shape in enumerate(shapes, start=1):
+        if shape is not None and not shape.is_valid:
+            found = f"feature {count} of {len(shapes)}: {shapely.is_valid_reason(shape)}"
+            cause = "crossing edges: GeoSeries.make_valid() fixes them"
+            raise ContractError("area", found, "polygons that do not cross themselves", cause)
 
 
 def _read_area(path: Path):
@@ -256,5 +278,4 @@ def _outline(west: float, south: float, east: float, north: float) -> shapely.Ge
         found, expected = f"longitudes {west:.6g} to {east:.6g}", "-180 to 180 in a raster in degrees"
         cause = "a raster across the antimeridian, or longitudes to 360: reproject it (gdalwarp -t_srs), or cut it"
         raise ContractError("path", found, expected, cause)
-    box = shapely.box(west, south, east, north)
-    return box if west <= east else cut_at_antimeridian(box)
+    return outline(west, south, east, north)

@@ -24,7 +24,7 @@ from clay_lib.areas import jobs as work
 from clay_lib.areas import rasters, vectors
 from clay_lib.areas.tiles import grid_of, tiles_of
 from clay_lib.clay import Clay
-from clay_lib.cluster import dask_client, forecast_lines, timed
+from clay_lib.cluster import dask_client, forecast_lines, progress_bar, timed
 from clay_lib.datamodule import noise_batch
 from clay_lib.errors import ContractError
 from clay_lib.files import locked, write_json
@@ -165,7 +165,6 @@ def embed_area(
         name: model name in the results; by default the file's
         progress: show a progress bar
     """
-    from tqdm.auto import tqdm
 
     from clay_lib.areas.archives import acquisition_from_file, find_acquisitions, parse_area
 
@@ -211,7 +210,7 @@ def embed_area(
                   "or another hour; they are kept alongside the new ones: to separate them, use an empty folder")  # fmt: skip
         skipped, tally = len(jobs) - len(todo), work.Tally()
         if todo:
-            bar = tqdm(total=len(jobs), initial=skipped, unit="tile", desc=sensor.name, disable=not progress)
+            bar = progress_bar(total=len(jobs), initial=skipped, unit="tile", desc=sensor.name, disable=not progress)
             with bar, _interruptible(), dask_client(scheduler, workers=workers, processes=processes) as client:
                 tally = work.embed_jobs(clay, client, blocks, out, metadata, settings, todo=todo, rows=rows,
                                         overlap=overlap, batch_size=batch_size, bar=bar)  # fmt: skip

@@ -10,6 +10,7 @@ import pystac
 import shapely
 import shapely.geometry
 
+from clay_lib.data.georeference import center_longitude
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS, Sensor
 
@@ -123,8 +124,8 @@ def moment_of(item: pystac.Item) -> datetime | None:
 
 def solar_day(item: pystac.Item) -> date:
     """The local date of an item: scenes of one pass share it, wherever midnight UTC falls."""
-    west, _, east, _ = shapely.geometry.shape(item.geometry).bounds
-    return (moment_of(item) + timedelta(hours=(west + east) / 2 / 15)).date()
+    longitude = center_longitude(shapely.geometry.shape(item.geometry))
+    return (moment_of(item) + timedelta(hours=longitude / 15)).date()
 
 
 def _source(item: pystac.Item, archive: Archive, key: str, *, scaled: bool = True) -> Source:

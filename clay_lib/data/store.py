@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clay_lib.cluster import progress_bar
 from clay_lib.data.chips import StoredChips, encode, moment, native, read_files
 from clay_lib.data.makers import Maker, MakerOutput, Part, missing_parts
 from clay_lib.data.splits import cover_fractions
@@ -188,7 +189,6 @@ def write_chips(
     """
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
-    from tqdm.auto import tqdm
 
     fs, root = filesystem(url)
     _prepare(fs, root, {f"{maker.sensor}-{maker.size}" for maker in makers})
@@ -199,7 +199,7 @@ def write_chips(
         calls = (delayed(_write_part)(str(url), part, session, os.getpid()) for part in parts)
         done, new = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")(calls), 0
         try:
-            with tqdm(total=sum(len(part.numbers) for part in parts), unit="chip", disable=not progress) as bar:
+            with progress_bar(total=sum(len(part.numbers) for part in parts), unit="chip", disable=not progress) as bar:
                 for part, shard, rows, count in done:
                     fs.invalidate_cache()
                     if rows and put(fs, f"{root}/{INDEX}/{part.kind}/{part.name}.parquet", rows, overwrite=False):

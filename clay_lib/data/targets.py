@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clay_lib.cluster import progress_bar
 from clay_lib.data.augment import flipped
 from clay_lib.datacube import make_datacube
 from clay_lib.errors import ContractError
@@ -162,7 +163,6 @@ def fill_targets(
     chips: Chips or StoredChips. folder: the store. label: of the progress bar. The teacher runs on the device and in
     the dtype of its weights.
     """
-    from tqdm.auto import tqdm
 
     cache = open_or_create(folder, teacher)
     missing = cache.missing(chips, flips)  # [N, flips]
@@ -172,7 +172,7 @@ def fill_targets(
         _write_part(cache.url, chips.sensor, *zip(*rows, strict=True))
 
     part = PartBuffer(publish, rows=PART_ROWS, seconds=PART_SECONDS)
-    with tqdm(total=int(missing.sum()), unit="target", disable=not progress, desc=label or chips.sensor) as bar:
+    with progress_bar(total=int(missing.sum()), unit="target", disable=not progress, desc=label or chips.sensor) as bar:
         for start in range(0, len(chosen), batch_size):
             indices = chosen[start : start + batch_size]
             batch = chips[indices]  # fewer where a damaged shard is skipped

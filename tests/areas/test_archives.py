@@ -12,7 +12,7 @@ from archive_scenes import ALWAYS, around, array_of, file_of, grid_of, scene_of
 from faulty_server import FaultyServer
 from pyproj import Transformer
 
-from clay_lib.areas.archives import acquisition_from_file, archives_of, find_acquisitions, parse_area
+from clay_lib.areas.archives import acquisition_from_file, archives_of, boxes, find_acquisitions, parse_area
 from clay_lib.areas.jobs import plan
 from clay_lib.areas.reading import estimate_bytes, read_acquisition
 from clay_lib.areas.tiles import grid_of as tile_grid
@@ -101,6 +101,12 @@ def test_parse_area(tmp_path):
     for area in (around(), list(around()), box, frame, frame.geometry, *paths, str(paths[0])):
         np.testing.assert_allclose(parse_area(area).bounds, box.bounds, atol=1e-4)
     meters, empty = shapely.box(5e5, 5e6, 6e5, 6e6), shapely.Point()
+    across = parse_area((179.5, -17, -179.5, -16))  # west > east: across the antimeridian, as in RFC 7946
+    assert across.area == pytest.approx(1) and boxes(across) == [[179.5, -17, 180, -16], [-180, -17, -179.5, -16]]
+    bow_tie = shapely.Polygon([(15, 48), (16, 49), (16, 48), (15, 49)])
+    geopandas.GeoDataFrame(geometry=[box, bow_tie], crs="EPSG:4326").to_file(tmp_path / "two.geojson")
+    with pytest.raises(ContractError, match="feature 2 of 2: Self-intersection"):
+        parse_area(tmp_path / "two.geojson")
     for wrong in ((16, 48, 15, 49), (15, 48, 16), "nowhere.geojson", meters, 7, empty):
         with pytest.raises(ContractError, match="area"):
             parse_area(wrong)

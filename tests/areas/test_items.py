@@ -1,7 +1,7 @@
 """STAC items: scaling and offsets become native numbers, a missing band or scaling raises."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, date, datetime
 
 import numpy as np
 import pystac
@@ -11,7 +11,7 @@ import shapely
 from archive_scenes import around, array_of, file_of, grid_of, grid_of_scene, scene_of, served
 
 from clay_lib.areas.archives import archives_of, find_acquisitions
-from clay_lib.areas.items import sources_of
+from clay_lib.areas.items import solar_day, sources_of
 from clay_lib.areas.reading import read_acquisition
 from clay_lib.errors import ContractError
 
@@ -59,6 +59,12 @@ def test_sentinel_2_processing_baselines(properties, offset, bias):
     metadata = {"scale": 0.0001} | ({} if offset is None else {"offset": offset})
     source = source_of(SENTINEL_2, "red", metadata, properties)
     assert (source.gain, source.bias) == (1, bias)
+
+
+def test_solar_day_of_an_item_at_180_degrees_is_that_of_its_own_longitude():
+    parts = shapely.MultiPolygon([shapely.box(179, -18, 180, -17), shapely.box(-180, -18, -179.5, -17)])
+    item = pystac.Item("a", shapely.geometry.mapping(parts), None, datetime(2023, 6, 9, 22, 20, tzinfo=UTC), {})
+    assert solar_day(item) == date(2023, 6, 10), "10:20 in Fiji, where longitude 0 has the day before"
 
 
 def test_scaling_comes_from_the_item():
