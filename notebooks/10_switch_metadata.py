@@ -42,7 +42,7 @@ from clay_lib.clay import embed_chips, reconstruction_scores
 from clay_lib.course import checks
 from clay_lib.evaluation import Evaluation, pixel_statistics, probes
 from clay_lib.evaluation.ablation import SETTINGS, cosine_change, withhold, without
-from clay_lib.runs import output_folder, write_metrics
+from clay_lib.runs import claim, output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
 
@@ -238,7 +238,7 @@ for name, model in models.items():
     rows.append({"off": name, "value": np.mean(ratios), "low": min(ratios), "high": max(ratios)})
 errors = pd.DataFrame(rows).set_index("off")
 if "wavelengths" in settings:
-    assert errors.loc["wavelengths", "low"] > errors.loc["nothing", "high"]
+    claim(errors.loc["wavelengths", "low"] > errors.loc["nothing", "high"], "wrong wavelengths raise the error")
 bars = errors.rename({"nothing": "all metadata"} | labels).rename_axis("name").reset_index()
 bars["kind"] = np.where(bars["name"] == "all metadata", "all metadata", "less metadata")
 label, title = "error / error of the visible mean", "Reconstruction without metadata"

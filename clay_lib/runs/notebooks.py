@@ -37,6 +37,7 @@ NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / "papermill_runs"
 FIGURES = (".png", ".jpg", ".jpeg", ".svg")
 REPORTED, PRUNE = "reported.jsonl", "prune"  # in a run's folder: values by step; a file that stops the run
+CLAIMS = "claims.txt"  # in a run's folder: claims of the notebook that did not hold, a line each
 RUN_FOLDER = "CLAY_RUN_FOLDER"  # the kernel's environment variable
 START_ATTEMPTS = 3  # only a kernel that died before its first cell is started again
 
@@ -68,6 +69,22 @@ def output_folder(out: str, name: str) -> Path:
 def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:
     """Write metrics.json, a notebook's last step: numbers, texts and mappings of them, as the gallery shows them."""
     write_json(Path(folder) / "metrics.json", metrics)
+
+
+def claim(holds: bool, message: str) -> None:
+    """State a result that a notebook teaches, such as "training lowers the error".
+
+    Where it does not hold, a demo fails with an AssertionError. In a sweep a poor result is a result: the run goes on,
+    keeps its metrics, and the message becomes a warning in its row of the ledger.
+    """
+    if holds:
+        return
+    folder = os.environ.get(RUN_FOLDER)
+    if not folder:
+        raise AssertionError(message)
+    print(f"Warning: this did not hold: {message}", file=sys.stderr)
+    with open(Path(folder, CLAIMS), "a", encoding="utf-8") as file:
+        file.write(" ".join(message.split()) + "\n")
 
 
 def report(step: int, value: float) -> None:
@@ -164,7 +181,11 @@ def run_notebook(
 
     make_folder(out)
     executed = out_dir / f"{script.stem}.ipynb"
-    stale = [p for p in out.iterdir() if p.name in ("metrics.json", "run.json", REPORTED, PRUNE) or p.suffix in FIGURES]
+    stale = [
+        p
+        for p in out.iterdir()
+        if p.name in ("metrics.json", "run.json", REPORTED, PRUNE, CLAIMS) or p.suffix in FIGURES
+    ]
     for path in (executed, executed.with_suffix(".html"), *stale):
         path.unlink(missing_ok=True)
 
@@ -206,6 +227,7 @@ def run_notebook(
     size = executed.stat().st_size if executed.exists() else 0
     reached = max(read_reported(out).items(), default=None)
     record = {**asdict(result), "finished": time.strftime("%Y-%m-%d %H:%M"), "bytes": size, "reached": reached}
+    record["warnings"] = (out / CLAIMS).read_text(encoding="utf-8").splitlines() if (out / CLAIMS).exists() else []
     record["precision"] = _environment(threads, env)["CLAY_PRECISION"]
     write_json(out / "run.json", {**record, **provenance(), **(extra or {})})
     return result

@@ -46,8 +46,11 @@ class Profile:
         return common | self.notebooks.get(notebook, {})
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that is repeated, of which YAML would silently keep the last."""
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.2: `1e-3` is a number, `010` ten, `no` and dates are text. Repeated keys and numbers that are not finite
+    are refused; YAML itself would keep the last of two keys."""
+
+    yaml_implicit_resolvers = {}  # those of YAML 1.1 go; CORE follows
 
     def compose_mapping_node(self, anchor):
         node, keys = super().compose_mapping_node(anchor), set()
@@ -57,12 +60,36 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             keys.add((key.tag, str(key.value)))
         return node
 
+    def construct_number(self, node):
+        try:
+            return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
+        except ValueError:
+            if node.value.lower().lstrip("+-") in (".inf", ".nan"):
+                raise yaml.MarkedYAMLError(
+                    problem="a number that is not finite", problem_mark=node.start_mark
+                ) from None
+            return float(node.value)
+
+
+CORE = {  # of YAML 1.2: the pattern of a tag's values, and their first characters
+    "null": (r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    "merge": (r"<<$", ["<"]),
+    "bool": (r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    "float": (
+        r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+|0x[0-9a-fA-F]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+        list("-+.0123456789"),
+    ),
+}
+for _tag, (_pattern, _first) in CORE.items():
+    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+_Yaml.add_constructor("tag:yaml.org,2002:float", _Yaml.construct_number)
+
 
 def read_mapping(path: Path, where: str) -> object:
     """A YAML file's content. ContractError, whose message begins with `where`, for bad YAML and repeated keys."""
     try:
         with open(path, encoding="utf-8") as file:
-            return yaml.load(file, _UniqueKeyLoader)  # a safe loader
+            return yaml.load(file, _Yaml)  # a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         cause = "a wrong indent, a missing quote, or a repeated key"
         raise ContractError(where, " ".join(str(error).split()), "keys with values, in YAML", cause) from None
@@ -79,7 +106,7 @@ def parse_config(kind: type[T], content: object, where: str) -> T:
     try:
         config = parser.parse_object({key: value for key, value in content.items() if value is not None})
     except ArgumentError as error:
-        cause = "a missing key, a wrong indent or dash, or a text in a number (write 1.0e-3, not 1e-3)"
+        cause = "a missing key, a wrong indent or dash, or a text in place of a number"
         raise ContractError(where, _reason(error), "the keys and types of papermill_runs/README.md", cause) from None
     return kind(**vars(parser.instantiate(config)))
 

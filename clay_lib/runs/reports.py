@@ -121,7 +121,7 @@ def _leaders(table: pd.DataFrame, summary: Mapping, metrics: Mapping[str, str]) 
     figure = _image(ranking(ranked, first, direction, varied, seed))
     order = "smallest" if direction == "min" else "largest"
     text = f"By {first}, the {order} first. {_ranking_note(lead)}{note}"
-    lead = lead if lead["lost"].any() else lead.drop(columns="lost")
+    lead = lead if lead["lost"].any() else lead.drop(columns=["lost", "compared", "diverged"])
     numbers = table_html(
         [*varied, first, *lead.columns[len(varied) + 1 :]], lead.head(SETTINGS).itertuples(index=False)
     )
@@ -171,8 +171,8 @@ def _ranking_note(lead: pd.DataFrame) -> str:
         )
     if lead["lost"].any():
         note += (
-            " Settings that lost a run, which failed or has no number, stand below all others, since the mean of the "
-            "remaining runs may be too good."
+            " Where runs failed, settings are ranked by the column compared: each beside the others on the seeds that "
+            "both have. Settings with a run that ended without a finite number (diverged) stand below all others."
         )
     return note
 
@@ -313,7 +313,7 @@ def pair(table: pd.DataFrame, rows: str, columns: str, metric: str, seed: str | 
 def ranking(table: pd.DataFrame, metric: str, direction: str, by: Sequence[str], seed: str | None = "seed") -> Figure:
     """The leading settings: a dot for the mean, a line for the 95 % interval over seeds, gray dots for single runs.
 
-    Settings that lost a run, by failing or with NaN, come last with a hollow dot.
+    Settings that lost a run have a hollow dot.
     """
     lead = best(table, metric, direction, by, seed).head(SETTINGS)
     runs = table[values_of(table, metric).notna()]
@@ -350,7 +350,7 @@ def _intervals(rows: pd.DataFrame, base: Mapping[str, object] | None, title: str
             value, low, high, lost = (row.pop(key) for key in ("value", "low", "high", "lost"))
             ax.plot([low, high], [y, y], color=INK, lw=1.4)
             ax.plot(value, y, "o", color=OURS, mfc="white" if lost else OURS, ms=6)
-            setting = {k: v for k, v in row.items() if k not in ("seeds", "runs")}
+            setting = {k: v for k, v in row.items() if k not in ("seeds", "runs", "compared", "diverged")}
             setting = setting if base is None else {k: v for k, v in setting.items() if v != base[k]}
             name = "the base" if base is not None and not setting else describe(setting)
             names.append(name + f" ({lost} lost)" * bool(lost))

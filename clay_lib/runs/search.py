@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,9 +130,11 @@ class Study:
         new = {step: v for step, v in values.items() if (last is None or step > last) and math.isfinite(v)}
         if frozen.state.is_finished() or not new:
             return False
-        for step, value in new.items():
-            trial.report(value, step)
-        return trial.should_prune()
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # told by another driver at the same moment
+            for step, value in new.items():
+                trial.report(value, step)
+            return trial.should_prune()
+        return False
 
     def _ask(self) -> optuna.trial.Trial:
         """A new trial. The sampler's seed follows from the number of trials, so that a resumed search does not begin
@@ -149,14 +152,14 @@ class Study:
         return self.spec.make_run({name: settings[name] for name in choices})
 
     def _tell(self, number: int, row: Mapping) -> None:
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
         value = row.get("metrics", {}).get(self.metric) if row.get("status") == "done" else None
-        if isinstance(value, float) and math.isfinite(value):
-            self.study.tell(number, value, skip_if_finished=True)
-        else:
-            state = TrialState.PRUNED if row.get("status") == "pruned" else TrialState.FAIL
-            self.study.tell(number, state=state, skip_if_finished=True)
+        known = isinstance(value, float) and math.isfinite(value)
+        state = None if known else TrialState.PRUNED if row.get("status") == "pruned" else TrialState.FAIL
+        with suppress(UpdateFinishedTrialError):  # another driver of the study is told of it at the same moment
+            self.study.tell(number, value if known else None, state=state, skip_if_finished=True)
 
     def _confirming(self) -> Iterator[Run]:
         """The best trials with new seeds, once all trials have ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import itertools
 import json
@@ -55,7 +56,7 @@ class Confirm:
 class Specification:
     """The keys of a sweep's file."""
 
-    notebook: str
+    notebook: str | int  # a number, a name or a path
     metrics: dict[str, Literal["min", "max"]]  # the first one ranks
     profile: str | None = None  # values to start from
     fixed: dict[str, Value] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class Specification:
     budget: Budget = Budget()
     timeout: PositiveFloat | None = None  # seconds a run
     threads: PositiveInt | None = None  # of a kernel
+    stop_after_failures: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Sweep:
     minutes: float | None  # budget of one start
     timeout: float | None  # seconds a run
     threads: int | None  # of a kernel; None: the cores, shared among the workers
+    stop_after_failures: int | None  # failed runs of one start after which it begins no further one
     expected_minutes: float | None  # of a run, as the profile states it
     specification: dict  # as written
     code: str  # hash of the notebook's code
@@ -126,7 +129,7 @@ def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS) -> Swee
         expected = "letters, digits, - and _; no profile's name"
         raise ContractError("sweep's name", name, expected, "results go to papermill_runs/NAME")
     spec = parse_config(Specification, content, f"sweep {name!r}")
-    script = find_notebook(spec.notebook, folder)
+    script = find_notebook(f"{spec.notebook:02d}" if isinstance(spec.notebook, int) else spec.notebook, folder)
     notebook = read_script(script)
     annotations, defaults = read_parameters(notebook), read_defaults(notebook)
     if "out" not in annotations:
@@ -179,6 +182,7 @@ def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS) -> Swee
         minutes=spec.budget.minutes,
         timeout=spec.timeout,
         threads=spec.threads,
+        stop_after_failures=spec.stop_after_failures,
         expected_minutes=profile.minutes.get(script.stem) if profile else None,
         specification=dict(content),
         code=key_of(code, {}),
@@ -190,9 +194,10 @@ def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS) -> Swee
 
 def find_notebook(name: str, folder: Path) -> Path:
     """A percent script by its path, or one of the project's by name or number."""
-    if name.endswith(".py"):
-        return (folder / name).resolve()
     scripts = list_notebooks()
+    if name.endswith(".py"):
+        own = [script for script in scripts if script.name == name]
+        return (folder / name).resolve() if (folder / name).is_file() or not own else own[0]
     matches = [script for script in scripts if script.stem.startswith(name)]
     if len(matches) != 1:
         found = f"{name}, which begins {[s.stem for s in matches]}" if matches else name
@@ -204,7 +209,15 @@ def find_notebook(name: str, folder: Path) -> Path:
 def code_of(notebook) -> list[str]:
     """The code cells, without the one that holds defaults: all that decides a run's outcome besides its parameters."""
     cells = (c for c in notebook.cells if c.cell_type == "code")
-    return [c.source for c in cells if "parameters" not in c.metadata.get("tags", [])]
+    return [_meaning(c.source) for c in cells if "parameters" not in c.metadata.get("tags", [])]
+
+
+def _meaning(source: str) -> str:
+    """A cell's syntax tree as text, so that comments and formatting do not make another run of it."""
+    try:
+        return ast.dump(ast.parse(source))
+    except SyntaxError:  # lines of IPython such as %matplotlib
+        return source
 
 
 def key_of(code: Sequence[str], parameters: Mapping[str, object]) -> str:

@@ -5,7 +5,10 @@ The only state is the runs' folders, so the same command continues where the las
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -24,12 +27,13 @@ from clay_lib.runs.parameters import declared_metrics
 from clay_lib.runs.profiles import read_profile
 from clay_lib.runs.search import Study, known_runs
 from clay_lib.runs.specification import Run, Sweep, read_sweep
-from clay_lib.runs.tables import read_ledger, read_run, runs_without, write_ledger
+from clay_lib.runs.tables import ENDED, read_ledger, read_run, runs_without, write_ledger
 
 if TYPE_CHECKING:
     import pandas as pd
 
 KERNEL_MB = 1000  # assumed memory of a run until one has been measured
+INCOMPLETE = 3  # exit code: nothing failed, but the budget of minutes left runs that were not begun
 POLL_SECONDS = 0.5  # between two looks at what the runs report
 KERNEL_ATTEMPTS = 2  # within one start, for a run whose kernel was killed from outside
 
@@ -61,17 +65,18 @@ def sweep(
         raise ContractError("file", "none", "papermill_runs/sweeps/NAME.yaml", "only --report works without one")
     if report and dry_run:
         raise ContractError("report, dry_run", "both", "one of them", "a dry run writes nothing, not even a page")
-    spec, failed = read_sweep(file) if file else None, False
+    spec, failed, incomplete = read_sweep(file) if file else None, False, False
     if spec and not report:
         options = dict(workers=workers, scheduler=scheduler, retry_failed=retry_failed, dry_run=dry_run)
         table = run_sweep(spec, **options, runs=RUNS)
         failed = not dry_run and table["status"].isin(["failed", "died"]).any()
+        incomplete = not dry_run and (table["status"].isin(ENDED + ("pruned",)).sum() < len(spec.runs))
     elif spec and (RUNS / spec.name / "sweep.json").is_file():
         write_summary(known_runs(spec, RUNS / spec.name), RUNS / spec.name)
     if not dry_run:
         write_ledger(RUNS)
         print(f"Open {write_report(RUNS, spec.name if spec else None)}")
-    return 1 if failed else 0
+    return 1 if failed else INCOMPLETE if incomplete else 0
 
 
 def run_sweep(
@@ -137,10 +142,12 @@ def _run_all(
     with dask_client(scheduler, workers=min(count, total), processes=True) as client:  # jobs, under SLURM
         _wait_for_workers(client, scheduler)
         progress = _Progress(spec, total, sum(client.nthreads().values()) or count)
-        futures, submitted = {}, 0
+        futures, submitted, failures = {}, 0, 0
+        eager = study or spec.stop_after_failures  # these decide when a worker is free
         while True:
-            slots = (sum(client.nthreads().values()) or count) * (1 if study else 2)  # a search asks when one is free
-            while len(futures) < slots and not (deadline and time.time() > deadline) and (run := next(runs, None)):
+            slots = (sum(client.nthreads().values()) or count) * (1 if eager else 2)
+            over = (deadline and time.time() > deadline) or failures >= (spec.stop_after_failures or math.inf)
+            while len(futures) < slots and not over and (run := next(runs, None)):
                 task = Task(
                     sweep=spec.name,
                     script=str(spec.script),
@@ -166,6 +173,7 @@ def _run_all(
                 row = _collect(future, run, spec, home)
                 future.release()
                 progress(run, row)
+                failures += row is not None and row["status"] == "failed"
                 if study:
                     study.ended(run, row)
                 if row and row["status"] == "done":
@@ -309,6 +317,7 @@ class _Progress:
 
     def __init__(self, spec: Sweep, total: int, workers: int):
         self.spec, self.total, self.workers, self.count, self.seconds = spec, total, workers, 0, 0.0
+        self.failures: Counter = Counter()
 
     def __call__(self, run: Run, row: dict | None) -> None:
         self.count += 1
@@ -325,8 +334,13 @@ class _Progress:
         state = {"done": "ok", "pruned": "pruned"}.get(row["status"]) or row["status"].upper()
         head = f"{self.count:>4}/{self.total}  {run.key}  {settings}"
         print(f"{head}  {state} {seconds:.1f} s  {score}  ({left:.1f} min left)", flush=True)
+        if row["warnings"]:
+            print(f"      did not hold: {row['warnings']}", flush=True)
         if row["status"] not in ("done", "pruned"):
-            print(f"      in {row['failed_cell'] or 'no cell'}: {row['error']}\n      see {row['folder']}", flush=True)
+            message = f"in {row['failed_cell'] or 'no cell'}: {row['error']}"
+            self.failures[message] += 1
+            again = self.failures[message] > 1
+            print(f"      {'the same failure' if again else message}\n      see {row['folder']}", flush=True)
 
 
 def _forecast(spec: Sweep, states: dict, planned: int, todo: int, runs: Path, workers: int, retry: bool) -> str:
@@ -362,13 +376,29 @@ def _outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> s
     pruned = f", {counts['pruned']} pruned" if counts["pruned"] else ""
     lines = [f"{counts['done']} of {planned} runs done{pruned}, {minutes:.1f} min of kernels in total"]
     lines += runs_without(table, spec.metrics)
-    for row in table[table["status"].isin(["failed", "died"])].itertuples():
-        lines.append(f"{row.status.upper()} {row.run} in {row.failed_cell or 'no cell'}: {row.error}")
+    lost = table[table["status"].isin(["failed", "died"])]
+    for (status, cell, error), group in lost.groupby(["status", "failed_cell", "error"], sort=False, dropna=False):
+        row = group.iloc[0]
+        count = f"{len(group)} runs, such as " if len(group) > 1 else ""
+        lines.append(f"{status.upper()} {count}{row['run']} in {cell if isinstance(cell, str) else 'no cell'}: {error}")
+        lines.append(f"  again: {_command(spec, row)}")
+    if len(warned := table[table["warnings"].fillna("") != ""]):
+        for message, group in warned.groupby("warnings", sort=False):
+            lines.append(
+                f"WARNING in {len(group)} run{'s' * (len(group) > 1)}, such as {group['run'].iloc[0]}: {message}"
+            )
     if counts["failed"] and not retried:
         lines.append("failed runs are kept as they are; --retry-failed runs them again")
     if missing := planned - sum(counts[status] for status in ("done", "pruned", "failed", "died")):
         lines.append(f"{missing} not started or cut short: the same command continues")
     return "\n".join(lines)
+
+
+def _command(spec: Sweep, row: pd.Series) -> str:
+    """What runs one run of a table again by itself."""
+    parameters = json.loads(Path(row["folder"], "parameters.json").read_text())["parameters"]
+    values = shlex.quote(json.dumps(parameters))  # JSON is YAML
+    return f"jupytext --to ipynb {shlex.quote(str(spec.script))} -o - | papermill - run.ipynb -y {values}"
 
 
 def _check_metrics(spec: Sweep, rows: Sequence[dict]) -> None:

@@ -50,7 +50,8 @@ def read_run(folder: Path) -> dict | None:
         "notebook": request["notebook"],
         "settings": request["settings"],
         "parameters": request["parameters"],
-        "metrics": _values(record.get("metrics", {})) if status == "done" else {},
+        "metrics": _values(record.get("metrics", {})) if status != "unfinished" else {},  # of a failed run: so far
+        "warnings": "; ".join(record.get("warnings", [])),
         **{key: record.get(key) for key in ("failed_cell", "error", "seconds", "peak_mb", "finished", "precision")},
         "library": record.get("library"),
         "reached_step": reached[0],
@@ -195,9 +196,34 @@ def over_seeds(table: pd.DataFrame, metric: str, by: Sequence[str], seed: str | 
 def best(
     table: pd.DataFrame, metric: str, direction: str, by: Sequence[str], seed: str | None = "seed"
 ) -> pd.DataFrame:
-    """`over_seeds`, best setting first ("min": smallest); settings that lost a run come after all others."""
-    ranked = over_seeds(table, metric, by, seed).sort_values("value", ascending=direction == "min", kind="stable")
-    return ranked.sort_values("lost", key=lambda lost: lost > 0, kind="stable", ignore_index=True)
+    """`over_seeds`, best setting first ("min": smallest).
+
+    Where runs failed, settings are ranked by `compared`: the fit value = setting + seed, in which a setting is compared
+    with the others on the seeds that it shares with them. Without losses that is the mean over seeds. A setting with a
+    run that ended without a finite value (`diverged`) comes after all others: that is a result, and a poor one.
+    """
+    summary = over_seeds(table, metric, by, seed)
+    rows = table.assign(value=values_of(table, metric)).dropna(subset="value")
+    summary["compared"], summary["diverged"] = summary["value"], 0
+    if seed and summary["lost"].any() and len(rows):
+        settings = (
+            rows.groupby([f"parameter {name}" for name in by], dropna=False).ngroup() if by else rows["value"] * 0
+        )
+        level, seeds = (
+            settings.astype(int).to_numpy(),
+            rows[f"parameter {seed}"].astype("category").cat.codes.to_numpy(),
+        )
+        design = np.concatenate([np.eye(level.max() + 1)[level], np.eye(seeds.max() + 1)[seeds]], axis=1)
+        fit = np.linalg.lstsq(design, rows["value"].to_numpy(float), rcond=None)[0]
+        effects = fit[: level.max() + 1] + fit[level.max() + 1 :].mean()
+        summary.loc[summary["value"].notna(), "compared"] = effects  # both in the order of the settings' values
+    ended = table.assign(value=values_of(table, metric).isna())[table["status"] == "done"]
+    if by and ended["value"].any():
+        counts = ended.groupby([f"parameter {name}" for name in by], dropna=False)["value"].sum().reset_index()
+        levels = summary[list(by)].rename(columns=lambda name: f"parameter {name}")
+        summary["diverged"] = levels.merge(counts, how="left")["value"].fillna(0).astype(int).to_numpy()
+    ranked = summary.sort_values("compared", ascending=direction == "min", kind="stable")
+    return ranked.sort_values("diverged", key=lambda count: count > 0, kind="stable", ignore_index=True)
 
 
 def differences(

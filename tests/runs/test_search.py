@@ -120,7 +120,8 @@ def test_killed_drivers_resume_without_losing_or_repeating_a_trial(tmp_path):
     table = tables.read_ledger(runs)
     assert len(table) == 10 and (table["status"] == "done").all() and table["asked"].all()
     spec = read_sweep(path)
-    trials = Study(spec, runs / "many").study.get_trials()
+    # a driver killed between drawing a trial and recording its run leaves one without a run
+    trials = [t for t in Study(spec, runs / "many").study.get_trials() if "run" in t.user_attrs]
     assert len(trials) == 10 and all(t.state.name == "COMPLETE" for t in trials)
     values = {t.user_attrs["run"]: t.value for t in trials}
     assert values == dict(zip(table["run"], table["metric loss"], strict=True))

@@ -73,7 +73,9 @@ def test_fixed_values_override_the_profile(folder, tmp_path):
 
 def test_hash_depends_on_code_and_values_only(folder):
     before = [run.key for run in make(folder).runs]
-    (folder / "tiny.py").write_text(SCRIPT.replace("# a comment", "# another") + "\n# %% [markdown]\n# other prose\n")
+    (folder / "tiny.py").write_text(
+        SCRIPT.replace("# a comment", "# another").replace("= 2", "=  2") + "\n# %% [markdown]\n# other prose\n"
+    )
     assert [run.key for run in make(folder).runs] == before
     (folder / "tiny.py").write_text(SCRIPT.replace("steps: int = 3", "steps: int = 4"))
     assert not set(before) & {run.key for run in make(folder).runs}
@@ -87,7 +89,6 @@ def test_hash_depends_on_code_and_values_only(folder):
 
 WRONG = [
     ({"grid": {"rte": [1]}}, "'rte'"),
-    ({"grid": {"rate": ["1e-3"]}}, "1.0e-3"),
     ({"grid": {"steps": [1, 2.5]}}, "int"),
     ({"grid": {}}, "empty grid"),
     ({"grid": {"rate": []}}, "at least one value"),
@@ -164,6 +165,23 @@ def test_specification_in_the_readme_is_valid(tmp_path):
     content = yaml.safe_load(more)
     assert make_sweep({**base, "list": content.pop("list")}, name="more").runs
     assert make_sweep({**base, **content}, name="more").search.trials == 40
+
+
+def test_numbers_are_those_of_yaml_1_2(folder):
+    text = "notebook: tiny.py\nmetrics: {loss: min}\nfixed: {kind: no}\ngrid: {rate: [1e-3, 2E1], steps: [010, 0x10]}\n"
+    (folder / "numbers.yaml").write_text(text)
+    sweep = read_sweep(folder / "numbers.yaml")
+    assert [run.settings["rate"] for run in sweep.runs[::2]] == [0.001, 20.0]
+    assert [run.settings["steps"] for run in sweep.runs[:2]] == [10, 16] and sweep.runs[0].parameters["kind"] == "no"
+    (folder / "numbers.yaml").write_text(text.replace("2E1", ".nan"))
+    with pytest.raises(ContractError, match="not finite.*line 4"):
+        read_sweep(folder / "numbers.yaml")
+
+
+def test_notebook_by_number_name_or_file():
+    content = {"metrics": {"final loss": "min"}, "grid": {"lr": [1e-3]}}
+    for name in (4, "04", "04_train_clay", "04_train_clay.py"):
+        assert make_sweep({**content, "notebook": name}, name="s").script.stem == "04_train_clay"
 
 
 def test_sweep_with_a_profiles_name_raises(folder):
