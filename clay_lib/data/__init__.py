@@ -10,6 +10,7 @@ from clay_lib import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "burn": "burn_labels",
         "chips": "Chips world_chips",
         "check": "Inspection check_image inspect_image",
         "images": "open_image",

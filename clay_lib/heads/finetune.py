@@ -70,6 +70,11 @@ class Finetuned:
     def predict(self, data: LabeledSet, *, batch_size: int = 16) -> np.ndarray:
         """`scores` of all chips of a set of the same sensor and bands as in training: [N, K] or [N, K, H, W]."""
         check_compatible(self.metadata, data.sensor, data.bands, data.gsd)
+        if data.classes and self.classes and data.classes != self.classes:
+            found, expected = f"classes {[*data.classes]}", f"{[*self.classes]}, in the order of the head's numbers"
+            raise ContractError(
+                "data", found, expected, "a class that is missing shifts the numbers: classes=train.classes"
+            )
         cubes = (read_batch(self.clay, data, rows, check=rows[0] == 0)[0] for rows in _batches(len(data), batch_size))
         return np.concatenate([self.scores(cube).cpu().numpy() for cube in cubes])
 

@@ -143,6 +143,7 @@ def test_warmup_of_one_step_or_all_steps(clay, epochs, warmup):
         (dict(bands=("blue", "green", "red")), "bands: found .'blue'"),
         (dict(gsd=2.0), "gsd: found 2 m; expected 0.5 m"),
         (dict(scale=1 / 255), "scaled to 0..1"),
+        (dict(classes=("dark", "other")), "data: found classes .'dark', 'other'.; expected"),
     ],
 )
 def test_incompatible_chips_raise(clay, change, message):

@@ -1,0 +1,61 @@
+"""Vector labels burnt on a scene's grid, from every format, and read back as a labeled set."""
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+
+from clay_lib import ContractError
+from clay_lib.data import burn_labels, raster_pairs
+from clay_lib.data.rasters import read_header, write_raster
+
+UTM = dict(crs="EPSG:32633", transform=(10.0, 0, 500_000.0, 0, -10.0, 5_000_000.0))
+WHEAT, MAIZE = shapely.box(500_000, 4_999_840, 500_080, 5_000_000), shapely.box(500_080, 4_999_920, 500_160, 5_000_000)
+
+
+@pytest.fixture
+def scene(tmp_path):
+    pixels = np.random.default_rng(0).integers(500, 3000, (10, 16, 16), dtype=np.uint16)
+    return write_raster(tmp_path / "scene.tif", pixels, **UTM)
+
+
+def frame_of(shapes, names, **columns):
+    return geopandas.GeoDataFrame({"crop": names, **columns}, geometry=shapes, crs="EPSG:32633")
+
+
+@pytest.mark.parametrize("ending", ["geojson", "gpkg", "shp"])
+def test_polygons_of_every_format(ending, scene, tmp_path):
+    frame = frame_of([WHEAT, MAIZE], ["wheat", "maize"])
+    frame.to_crs("EPSG:4326").to_file(tmp_path / f"fields.{ending}")
+    raster, classes = burn_labels(tmp_path / f"fields.{ending}", scene, tmp_path / "labels.tif")
+    assert classes == {0: "maize", 1: "wheat"} and read_header(raster).transform == read_header(scene).transform
+    data = raster_pairs(scene, raster, "sentinel-2-l2a", classes=classes, size=16)
+    expected = np.full((16, 16), -1)
+    expected[:, :8], expected[:8, 8:] = 1, 0
+    assert data.classes == ("maize", "wheat") and np.array_equal(data[0].label, expected)
+
+
+def test_points_overlaps_and_numbers_as_classes(scene, tmp_path):
+    points = [shapely.Point(500_005, 4_999_995), shapely.Point(500_155, 4_999_845)]
+    frame_of(points, [7, 300]).to_file(tmp_path / "points.gpkg")
+    raster, classes = burn_labels(tmp_path / "points.gpkg", scene, tmp_path / "a.tif")
+    label = raster_pairs(scene, raster, "sentinel-2-l2a", classes=classes, size=16)[0].label
+    assert classes == {0: "7", 1: "300"} and (label[0, 0], label[15, 15]) == (0, 1) and (label >= 0).sum() == 2
+    frame_of([WHEAT, WHEAT], ["a", "b"]).to_file(tmp_path / "twice.gpkg")
+    with pytest.warns(UserWarning, match="128 pixels lie in features of several classes"):
+        burn_labels(tmp_path / "twice.gpkg", scene, tmp_path / "b.tif")
+
+
+def test_wrong_labels_raise(scene, tmp_path):
+    bow_tie = shapely.Polygon([(500_000, 4_999_900), (500_100, 5_000_000), (500_100, 4_999_900), (500_000, 5_000_000)])
+    cases = {
+        "feature 2 of 2: Self-intersection": (frame_of([WHEAT, bow_tie], ["a", "b"]), None),
+        "2 columns of text or integers": (frame_of([WHEAT, MAIZE], ["a", "b"], number=[1, 2]), None),
+        "one of .'crop'.": (frame_of([WHEAT], ["a"]), "crops"),
+        "nothing of case.gpkg": (frame_of([shapely.box(0, 0, 9, 9)], ["a"]), None),
+    }
+    for message, (frame, column) in cases.items():
+        frame.to_file(tmp_path / "case.gpkg")
+        with pytest.raises(ContractError, match=message):
+            burn_labels(tmp_path / "case.gpkg", scene, tmp_path / "c.tif", column=column)
+    assert not (tmp_path / "c.tif").exists()
