@@ -190,8 +190,8 @@ class SceneMaker:
     when: str | None = None
     max_missing: float = 0.05  # share of values
     degrees: float = 1.0
-    scale: float = 1.0
-    offset: float = 0.0
+    scale: float | None = None  # native = value * scale + offset; None: as header and name say
+    offset: float | None = None
     seed: int = 0
     shape: tuple[int, int] = field(init=False)  # rows and columns of chips
 

@@ -129,3 +129,15 @@ def test_real_scenes_go_into_a_store_and_come_back(tmp_path, realdata):
     radar = store.sensor("sentinel-1-rtc")[:].pixels
     assert (radar > 0).all() and 0.001 < np.median(radar) < 1  # dB in the files, power in the store
     assert np.datetime64("2018-07-04") in store.index["time"].to_numpy().astype("datetime64[D]")
+
+
+def test_offset_in_the_header_is_applied(tmp_path):
+    import rasterio
+
+    stored = np.random.default_rng(0).integers(1500, 4000, (10, 32, 32), dtype=np.uint16)
+    grid = dict(crs="EPSG:32633", transform=(10, 0, 5.2e5, 0, -10, 4.98e6))
+    file = write_raster(tmp_path / "scene_2023-06-10.tif", stored, nodata=0, **grid)
+    with rasterio.open(file, "r+") as target:
+        target.offsets = [-1000.0] * 10
+    chips = SceneMaker(str(file), "sentinel-2-l2a", size=32).part(range(1))().chips
+    np.testing.assert_array_equal(chips.pixels[0], stored - 1000.0)
