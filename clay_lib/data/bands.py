@@ -184,10 +184,12 @@ def product_name(source: str) -> dict[str, str]:
 
 def header_date(tags: Mapping) -> str | None:
     """The acquisition in a file's tags or attributes, as xarray writes it; TIFF's own DateTime is when it was written."""
+    text = str(tags.get("datetime"))
     try:
-        return datetime.fromisoformat(str(tags.get("datetime"))).isoformat()
+        moment = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return moment.isoformat() if ":" in text else moment.date().isoformat()  # a date alone has no hour
 
 
 def _outer_name(source: str, part: str) -> dict[str, str]:

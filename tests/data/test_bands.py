@@ -8,7 +8,7 @@ import xarray as xr
 
 from clay_lib import SENSORS, ContractError
 from clay_lib.data import bands
-from clay_lib.data.bands import match_bands, missing_pixels
+from clay_lib.data.bands import header_date, match_bands, missing_pixels
 from clay_lib.data.check import inspect_image
 from clay_lib.data.images import open_image
 from clay_lib.data.rasters import read_scene, write_raster
@@ -199,3 +199,9 @@ def test_what_decided_a_band_is_told():
     assert match_bands(["VH", "VV"], S1, None, "a.tif").reasons == ("its name, 'VV'", "its name, 'VH'")
     assert match_bands([""] * 12, S2, None, "a.tif").reasons[0] == "the product's order, band 2 of 12"
     assert match_bands([""] * 2, S1, {"vv": 2}, "a.tif").reasons == ("bands=[...], band 2",)
+
+
+def test_a_date_without_an_hour_stays_a_date():
+    assert header_date({"datetime": "2023-06-10"}) == "2023-06-10"
+    assert header_date({"datetime": "2023-06-10 07:46:21"}) == "2023-06-10T07:46:21"
+    assert header_date({"datetime": "in June"}) is None
