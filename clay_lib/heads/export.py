@@ -81,9 +81,9 @@ class OpenEncoder(nn.Module):
 
     def forward(self, pixels: Tensor, time: Tensor, latlon: Tensor, gsd: Tensor, waves: Tensor):
         tokens, h, w = self.embed(pixels, time, latlon, gsd, waves)
-        tokens = torch.cat([self.encoder.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.encoder.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         tokens = self.encoder.transformer(tokens)
-        return tokens[:, 0], _copy(tokens[:, 1:]).view(len(tokens), h, w, self.encoder.dim)
+        return tokens[:, 0], _copy(tokens[:, 1:]).view(tokens.shape[0], h, w, self.encoder.dim)
 
     def embed(self, pixels: Tensor, time: Tensor, latlon: Tensor, gsd: Tensor, waves: Tensor):
         """Patch tokens with their position codes [B, L, D], and the grid's rows h and columns w, L = h w."""
@@ -109,7 +109,7 @@ def open_code(h: int, w: int, frequencies: Tensor, time: Tensor, latlon: Tensor)
     x, y = (_copy(n).view(h * w, 1) * frequencies for n in (columns, rows))
     grid = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
     metadata = torch.cat([time, latlon], dim=1)[:, None].expand(-1, h * w, -1)
-    return torch.cat([grid.expand(len(time), -1, -1), metadata], dim=2)
+    return torch.cat([grid.expand(time.shape[0], -1, -1), metadata], dim=2)
 
 
 def _copy(x: Tensor) -> Tensor:

@@ -169,7 +169,9 @@ def _ranking_note(lead: pd.DataFrame) -> str:
             "Intervals are Student's t over the means of the seeds, 95 %; with few seeds they are wide. Where they "
             "overlap, the order may be chance."
         )
-    if lead["lost"].any():
+    if lead["lost"].any() and lead["compared"].isna().all():
+        note += " Runs failed, and some settings share no seed with others: those that lost a run stand below."
+    elif lead["lost"].any():
         note += (
             " Where runs failed, settings are ranked by the column compared: each beside the others on the seeds that "
             "both have. Settings with a run that ended without a finite number (diverged) stand below all others."

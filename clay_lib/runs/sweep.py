@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from clay_lib.cluster import cores, dask_client
 from clay_lib.errors import ContractError
 from clay_lib.files import locked, make_folder, write_json
@@ -364,13 +366,19 @@ def _forecast(spec: Sweep, states: dict, planned: int, todo: int, runs: Path, wo
         source = "by the profile" if spec.expected_minutes else "by the demo profile"
     duration = "duration not yet measured" if minutes is None else f"about {todo * minutes / workers:.1f} min {source}"
     limit = f", of which {spec.minutes:g} are allowed" if spec.minutes else ""
+    others = int((~own["run"].isin(list(states))).sum())
+    kept = (
+        f"\n{others} finished runs in its folder are of other settings, or another state of the notebook: not counted"
+    )
     return (
         f"sweep {spec.name}: {planned} runs of {spec.script.stem} ({', '.join(parts)}); "
         f"{todo} to do with {workers} worker{'s' * (workers > 1)}, {duration}{limit}"
-    )
+    ) + (kept if others and not spec.search else "")
 
 
 def _outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> str:
+    if table.empty:
+        return f"{planned} not started: the same command continues"
     counts = Counter(table["status"])
     minutes = table["seconds"].sum() / 60
     pruned = f", {counts['pruned']} pruned" if counts["pruned"] else ""
@@ -397,7 +405,7 @@ def _outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> s
 def _command(spec: Sweep, row: pd.Series) -> str:
     """What runs one run of a table again by itself."""
     parameters = json.loads(Path(row["folder"], "parameters.json").read_text())["parameters"]
-    values = shlex.quote(json.dumps(parameters))  # JSON is YAML
+    values = shlex.quote(yaml.safe_dump(parameters, default_flow_style=True, width=math.inf).strip())  # for YAML 1.1
     return f"jupytext --to ipynb {shlex.quote(str(spec.script))} -o - | papermill - run.ipynb -y {values}"
 
 

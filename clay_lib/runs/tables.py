@@ -199,7 +199,8 @@ def best(
     """`over_seeds`, best setting first ("min": smallest).
 
     Where runs failed, settings are ranked by `compared`: the fit value = setting + seed, in which a setting is compared
-    with the others on the seeds that it shares with them. Without losses that is the mean over seeds. A setting with a
+    with the others on the seeds that it shares with them. Without losses that is the mean over seeds; where settings
+    share no seed it is NaN, and those that lost a run come last. A setting with a
     run that ended without a finite value (`diverged`) comes after all others: that is a result, and a poor one.
     """
     summary = over_seeds(table, metric, by, seed)
@@ -214,16 +215,22 @@ def best(
             rows[f"parameter {seed}"].astype("category").cat.codes.to_numpy(),
         )
         design = np.concatenate([np.eye(level.max() + 1)[level], np.eye(seeds.max() + 1)[seeds]], axis=1)
-        fit = np.linalg.lstsq(design, rows["value"].to_numpy(float), rcond=None)[0]
+        fit, _, rank, _ = np.linalg.lstsq(design, rows["value"].to_numpy(float), rcond=None)
         effects = fit[: level.max() + 1] + fit[level.max() + 1 :].mean()
-        summary.loc[summary["value"].notna(), "compared"] = effects  # both in the order of the settings' values
+        linked = rank == design.shape[1] - 1  # else some settings share no seed with others, directly or by third ones
+        summary.loc[summary["value"].notna(), "compared"] = (
+            effects if linked else np.nan
+        )  # in the order of the settings
     ended = table.assign(value=values_of(table, metric).isna())[table["status"] == "done"]
     if by and ended["value"].any():
         counts = ended.groupby([f"parameter {name}" for name in by], dropna=False)["value"].sum().reset_index()
         levels = summary[list(by)].rename(columns=lambda name: f"parameter {name}")
         summary["diverged"] = levels.merge(counts, how="left")["value"].fillna(0).astype(int).to_numpy()
-    ranked = summary.sort_values("compared", ascending=direction == "min", kind="stable")
-    return ranked.sort_values("diverged", key=lambda count: count > 0, kind="stable", ignore_index=True)
+    incomparable = summary["compared"].isna().all()
+    below = summary["diverged"] + (summary["lost"] if incomparable else 0)
+    order = summary["value"] if incomparable else summary["compared"]
+    ranked = summary.assign(below=below > 0, order=order if direction == "min" else -order)
+    return ranked.sort_values(["below", "order"], kind="stable", ignore_index=True).drop(columns=["below", "order"])
 
 
 def differences(

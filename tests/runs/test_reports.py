@@ -191,3 +191,13 @@ def test_lost_seeds_do_not_decide_the_winner(swept):
     lead = best(table, "loss", "min", ["opt"])
     assert list(lead["opt"]) == ["d", "b", "c", "a"] and list(lead["lost"]) == [1, 1, 1, 0]
     assert lead["compared"].round(3).tolist() == [0.495, 0.525, 0.555, 0.605]
+
+
+def test_settings_without_a_common_seed_are_not_compared(swept):
+    loss = {("a", 0): 0.60, ("b", 1): 0.35, ("c", 0): 0.7, ("c", 1): 0.8}
+    for known, first in ((loss, ["b", "a", "c"]), ({k: v for k, v in loss.items() if k[0] != "c"}, ["b", "a"])):
+        grid = {"opt": sorted({opt for opt, _ in known})}
+        _, table = swept(lambda s, known=known: {"loss": v} if (v := known.get((s["opt"], s["seed"]))) else None,
+                         name=f"s{len(known)}", grid=grid, seeds=2)  # fmt: skip
+        lead = best(table, "loss", "min", ["opt"])
+        assert list(lead["opt"]) == first and lead["compared"].isna().all() == (len(first) == 2)

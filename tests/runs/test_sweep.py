@@ -217,5 +217,17 @@ def test_poor_result_is_kept_with_a_warning_and_failures_are_grouped(tmp_path, c
     printed = capsys.readouterr().out
     assert "FAILED 2 runs, such as" in printed and printed.count("AssertionError: an error") == 2  # live and at the end
     assert "papermill - run.ipynb -y" in printed and "1 not started" in printed
+    (tmp_path / "c.yaml").write_text(text.replace("0.1, 0.6", "1e-05"))
+    sweep.run_sweep(tmp_path / "c.yaml", runs=tmp_path / "runs", dry_run=True)
+    assert "2 finished runs in its folder are of other settings" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="outside"):
         notebooks.claim(False, "outside a sweep it is an error")
+
+
+def test_minutes_that_end_leave_runs_and_an_exit_code_of_their_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "claiming.py").write_text(CLAIMING)
+    budget = "notebook: claiming.py\nmetrics: {loss: min}\ngrid: {rate: [0.1, 0.2, 0.3]}\nbudget: {minutes: 1e-6}\n"
+    (tmp_path / "b.yaml").write_text(budget)
+    monkeypatch.setattr(sweep, "RUNS", tmp_path / "runs")
+    assert cli.main(["sweep", str(tmp_path / "b.yaml"), "--workers", "1"]) == sweep.INCOMPLETE == 3
+    assert "3 not started" in capsys.readouterr().out
