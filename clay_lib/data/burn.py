@@ -40,6 +40,9 @@ def burn_labels(
         ) from None
     if frame.crs is None:
         raise ContractError("labels", f"{path.name} without a CRS", "a CRS", "a shapefile without its .prj file")
+    gaps = [c for c in frame.columns if c != frame.geometry.name and frame[c].dtype.kind == "f"]
+    whole = [c for c in gaps if (frame[c].dropna() % 1 == 0).all() and frame[c].notna().any()]
+    frame[whole] = frame[whole].astype("Int64")  # integers that gaps alone made floats
     column = _class_column(frame, column, path.name)
     for count, shape in enumerate(frame.geometry, start=1):
         if shape is not None and not shape.is_valid:
@@ -51,13 +54,13 @@ def burn_labels(
     if len(codes) >= UNLABELED:
         raise ContractError("labels", f"{len(codes)} classes", f"fewer than {UNLABELED}", "a column of identifiers")
     grid = dict(out_shape=(header.height, header.width), transform=Affine(*header.transform), dtype="uint16")
-    by_class = {
-        name: rasterize(frame.geometry[frame[column] == name], fill=0, default_value=1, **grid) for name in names
-    }
-    if not any(burnt.any() for burnt in by_class.values()):
+    count = np.zeros(grid["out_shape"], np.uint16)  # classes in each pixel
+    for name in names:
+        count += rasterize(frame.geometry[frame[column] == name], fill=0, default_value=1, **grid)
+    if not count.any():
         cause = "another place, features smaller than a pixel, or latitude and longitude swapped"
         raise ContractError("labels", f"nothing of {path.name} on {scene}", "features on the scene", cause)
-    if overlap := int((sum(burnt.astype(int) for burnt in by_class.values()) > 1).sum()):
+    if overlap := int((count > 1).sum()):
         warn(f"{overlap} pixels lie in features of several classes: the last feature in {path.name} counts")
     features = zip(frame.geometry, frame[column].map(codes), strict=True)
     values = rasterize(features, fill=UNLABELED, **grid)
@@ -73,7 +76,7 @@ def _class_column(frame, column: str | None, name: str) -> str:
         if column not in columns:
             raise ContractError("column", repr(column), f"one of {columns}", "a misspelled name")
         return column
-    fits = [c for c in columns if frame[c].dtype.kind in "iuOTU" or np.issubdtype(frame[c].dtype, np.integer)]
+    fits = [c for c in columns if frame[c].dtype.kind in "iuOTU"]
     if len(fits) != 1:
         raise ContractError("column", f"{len(fits)} columns of text or integers in {name}", f"column=, one of {columns}",
                             "the classes' column is not the only one")  # fmt: skip

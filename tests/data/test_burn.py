@@ -41,6 +41,8 @@ def test_points_overlaps_and_numbers_as_classes(scene, tmp_path):
     raster, classes = burn_labels(tmp_path / "points.gpkg", scene, tmp_path / "a.tif")
     label = raster_pairs(scene, raster, "sentinel-2-l2a", classes=classes, size=16)[0].label
     assert classes == {0: "7", 1: "300"} and (label[0, 0], label[15, 15]) == (0, 1) and (label >= 0).sum() == 2
+    frame_of([*points, WHEAT], [7.0, 300.0, None]).to_file(tmp_path / "gap.gpkg")
+    assert burn_labels(tmp_path / "gap.gpkg", scene, tmp_path / "g.tif")[1] == classes
     frame_of([WHEAT, WHEAT], ["a", "b"]).to_file(tmp_path / "twice.gpkg")
     with pytest.warns(UserWarning, match="128 pixels lie in features of several classes"):
         burn_labels(tmp_path / "twice.gpkg", scene, tmp_path / "b.tif")
