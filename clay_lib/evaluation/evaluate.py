@@ -48,8 +48,15 @@ class Evaluation:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Scores with intervals: see `probes.score`. split: "blocks", "random" or "given"; shots: 0 for all chips."""
-        return probes.score(self.predictions, metric=self.metric, bootstraps=self.bootstraps)
+        """Scores with intervals: see `probes.score`. split: "blocks", "random" or "given"; shots: 0 for all chips.
+
+        shared: the share of test chips whose group, such as a place, has training chips too; such scores are too good.
+        """
+        table = probes.score(self.predictions, metric=self.metric, bootstraps=self.bootstraps)
+        if "shared" not in self.predictions:
+            return table
+        shared = self.predictions.groupby(["split", "shots"])["shared"].mean()
+        return table.join(shared, on=["split", "shots"])
 
     @cached_property
     def lead(self) -> pd.DataFrame:
@@ -158,7 +165,9 @@ def evaluate_features(
                 names = [p for p in which if count == 0 or p == "linear"] + ([probes.NEAREST_MEAN] if count else [])
                 both = dict(train_groups=None if count else group[kept], test_groups=group[tested])
                 table = probes.predict(pairs, labels[kept], labels[tested], **both, which=names, seed=seed)
-                tables.append(table.assign(split=split, shots=count, chip=tested[table["chip"].to_numpy()]))
+                shared = np.isin(group[tested], group[kept])[table["chip"].to_numpy()]
+                chip = tested[table["chip"].to_numpy()]
+                tables.append(table.assign(split=split, shots=count, chip=chip, shared=shared))
     return Evaluation(pd.concat(tables, ignore_index=True), metric, bootstraps)
 
 

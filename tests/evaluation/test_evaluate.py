@@ -66,6 +66,8 @@ def test_the_gap_shows_a_leaking_split():
     assert gap.loc["class", "low"] < 0 < gap.loc["class", "high"]
     score = evaluation.table.set_index(["features", "split"])["score"]
     assert score["place", "random"] > 0.9 and score["place", "blocks"] < 0.65
+    shared = evaluation.table.groupby("split")["shared"].unique().map(list)
+    assert shared["blocks"] == [0.0] and shared["random"][0] > 0.99, "test chips whose place has training chips too"
 
 
 def test_more_shots_score_higher():
