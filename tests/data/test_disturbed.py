@@ -171,6 +171,8 @@ def check(case: Stored) -> None:
         source, options = write(case, values, Path(folder))
         if case.south_up and not case.crs and case.container != "array":
             return  # without a CRS nothing tells whether rows count from north or south
+        if case.sensor == "naip" and case.hole == "zeros" and case.container in ("array", "xarray"):
+            return  # black may be measured in 8 bits: only in files is black in all bands a border
         known = case.names != "unknown" and case.hole in ("none", "tagged", "nan")  # must be read, not only reported
         if case.container == "array":  # `bands=` takes the sensor's own names alone
             known = known and case.names != "other"
