@@ -93,11 +93,7 @@ def _to_mlflow(name: str, rows: list[dict], folder: Path) -> int:
         texts = {safe(k): v for k, v in row["metrics"].items() if isinstance(v, str)}
         tags = {"status": row["status"], "commit": row["commit"], "clay_lib": row["library"], **texts}
         params = [Param(safe(k), str(v)) for k, v in row["parameters"].items()]
-        for i in range(0, len(metrics), 1000):  # as many as one request may hold
-            client.log_batch(run, metrics[i : i + 1000])
-        for i in range(0, len(params), 100):
-            client.log_batch(run, params=params[i : i + 100])
-        client.log_batch(run, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+        client.log_batch(run, metrics, params, [RunTag(k, str(v)) for k, v in tags.items()])
         for path in _artifacts(row):
             client.log_artifact(run, str(path))
         client.set_terminated(run, "FAILED" if row["status"] in ("failed", "died") else "FINISHED")

@@ -201,3 +201,16 @@ def test_settings_without_a_common_seed_are_not_compared(swept):
                          name=f"s{len(known)}", grid=grid, seeds=2)  # fmt: skip
         lead = best(table, "loss", "min", ["opt"])
         assert list(lead["opt"]) == first and lead["compared"].isna().all() == (len(first) == 2)
+
+
+def test_confirmed_trials_are_ranked_by_their_new_seeds(swept):
+    swept(
+        lambda s: {"loss": 0.0123 if (s["opt"], s["seed"]) == ("a", 0) else 1.0 + (s["opt"] == "a")},
+        grid={"opt": ["a", "b"]},
+    )
+    home = swept.folder / "runs" / "s"
+    write_json(home / "sweep.json", {**json.loads((home / "sweep.json").read_text()), "confirmed": [1, 2]})
+    page = reports.write_report(swept.folder / "runs", "s").read_text()
+    leading = page.partition("Leading settings")[2].partition("</article>")[0]
+    rows = re.findall(r"<tr><td>(.)</td><td>([\d.]+)</td>", leading)
+    assert "ran again with new seeds" in leading and rows == [("b", "1"), ("a", "2")]
