@@ -200,37 +200,43 @@ def best(
 
     Where runs failed, settings are ranked by `compared`: the fit value = setting + seed, in which a setting is compared
     with the others on the seeds that it shares with them. Without losses that is the mean over seeds; where settings
-    share no seed it is NaN, and those that lost a run come last. A setting with a
-    run that ended without a finite value (`diverged`) comes after all others: that is a result, and a poor one.
+    share no seed it is NaN, and those that lost a run come last. A setting with a run that ended without a finite value
+    (`diverged`) comes after all others: that is a result, and a poor one.
     """
+    import pandas as pd
+
     summary = over_seeds(table, metric, by, seed)
-    rows = table.assign(value=values_of(table, metric)).dropna(subset="value")
-    summary["compared"], summary["diverged"] = summary["value"], 0
-    if seed and summary["lost"].any() and len(rows):
-        settings = (
-            rows.groupby([f"parameter {name}" for name in by], dropna=False).ngroup() if by else rows["value"] * 0
-        )
-        level, seeds = (
-            settings.astype(int).to_numpy(),
-            rows[f"parameter {seed}"].astype("category").cat.codes.to_numpy(),
-        )
-        design = np.concatenate([np.eye(level.max() + 1)[level], np.eye(seeds.max() + 1)[seeds]], axis=1)
-        fit, _, rank, _ = np.linalg.lstsq(design, rows["value"].to_numpy(float), rcond=None)
-        effects = fit[: level.max() + 1] + fit[level.max() + 1 :].mean()
-        linked = rank == design.shape[1] - 1  # else some settings share no seed with others, directly or by third ones
-        summary.loc[summary["value"].notna(), "compared"] = (
-            effects if linked else np.nan
-        )  # in the order of the settings
-    ended = table.assign(value=values_of(table, metric).isna())[table["status"] == "done"]
-    if by and ended["value"].any():
-        counts = ended.groupby([f"parameter {name}" for name in by], dropna=False)["value"].sum().reset_index()
-        levels = summary[list(by)].rename(columns=lambda name: f"parameter {name}")
-        summary["diverged"] = levels.merge(counts, how="left")["value"].fillna(0).astype(int).to_numpy()
+    rows = table.assign(value=values_of(table, metric))[table["status"].isin(ENDED)]
+    axes = [f"parameter {name}" for name in by]
+    level = rows.groupby(axes, dropna=False).ngroup() if axes else pd.Series(0, index=rows.index)  # row of summary
+    summary["compared"] = summary["value"]
+    if seed and summary["lost"].any():
+        summary["compared"] = _without_seed_effects(rows["value"], level, rows[f"parameter {seed}"])
+    diverged = rows["value"].isna() & (rows["status"] == "done")
+    summary["diverged"] = diverged.groupby(level).sum()
     incomparable = summary["compared"].isna().all()
     below = summary["diverged"] + (summary["lost"] if incomparable else 0)
     order = summary["value"] if incomparable else summary["compared"]
     ranked = summary.assign(below=below > 0, order=order if direction == "min" else -order)
     return ranked.sort_values(["below", "order"], kind="stable", ignore_index=True).drop(columns=["below", "order"])
+
+
+def _without_seed_effects(values: pd.Series, level: pd.Series, seeds: pd.Series) -> pd.Series:
+    """Least squares of value = level + seed: the levels' effects, at the mean of the seeds' effects.
+
+    NaN where levels share no seed with others, directly or by third ones. Rows without a value are left out.
+    """
+    import pandas as pd
+
+    values = values.dropna()
+    level, seeds = level[values.index], pd.get_dummies(seeds[values.index], dtype=float)  # [N, S]
+
+    def within(x):  # what varies within a level: its effect drops out
+        return x - x.groupby(level).transform("mean")
+
+    effect, _, rank, _ = np.linalg.lstsq(within(seeds).to_numpy(), within(values).to_numpy(float), rcond=None)
+    effects = (values - seeds @ effect).groupby(level).mean() + effect.mean()
+    return effects if rank == seeds.shape[1] - 1 else effects * np.nan
 
 
 def differences(
