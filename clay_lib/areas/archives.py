@@ -28,7 +28,7 @@ from urllib3 import Retry
 from clay_lib.areas.catalogs import read_catalog
 from clay_lib.areas.items import Acquisition, Archive, mean_cloud_cover, moment_of, solar_day
 from clay_lib.data.bands import MODIS_FILL, product_name
-from clay_lib.data.georeference import bounds_wgs84, crs_text, outline
+from clay_lib.data.georeference import bounds_wgs84, boxes, check_polygons, crs_text, outline
 from clay_lib.data.rasters import find_layers
 from clay_lib.datacube import parse_when
 from clay_lib.errors import ContractError, number
@@ -168,7 +168,7 @@ def parse_area(area) -> shapely.Geometry:
         text = str(area)
         area = text.split(",") if text.count(",") == 3 and not Path(text).exists() else _read_area(Path(text))
     if hasattr(area, "to_crs"):
-        _check_shapes(area.geometry)
+        check_polygons(area.geometry, "area")
         area = (area.to_crs("EPSG:4326") if area.crs is not None else area).geometry.union_all()
     elif not isinstance(area, shapely.Geometry):
         try:
@@ -188,25 +188,6 @@ def parse_area(area) -> shapely.Geometry:
         cause = "meters of a projection: pass a GeoDataFrame with its CRS, or degrees"
         raise ContractError("area", found, "degrees, longitude -180 to 180, latitude -90 to 90", cause)
     return area
-
-
-def boxes(area: shapely.Geometry) -> list[tuple[float, float, float, float]]:
-    """(west, south, east, north) of an area in degrees; two of an area in parts on both sides of the antimeridian."""
-    west, _, east, _ = area.bounds
-    parts = shapely.get_parts(area)
-    if west > -180 or east < 180 or len(parts) == 1:
-        return [area.bounds]
-    beyond = shapely.bounds(parts)[:, 2] <= 0
-    return [shapely.total_bounds(side).tolist() for side in (parts[~beyond], parts[beyond]) if len(side)]
-
-
-def _check_shapes(shapes) -> None:
-    """ContractError for the first shape of a GeoSeries that crosses itself."""
-    for count, shape in enumerate(shapes, start=1):
-        if shape is not None and not shape.is_valid:
-            found = f"feature {count} of {len(shapes)}: {shapely.is_valid_reason(shape)}"
-            cause = "crossing edges: GeoSeries.make_valid() fixes them"
-            raise ContractError("area", found, "polygons that do not cross themselves", cause)
 
 
 def _read_area(path: Path):

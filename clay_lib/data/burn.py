@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import shapely
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
+from clay_lib.data.georeference import check_polygons
 from clay_lib.data.rasters import read_header, write_raster
 from clay_lib.errors import ContractError, warn
 
@@ -44,10 +44,7 @@ def burn_labels(
     whole = [c for c in gaps if (frame[c].dropna() % 1 == 0).all() and frame[c].notna().any()]
     frame[whole] = frame[whole].astype("Int64")  # integers that gaps alone made floats
     column = _class_column(frame, column, path.name)
-    for count, shape in enumerate(frame.geometry, start=1):
-        if shape is not None and not shape.is_valid:
-            found = f"{path.name}, feature {count} of {len(frame)}: {shapely.is_valid_reason(shape)}"
-            raise ContractError("labels", found, "polygons that do not cross themselves", "make_valid() fixes them")
+    check_polygons(frame.geometry, "labels", f"{path.name}, ")
     frame = frame[frame[column].notna() & frame.geometry.notna() & ~frame.geometry.is_empty].to_crs(header.crs)
     names = sorted(frame[column].unique(), key=lambda name: (isinstance(name, str), name))
     codes = {name: code for code, name in enumerate(names)}

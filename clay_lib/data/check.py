@@ -178,7 +178,7 @@ def inspect_image(
     given: gsd (meters), lat and lon (degrees), when (one for all or one a chip, as in `make_datacube`) and in_decibel
     take precedence over the image's own. A place is compared to the image's own too.
     """
-    name, told = _name(source), []
+    name, texts = _name(source), []
     try:
         sensor, own = SENSORS.resolve(sensor), source
         if not isinstance(source, Image):  # an Image may come from a thread, which must not change warning filters
@@ -186,13 +186,13 @@ def inspect_image(
                 warnings.simplefilter("always")
                 reading = dict(when=given.get("when"), in_decibel=given.get("in_decibel"), scale=scale, offset=offset)
                 own = open_image(source, sensor, bands=bands, nodata=nodata, **reading)
-            told = dict.fromkeys(str(m.message) for m in messages if issubclass(m.category, UserWarning))
+            texts = dict.fromkeys(str(m.message) for m in messages if issubclass(m.category, UserWarning))
         image = with_metadata(own, valid=valid, **given)
         names = image.bands or sensor.band_names
         array = as_batch(image.pixels, sensor, names)
     except Exception as problem:
         return Inspection(name, sensor if isinstance(sensor, Sensor) else None, [_caught("pixels", source, problem)])
-    findings = [warning("reading", message, "", "") for message in told]
+    findings = [warning("reading", message, "", "") for message in texts]
     findings += _inspect_pixels(array, names, sensor, image.in_decibel, image.stored)
     refused = {}
     place = image.lon if image.lat is None else image.lat

@@ -104,14 +104,30 @@ def outline(west: float, south: float, east: float, north: float) -> shapely.Geo
     return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])
 
 
+def boxes(shape: shapely.Geometry) -> list[tuple[float, float, float, float]]:
+    """(west, south, east, north) of a shape in degrees; two of one in parts on both sides of the antimeridian."""
+    west, _, east, _ = shape.bounds
+    parts = shapely.get_parts(shape)
+    if west > -180 or east < 180 or len(parts) == 1:
+        return [shape.bounds]
+    beyond = shapely.bounds(parts)[:, 2] <= 0
+    return [shapely.total_bounds(side).tolist() for side in (parts[~beyond], parts[beyond]) if len(side)]
+
+
 def center_longitude(shape: shapely.Geometry) -> float:
     """Degrees, -180 to 180, of the middle of an outline: that of a shape cut at 180 degrees lies there, not near 0."""
-    west, _, east, _ = shapely.bounds(shapely.get_parts(shape)).T  # of each part
-    if west.min() <= -180 and east.max() >= 180 and len(west) > 1:
-        beyond = east <= 0
-        west, east = west + 360 * beyond, east + 360 * beyond
-    middle = (west.min() + east.max()) / 2
+    first, last = (sides := boxes(shape))[0], sides[-1]
+    middle = (first[0] + last[2] + 360 * (len(sides) - 1)) / 2
     return float(middle if middle <= 180 else middle - 360)
+
+
+def check_polygons(shapes, field: str, source: str = "") -> None:
+    """ContractError for the first shape of a GeoSeries that crosses itself."""
+    for count, shape in enumerate(shapes, start=1):
+        if shape is not None and not shape.is_valid:
+            found = f"{source}feature {count} of {len(shapes)}: {shapely.is_valid_reason(shape)}"
+            cause = "crossing edges: GeoSeries.make_valid() fixes them"
+            raise ContractError(field, found, "polygons that do not cross themselves", cause)
 
 
 def warn_of_points(name: str, *, rpcs: bool = False) -> None:

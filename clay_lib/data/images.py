@@ -230,8 +230,8 @@ def _from_scene(scene: Scene, sensor: Sensor, bands: Bands, fill: float | None) 
     if scene.sensor != sensor or not {*names} <= {*scene.bands}:
         found, expected = f"{names} of {sensor.name}", f"some of {list(scene.bands)} of {scene.sensor.name}"
         raise ContractError("bands", found, expected, "a scene that was read as another sensor, or with other bands")
-    taken = [scene.bands.index(name) for name in names]
-    pixels = _native(scene.pixels[None, taken], [fill] * len(taken), sensor)
+    taken = slice(None) if bands is None else [scene.bands.index(name) for name in names]  # a slice copies nothing
+    pixels = _native(scene.pixels[None, taken], [fill] * len(names), sensor)
     pixels[:, scene.missing[taken]] = np.nan
     metadata = dict(gsd=scene.gsd if scene.crs else None, in_decibel=scene.in_decibel, stored=scene.pixels.dtype)
     metadata |= dict(lat=scene.lat, lon=scene.lon, when=scene.when)

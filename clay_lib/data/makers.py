@@ -272,7 +272,7 @@ def footprint(crs: str | None, transform: Sequence[float] | None, height: int, w
     """The outline of a raster in WGS84, in two pieces across the antimeridian; None if it is not georeferenced."""
     import shapely
 
-    from clay_lib.data.rasters import cut_at_antimeridian
+    from clay_lib.data.georeference import cut_at_antimeridian
 
     if crs is None or transform is None:
         return None

@@ -35,7 +35,6 @@ from clay_lib.data.bands import (
     words,
 )
 from clay_lib.data.georeference import crs_text, lat_lon, locate, warn_of_points
-from clay_lib.data.georeference import cut_at_antimeridian as cut_at_antimeridian  # the makers import it from here
 from clay_lib.errors import ContractError, first_line, number, warn
 from clay_lib.files import atomic_write
 from clay_lib.sensors import SENSORS, Sensor

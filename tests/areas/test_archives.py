@@ -12,12 +12,13 @@ from archive_scenes import ALWAYS, around, array_of, file_of, grid_of, scene_of
 from faulty_server import FaultyServer
 from pyproj import Transformer
 
-from clay_lib.areas.archives import acquisition_from_file, archives_of, boxes, find_acquisitions, parse_area
+from clay_lib.areas.archives import acquisition_from_file, archives_of, find_acquisitions, parse_area
 from clay_lib.areas.jobs import plan
 from clay_lib.areas.reading import estimate_bytes, read_acquisition
 from clay_lib.areas.tiles import grid_of as tile_grid
 from clay_lib.areas.tiles import tiles_of
 from clay_lib.data.check import inspect_image
+from clay_lib.data.georeference import boxes
 from clay_lib.data.images import open_image
 from clay_lib.data.rasters import write_raster
 from clay_lib.errors import ContractError
