@@ -18,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
-from torch.fx.experimental import _config as symbols
 
 from clay_lib.checkpoint import load_model
 from clay_lib.clay import Clay
@@ -27,7 +25,7 @@ from clay_lib.data import Chips, world_chips
 from clay_lib.datacube import latlon_code, time_code
 from clay_lib.errors import ContractError
 from clay_lib.files import CACHE, atomic_write
-from clay_lib.heads.export import OpenEncoder, open_code, unit_frequencies, write_onnx
+from clay_lib.heads.export import OpenEncoder, open_code, trace_module, unit_frequencies, write_onnx
 from clay_lib.model import ClayMAE
 from clay_lib.runs import page
 from clay_lib.sensors import SENSORS
@@ -96,16 +94,7 @@ def example() -> dict[str, Tensor]:
 
 def write_model(model: ClayMAE, path: Path) -> None:
     """The model as ONNX; weights of more than 1,000 numbers in float16, cast to float32 when the file is loaded."""
-    axes = {name: {i: axis for i, axis in enumerate(sides) if isinstance(axis, str)} for name, sides in INPUTS.items()}
-    dynamic = {name: dict.fromkeys(named, Dim.DYNAMIC) for name, named in axes.items()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), symbols.patch(backed_size_oblivious=True):
-            program = torch.export.export(LiveModel(model).eval(), (), example(), dynamic_shapes=dynamic)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    write_onnx(program, path, {}, outputs=OUTPUTS, axes=axes)
+    write_onnx(trace_module(LiveModel(model), example(), INPUTS), path, {}, inputs=INPUTS, outputs=OUTPUTS)
     halve(path)
 
 

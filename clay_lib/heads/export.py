@@ -118,13 +118,17 @@ def _copy(x: Tensor) -> Tensor:
 
 def trace(encoder: Encoder) -> ExportedProgram:
     """The encoder as a graph with dynamic batch, bands, height and width, each from 1."""
-    example = check_inputs(*CHECKS[1])
-    dynamic = {name: {i: Dim.DYNAMIC for i in axes} for name, axes in _dynamic_axes().items()}
+    return trace_module(OpenEncoder(encoder), check_inputs(*CHECKS[1]), INPUTS)
+
+
+def trace_module(module: nn.Module, example: Mapping[str, Tensor], inputs: Mapping[str, tuple]) -> ExportedProgram:
+    """A module as a graph. inputs: the axes of each input, as in INPUTS."""
+    dynamic = {name: dict.fromkeys(axes, Dim.DYNAMIC) for name, axes in _dynamic_axes(inputs).items()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused operation that other runtimes do not have
     try:  # oblivious: a size of the example that is not 1 may still become 1
         with torch.no_grad(), symbols.patch(backed_size_oblivious=True):
-            return torch.export.export(OpenEncoder(encoder).eval(), (), example, dynamic_shapes=dynamic)
+            return torch.export.export(module.eval(), (), example, dynamic_shapes=dynamic)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -186,11 +190,11 @@ def open_pt2(path: str | Path) -> tuple[Run, Axes, Axes]:
 
 
 def write_onnx(
-    program: ExportedProgram, path: str | Path, description: Mapping[str, str], *, outputs=OUTPUTS, axes=None
+    program: ExportedProgram, path: str | Path, description: Mapping[str, str], *, inputs=INPUTS, outputs=OUTPUTS
 ) -> None:
     """One file of opset OPSET, weights inside, the description in metadata_props. Needs the extra `export`.
 
-    outputs: their names; axes: {input: {axis: name}}, by default those of INPUTS.
+    inputs, outputs: names and axes, as in INPUTS and OUTPUTS.
     """
     _need("onnx", "onnxscript")
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
@@ -200,7 +204,7 @@ def write_onnx(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # inputs that share an axis share its name, as intended
-            options = dict(output_names=list(outputs), dynamic_shapes=axes or _dynamic_axes())
+            options = dict(output_names=list(outputs), dynamic_shapes=_dynamic_axes(inputs))
             onnx = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **options)
     finally:
         for log, level in zip(logs, levels, strict=True):
@@ -284,8 +288,8 @@ def describe(config: ClayConfig, weights: Path) -> dict[str, str]:
     }
 
 
-def _dynamic_axes() -> dict[str, dict[int, str]]:
-    return {name: {i: axis for i, axis in enumerate(axes) if isinstance(axis, str)} for name, axes in INPUTS.items()}
+def _dynamic_axes(inputs: Mapping[str, tuple]) -> dict[str, dict[int, str]]:
+    return {name: {i: axis for i, axis in enumerate(axes) if isinstance(axis, str)} for name, axes in inputs.items()}
 
 
 def _need(*packages: str) -> None:
