@@ -1,7 +1,7 @@
 """The fastest arithmetic that agrees with float32, found by measuring it on this machine.
 
 Whether bfloat16 is three times faster than float32 or three hundred times slower depends on the processor, and cannot
-be told by its name. So the candidates are timed on one block of the model and compared with float32 on one chip of the
+be known from its name. So the candidates are timed on one block of the model and compared with float32 on one chip of the
 first batch that is worth it. The choice is kept for the process and, with the machine, torch, the model and the shape
 as its key, in the user's cache folder.
 """

@@ -61,9 +61,7 @@ class RunResult:
 
 def output_folder(out: str, name: str) -> Path:
     """Where a notebook writes: the folder given by a headless run, else papermill_runs/lab/NAME; created if missing."""
-    folder = Path(out) if out else RUNS / "lab" / name
-    make_folder(folder)
-    return folder
+    return make_folder(Path(out) if out else RUNS / "lab" / name)
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:
@@ -111,11 +109,15 @@ def report_metric(name: str):
 
 def read_reported(folder: Path) -> dict[int, float]:
     """The values that a run has reported so far, by step; of a step reported twice, the last one."""
+    return dict(sorted(json.loads(line) for line in _lines(Path(folder, REPORTED))))
+
+
+def _lines(path: Path) -> list[str]:
+    """The complete lines of a file that a notebook appends to, without one being written; none if there is no file."""
     try:
-        lines = Path(folder, REPORTED).read_text(encoding="utf-8").split("\n")[:-1]  # without one being written
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError:
-        return {}
-    return dict(sorted(json.loads(line) for line in lines))
+        return []
 
 
 def flatten(metrics: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -189,13 +191,13 @@ def run_notebook(
     for path in (executed, executed.with_suffix(".html"), *stale):
         path.unlink(missing_ok=True)
 
-    started, peak, died = time.time(), 0.0, False
+    started, peak, died, environment = time.time(), 0.0, False, _environment(threads, env)
     for attempt in range(START_ATTEMPTS):
         failed, error = None, None
         with tempfile.TemporaryDirectory(prefix="k") as prefix, open(out / "log.txt", "w") as log:
             watch = _Watch(prefix, timeout, out / PRUNE)
             try:
-                _execute(notebook, executed, values, prefix, log, cwd=script.parent, env=_environment(threads, env))
+                _execute(notebook, executed, values, prefix, log, cwd=script.parent, env=environment)
             except PapermillExecutionError as exception:
                 failed = _describe_cell(notebook, exception.source)
                 error = f"{exception.ename}: {exception.evalue}".strip()
@@ -227,8 +229,8 @@ def run_notebook(
     size = executed.stat().st_size if executed.exists() else 0
     reached = max(read_reported(out).items(), default=None)
     record = {**asdict(result), "finished": time.strftime("%Y-%m-%d %H:%M"), "bytes": size, "reached": reached}
-    record["warnings"] = (out / CLAIMS).read_text(encoding="utf-8").splitlines() if (out / CLAIMS).exists() else []
-    record["precision"] = _environment(threads, env)["CLAY_PRECISION"]
+    record["warnings"] = _lines(out / CLAIMS)
+    record["precision"] = environment["CLAY_PRECISION"]
     write_json(out / "run.json", {**record, **provenance(), **(extra or {})})
     return result
 

@@ -130,7 +130,7 @@ class Study:
         new = {step: v for step, v in values.items() if (last is None or step > last) and math.isfinite(v)}
         if frozen.state.is_finished() or not new:
             return False
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # told by another driver at the same moment
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another driver has ended it at the same moment
             for step, value in new.items():
                 trial.report(value, step)
             return trial.should_prune()
@@ -158,7 +158,7 @@ class Study:
         value = row.get("metrics", {}).get(self.metric) if row.get("status") == "done" else None
         known = isinstance(value, float) and math.isfinite(value)
         state = None if known else TrialState.PRUNED if row.get("status") == "pruned" else TrialState.FAIL
-        with suppress(UpdateFinishedTrialError):  # another driver of the study is told of it at the same moment
+        with suppress(UpdateFinishedTrialError):  # another driver has ended it at the same moment
             self.study.tell(number, value if known else None, state=state, skip_if_finished=True)
 
     def _confirming(self) -> Iterator[Run]:

@@ -5,7 +5,6 @@ The only state is the runs' folders, so the same command continues where the las
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -23,7 +22,7 @@ import yaml
 
 from clay_lib.cluster import cores, dask_client
 from clay_lib.errors import ContractError
-from clay_lib.files import locked, make_folder, write_json
+from clay_lib.files import locked, make_folder, read_json, write_json
 from clay_lib.runs.notebooks import RUN_FOLDER, RUNS, read_script, run_notebook
 from clay_lib.runs.parameters import declared_metrics
 from clay_lib.runs.profiles import read_profile
@@ -404,7 +403,7 @@ def _outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> s
 
 def _command(spec: Sweep, row: pd.Series) -> str:
     """What runs one run of a table again by itself."""
-    parameters = json.loads(Path(row["folder"], "parameters.json").read_text())["parameters"]
+    parameters = read_json(Path(row["folder"], "parameters.json"))["parameters"]
     values = shlex.quote(yaml.safe_dump(parameters, default_flow_style=True, width=math.inf).strip())  # for YAML 1.1
     return f"jupytext --to ipynb {shlex.quote(str(spec.script))} -o - | papermill - run.ipynb -y {values}"
 

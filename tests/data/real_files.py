@@ -16,7 +16,7 @@ FILES = [
 ]  # fmt: skip
 
 
-class Told(NamedTuple):
+class Expected(NamedTuple):
     """What the makers' description says of a file in FILES, in the same order, and what decides its first band."""
 
     lat: float
@@ -27,17 +27,17 @@ class Told(NamedTuple):
     holes: float = 0.0
 
 
-TOLD = [
-    Told(-25.316, -48.106, 10, None, "ESA's order, band 2 of 12"),
-    Told(-3.401, 34.066, 10, None, "ESA's order, band 2 of 12"),
-    Told(-38.831, -72.479, 10, None, "ESA's order, band 2 of 12"),
-    Told(-25.316, -48.106, 10, "2021-07-21", "the sensor's order, band 1 of 2"),
-    Told(-3.401, 34.066, 10, "2023-06-10", "the sensor's order, band 1 of 2"),
-    Told(-38.831, -72.479, 10, "2020-04-11", "the sensor's order, band 1 of 2"),
-    Told(38.393, -78.632, 29.9, None, "its name, 'b4'"),
-    Told(15.721, -93.316, 30, "1999-11-18", "bands=[...], band 1"),
-    Told(36.622, -78.002, 1, "2016-06-20", "the sensor's order, band 1 of 4"),
-    Told(37.997, -78.937, 1, None, "its name, 'b1'"),
-    Told(10.8, -73.0, 463.3, "2018-07-04", "its name, 'b01'", 0.096),
-    Told(29.693, -81.990, 0.1, None, "the sensor's order, band 1 of 3", 0.003),
+EXPECTED = [
+    Expected(-25.316, -48.106, 10, None, "ESA's order, band 2 of 12"),
+    Expected(-3.401, 34.066, 10, None, "ESA's order, band 2 of 12"),
+    Expected(-38.831, -72.479, 10, None, "ESA's order, band 2 of 12"),
+    Expected(-25.316, -48.106, 10, "2021-07-21", "the sensor's order, band 1 of 2"),
+    Expected(-3.401, 34.066, 10, "2023-06-10", "the sensor's order, band 1 of 2"),
+    Expected(-38.831, -72.479, 10, "2020-04-11", "the sensor's order, band 1 of 2"),
+    Expected(38.393, -78.632, 29.9, None, "its name, 'b4'"),
+    Expected(15.721, -93.316, 30, "1999-11-18", "bands=[...], band 1"),
+    Expected(36.622, -78.002, 1, "2016-06-20", "the sensor's order, band 1 of 4"),
+    Expected(37.997, -78.937, 1, None, "its name, 'b1'"),
+    Expected(10.8, -73.0, 463.3, "2018-07-04", "its name, 'b01'", 0.096),
+    Expected(29.693, -81.990, 0.1, None, "the sensor's order, band 1 of 3", 0.003),
 ]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from real_files import FILES, TOLD
+from real_files import EXPECTED, FILES
 
 from clay_lib import SENSORS, Band, Clay, ClayConfig, ContractError, Sensor
 from clay_lib import __main__ as cli
@@ -144,8 +144,8 @@ def test_several_errors_are_one_message(right):
 # ---- no false alarm ----
 
 
-@pytest.mark.parametrize("row, told", [*zip(FILES, TOLD, strict=True)], ids=[file for _, file, _ in FILES])
-def test_real_files_are_taken_for_what_they_are(realdata, row, told):
+@pytest.mark.parametrize("row, expected", [*zip(FILES, EXPECTED, strict=True)], ids=[file for _, file, _ in FILES])
+def test_real_files_are_taken_for_what_they_are(realdata, row, expected):
     sensor, file, kwargs = row
     path = sorted(realdata.glob(file)) if "*" in file else realdata / file
     report = inspect_image(path, sensor, **kwargs | OFFSET_KEPT.get(file, {}))
@@ -153,11 +153,11 @@ def test_real_files_are_taken_for_what_they_are(realdata, row, told):
     assert "*" in file or sensor in possible_sensors(str(path))
     assert report.findings == [] and report.title.endswith("as expected")
     assert {*report.names} == {*SENSORS[sensor].band_names} and "absent" not in report.facts
-    assert report.bands["", "decided by"][0] == told.decided
-    assert (image.lat, image.lon) == pytest.approx((told.lat, told.lon), abs=0.2 if sensor == "modis" else 1e-3)
-    assert image.gsd == pytest.approx(told.gsd, rel=1e-3) and image.in_decibel == (sensor == S1)
-    assert (image.when or "")[:10] == (told.day or "")
-    assert np.isnan(image.pixels).any(1).mean() == pytest.approx(told.holes, abs=5e-4)
+    assert report.bands["", "decided by"][0] == expected.decided
+    assert (image.lat, image.lon) == pytest.approx((expected.lat, expected.lon), abs=0.2 if sensor == "modis" else 1e-3)
+    assert image.gsd == pytest.approx(expected.gsd, rel=1e-3) and image.in_decibel == (sensor == S1)
+    assert (image.when or "")[:10] == (expected.day or "")
+    assert np.isnan(image.pixels).any(1).mean() == pytest.approx(expected.holes, abs=5e-4)
     assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 100
     for window in ((90, 60, 64, 64), (7, 5, 16, 16), (50, 40, 8, 8), (33, 22, 1, 1)):
         scene = read_scene(path, sensor, when="2020-06-01", window=window, **kwargs | OFFSET_KEPT.get(file, {}))
