@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import secrets
+import site
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ PARTIAL = ".part-"  # start of the name of an unfinished file, which keeps the e
 CHECKOUT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("CLAY_DATA") or (CHECKOUT if (CHECKOUT / "notebooks").is_dir() else Path.cwd()) / "data")
 CACHE = DATA / "cache"
+INSTALLED = [Path(prefix, "share", "clay-notebooks") for prefix in (sys.prefix, site.getuserbase())]  # from a wheel
 
 
 def make_folder(path: str | Path) -> Path:
@@ -205,12 +208,12 @@ class MetricsFile:
 
 
 def find_weights(name: str | Path) -> Path:
-    """The file of weights for a path, a name in the cache or in data/weights (with or without its ending), or hub:."""
+    """The file of weights for a path, a name in the cache or data/weights or shipped (ending optional), or hub:."""
     if str(name).startswith("hub:"):
         return _from_hub(str(name).removeprefix("hub:"))
     path = Path(name).expanduser()
     names = [path] if path.suffix else [path, path.with_name(f"{path.name}.safetensors")]
-    candidates = [folder / n for n in names for folder in (Path(), CACHE, DATA / "weights", DATA)]
+    candidates = [folder / n for n in names for folder in (Path(), CACHE, DATA / "weights", DATA, *INSTALLED)]
     return next((candidate for candidate in candidates if candidate.is_file()), path)
 
 

@@ -85,6 +85,7 @@ def test_installed_package_is_complete(tmp_path):
         target.mkdir(parents=True)
         for path in {path for pattern in patterns for path in source.glob(pattern)}:
             shutil.copy(path, target)
+    assert all((ROOT / name).is_file() for names in settings["data-files"].values() for name in names)
     installed = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     sources = (path for path in (ROOT / "clay_lib").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".md"))
     assert {path.relative_to(ROOT) for path in sources} == installed
