@@ -96,7 +96,7 @@ def write_page(folder: Path, table: pd.DataFrame) -> Path:
     atomic_write(Path(folder) / "results.csv", lambda partial: table.to_csv(partial, index=False))
     # from the file's rows, so that the page is the same whether a row was just measured or kept
     page = results_page(read_results(folder))
-    return atomic_write(Path(folder) / "RESULTS.md", lambda partial: partial.write_text(page))
+    return atomic_write(Path(folder) / "RESULTS.md", lambda partial: partial.write_text(page, encoding="utf-8"))
 
 
 # -- the page --------------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def run_notebook(
     started, peak, died, environment = time.time(), 0.0, False, _environment(threads, env)
     for attempt in range(START_ATTEMPTS):
         failed, error = None, None
-        with tempfile.TemporaryDirectory(prefix="k") as prefix, open(out / "log.txt", "w") as log:
+        with tempfile.TemporaryDirectory(prefix="k") as prefix, open(out / "log.txt", "w", encoding="utf-8") as log:
             watch = _Watch(prefix, timeout, out / PRUNE)
             try:
                 _execute(notebook, executed, values, prefix, log, cwd=script.parent, env=environment)
