@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from clay_lib import SENSORS, Clay, data, figures
 from clay_lib.course import checks, wavelength_slider
 from clay_lib.embedding import wave_code
-from clay_lib.runs import output_folder, write_metrics
+from clay_lib.runs import claim, output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
 
@@ -232,7 +232,7 @@ same_pattern = (blue_red.abs() > 0.9).float().mean().item()
 strength = kernels.square().mean(dim=(0, 2, 3)).sqrt()
 print(f"blue and red have the same pattern, up to its sign, in {same_pattern:.0%} of the stronger kernels")
 print("mean strength, red = 1:", *(f"{name} {s:.2f}" for name, s in zip(shown, strength / strength[2], strict=False)))
-assert same_pattern > 0.5
+claim(same_pattern > 0.5, "most kernels have one pattern for blue and red")
 
 # %% [markdown]
 # Most kernels have one pattern and give it to each band with its own strength and sign. With the same sign for blue and
@@ -265,7 +265,7 @@ index = {label: i for i, label in enumerate(labels)}
 others = ("landsat-c2l2-sr red", "sentinel-2-l2a rededge1", "sentinel-2-l2a nir")
 landsat_red, red_edge, near_infrared = (similarity[index["sentinel-2-l2a red"], index[k]].item() for k in others)
 print(f"Sentinel-2 red and Landsat red {landsat_red:.4f}, red edge {red_edge:.3f}, near infrared {near_infrared:.3f}")
-assert landsat_red > red_edge > near_infrared
+claim(landsat_red > red_edge > near_infrared, "kernels differ more, the further apart two wavelengths lie")
 
 # %% [markdown]
 # The dark squares on the diagonal are blue, green, red, near infrared and short-wave infrared. Each square holds bands
@@ -284,7 +284,7 @@ between, _ = embedding.kernels(steps)  # [D, 6, P, P]
 green, middle, yellow = F.normalize(rearrange(between[:, [0, 3, 5]], "D C p q -> C (D p q)"), dim=1)
 green_yellow, new_green, new_yellow = ((a @ b).item() for a, b in ((green, yellow), (middle, green), (middle, yellow)))
 print(f"cosine of green and yellow {green_yellow:.3f}; of {new} µm and green {new_green:.3f}, yellow {new_yellow:.3f}")
-assert new_green > green_yellow and new_yellow > green_yellow
+claim(min(new_green, new_yellow) > green_yellow, "kernels of a new wavelength lie between those of its neighbors")
 
 # %% [markdown]
 # In the same way any two wavelengths can be compared, whether or not a sensor has them. Dark squares are ranges that

@@ -305,7 +305,7 @@ shared = {
     for split, pairs in splits.items()
 }
 assert shared["by blocks"] == 0
-assert dates == 1 or shared["random split"] > 0.3, "with several dates most test chips have a other date in training"
+claim(dates == 1 or shared["random split"] > 0.3, "with several dates, many test chips have another date in training")
 for split, share_of_places in shared.items():
     print(f"{split:<13} {share_of_places:4.0%} of the test chips show a place that is also in training")
 
