@@ -1,17 +1,20 @@
 """Teacher: a frozen DINOv2 with registers, whose class token Clay's projected class token learns to match.
 
-Source: Oquab et al. 2024 and Darcet et al. 2024, through the transformers library. It is no submodule of the trained
+`PatchHeads` are a second, optional target: each visible patch token predicts statistics of its patch. Source: Oquab et al. 2024 and Darcet et al. 2024, through the transformers library. It is no submodule of the trained
 module: none of its parameters reaches the optimizer or a checkpoint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clay_lib.encoder import Encoded, gather_tokens, patchify
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS, Sensor
 
@@ -98,3 +101,74 @@ def teacher_target(teacher: nn.Module, pixels: Tensor, sensor: str) -> Tensor:
     all bands as they are.
     """
     return teacher(pixels if getattr(teacher, "sees", "rgb") == "pixels" else teacher_view(pixels, SENSORS[sensor]))
+
+
+# --- targets of patch tokens ---
+
+FILTERS = 48  # random ones of a patch
+FLAT = 0.02  # standard deviations of the sensor below which a patch counts as flat
+MIN_VARIANCE = 0.02  # lower bound of a direction's variance in whitening
+
+
+class PatchHeads(nn.Module):
+    """A linear head for each sensor from a patch token to `patch_statistics`; used in training only, never released.
+
+    One parameter holds the weights of all sensors, so that every process has a gradient for all of it at every step.
+    """
+
+    def __init__(self, sensors: Sequence[str], dim: int, patch_size: int):
+        super().__init__()
+        self.sensors, self.patch_size = list(sensors), patch_size
+        width = 2 * (3 * max(len(SENSORS[name].bands) for name in sensors) + FILTERS)
+        self.weight = nn.Parameter(torch.zeros(len(sensors), dim, width))
+        self.bias = nn.Parameter(torch.zeros(len(sensors), 1, width))
+
+    def loss(self, encoded: Encoded, pixels: Tensor, sensor: str) -> Tensor:
+        """Error of the statistics of visible patches, half whitened over the batch; pixels [B, C, H, W], NaN in holes."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            statistics = patch_statistics(pixels.float(), self.patch_size)  # [B, L, n]
+            complete = statistics.isfinite().all(-1)  # [B, L]
+            known = complete.gather(1, encoded.visible)  # [B, V]
+            if encoded.present is not None:
+                known = known & encoded.present
+            target = gather_tokens(statistics, encoded.visible)[known]  # [N, n]
+            k, n = self.sensors.index(sensor), statistics.shape[-1]
+            prediction = encoded.tokens[:, 1:][known].float() @ self.weight[k, :, :n] + self.bias[k, :, :n]
+            error = (prediction - target) @ _whitening(statistics[complete])
+            return F.smooth_l1_loss(error, torch.zeros_like(error), reduction="sum") / max(error.numel(), 1)
+
+
+@torch.no_grad()
+def patch_statistics(pixels: Tensor, P: int) -> Tensor:
+    """Normalized pixels [B, C, H, W] -> [B, L, 2 (3 C + FILTERS)]: a patch, then the 3 x 3 patches around it.
+
+    For each band mean, logarithm of the standard deviation and of the mean gradient; then responses of fixed random
+    filters as in `baselines.random_convolutions`.
+    """
+    B, C = pixels.shape[:2]
+    x = rearrange(patchify(pixels, P), "B L (C p q) -> (B L) C p q", C=C, p=P)
+    gradient = x.diff(dim=2).abs().mean((2, 3)) + x.diff(dim=3).abs().mean((2, 3))
+    columns = [x.mean((2, 3)), (x.std((2, 3)) + FLAT).log() + 1, (gradient + FLAT).log() + 1]
+    generator = torch.Generator().manual_seed(0)
+    for side in (3, 5):
+        columns.append(F.conv2d(x, random_filters(FILTERS // 2, C, side, generator).to(x)).relu().mean((2, 3)))
+    own = torch.cat(columns, dim=1)  # [B L, n]
+    grid = rearrange(own, "(B h w) n -> B n h w", B=B, h=-(-pixels.shape[-2] // P))
+    around = F.avg_pool2d(grid, 3, stride=1, padding=1, count_include_pad=False)
+    return rearrange(torch.cat([grid, around], dim=1), "B n h w -> B (h w) n")
+
+
+def random_filters(count: int, bands: int, side: int, generator: torch.Generator) -> Tensor:
+    """[count, bands, side, side] of unit norm each."""
+    weights = torch.randn(count, bands, side, side, generator=generator)
+    return F.normalize(weights.flatten(1)).view_as(weights)
+
+
+@torch.no_grad()
+def _whitening(statistics: Tensor) -> Tensor:
+    """[N, n] -> [n, n]: standardizes, and divides each direction by the fourth root of its variance."""
+    if len(statistics) < 2:  # a batch of holes
+        return torch.eye(statistics.shape[1], device=statistics.device)
+    scale = 1 / (statistics.std(0) + FLAT)
+    variance, directions = torch.linalg.eigh(torch.cov((statistics * scale).T))
+    return scale[:, None] * (directions * variance.clamp(min=MIN_VARIANCE) ** -0.25) @ directions.T

@@ -27,7 +27,10 @@ from clay_lib.files import MetricsFile
 from clay_lib.loss import RunningMeans, reconstruction_loss, representation_loss
 from clay_lib.model import ClayConfig, ClayMAE, WeightAverage
 from clay_lib.precision import check_precision, choose, lightning_precision, matmul_precision, training_device
-from clay_lib.teacher import teacher_target
+from clay_lib.sensors import SENSORS
+from clay_lib.teacher import PatchHeads, teacher_target
+
+PATCH_HEADS_LR = 10.0  # factor on the rate: linear heads that start at zero
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class TrainSettings:
     warmup_steps: Annotated[int, Range(0)] = 0  # of one_cycle
     reconstruction_weight: NonNegative = 0.95
     representation_weight: NonNegative = 0.05
+    patch_weight: NonNegative | None = None  # of teacher.PatchHeads; None: without them, as in the release
     norm_pix_loss: bool = False
     drop_all_bands: Share = 0.1  # share of training samples of known place whose input loses every band
     drop_half_bands: Share = 0.2  # share that loses half of them
@@ -103,6 +107,8 @@ class ClayModule(L.LightningModule):
         self._teacher = [] if teacher is None else [teacher]  # in a list, so that it is no submodule
         self.model.proj.requires_grad_(teacher is not None or cached)
         self.average = None if self.settings.ema_decay is None else WeightAverage(self.model, self.settings.ema_decay)
+        heads = self.settings.patch_weight is not None
+        self.patch_heads = PatchHeads(list(SENSORS), config.dim, config.patch_size) if heads else None
         self.train_means, self.val_means = RunningMeans(), RunningMeans()
         self.metrics: MetricsFile | None = None  # where rows go, on the first rank
         self.first_step, self.log_every, self.per_epoch = 0, 10, 1  # steps, steps, batches
@@ -142,6 +148,9 @@ class ClayModule(L.LightningModule):
         if target is not None:
             parts["representation"] = representation_loss(out.representation, target.to(out.representation.dtype))
             loss = s.reconstruction_weight * loss + s.representation_weight * parts["representation"]
+        if self.patch_heads is not None:
+            parts["patches"] = self.patch_heads.loss(out.encoded, cube.target, batch.sensor)
+            loss = loss + s.patch_weight * parts["patches"]
         return {"loss": s.sensor_weights.get(batch.sensor, 1.0) * loss, **parts}
 
     def on_train_start(self) -> None:
@@ -207,11 +216,14 @@ class ClayModule(L.LightningModule):
         """The module's part of a checkpoint: weights to use, weights to train further, and running means."""
         self.check_weights()
         live = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        rest = {"means": self.train_means.state()}
+        if self.patch_heads is not None:
+            rest["patch_heads"] = self.patch_heads.state_dict()
         if self.average is None:
-            return {"state_dict": live, "live": None, "means": self.train_means.state()}
+            return {"state_dict": live, "live": None, **rest}
         names = [f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad]
         averaged = live | dict(zip(names, self.average.weights, strict=True))
-        return {"state_dict": averaged, "live": live, "means": self.train_means.state()}
+        return {"state_dict": averaged, "live": live, **rest}
 
     def begin_from(self, weights: Mapping[str, Tensor]) -> None:
         """Load weights into the model, and begin their average there."""
@@ -224,6 +236,8 @@ class ClayModule(L.LightningModule):
         self.begin_from({name.removeprefix("model."): w for name, w in saved["state_dict"].items()})
         if saved["live"] is not None:
             self.model.load_state_dict({name.removeprefix("model."): w for name, w in saved["live"].items()})
+        if self.patch_heads is not None:
+            self.patch_heads.load_state_dict(saved["patch_heads"])
         self.train_means = RunningMeans(saved["means"])
 
     def configure_optimizers(self):
@@ -234,6 +248,8 @@ class ClayModule(L.LightningModule):
             if parameter.requires_grad:
                 groups[next((f for part, f in factors.items() if name.startswith(part)), 1.0)].append(parameter)
         groups = [{"params": params, "lr": factor * s.lr} for factor, params in groups.items() if params]
+        if self.patch_heads is not None:
+            groups.append({"params": [*self.patch_heads.parameters()], "lr": PATCH_HEADS_LR * s.lr})
         optimizer = torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay, betas=s.betas, fused=True)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule(optimizer, s), "interval": "step"}}
 
@@ -349,7 +365,8 @@ def train(
     )
     module.per_epoch = data.batches_per_epoch(trainer.world_size)
     if trainer.is_global_zero:
-        columns = _columns(data, teacher is not None or data.targets is not None)
+        targets = {"representation": teacher is not None or data.targets is not None}
+        columns = _columns(data, targets | {"patches": module.patch_heads is not None})
         resume_from = None if saved is None else saved["step"]
         module.metrics = MetricsFile(out / "log" / "metrics.csv", columns, resume_from=resume_from)
     if left > 0:
@@ -419,9 +436,9 @@ def check_unchanged(pairs: Mapping[str, tuple]) -> None:
         raise ContractError("resume", now, f"{before}, as the run was started", cause)
 
 
-def _columns(data: ClayDataModule, with_targets: bool) -> list[str]:
-    """Columns of metrics.csv; a sensor's column is its reconstruction loss."""
-    losses = ["loss", "reconstruction"] + ["representation"] * with_targets
+def _columns(data: ClayDataModule, targets: Mapping[str, bool]) -> list[str]:
+    """Columns of metrics.csv; a sensor's column is its reconstruction loss. targets: the further losses in use."""
+    losses = ["loss", "reconstruction", *(name for name, used in targets.items() if used)]
     stages = {"train": data.train_chips, "val": data.val_chips}
     names = [f"{stage}/{name}" for stage, chips in stages.items() if chips for name in (*losses, *chips)]
     return ["step", "epoch", "lr", *names]

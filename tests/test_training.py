@@ -15,7 +15,7 @@ from clay_lib.callbacks import newest_checkpoint, read_checkpoint
 from clay_lib.data.augment import drop_bands
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
 from clay_lib.model import WeightAverage
-from clay_lib.teacher import stand_in_teacher
+from clay_lib.teacher import patch_statistics, stand_in_teacher
 from clay_lib.training import ClayModule, TrainSettings, schedule, train
 
 
@@ -141,6 +141,48 @@ class TestTraining:
             ClayModule(replace(MICRO, teacher_dim=32), teacher=stand_in_teacher())
 
 
+class TestPatchHeads:
+    def test_heads_learn_and_are_not_released(self, data, tmp_path):
+        settings = TrainSettings(lr=1e-3, schedule="one_cycle", patch_weight=1.0, max_steps=60)
+        run = train(MICRO, settings, data, out=tmp_path, accelerator="cpu", progress=False, log_every=6)
+        losses = run.history["train/patches"].dropna()
+        assert losses.iloc[-1] < 0.7 * losses.iloc[0]
+        assert run.model.state_dict().keys() == Clay.random(MICRO).model.state_dict().keys()
+        stored = newest_checkpoint(run.checkpoint.parent)
+        assert all(name.startswith("model.") for name in stored["state_dict"])
+        assert stored["patch_heads"]["weight"].abs().max() > 0  # to resume from
+
+    def test_heads_without_weight_change_nothing(self, data, tmp_path):
+        settings = TrainSettings(lr=1e-3, max_steps=6)
+        options = dict(teacher=stand_in_teacher(), accelerator="cpu", progress=False)
+        runs = [
+            train(MICRO, replace(settings, patch_weight=weight), data, out=tmp_path / str(weight), **options)
+            for weight in (None, 0.0)
+        ]
+        first, second = (run.model.state_dict() for run in runs)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert "train/patches" not in runs[0].history
+
+    def test_statistics_of_a_patch_and_its_surroundings(self):
+        pixels = torch.randn(2, 3, 24, 20)  # the last column of patches is padded
+        found = patch_statistics(pixels, 8)
+        assert found.shape == (2, 9, 2 * (9 + 48))
+        own, around = found.tensor_split(2, dim=-1)
+        torch.testing.assert_close(own[1, 3, :3], pixels[1, :, 8:16, :8].mean((1, 2)))
+        torch.testing.assert_close(own[1, 3, 3:6], (pixels[1, :, 8:16, :8].std((1, 2)) + 0.02).log() + 1)
+        torch.testing.assert_close(around[1, 4], own[1].mean(0))
+        torch.testing.assert_close(around[1, 0], own[1, [0, 1, 3, 4]].mean(0))
+
+    def test_holes_are_no_targets(self, data):
+        module = ClayModule(MICRO, TrainSettings(patch_weight=1.0))
+        batch = next(iter(data.train_dataloader()))
+        valid = torch.ones(len(batch.cube.pixels), 1, 16, 16, dtype=torch.bool)
+        valid[0, :, :8], valid[1] = False, False
+        for holes in (valid, torch.zeros_like(valid)):
+            losses = module.losses(replace(batch, cube=replace(batch.cube, valid=holes)), training=True)
+            assert losses["patches"].isfinite()
+
+
 class Interrupt(L.Callback):
     """Runs an action at the end of a step."""
 
@@ -160,7 +202,9 @@ def complete(data, tmp_path_factory):
 
 
 class TestResuming:
-    settings = TrainSettings(lr=1e-3, t_0=4, accumulate=2, ema_decay=0.9, head_lr_factor=5.0, max_steps=12)
+    settings = TrainSettings(
+        lr=1e-3, t_0=4, accumulate=2, ema_decay=0.9, head_lr_factor=5.0, patch_weight=0.5, max_steps=12
+    )
 
     def run(self, data, out, *callbacks, resume=True, **changes):
         return train(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clay_lib.errors import ContractError
+from clay_lib.teacher import random_filters
 
 
 def pixel_statistics(pixels: np.ndarray) -> np.ndarray:
@@ -62,7 +63,7 @@ def random_convolutions(
         raise ContractError("random_convolutions", found, expected, "chips too small, or other axes than [N, C, H, W]")
     generator = torch.Generator().manual_seed(seed)
     counts = [len(part) for part in np.array_split(np.arange(n_filters), len(sides))]
-    banks = [_filters(count, C, side, generator) for count, side in zip(counts, sides, strict=True)]
+    banks = [random_filters(count, C, side, generator) for count, side in zip(counts, sides, strict=True)]
     step = max(1, 2**24 // (n_filters * H * W))  # 64 MiB of responses at a time
     rows = []
     for start in range(0, N, step):
@@ -71,11 +72,6 @@ def random_convolutions(
         pooled = [r.mean((2, 3)) for r in responses] + ([r.amax((2, 3)) for r in responses] if maximum else [])
         rows.append(torch.cat(pooled, dim=1))
     return torch.cat(rows).numpy()
-
-
-def _filters(count: int, bands: int, side: int, generator: torch.Generator) -> torch.Tensor:
-    weights = torch.randn(count, bands, side, side, generator=generator)
-    return F.normalize(weights.flatten(1)).view_as(weights)
 
 
 def _check_pixels(pixels) -> np.ndarray:
