@@ -83,6 +83,21 @@ class LabeledSet:
             return self.read(int(self.places.index[index]))
         return replace(self, places=self.places.iloc[index])
 
+    def with_classes(self, classes: Sequence[str]) -> LabeledSet:
+        """The same chips with the classes' numbers in this order, such as that of training; the names decide.
+
+        Raises ContractError for a class of the set that is not among them.
+        """
+        if unknown := sorted({*self.classes} - {*classes}):
+            cause = "a misspelled folder or name, or a class that training lacks"
+            raise ContractError("classes", unknown, f"some of {[*classes]}", cause)
+        if self.classes == tuple(classes):
+            return self
+        numbers = np.array([*map([*classes].index, self.classes), IGNORE])  # IGNORE, -1, stays itself
+        codes = dict(zip(self.classes, self.codes, strict=False))
+        codes = tuple(codes[name] for name in classes) if {*classes} <= {*codes} else ()
+        return replace(self, classes=tuple(classes), codes=codes, read=partial(_renumber, self.read, numbers))
+
     @property
     def task(self) -> str:
         kind = "segmentation" if self.dense else "classification"
@@ -116,6 +131,11 @@ class LabeledSet:
         else:
             raise ContractError("by", repr(by), "'blocks', 'groups' or 'random'", "a misspelled kind of split")
         return tuple(self[part] for part in parts)
+
+
+def _renumber(read, numbers: np.ndarray, n: int) -> Sample:
+    label = numbers[(sample := read(n)).label]
+    return replace(sample, label=label if label.ndim else int(label))
 
 
 def place_table(names, lat=None, lon=None, when=None, group=None, corners=None) -> pd.DataFrame:

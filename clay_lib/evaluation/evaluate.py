@@ -2,6 +2,7 @@
 
     evaluation = evaluate(clay, chips)                                                # Chips have label, place, date
     evaluation = evaluate(clay, pixels, labels, groups=farms, sensor="naip", bands=["red", "green", "blue"])
+    evaluation = evaluate(clay, class_folders("train", "naip"), test=class_folders("test", "naip"))   # by class name
     evaluation.table, evaluation.lead, evaluation.gap, evaluation.figure()
 
 Every score comes with its interval, those of the baselines (pixel statistics, random convolutions, the same
@@ -24,8 +25,9 @@ from einops import rearrange
 
 from clay_lib.clay import Clay
 from clay_lib.data.chips import Chips
+from clay_lib.data.labels import LabeledSet
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
-from clay_lib.errors import ContractError
+from clay_lib.errors import ContractError, warn
 from clay_lib.evaluation import baselines, probes
 from clay_lib.evaluation.intervals import bootstrap_weights, codes, drop_single_group, interval
 from clay_lib.evaluation.segmentation import confusions, f1
@@ -100,10 +102,11 @@ def evaluate(
 ) -> Evaluation:
     """Probe frozen embeddings of chips, beside baselines, over a spatial and a random split.
 
-    chips: Chips, or native values [N, C, H, W] with `metadata` as `Clay.embed` takes it (sensor, bands, when, gsd, ...).
+    chips: Chips, or native values [N, C, H, W] with `metadata` as `Clay.embed` takes it (sensor, bands, when, gsd, ...);
+    or a LabeledSet of classes, with its own labels and groups, and test another one, matched by the names of the classes.
     labels: [N] or [N, H, W], see above; of Chips by default the commonest land cover. groups: [N]; of Chips by
     default blocks of 6 x 6 degrees; None: every chip is independent, and there is only the random split.
-    test: [N] bool, a given split (then the only one). layers: further blocks of the encoder to read.
+    test: [N] bool, or a LabeledSet: a given split (then the only one). layers: further blocks of the encoder to read.
     shots: numbers of training chips per class, beside all of them: few-shot curves. which: the probes.
     metric: "accuracy" or "balanced"; by default balanced where the classes are not.
     """
@@ -112,6 +115,9 @@ def evaluate(
         groups = spatial_blocks(chips.lat, chips.lon, BLOCK) if groups is None else groups
         metadata = {"sensor": chips.sensor, **chips.place_and_time, **metadata}
         chips = chips.pixels
+    if isinstance(chips, LabeledSet):
+        chips, labels, groups, test, own = _join(chips, test, groups)
+        metadata = own | metadata
     labels = np.asarray(labels)
     if labels.ndim not in (1, 3) or len(labels) != len(chips):
         cause = "labels and chips were selected separately, or labels [N, K]: see evaluate_multilabel"
@@ -130,6 +136,31 @@ def evaluate(
     return evaluate_features(sets, labels, **split, seeds=seeds, bootstraps=bootstraps)
 
 
+def _join(data: LabeledSet, test, groups) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, dict]:
+    """Pixels, labels, groups, test [N] and metadata of a set, or of two, whose classes are matched by name.
+
+    Labels are names of classes [N]; those of pixels [N, H, W] are numbers from 1, 0 where unlabeled.
+    """
+    parts = [data]
+    if isinstance(test, LabeledSet):
+        parts.append(test.with_classes(data.classes))
+        kinds = [(part.sensor.name, part.bands, part.task) for part in (test, data)]
+        if kinds[0] != kinds[1] or not 0.8 <= test.gsd / data.gsd <= 1.25:
+            found, expected = (f"{kind}, {part.gsd:.4g} m" for kind, part in zip(kinds, (test, data), strict=True))
+            raise ContractError("test", found, f"{expected}, as in training", "a set of another kind")
+        test = np.repeat([False, True], [len(part) for part in parts])
+    if not data.classes:
+        raise ContractError("chips", data.task, "classes", "labels that are values: heads.finetune learns them")
+    samples = [part[i] for part in parts for i in range(len(part))]
+    pixels, labels = np.stack([sample.pixels for sample in samples]), np.array([sample.label for sample in samples])
+    labels = labels + 1 if data.dense else np.array([*data.classes, None], object)[labels]  # IGNORE, -1: None
+    if groups is None and any(part.places["group"].duplicated().any() for part in parts):
+        groups = np.array([f"{k} {group}" for k, part in enumerate(parts) for group in part.places["group"]])
+    own = [part.metadata(np.arange(len(part))) for part in parts]
+    per_chip = {key: [value for one in own for value in one[key]] for key in PER_CHIP}
+    return pixels, labels, groups, test, own[0] | per_chip | {"sensor": data.sensor}
+
+
 def evaluate_features(
     sets: Sets,
     labels,
@@ -145,7 +176,7 @@ def evaluate_features(
     """`evaluate` for precomputed features {name: versions [N, D]} of any model.
 
     Sets whose names begin with "pixel" or "random" are baselines. Test chips of a class without training chips are
-    left out.
+    left out, of a given split with a warning that names the classes.
     """
     labels = np.asarray(labels)
     _check_labels(labels)
@@ -155,7 +186,11 @@ def evaluate_features(
     tables = []
     for seed in range(seeds):
         for split, train, tested, group in split_chips(len(labels), groups, test, seed):
-            tested = tested[np.isin(labels[tested], labels[train])]
+            known = np.isin(labels[tested], labels[train])
+            if split == "given" and seed == 0 and not known.all():
+                lost = np.unique(labels[tested][~known]).tolist()
+                warn(f"{(~known).sum()} of {len(tested)} test chips are left out: no training chip of class {lost}")
+            tested = tested[known]
             if not len(tested) or len(np.unique(labels[train])) < 2:
                 cause = "the blocks hold a class each: use smaller ones, or fewer seeds"
                 raise ContractError("groups", "a split without test chips", "at least one", cause)
@@ -224,7 +259,7 @@ def chip_features(
         kinds = [k for k in versions[0] if not k.startswith("patch spread")]
         sets |= {f"{owner}, {kind}": [v[kind] for v in versions] for kind in kinds}
         sets[f"{owner}, both"] = [np.hstack([v["class token"], v["patch mean"]]) for v in versions]
-    normalized = SENSORS[metadata["sensor"]].normalize(pixels, metadata.get("bands"))
+    normalized = _normalize(pixels, metadata)
     return sets | _pixel_baselines(normalized, seeds, n_filters)
 
 
@@ -243,7 +278,7 @@ def patch_features(
     place: [M] which patches, counted through all chips, row by row.
     """
     P, sets = clay.model.config.patch_size, {}
-    normalized = SENSORS[metadata["sensor"]].normalize(pixels, metadata.get("bands"))
+    normalized = _normalize(pixels, metadata)
     h, w = (n // P for n in normalized.shape[2:])
 
     def cut(x: np.ndarray) -> np.ndarray:
@@ -307,6 +342,11 @@ def _pixel_baselines(normalized: np.ndarray, seeds: int, n_filters: int = 256) -
     x = np.nan_to_num(np.asarray(normalized, np.float32), nan=0.0)
     convolutions = [baselines.random_convolutions(x, n_filters=n_filters, seed=k) for k in range(seeds)]
     return {"pixel statistics": [baselines.pixel_statistics(x)], "random convolutions": convolutions}
+
+
+def _normalize(pixels, metadata: Mapping) -> np.ndarray:
+    in_decibel = bool(metadata.get("in_decibel"))
+    return SENSORS.resolve(metadata["sensor"]).normalize(pixels, metadata.get("bands"), in_decibel=in_decibel)
 
 
 def _batches(pixels, size: int, metadata: Mapping) -> Iterator[tuple[np.ndarray, dict]]:

@@ -1,11 +1,13 @@
 """Transfer: frozen weights probed on real images outside their training data, compared with baselines.
 
     clay transfer WEIGHTS --images FOLDER                          images in class folders
+    clay transfer WEIGHTS --images FOLDER --test FOLDER            trained on the first, tested on the second
     clay transfer WEIGHTS --rasters FOLDER --labels FOLDER         rasters, and label rasters of the same names
     clay transfer WEIGHTS --points FILE --labels FILE              one raster, and one of its labeled pixels
     clay transfer WEIGHTS --world                                  the mini-world's own test land
 
-Images are split by the number in their names, since neighbors in number are often neighbors on the ground. Which
+Images are split by the number in their names, since neighbors in number are often neighbors on the ground; classes are
+matched by name. Which
 features represent an image (class token, mean or spread of its patches, at which size) is chosen on training folds.
 """
 
@@ -24,7 +26,7 @@ from einops import rearrange
 from clay_lib.clay import Clay, reconstruction_scores
 from clay_lib.data.chips import world_chips
 from clay_lib.data.rasters import read_scene
-from clay_lib.errors import ContractError
+from clay_lib.errors import ContractError, warn
 from clay_lib.evaluation import baselines, evaluate, probes
 from clay_lib.evaluation.intervals import codes, interval, resample
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
@@ -40,6 +42,7 @@ def transfer(
     weights: str,
     *,
     images: str = "",
+    test: str = "",
     rasters: str = "",
     labels: str = "",
     points: str = "",
@@ -61,6 +64,7 @@ def transfer(
     Args:
         weights: a file of weights
         images: a folder of class folders of images whose names end in a number
+        test: a folder like `images` to test on; some of the classes may be missing there
         rasters: a folder of GeoTIFFs
         labels: a folder of rasters of class numbers, with the names and the size of the others; 0 is unknown
         points: a GeoTIFF whose single pixels are labeled, in the raster `labels`
@@ -84,6 +88,8 @@ def transfer(
     clay = Clay.load(weights)
     if images:
         by_size = {size: read_images(images, size) for size in sizes or [64, 128]}
+        if test:
+            by_size, first_test = _join_test({size: (part, read_images(test, size)) for size, part in by_size.items()})
         options = dict(sensor=sensor or "naip", bands=bands or RGB, gsd=gsd or 0.3, first_test=first_test)
         evaluation, chosen = probe_images(clay, by_size, **options, seeds=seeds)
         print(f"read-out chosen on training folds: {chosen}")
@@ -145,6 +151,20 @@ def read_images(folder: str | Path, size: int) -> Images:
         pixels.append(np.asarray(rgb.resize((size, size), method)).transpose(2, 0, 1))
     labels = np.array([p.parent.name for p in paths])
     return Images(np.stack(pixels), labels, np.array([int(number[0]) for number in numbers]))
+
+
+def _join_test(by_size: Mapping[int, tuple[Images, Images]]) -> tuple[dict[int, Images], int]:
+    """Images to train and to test on as one set, and the number from which on they are for testing."""
+    train, test = next(iter(by_size.values()))
+    if unknown := sorted({*test.labels} - {*train.labels}):
+        cause = "a misspelled folder, or a class that training lacks"
+        raise ContractError("test", f"classes {unknown}", f"some of {sorted({*train.labels})}", cause)
+    first = int(train.numbers.max()) + 1
+    joined = {}
+    for size, (a, b) in by_size.items():
+        numbers = np.concatenate([a.numbers, first + b.numbers])
+        joined[size] = Images(np.concatenate([a.pixels, b.pixels]), np.concatenate([a.labels, b.labels]), numbers)
+    return joined, first
 
 
 def probe_images(
@@ -301,8 +321,15 @@ def split_patches(patches: Patches, split: str, seed: int) -> Iterator[tuple[np.
 def predict_patches(
     features: Mapping[str, np.ndarray], patches: Patches, train: np.ndarray, test: np.ndarray, seed: int
 ) -> pd.DataFrame:
-    """`probes.predict` for features [N, D] of patches, with a column raster; without test patches of other classes."""
+    """`probes.predict` for features [N, D] of patches, with a column raster.
+
+    Test patches of a class without training patches are left out, with a warning by the first seed.
+    """
     rng, y = np.random.default_rng(seed), patches.label
+    lost = np.setdiff1d(y[test], y[train]).tolist()
+    if lost and seed == 0:
+        names = ", ".join(np.unique(patches.raster[test]))
+        warn(f"{np.isin(y[test], lost).sum()} test patches of {names} are left out: no training patch of class {lost}")
     drawn = [rng.permutation(np.flatnonzero(train & (y == c)))[:PATCHES_PER_CLASS] for c in np.unique(y[train])]
     kept, tested = np.concatenate(drawn), np.flatnonzero(test & np.isin(y, y[train]))
     groups = dict(train_groups=patches.window[kept], test_groups=patches.window[tested])

@@ -181,9 +181,9 @@ def finetune(
     for text in ("LeafSpec", "does not have many workers", "no `val_dataloader`", "logging interval"):
         warnings.filterwarnings("ignore", message=f".*{text}.*")  # of Lightning
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if val is not None and (val.classes, val.dense) != (train.classes, train.dense):
-        found, expected = (f"{data.task} of {data.classes or 'values'}" for data in (val, train))
-        raise ContractError("val", found, expected, "another set")
+    if val is not None and val.task != train.task:
+        raise ContractError("val", val.task, train.task, "another set")
+    val = val and val.with_classes(train.classes)
     L.seed_everything(s.seed, verbose=False)
     precision = check_precision(precision or clay.precision)
     if precision in ("auto", "fast"):

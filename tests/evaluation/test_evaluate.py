@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from clay_lib import Clay, ClayConfig, ContractError
 from clay_lib.data.chips import Chips
+from clay_lib.data.labels import class_folders
 from clay_lib.evaluation import probes
 from clay_lib.evaluation.evaluate import (
     average_precision,
@@ -107,6 +109,41 @@ def test_a_given_split_excludes_the_others():
         _ = evaluation.gap
     with pytest.raises(ContractError, match="one a chip"):
         evaluate_features({"Clay": [x]}, y, test=test[:9])
+
+
+def color_folders(root, names, count):
+    """Flat images, each class of its own gray, in class folders."""
+    rng, gray = np.random.default_rng(0), {"a": 20, "b": 60, "c": 120, "d": 200}
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for n in range(count):
+            pixels = (gray[name] + rng.normal(0, 4, (16, 16, 3))).clip(1, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{name}{n}.png")
+    return class_folders(root, "linz")
+
+
+def test_a_test_set_that_lacks_classes_is_scored_by_name(clay, tmp_path):
+    """By number, b would be a, c would be b, and d would be c: a score of 0."""
+    train, test = color_folders(tmp_path / "train", "abcd", 12), color_folders(tmp_path / "test", "bcd", 4)
+    assert [test[i].label for i in (0, 4, 8)] == [0, 1, 2]
+    options = dict(which=KNN[:1], metric="accuracy", seeds=1, bootstraps=20, check=False)
+    evaluation = evaluate(clay, train, test=test, **options)
+    score = evaluation.table.set_index("features")["score"]
+    assert score["pixel statistics"] == 1.0 and evaluation.table["n_test"].unique().tolist() == [12]
+    assert evaluation.table["shared"].unique().tolist() == [0.0], "equal numbers of chips are no common place"
+    assert set(evaluation.predictions["label"]) == {"b", "c", "d"}
+    with pytest.raises(ContractError, match=r"\['a'\]; expected some of \['b', 'c', 'd'\]"):
+        evaluate(clay, test, test=train, **options)
+
+
+def test_classes_that_training_never_saw_are_named():
+    x, y, _ = planted(2.0)
+    test = np.arange(240) >= 150
+    names = np.array(["oak", "ash", "elm"])[y]
+    names[[160, 170]] = "fir"
+    with pytest.warns(UserWarning, match=r"2 of 90 test chips are left out: no training chip of class \['fir'\]"):
+        table = evaluate_features({"Clay": [x]}, names, test=test, which=KNN[:1], seeds=2, bootstraps=20).table
+    assert table["n_test"].unique().tolist() == [88]
 
 
 def test_one_test_group_has_a_score_but_no_interval():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -151,7 +153,8 @@ def test_classes_without_training_patches_are_left_out():
     pairs["west"][1][:16] = 7
     patches = cut_patches(pairs, 8)
     x = np.random.default_rng(0).normal(size=(len(patches.label), 3))
-    table = predict_patches({"a": x}, patches, patches.raster == "east", patches.raster == "west", 0)
+    with pytest.warns(UserWarning, match=r"28 test patches of west are left out: no training patch of class \[7\]"):
+        table = predict_patches({"a": x}, patches, patches.raster == "east", patches.raster == "west", 0)
     assert set(table["label"]) == {1, 2} and len(table) < (patches.raster == "west").sum()
     assert (table["raster"] == "west").all()
 
@@ -212,6 +215,23 @@ def test_the_command_writes_its_table(clay, folder, tmp_path, capsys):
     assert "pixel statistics" in capsys.readouterr().out and "margin" in out.read_text()
     with pytest.raises(ContractError, match="images, or rasters with labels"):
         transfer(str(weights), images=str(folder), **paths)
+
+
+def test_a_test_folder_that_lacks_a_class_is_scored_by_name(clay, folder, tmp_path):
+    """By number, stripes would be flat images: a score of 0."""
+    for name, count in (("checks", 3), ("stripes", 5)):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        for n in range(count):
+            shutil.copy(folder / name / f"{name}{n:02d}.png", tmp_path / "test" / name)
+    weights, out = str(clay.save(tmp_path / "weights.safetensors")), tmp_path / "table.csv"
+    paths = dict(images=str(folder), test=str(tmp_path / "test"))
+    assert transfer(weights, **paths, **RGB, sizes=[24], seeds=1, out=str(out)) == 0
+    table = pd.read_csv(out).set_index(["split", "features", "probe"])
+    row = table.loc[("given", "random convolutions, 24 px", "linear")]
+    assert (row["n_train"], row["n_test"]) == (72, 8) and row["score"] == 1.0
+    (tmp_path / "test" / "checks").rename(tmp_path / "test" / "check")
+    with pytest.raises(ContractError, match=r"\['check'\]; expected some of \['checks', 'flat', 'stripes'\]"):
+        transfer(weights, **paths, **RGB, sizes=[24], seeds=1)
 
 
 def test_the_mini_world_is_probed_and_reconstructed(clay):

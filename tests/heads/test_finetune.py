@@ -215,6 +215,15 @@ def test_kept_and_recomputed_features_give_the_same_losses(clay):
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+def test_validation_classes_in_another_order_are_matched_by_name(clay):
+    data = planted("segmentation")
+    swapped = replace(data, classes=data.classes[::-1], read=partial(_swap, data.read))
+    histories = [finetune(clay, data, val, settings=QUICK, width=16, **CPU).history for val in (data, swapped)]
+    assert histories[0].equals(histories[1])
+    with pytest.raises(ContractError, match=r"\['gone'\]; expected some of"):
+        finetune(clay, data, replace(data, classes=("dark", "gone")), settings=QUICK, width=16, **CPU)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -237,6 +246,11 @@ def test_unusable_sets_raise(clay, change, message):
     else:
         with pytest.raises(ContractError, match=message):
             run()
+
+
+def _swap(read, n):
+    sample = read(n)
+    return replace(sample, label=np.where(sample.label == IGNORE, IGNORE, 1 - sample.label))
 
 
 def _blank(read, n):
