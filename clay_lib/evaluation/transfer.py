@@ -156,9 +156,10 @@ def read_images(folder: str | Path, size: int) -> Images:
 def _join_test(by_size: Mapping[int, tuple[Images, Images]]) -> tuple[dict[int, Images], int]:
     """Images to train and to test on as one set, and the number from which on they are for testing."""
     train, test = next(iter(by_size.values()))
-    if unknown := sorted({*test.labels} - {*train.labels}):
+    known, found = (np.unique(images.labels).tolist() for images in (train, test))
+    if unknown := sorted({*found} - {*known}):
         cause = "a misspelled folder, or a class that training lacks"
-        raise ContractError("test", f"classes {unknown}", f"some of {sorted({*train.labels})}", cause)
+        raise ContractError("test", f"classes {unknown}", f"some of {known}", cause)
     first = int(train.numbers.max()) + 1
     joined = {}
     for size, (a, b) in by_size.items():
@@ -189,6 +190,7 @@ def probe_images(
     distinct = np.unique(numbers)
     train = numbers < (distinct[2 * len(distinct) // 3] if first_test is None else first_test)
     folds = np.digitize(numbers, np.quantile(numbers[train], [0.25, 0.5, 0.75]))  # quarters of neighbors
+    folds[~train] = 4
 
     def embed(model: Clay) -> dict[str, np.ndarray]:
         options = dict(sensor=sensor, bands=bands, check=False, batch_size=16)
