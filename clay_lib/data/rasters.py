@@ -18,6 +18,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window, from_bounds
 
 from clay_lib.data.bands import (
@@ -518,6 +519,11 @@ def _read(layer: _OpenLayer, finest, box: Window) -> np.ndarray:
     if not same_footprint or finest.crs is None or _south_up(file) or _south_up(finest):
         cause = "files of two scenes in one folder, or a band cropped, flipped or reprojected differently"
         raise ContractError("path", str(_header(file)), f"the footprint of {_header(finest)}", cause)
+    fill = _nodata(file, layer.index) if layer.index else None
+    if fill is not None and file.nodatavals[layer.index - 1] is None:  # unknown to GDAL, which would interpolate it
+        grid = dict(crs=finest.crs, transform=finest.transform, width=finest.width, height=finest.height)
+        with WarpedVRT(file, src_nodata=fill, nodata=fill, resampling=Resampling.bilinear, **grid) as warped:
+            return warped.read(layer.index, window=box)
     read = partial(file.read, layer.index) if layer.index else partial(file.read_masks, 1)
     part = from_bounds(*finest.window_bounds(box), transform=file.transform)
     shape = (int(box.height), int(box.width))
