@@ -15,15 +15,18 @@ from clay_lib.data.rasters import Header, Scene, read_header, read_padded, read_
 from clay_lib.errors import ContractError
 from clay_lib.heads.finetune import Finetuned, check_compatible
 
-NODATA = 255  # in a raster of classes: not measured
+NODATA = 255  # in 8 bits: not measured; 65535 in 16 bits, where there are more classes
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """values [H, W]: class numbers uint8 (NODATA: not measured), or values float32 (NaN). crs, transform: the scene's."""
+    """values [H, W]: class numbers uint8 or uint16, or values float32 (NaN: not measured). crs, transform: the scene's.
+
+    Class numbers are uint16 for more than 254 classes; the largest number of the dtype is not measured.
+    """
 
     values: np.ndarray
-    confidence: np.ndarray | None  # [H, W] uint8, percent: probability of the predicted class
+    confidence: np.ndarray | None  # [H, W] uint8, percent: probability of the predicted class; NODATA: not measured
     crs: str | None
     transform: tuple[float, ...] | None
 
@@ -59,7 +62,10 @@ def predict_scene(
     scene_metadata = dict(when=when, in_decibel=_check_scene(tuned, header, boxes, when, bands).in_decibel)
     fade = blend_ramp(tile - overlap, overlap // 2)
     fade = fade[:, None] * fade  # [tile, tile]
-    values = np.full((H, W), NODATA, np.uint8) if tuned.classes else np.full((H, W), np.nan, np.float32)
+    dtype, fill = (
+        (np.float32, np.nan) if not tuned.classes else (np.uint8, NODATA) if K < NODATA else (np.uint16, 65535)
+    )
+    values = np.full((H, W), fill, dtype)
     confidence = np.full((H, W), NODATA, np.uint8) if tuned.classes else None
     total = np.zeros((K + 1, tile, max(W, tile)), np.float32)  # a row of windows: weighted scores, and their weight
     known = np.zeros((tile, max(W, tile)), bool)
@@ -74,10 +80,10 @@ def predict_scene(
         mean = total[:K, :done, :W] / np.maximum(total[K:, :done, :W], 1e-9)
         rows, missing = slice(top, top + done), ~known[:done, :W]
         if tuned.classes:
-            values[rows] = np.where(missing, NODATA, mean.argmax(0))
+            values[rows] = np.where(missing, fill, mean.argmax(0))
             confidence[rows] = np.where(missing, NODATA, np.round(100 * mean.max(0)))
         else:
-            values[rows] = np.where(missing, np.nan, mean[0])
+            values[rows] = np.where(missing, fill, mean[0])
         for strip in (total, known):  # the next row of windows begins `done` pixels further down
             strip[..., : tile - done, :] = strip[..., done:, :].copy()
             strip[..., tile - done :, :] = 0
@@ -91,27 +97,28 @@ def predict_raster(
 ) -> Path:
     """`predict_scene`, written as a GeoTIFF with the georeference of the scene.
 
-    Classes: band 1 the class's number in codes, by default that of the label files, else 0, 1, 2 and so on; band 2 its
-    probability in percent; 255 is nodata. Values: one float32 band, NaN where not measured. The names of the classes
-    are in the description of band 1.
+    Classes: two bands, the class's number in codes (by default that of the label files, else 0, 1, 2 and so on), and its
+    probability in percent; uint8 with nodata 255, or uint16 with the largest free number where a code is above 254.
+    Values: one float32 band, NaN where not measured. The names of the classes are in the description of band 1.
     """
     if Path(out).resolve() == Path(path).resolve():
         raise ContractError("out", str(out), "another file than path", "the scene would be overwritten")
     codes = (tuned.metadata.get("codes") or range(len(tuned.classes))) if codes is None else codes
-    fits = len(codes) == len(tuned.classes) < NODATA and all(0 <= c <= 65535 for c in codes)
-    if tuned.classes and not fits:
-        expected = f"{len(tuned.classes)} numbers from 0 to 65535, for at most {NODATA - 1} classes"
-        raise ContractError("codes", list(codes), expected, "codes of other classes: give codes=[...]")
+    fits = len(codes) == len(tuned.classes) and all(0 <= code <= 65535 for code in codes)
+    free = {NODATA} if max(codes, default=0) < NODATA else {*range(101, 65536)} - {*codes}  # 100 is a probability
+    if tuned.classes and not (fits and free):
+        expected = f"{len(tuned.classes)} numbers from 0 to 65535, of which one above 100 is free for nodata"
+        found = f"{len(codes)} numbers, {[*codes][:5]} and so on"
+        raise ContractError("codes", found, expected, "codes of other classes: give codes=[...]")
     prediction = predict_scene(tuned, path, **options)
     georeference = dict(crs=prediction.crs, transform=prediction.transform)
     if not tuned.classes:
         return write_raster(out, prediction.values, nodata=np.nan, descriptions=["value"], **georeference)
-    fill = NODATA if max(codes) < NODATA else next(n for n in range(65535, 0, -1) if n not in codes)
-    dtype = np.uint8 if fill == NODATA else np.uint16
-    numbers = np.array([*codes, *[fill] * (256 - len(codes))])
-    names = ", ".join(f"{numbers[k]} {name}" for k, name in enumerate(tuned.classes))
-    confidence = np.where(prediction.confidence == NODATA, fill, prediction.confidence.astype(dtype))
-    bands = np.stack([numbers[prediction.values], confidence]).astype(dtype)
+    fill, missing = max(free), prediction.confidence == NODATA
+    numbers = np.array(codes, np.uint8 if fill == NODATA else np.uint16)
+    names = ", ".join(f"{code} {name}" for code, name in zip(codes, tuned.classes, strict=True))
+    bands = numbers[np.where(missing, 0, prediction.values)], prediction.confidence
+    bands = np.where(missing, fill, np.stack(bands)).astype(numbers.dtype)
     return write_raster(out, bands, nodata=fill, descriptions=[names, "probability (%)"], **georeference)
 
 

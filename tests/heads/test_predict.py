@@ -10,7 +10,7 @@ import rasterio
 import torch
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
-from clay_lib.data.labels import raster_pairs
+from clay_lib.data.label_files import raster_pairs
 from clay_lib.data.rasters import write_raster
 from clay_lib.heads.finetune import Finetuned, FinetuneSettings, finetune
 from clay_lib.heads.predict import predict_raster, predict_scene
@@ -59,12 +59,34 @@ def test_the_geotiff_has_the_grid_of_the_scene(scene, tuned, tmp_path):
 
 def test_codes_of_16_bits(scene, tuned, tmp_path):
     folder, bright, hole = scene
-    out = predict_raster(tuned, folder / "scene.tif", tmp_path / "map.tif", codes=[300, 65535], tile=32, overlap=8)
+    out = predict_raster(tuned, folder / "scene.tif", tmp_path / "map.tif", codes=[65534, 65535], tile=32, overlap=8)
     with rasterio.open(out) as output:
-        assert output.nodata == 65534 and set(output.dtypes) == {"uint16"}
+        assert output.nodata == 65533 and set(output.dtypes) == {"uint16"}
         classes, confidence = output.read()
-    assert np.array_equal(classes == 65534, hole) and np.array_equal(confidence == 65534, hole)
-    assert (classes == np.where(bright, 65535, 300))[~hole].mean() > 0.95 and confidence[~hole].max() <= 100
+    assert np.array_equal(classes == 65533, hole) and np.array_equal(confidence == 65533, hole)
+    assert (classes == np.where(bright, 65535, 65534))[~hole].mean() > 0.95 and confidence[~hole].max() <= 100
+
+
+def test_more_than_254_classes_with_codes_to_65535(scene, tmp_path):
+    """Trained on a label raster of 16 bits; in the map no class is lost to nodata."""
+    folder, bright, hole = scene
+    codes = {65535 - 200 * k: f"class {k}" for k in range(300)}
+    dark, light = 65535 - 200 * 299, 65535
+    write_raster(tmp_path / "labels.tif", np.where(bright, light, dark).astype(np.uint16), **PLACED)
+    data = raster_pairs(folder / "scene.tif", tmp_path / "labels.tif", S2, classes=codes, size=32)
+    assert sorted({*np.unique(data[0].label)} | {*np.unique(data[1].label)}) == [0, 299]
+    settings, clay = replace(SETTINGS, allow_missing=True), Clay.random(ClayConfig(32, 2, 2, 16, 2, 32, 1, 2, 16, 2))
+    model = finetune(clay, data, settings=settings, width=16, bands=10, accelerator="cpu", progress=False)
+    values = predict_scene(model, folder / "scene.tif", tile=32, overlap=8).values
+    assert values.dtype == np.uint16 and np.array_equal(values == 65535, hole) and set(values[~hole]) == {0, 299}
+    with rasterio.open(predict_raster(model, folder / "scene.tif", tmp_path / "map.tif", tile=32, overlap=8)) as output:
+        assert output.nodata == 65534 and output.dtypes == ("uint16", "uint16")
+        assert output.descriptions[0].startswith("65535 class 0, 65335 class 1")
+        classes = output.read(1)
+    assert np.array_equal(classes == 65534, hole)
+    assert (classes == np.where(bright, light, dark))[~hole].mean() > 0.95
+    with pytest.raises(ContractError, match="300 numbers from 0 to 65535"):
+        predict_raster(model, folder / "scene.tif", tmp_path / "x.tif", codes=range(299), tile=32, overlap=8)
 
 
 def test_windows_are_blended(scene, tuned):
