@@ -10,11 +10,11 @@ from clay_lib import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "burn": "burn_labels",
+        "label_files": "burn_labels class_folders points_on_scene raster_pairs",
         "chips": "Chips world_chips",
         "check": "Inspection check_image inspect_image",
         "images": "open_image",
-        "labels": "IGNORE class_folders points_on_scene raster_pairs world_set",
+        "labels": "IGNORE world_set",
         "georeference": "coarser",
         "rasters": "read_scene write_raster",
         "scenes": "crop cut_chips open_scene segmentation_sets",

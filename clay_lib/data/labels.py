@@ -1,40 +1,24 @@
 """Labeled data sets for training a head: chips of native numbers, each with its label and its place.
 
-One type, `LabeledSet`, and a function for every source: the mini-world, the Hugging Face Hub, class folders, rasters
-with label rasters, and points on a scene. Pixels are read only when a chip is.
+One type, `LabeledSet`, and a function for every source: here the mini-world and the Hugging Face Hub, in `label_files`
+class folders, rasters with label rasters or vector labels, and points on a scene. Pixels are read only when a chip is.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rasterio.transform import Affine, rowcol
-from rasterio.windows import Window
 
-from clay_lib.data.bands import Bands
 from clay_lib.data.chips import Chips, world_chips
 from clay_lib.data.images import decode_image
-from clay_lib.data.rasters import (
-    Header,
-    Scene,
-    find_layers,
-    list_rasters,
-    open_raster,
-    read_band,
-    read_header,
-    read_padded,
-    read_scene,
-)
 from clay_lib.data.splits import drop_overlaps, random_split, spatial_blocks, split_by_blocks
-from clay_lib.errors import ContractError, warn
+from clay_lib.errors import ContractError
 from clay_lib.files import CACHE, atomic_write
 from clay_lib.sensors import SENSORS, Sensor
 
@@ -307,9 +291,24 @@ def _hub_sample(table, image: str, label: str, count: int, used: list[int], clas
     if isinstance(value, (dict, list)):
         value = np.squeeze(decode_image(value))
     if classes:
-        value = check_class_numbers(np.asarray(value).astype(np.int64), len(classes), f"row {n}")
+        value = check_class_numbers(whole_numbers(np.asarray(value), f"row {n}"), len(classes), f"row {n}")
         value = value if value.ndim else int(value)
     return Sample(np.asarray(pixels[used], np.float32), value)
+
+
+def whole_numbers(values: np.ndarray, where: str) -> np.ndarray:
+    """Class numbers of any dtype as int64, IGNORE for NaN. ContractError for fractions and infinities."""
+    if values.dtype.kind != "f":
+        return values.astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        wrong = (values % 1 != 0) & ~np.isnan(values)
+    if wrong.any():
+        some = ", ".join(f"{value:g}" for value in np.unique(values[wrong])[:5])
+        cause = "classes interpolated on resampling (nearest neighbor keeps them), or values: classes=None learns these"
+        raise ContractError(
+            "labels", f"{where}: {some} in {wrong.sum()} of {values.size} labels", "whole numbers of classes", cause
+        )
+    return np.where(np.isnan(values), IGNORE, values).astype(np.int64)
 
 
 def check_class_numbers(numbers: np.ndarray, count: int, where: str) -> np.ndarray:
@@ -319,271 +318,3 @@ def check_class_numbers(numbers: np.ndarray, count: int, where: str) -> np.ndarr
         cause = "a class without its name in classes=, a fill value, or classes counted from 1"
         raise ContractError("labels", f"{where}: class {', '.join(map(str, wrong[:5]))}", expected, cause)
     return numbers
-
-
-# ---- files ----
-
-
-def class_folders(
-    folder: str | Path,
-    sensor: str | Sensor,
-    *,
-    classes: Sequence[str] | None = None,
-    bands: Bands = None,
-    size: int | None = None,
-    when: str | None = None,
-) -> LabeledSet:
-    """folder/CLASS/image: the name of a subfolder is the class of every raster in it (EuroSAT, UC Merced).
-
-    classes: names in the order of their numbers; of a test folder those of training, train.classes, some of which it
-    may lack. None: the names of the subfolders, sorted.
-    size: pixels a side, of the center of larger images; smaller ones are missing at their border. None: the first
-    image's longer side. bands: as `rasters.read_scene` takes them.
-    """
-    sensor, folder = SENSORS.resolve(sensor), Path(folder)
-    subfolders = sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
-    paths = [path for subfolder in subfolders for path in list_rasters(subfolder)]
-    present = sorted({path.parent.name for path in paths})
-    classes = present if classes is None else list(classes)
-    if unknown := sorted({*present} - {*classes}):
-        cause = "a misspelled folder, or a class that training lacks"
-        raise ContractError("classes", f"{folder}: {unknown}", f"some of {classes}", cause)
-    if len(classes) < 2 or not paths:
-        found = f"{folder}: images in {len(present)} subfolder(s)"
-        raise ContractError("folder", found, "two or more classes", "the class folders lie one folder below or above")
-    headers, bands = [read_header(path) for path in paths], bands or _common_layout(paths, sensor, when)
-    first = read_scene(paths[0], sensor, bands=bands, when=when)
-    size = size or max(first.pixels.shape[1:])
-    boxes = [((h.width - size) // 2, (h.height - size) // 2, size, size) for h in headers]
-    labels = [classes.index(path.parent.name) for path in paths]
-    _check_ground_distance(headers, first)
-    lat, lon = np.array([h.at(h.width / 2, h.height / 2) for h in headers], float).T
-    places = place_table(
-        [f"{p.parent.name}/{p.name}" for p in paths], lat, lon, [when or h.when or "" for h in headers]
-    )
-    return _scene_set(first, classes, places, partial(_chip_sample, paths, boxes, labels, sensor, bands, when))
-
-
-def raster_pairs(
-    images: str | Path | Sequence,
-    labels: str | Path | Sequence,
-    sensor: str | Sensor,
-    *,
-    classes: Mapping[int, str] | Sequence[str] | None,
-    ignore: int | None = None,
-    size: int = 64,
-    bands: Bands = None,
-    when: str | None = None,
-) -> LabeledSet:
-    """Rasters and label rasters of the same names and grids, cut into windows of size x size pixels.
-
-    images, labels: files, or folders of them, paired by name without ending. classes: {number in the files: name}, or
-    the names of 0, 1, 2 and so on; None: the labels are values (dense regression). ignore, and the label file's nodata:
-    unlabeled. Windows at a border are filled up with missing pixels; those without one label are left out.
-    """
-    sensor = SENSORS.resolve(sensor)
-    pairs = _pair_files(images, labels)
-    bands = bands or _common_layout([image for image, _ in pairs], sensor, when)
-    codes = None if classes is None else dict(classes) if isinstance(classes, Mapping) else dict(enumerate(classes))
-    windows, names, positions, dates = [], [], [], []
-    for image, label in pairs:
-        header = read_header(image)
-        _check_same_grid(header, read_header(label))
-        values = _read_labels(label, codes, ignore)
-        for top in range(0, header.height, size):
-            for left in range(0, header.width, size):
-                part = values[top : top + size, left : left + size]
-                if (np.isfinite(part) if codes is None else part != IGNORE).any():
-                    windows.append((image, label, (left, top, size, size)))
-                    names.append(f"{image.stem} row {top} column {left}")
-                    dates.append(when or header.when or "")
-                    positions.append(header.at(left + part.shape[1] / 2, top + part.shape[0] / 2))
-    if not windows:
-        cause = "ignore= or nodata is the number of the only class"
-        raise ContractError("labels", f"{len(pairs)} pair(s), every pixel ignored", "labeled pixels", cause)
-    image, _, box = windows[0]
-    first = read_scene(image, sensor, bands=bands, when=when, window=read_header(image).clip(box))
-    _check_ground_distance([read_header(image) for image, _ in pairs], first)
-    places = place_table(names, *np.array(positions).T, dates, [image.stem for image, _, _ in windows])
-    data = _scene_set(
-        first, (codes or {}).values(), places, partial(_pair_sample, windows, sensor, bands, when, codes, ignore)
-    )
-    return replace(data, dense=True, codes=tuple(int(code) for code in codes or ()))
-
-
-def points_on_scene(
-    points,
-    scene: str | Path,
-    sensor: str | Sensor,
-    *,
-    label: str,
-    size: int = 32,
-    bands: Bands = None,
-    when: str | None = None,
-) -> LabeledSet:
-    """Chips of size x size pixels around the points of a GeoDataFrame; its column `label` holds classes or values.
-
-    Text, categories, bools and columns of integers are classes, columns of floats values, unless gaps alone made
-    floats of integers. Points without a label or outside the scene are left out with a warning; a chip that extends
-    past the scene's border is missing there. Chips that share pixels, directly or over others, are one group.
-    """
-    from sklearn.cluster import DBSCAN
-
-    sensor, header = SENSORS.resolve(sensor), read_header(scene)
-    points = _labeled_points(points, label, header)
-    placed = points.to_crs(header.crs).geometry
-    rows, columns = rowcol(Affine(*header.transform), placed.x.to_numpy(), placed.y.to_numpy(), op=np.asarray)
-    inside = (columns >= 0) & (columns < header.width) & (rows >= 0) & (rows < header.height)
-    if not inside.any():
-        cause = "another place, or latitude and longitude swapped"
-        raise ContractError("points", f"none of {len(points)} on {scene}", "points on the scene", cause)
-    if not inside.all():
-        warn(f"{(~inside).sum()} of {len(points)} points lie outside the scene and are left out")
-    values = points[label][inside]
-    numeric = values.dtype.kind == "f"
-    classes = () if numeric else tuple(sorted(values.unique(), key=str))
-    labels = [float(v) if numeric else classes.index(v) for v in values]
-    boxes = [
-        (math.floor(c) - size // 2, math.floor(r) - size // 2, size, size)
-        for c, r in zip(columns[inside], rows[inside], strict=True)
-    ]
-    corners = np.array([box[:2] for box in boxes])
-    groups = DBSCAN(eps=size - 0.5, min_samples=1, metric="chebyshev").fit_predict(corners)
-    first = read_scene(scene, sensor, bands=bands, when=when, window=header.clip(boxes[0]))
-    lonlat = points.to_crs("EPSG:4326").geometry[inside]
-    names = [f"point {i}" for i in values.index]
-    places = place_table(names, lonlat.y, lonlat.x, when or header.when or "", groups, corners / size)
-    read = partial(_chip_sample, [scene] * len(boxes), boxes, labels, sensor, bands, when)
-    return _scene_set(first, map(str, classes), places, read)
-
-
-def _scene_set(first: Scene, classes, places: pd.DataFrame, read) -> LabeledSet:
-    """Labels of chips, from files whose bands and ground distance are those of the scene `first`."""
-    return LabeledSet(
-        sensor=first.sensor,
-        bands=first.bands,
-        gsd=first.gsd,
-        classes=tuple(classes),
-        dense=False,
-        places=places,
-        read=read,
-        in_decibel=first.in_decibel,
-    )
-
-
-def _common_layout(paths: Sequence[Path], sensor: Sensor, when) -> dict[str, int] | None:
-    """{band: number} of images without names, of the layout that most of 32 have; None: each names its own bands."""
-    with open_raster(paths[0]) as file:
-        if any(file.descriptions) or file.count <= len(sensor.bands):
-            return None
-    orders = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for path in paths[:: math.ceil(len(paths) / 32)]:
-            order = {name: layer.index for name, layer in find_layers(path, sensor, when=when).items()}
-            orders.setdefault(tuple(order.items()), []).append(path)
-    order, examples = max(orders.items(), key=lambda item: len(item[1]))
-    find_layers(examples[0], sensor, when=when)  # again, for its warning
-    return dict(order)
-
-
-def _check_ground_distance(headers: Sequence[Header], first: Scene) -> None:
-    """A set has one gsd, so files of another resolution are refused; those without a place are taken as they are."""
-    for header in headers if first.crs is not None else ():
-        if header.crs is not None and not 0.8 < header.gsd / first.gsd < 1.25:
-            found, expected = f"{header.gsd:g} m in {header}", f"about {first.gsd:g} m, as in {Path(first.path).name}"
-            raise ContractError("gsd", found, expected, "images of two resolutions or sensors: a set for each")
-
-
-def _labeled_points(points, label: str, header: Header):
-    """The points that carry a label; a column of floats that holds integers and gaps becomes integers."""
-    if label not in points:
-        raise ContractError("label", repr(label), f"one of {list(points.columns)}", "a misspelling")
-    if points.crs is None or header.crs is None:
-        which = "the points" if points.crs is None else header.path
-        raise ContractError("crs", f"{which} without CRS", "one of each", "set_crs was forgotten")
-    if kinds := set(points.geom_type.dropna()) - {"Point"}:
-        areas = "areas: points.representative_point(), or rasterize them for raster_pairs"
-        cause = f"{areas}; many in one: points.explode()"
-        raise ContractError("geometry", ", ".join(sorted(kinds)), "points", cause)
-    labeled = points[label].notna()
-    if not labeled.any():
-        raise ContractError("label", f"{label!r} without a value", "labels", "another column")
-    if labeled.all():
-        return points
-    warn(f"{(~labeled).sum()} of {len(points)} points have no label in {label!r} and are left out")
-    points = points[labeled]
-    if points[label].dtype.kind == "f" and (points[label] % 1 == 0).all():  # as tables hold integers with gaps
-        points = points.assign(**{label: points[label].astype(int)})
-    return points
-
-
-def _list_files(source) -> list[Path]:
-    sources = [source] if isinstance(source, (str, Path)) else list(source)
-    return [path for one in sources for path in (list_rasters(one) if Path(one).is_dir() else [Path(one)])]
-
-
-def _pair_files(images, labels) -> list[tuple[Path, Path]]:
-    image_paths, label_paths = _list_files(images), _list_files(labels)
-    if not image_paths:
-        raise ContractError("images", f"no raster in {images}", "files or a folder", "a misspelling")
-    if len(image_paths) == len(label_paths) == 1:
-        return [(image_paths[0], label_paths[0])]
-    by_name = {path.stem: path for path in label_paths}
-    if missing := [path.name for path in image_paths if path.stem not in by_name]:
-        found, cause = f"no label raster for {', '.join(missing[:3])}", "names differ by more than their ending"
-        raise ContractError("labels", found, "a file of the same name each", cause)
-    return [(path, by_name[path.stem]) for path in image_paths]
-
-
-def _check_same_grid(image: Header, label: Header) -> None:
-    same = (image.height, image.width) == (label.height, label.width)
-    if image.crs is not None and label.crs is not None:
-        close = np.allclose(image.transform, label.transform, rtol=1e-6, atol=1e-3 * abs(image.transform[0]))
-        same = same and image.crs == label.crs and close
-    if not same:
-        cause = "labels of another resolution, extent or projection: warp them to the image's grid, nearest neighbor"
-        raise ContractError("labels", str(label), f"the grid of {image}", cause)
-
-
-def _read_labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None, window=None) -> np.ndarray:
-    """[H, W]: class numbers in the order of codes, IGNORE where unlabeled; or values, NaN where unknown."""
-    with open_raster(path) as file:
-        values, fill = read_band(file, 1, window and Window(*window)), file.nodata
-    if codes is not None and fill in codes:
-        if ignore is None:
-            found, expected = f"{path.name}: nodata {fill:g}, which is class {codes[fill]!r}", "one or the other"
-            cause = "no class: leave it out of classes=; a class: say what is unlabeled, as in ignore=255"
-            raise ContractError("labels", found, expected, cause)
-        fill = None
-    blank = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
-    for number in (ignore, fill):
-        if number is not None:
-            blank |= np.isnan(values) if np.isnan(number) else values == number
-    if codes is None:
-        return np.where(blank, np.nan, values).astype(np.float32)
-    out = np.full(values.shape, IGNORE)
-    for position, code in enumerate(codes):
-        out[values == code] = position
-    if wrong := np.unique(values[(out == IGNORE) & ~blank]).tolist():
-        unlabeled = "" if ignore is None else f", or {ignore} for unlabeled"
-        cause = "a class without a name in classes=, or a fill value: ignore="
-        found = f"{path.name}: class {', '.join(f'{v:g}' for v in wrong[:5])}"
-        raise ContractError("labels", found, f"one of {dict(codes)}{unlabeled}", cause)
-    out[blank] = IGNORE
-    return out
-
-
-def _chip_sample(paths, boxes, labels, sensor: Sensor, bands: Bands, when, n: int) -> Sample:
-    scene = read_padded(paths[n], boxes[n], sensor, bands, when)
-    return Sample(scene.pixels, labels[n], scene.crs, scene.transform)
-
-
-def _pair_sample(windows, sensor: Sensor, bands: Bands, when, codes, ignore, n: int) -> Sample:
-    image, label, box = windows[n]
-    scene, (x, y, w, h) = read_padded(image, box, sensor, bands, when), read_header(image).clip(box)
-    known = _read_labels(label, codes, ignore, (x, y, w, h))
-    labels = np.full(scene.pixels.shape[1:], IGNORE if codes is not None else np.nan, known.dtype)
-    left, top = x - box[0], y - box[1]
-    labels[top : top + h, left : left + w] = known
-    return Sample(scene.pixels, labels, scene.crs, scene.transform)

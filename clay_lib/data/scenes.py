@@ -13,7 +13,8 @@ from rasterio.warp import transform
 
 from clay_lib.data.chips import Chips, shared_world
 from clay_lib.data.georeference import locate
-from clay_lib.data.labels import LabeledSet, raster_pairs, world_set
+from clay_lib.data.label_files import raster_pairs
+from clay_lib.data.labels import LabeledSet, world_set
 from clay_lib.data.rasters import Scene, read_header, read_scene, write_raster
 from clay_lib.data.splits import spatial_blocks
 from clay_lib.errors import ContractError
@@ -139,14 +140,16 @@ def segmentation_sets(
     *,
     classes: str = "",
     ignore: int | None = 0,
+    column: str | None = None,
     chips: int = 440,
     test_chips: int = 220,
     size: int = 64,
     seed: int = 0,
 ) -> tuple[LabeledSet, LabeledSet, LabeledSet]:
-    """Train, val and test of your own rasters and label rasters; without a path, of the synthetic Earth's land cover.
+    """Train, val and test of your own rasters and their labels; without a path, of the synthetic Earth's land cover.
 
-    classes: such as "1 water, 2 forest", and ignore, as for `raster_pairs`. chips: train and val together, and test_chips,
+    labels, ignore and column: as for `raster_pairs`. classes: such as "1 water, 2 forest"; of vector labels, by default
+    those in the file. chips: train and val together, and test_chips,
     of the synthetic Earth. Parts lie in different places, and the groups of test may be resampled for intervals: places,
     rasters, or blocks of about 2 km where there are fewer than six rasters.
     """
@@ -158,8 +161,12 @@ def segmentation_sets(
             for count, split in ((chips, "train"), (test_chips, "test"))
         )
         return *pool.split((0.85, 0.15), degrees=6.0, seed=seed), test
-    names = {int(code): name for code, name in (part.strip().split(" ", 1) for part in classes.split(","))}
-    pool = raster_pairs(images, labels, sensor, classes=names, ignore=ignore, size=size)
+    names = dict(part.strip().split(" ", 1) for part in classes.split(",")) if classes else None
+    names = names and {int(code): name for code, name in names.items()}
+    pool = raster_pairs(images, labels, sensor, classes=names, ignore=ignore, column=column, size=size)
+    if not pool.classes:
+        cause = 'label rasters without classes="1 water, 2 forest"'
+        raise ContractError("classes", "values", "the number and the name of each class", cause)
     by = "groups" if pool.places["group"].nunique() >= 6 else "blocks"
     train, val, test = pool.split((0.6, 0.15, 0.25), by=by, degrees=0.02, seed=seed)
     if by == "blocks":

@@ -2,8 +2,8 @@
 
     clay transfer WEIGHTS --images FOLDER                          images in class folders
     clay transfer WEIGHTS --images FOLDER --test FOLDER            trained on the first, tested on the second
-    clay transfer WEIGHTS --rasters FOLDER --labels FOLDER         rasters, and label rasters of the same names
-    clay transfer WEIGHTS --points FILE --labels FILE              one raster, and one of its labeled pixels
+    clay transfer WEIGHTS --rasters FOLDER --labels FOLDER         rasters, and their labels by the same names
+    clay transfer WEIGHTS --points FILE --labels FILE              one raster, and labels of some of its pixels
     clay transfer WEIGHTS --world                                  the mini-world's own test land
 
 Images are split by the number in their names, since neighbors in number are often neighbors on the ground; classes are
@@ -25,6 +25,7 @@ from einops import rearrange
 
 from clay_lib.clay import Clay, reconstruction_scores
 from clay_lib.data.chips import world_chips
+from clay_lib.data.label_files import label_grids, list_files
 from clay_lib.data.rasters import read_scene
 from clay_lib.errors import ContractError, warn
 from clay_lib.evaluation import baselines, evaluate, probes
@@ -46,6 +47,7 @@ def transfer(
     rasters: str = "",
     labels: str = "",
     points: str = "",
+    column: str | None = None,
     scale: float | None = None,
     offset: float | None = None,
     when: str | None = None,
@@ -66,8 +68,10 @@ def transfer(
         images: a folder of class folders of images whose names end in a number
         test: a folder like `images` to test on; some of the classes may be missing there
         rasters: a folder of GeoTIFFs
-        labels: a folder of rasters of class numbers, with the names and the size of the others; 0 is unknown
-        points: a GeoTIFF whose single pixels are labeled, in the raster `labels`
+        labels: rasters of class numbers on the grids of the others, 0 and nodata unlabeled; or polygons or points in
+            GeoJSON, GeoPackage or shapefiles: a folder with the same names, or one file
+        points: a GeoTIFF whose single pixels are labeled, in the file `labels`
+        column: of polygons or points, with their classes; by default the only one of text or integers
         scale: of the values of `points`, native = value * scale + offset
         offset: see scale
         when: date of `points`, such as 1999-11-18
@@ -94,15 +98,16 @@ def transfer(
         evaluation, chosen = probe_images(clay, by_size, **options, seeds=seeds)
         print(f"read-out chosen on training folds: {chosen}")
     elif points:
-        reading = dict(bands=bands, scale=scale, offset=offset, when=when)
+        reading = dict(bands=bands, scale=scale, offset=offset, when=when, column=column)
         pixels, classes, metadata = read_points(points, labels, sensor or "landsat-c2l2-sr", **reading)
         evaluation = probe_points(clay, pixels, classes, **metadata, seeds=seeds)
     elif world:
         print(reconstruct_world(clay, seeds=seeds).round(3).to_string(index=False))
         evaluation = probe_world(clay, seeds=seeds)
     if rasters:
-        pairs = read_rasters(rasters, labels, raster_bands)
-        table = probe_patches(clay, pairs, sensor=sensor or "sentinel-2-l2a", bands=bands, gsd=gsd, seeds=seeds)
+        options = dict(sensor=sensor or "sentinel-2-l2a", bands=bands)
+        pairs = read_rasters(rasters, labels, raster_bands, column=column, **options)
+        table = probe_patches(clay, pairs, gsd=gsd, seeds=seeds, **options)
     else:
         table = evaluation.summary
     print(table.round(3).to_string(index=False, na_rep="–"))
@@ -233,22 +238,29 @@ def readout_candidates(embedded: Mapping[int, Mapping[str, np.ndarray]]) -> dict
 
 
 def read_rasters(
-    rasters, labels, raster_bands: Sequence[int] | None = None
+    rasters: str | Path,
+    labels: str | Path,
+    raster_bands: Sequence[int] | None = None,
+    *,
+    sensor: str = "sentinel-2-l2a",
+    bands: Sequence[str] | None = None,
+    column: str | None = None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Pairs of files of the same name -> {name: (pixels [C, H, W], classes [H, W])}."""
-    import rasterio
+    """Images and labels of the same names -> {name: (pixels [C, H, W], NaN where missing, classes [H, W], 0 unknown)}.
 
-    names = sorted({p.name for p in Path(rasters).glob("*.tif*")} & {p.name for p in Path(labels).glob("*.tif*")})
+    labels: a folder of label rasters or vector labels, or one file of vector labels for all images.
+    """
+    images, labeled = ({p.stem: p for p in list_files(source, vectors=True)} for source in (rasters, labels))
+    if Path(labels).is_file():
+        labeled = dict.fromkeys(images, Path(labels))
+    names = sorted(images.keys() & labeled.keys())
     if len(names) < 2:
         raise ContractError("rasters", f"{len(names)} pair(s)", "at least 2, to leave one out", "files of other names")
-    pairs = {}
-    for name in names:
-        with rasterio.open(Path(rasters) / name) as a, rasterio.open(Path(labels) / name) as b:
-            pixels, classes = a.read(list(raster_bands) if raster_bands else None), b.read(1)
-        if pixels.shape[1:] != classes.shape:
-            raise ContractError("labels", f"{name}: {classes.shape}", pixels.shape[1:], OTHER_GRID)
-        pairs[Path(name).stem] = pixels, classes
-    return pairs
+    if raster_bands:
+        bands = dict(zip(bands or SENSORS[sensor].band_names, raster_bands, strict=True))
+    classes = label_grids([(images[name], labeled[name]) for name in names], column)
+    pixels = [read_scene(images[name], sensor, bands=bands).measured() for name in names]
+    return dict(zip(names, zip(pixels, classes, strict=True), strict=True))
 
 
 @dataclass(frozen=True)
@@ -422,19 +434,18 @@ def probe_points(
     return evaluate.evaluate_features(sets, y, groups=groups, metric="balanced", seeds=seeds, bootstraps=bootstraps)
 
 
-def read_points(scene: str | Path, labels: str | Path, sensor: str, **reading) -> tuple[np.ndarray, np.ndarray, dict]:
+def read_points(
+    scene: str | Path, labels: str | Path, sensor: str, *, column: str | None = None, **reading
+) -> tuple[np.ndarray, np.ndarray, dict]:
     """Pixels [C, H, W] with NaN where missing, labels [H, W], and the scene's metadata for `probe_points`.
 
-    reading: bands, scale, offset and when, as `read_scene` takes them.
+    labels: a label raster on the scene's grid, or vector labels. reading: bands, scale, offset and when, as `read_scene`
+    takes them.
     """
-    import rasterio
-
-    image = read_scene(scene, sensor, **reading)
-    with rasterio.open(labels) as file:
-        classes = file.read(1)
+    image, (classes,) = read_scene(scene, sensor, **reading), label_grids([(Path(scene), Path(labels))], column)
     metadata = {name: getattr(image, name) for name in ("gsd", "when", "lat", "lon", "in_decibel")}
     metadata |= dict(sensor=sensor, bands=list(image.bands))
-    return np.where(image.missing, np.nan, image.pixels), classes, metadata
+    return image.measured(), classes, metadata
 
 
 # -- the mini-world --------------------------------------------------------------------------------------------------

@@ -24,28 +24,47 @@ def frame_of(shapes, names, **columns):
 
 
 @pytest.mark.parametrize("ending", ["geojson", "gpkg", "shp"])
-def test_polygons_of_every_format(ending, scene, tmp_path):
+def test_polygons_of_every_format_are_labels(ending, scene, tmp_path):
     frame = frame_of([WHEAT, MAIZE], ["wheat", "maize"])
     frame.to_crs("EPSG:4326").to_file(tmp_path / f"fields.{ending}")
-    raster, classes = burn_labels(tmp_path / f"fields.{ending}", scene, tmp_path / "labels.tif")
-    assert classes == {0: "maize", 1: "wheat"} and read_header(raster).transform == read_header(scene).transform
-    data = raster_pairs(scene, raster, "sentinel-2-l2a", classes=classes, size=16)
     expected = np.full((16, 16), -1)
     expected[:, :8], expected[:8, 8:] = 1, 0
+    data = raster_pairs(scene, tmp_path / f"fields.{ending}", "sentinel-2-l2a", classes=None, size=16)
     assert data.classes == ("maize", "wheat") and np.array_equal(data[0].label, expected)
+    named = raster_pairs(scene, tmp_path / f"fields.{ending}", "sentinel-2-l2a", classes=["wheat", "maize"], size=8)
+    assert len(named) == 3 and [named[i].label.max() for i in range(3)] == [0, 1, 0], "the caller's order"
+    raster, classes = burn_labels(tmp_path / f"fields.{ending}", scene, tmp_path / "labels.tif")
+    assert classes == {0: "maize", 1: "wheat"} and read_header(raster).transform == read_header(scene).transform
+    again = raster_pairs(scene, raster, "sentinel-2-l2a", classes=classes, size=16)
+    assert again.classes == data.classes and np.array_equal(again[0].label, expected)
 
 
 def test_points_overlaps_and_numbers_as_classes(scene, tmp_path):
     points = [shapely.Point(500_005, 4_999_995), shapely.Point(500_155, 4_999_845)]
-    frame_of(points, [7, 300]).to_file(tmp_path / "points.gpkg")
-    raster, classes = burn_labels(tmp_path / "points.gpkg", scene, tmp_path / "a.tif")
-    label = raster_pairs(scene, raster, "sentinel-2-l2a", classes=classes, size=16)[0].label
-    assert classes == {0: "7", 1: "300"} and (label[0, 0], label[15, 15]) == (0, 1) and (label >= 0).sum() == 2
-    frame_of([*points, WHEAT], [7.0, 300.0, None]).to_file(tmp_path / "gap.gpkg")
-    assert burn_labels(tmp_path / "gap.gpkg", scene, tmp_path / "g.tif")[1] == classes
+    for column in ([7, 300], [7.0, 300.0, None]):  # a gap makes floats of integers
+        frame_of([*points, WHEAT][: len(column)], column).to_file(tmp_path / "points.gpkg")
+        data = raster_pairs(scene, tmp_path / "points.gpkg", "sentinel-2-l2a", classes=None, size=16)
+        label = data[0].label
+        assert (label[0, 0], label[15, 15]) == (0, 1) and (label >= 0).sum() == 2
+        assert data.classes == ("7", "300") and data.codes == (7, 300)
+    names = raster_pairs(scene, tmp_path / "points.gpkg", "sentinel-2-l2a", classes={300: "oak", 7: "elm"}, size=16)
+    assert names.classes == ("oak", "elm") and names[0].label[0, 0] == 1
     frame_of([WHEAT, WHEAT], ["a", "b"]).to_file(tmp_path / "twice.gpkg")
     with pytest.warns(UserWarning, match="128 pixels lie in features of several classes"):
-        burn_labels(tmp_path / "twice.gpkg", scene, tmp_path / "b.tif")
+        data = raster_pairs(scene, tmp_path / "twice.gpkg", "sentinel-2-l2a", classes=None, size=16)
+    assert (data[0].label[:, :8] == 1).all()
+
+
+def test_a_column_of_floats_holds_values_and_one_file_labels_all_images(scene, tmp_path):
+    write_raster(tmp_path / "images" / "a.tif", np.ones((10, 16, 8), np.uint16), **UTM)
+    east = UTM | dict(transform=(10.0, 0, 500_080.0, 0, -10.0, 5_000_000.0))
+    write_raster(tmp_path / "images" / "b.tif", np.ones((10, 16, 8), np.uint16), **east)
+    frame_of([WHEAT, MAIZE], ["a", "b"], height=[0.1, 2.5]).to_file(tmp_path / "fields.gpkg")
+    options = dict(sensor="sentinel-2-l2a", classes=None, column="height", size=16)
+    data = raster_pairs(tmp_path / "images", tmp_path / "fields.gpkg", **options)
+    assert data.task == "dense regression" and len(data) == 2
+    assert (data[0].label[:, :8] == np.float32(0.1)).all() and (data[1].label[:8, :8] == 2.5).all()
+    assert np.isnan(data[1].label[8:]).all()
 
 
 def test_wrong_labels_raise(scene, tmp_path):

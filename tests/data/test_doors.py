@@ -21,7 +21,7 @@ from clay_lib.areas.reading import read_acquisition
 from clay_lib.data.check import inspect_image
 from clay_lib.data.georeference import center_longitude, outline
 from clay_lib.data.images import open_image
-from clay_lib.data.labels import class_folders, raster_pairs
+from clay_lib.data.label_files import class_folders, raster_pairs
 from clay_lib.data.rasters import Header, read_scene, write_raster
 from clay_lib.datacube import parse_when
 

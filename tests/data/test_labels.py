@@ -9,15 +9,8 @@ import pytest
 from PIL import Image
 
 from clay_lib import SENSORS, ContractError
-from clay_lib.data.labels import (
-    EUROSAT_BANDS,
-    IGNORE,
-    class_folders,
-    hub_set,
-    points_on_scene,
-    raster_pairs,
-    world_set,
-)
+from clay_lib.data.label_files import class_folders, points_on_scene, raster_pairs
+from clay_lib.data.labels import EUROSAT_BANDS, IGNORE, hub_set, world_set
 from clay_lib.data.rasters import write_raster
 from clay_lib.world.earth import MiniWorld
 
@@ -159,6 +152,20 @@ def test_undeclared_nan_is_unlabeled(tmp_path):
     write_raster(tmp_path / "l.tif", labels, **UTM)
     data = raster_pairs(tmp_path / "i.tif", tmp_path / "l.tif", S2, classes=["a", "b"], size=2)
     np.testing.assert_array_equal(data[0].label, [[0, IGNORE], [1, 1]])
+
+
+@pytest.mark.parametrize(
+    "classes, values, wrong",
+    [({3: "a", 5: "b"}, [3, 3.5, 4.5, 5], "3.5, 4.5 in 8 of 16"), (["a", "b"], [0, 0.25, np.inf, 1], "0.25, inf in 8")],
+)
+def test_fractions_are_no_classes(tmp_path, classes, values, wrong):
+    write_raster(tmp_path / "i.tif", np.ones((10, 4, 4), np.uint16), descriptions=S2.band_names, **UTM)
+    labels = np.resize(np.array(values, np.float32), (4, 4))
+    write_raster(tmp_path / "l.tif", labels, **UTM)
+    with pytest.raises(ContractError, match=rf"l.tif: {wrong}.* labels; expected whole numbers.*interpolated"):
+        raster_pairs(tmp_path / "i.tif", tmp_path / "l.tif", S2, classes=classes)
+    data = raster_pairs(tmp_path / "i.tif", tmp_path / "l.tif", S2, classes=None, size=4)
+    np.testing.assert_array_equal(data[0].label, labels)
 
 
 def test_two_resolutions_in_one_set_are_refused_and_quicklooks_left_out(tmp_path):

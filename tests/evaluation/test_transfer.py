@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.features import shapes as shapes_of
+from shapely.geometry import shape
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
+from clay_lib.data.rasters import write_raster
 from clay_lib.evaluation import baselines, probes
 from clay_lib.evaluation.evaluate import embed_features
 from clay_lib.evaluation.transfer import (
@@ -215,6 +219,45 @@ def test_the_command_writes_its_table(clay, folder, tmp_path, capsys):
     assert "pixel statistics" in capsys.readouterr().out and "margin" in out.read_text()
     with pytest.raises(ContractError, match="images, or rasters with labels"):
         transfer(str(weights), images=str(folder), **paths)
+
+
+def test_vector_labels_are_read_by_the_command(clay, tmp_path):
+    """Points with a class column on single pixels, and polygons over two rasters: as their label rasters."""
+    placed = dict(crs="EPSG:32633", descriptions=RGB["bands"])
+    pixels, labels = labeled_clumps()
+    scene = write_raster(tmp_path / "scene.tif", pixels.astype(np.uint8), transform=(1, 0, 5e5, 0, -1, 5e6), **placed)
+    rows, columns = np.nonzero(labels)
+    shapes = gpd.points_from_xy(5e5 + columns + 0.5, 5e6 - rows - 0.5)
+    names = np.array(["oak", "elm"])[labels[rows, columns] - 1]
+    gpd.GeoDataFrame({"tree": names}, geometry=shapes, crs="EPSG:32633").to_file(tmp_path / "trees.gpkg")
+    weights, out = str(clay.save(tmp_path / "weights.safetensors")), tmp_path / "table.csv"
+    options = dict(sensor="naip", bands=RGB["bands"], seeds=1, out=str(out))
+    assert transfer(weights, points=str(scene), labels=str(tmp_path / "trees.gpkg"), column="tree", **options) == 0
+    row = pd.read_csv(out).set_index(["split", "features", "probe"]).loc[("random", "pixel alone", "kNN-5")]
+    assert row["n_train"] + row["n_test"] == 81 and row["score"] == 1.0
+
+    for k, (name, (pixels, classes)) in enumerate(raster_pairs().items()):
+        transform = (1, 0, 5e5 + 1000 * k, 0, -1, 5e6)
+        write_raster(tmp_path / "rasters" / f"{name}.tif", pixels, transform=transform, **placed)
+        part = list(shapes_of(classes, transform=rasterio.Affine(*transform)))
+        fields = {"kind": [f"kind {int(value)}" for _, value in part]}
+        fields = gpd.GeoDataFrame(fields, geometry=[shape(outline) for outline, _ in part], crs="EPSG:32633")
+        (tmp_path / "fields").mkdir(exist_ok=True)
+        fields.to_crs("EPSG:4326").to_file(tmp_path / "fields" / f"{name}.geojson")
+    pairs = read_rasters(tmp_path / "rasters", tmp_path / "fields", sensor="naip", bands=RGB["bands"])
+    for name, (pixels, classes) in raster_pairs().items():
+        assert (pairs[name][0] == pixels).all() and (pairs[name][1] == classes).all()
+
+
+def test_label_rasters_are_unlabeled_where_nodata_and_refused_with_fractions(tmp_path):
+    placed = dict(crs="EPSG:32633", transform=(1, 0, 5e5, 0, -1, 5e6))
+    scene = write_raster(tmp_path / "s.tif", np.ones((3, 4, 4), np.uint8), descriptions=RGB["bands"], **placed)
+    labels = np.resize(np.array([1, 2, 255, np.nan], np.float32), (4, 4))
+    write_raster(tmp_path / "l.tif", labels, nodata=255, **placed)
+    assert (read_points(scene, tmp_path / "l.tif", "naip")[1] == [1, 2, 0, 0]).all()
+    write_raster(tmp_path / "l.tif", labels + 0.5, nodata=255, **placed)
+    with pytest.raises(ContractError, match="l.tif: 1.5, 2.5, 255.5 in 12 of 16 labels"):
+        read_points(scene, tmp_path / "l.tif", "naip")
 
 
 def test_a_test_folder_that_lacks_a_class_is_scored_by_name(clay, folder, tmp_path):
