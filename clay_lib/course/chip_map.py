@@ -21,7 +21,7 @@ from rasterio.warp import transform
 
 from clay_lib import figures
 from clay_lib.areas.search import nearest
-from clay_lib.course.widgets import Widget, image_widget, png_bytes
+from clay_lib.course.widgets import Widget, image_widget
 from clay_lib.data.chips import Chips
 from clay_lib.data.georeference import coarser
 from clay_lib.data.rasters import Scene, write_raster
@@ -30,7 +30,7 @@ from clay_lib.errors import ContractError
 from clay_lib.evaluation.probes import fit_linear, standardize
 from clay_lib.figures.images import scale_bar
 from clay_lib.figures.maps import DEGREES, Layer, show_on_map
-from clay_lib.figures.style import INK, MISSING, PALETTE
+from clay_lib.figures.style import INK, MISSING, PALETTE, png
 from clay_lib.world.earth import CLASS_COLORS, MiniWorld
 
 NEIGHBORS = 5
@@ -237,7 +237,7 @@ class ChipMap(Widget):
     def click(self, chip: int) -> None:
         """Choose a chip and show its neighbors."""
         self.chosen = int(chip)
-        self.image.value = png_bytes(show_neighbors(self.atlas, [self.chosen], names=self.predictions))
+        self.image.value = png(show_neighbors(self.atlas, [self.chosen], names=self.predictions))
         self._show_message(f"Chip {self.chosen} and the {NEIGHBORS} chips with the most similar embeddings (cosine).")
         self.chips.data = self._features()
 

@@ -10,9 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, make_folder
@@ -131,17 +130,9 @@ def _cached(home: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (home / "data" / "cache").glob("world-*.npz")}
 
 
-@contextmanager
-def _data_of(home: Path) -> Iterator[None]:
-    """Kernels started within use the kit's data/."""
-    before = os.environ.get("CLAY_DATA")
-    os.environ["CLAY_DATA"] = str(home / "data")
-    try:
-        yield
-    finally:
-        os.environ.pop("CLAY_DATA")
-        if before is not None:
-            os.environ["CLAY_DATA"] = before
+def _data_of(home: Path):
+    """Context in which kernels that are started use the kit's data/."""
+    return patch.dict(os.environ, CLAY_DATA=str(home / "data"))
 
 
 def _download_wheels(home: Path) -> None:

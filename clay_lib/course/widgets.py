@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -19,7 +18,7 @@ from clay_lib.clay import Clay
 from clay_lib.datacube import parse_when
 from clay_lib.encoder import unpatchify, unpatchify_mask
 from clay_lib.errors import ContractError
-from clay_lib.figures.style import OURS, PALETTE, SIGNED
+from clay_lib.figures.style import OURS, PALETTE, SIGNED, png
 from clay_lib.sensors import SENSORS, Sensor
 
 
@@ -31,19 +30,11 @@ class Widget(ipywidgets.VBox):
 
     def __init__(self, children, still: Figure):
         super().__init__(children)
-        self.still = png_bytes(still)
+        self.still = png(still)
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         return bundle and {**bundle, "image/png": base64.b64encode(self.still).decode()}
-
-
-def png_bytes(fig: Figure) -> bytes:
-    """The figure as PNG, closed, so that Jupyter does not show it a second time."""
-    buffer = BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None})
-    plt.close(fig)
-    return buffer.getvalue()
 
 
 def image_widget(name: str, **layout) -> ipywidgets.Image:
@@ -53,15 +44,17 @@ def image_widget(name: str, **layout) -> ipywidgets.Image:
     return image
 
 
-def redrawn(image: ipywidgets.Image, controls: Sequence[ipywidgets.Widget], draw: Callable[[], Figure]) -> None:
-    """Draw the image now, and again whenever a control changes."""
+def redrawn(name: str, controls: Sequence[ipywidgets.Widget], draw: Callable[[], Figure]) -> ipywidgets.Image:
+    """An image that is drawn now, and again whenever a control changes."""
+    image = image_widget(name, max_width="100%")
 
     def redraw(_=None):
-        image.value = png_bytes(draw())
+        image.value = png(draw())
 
     for control in controls:
         control.observe(redraw, "value")
     redraw()
+    return image
 
 
 def _control(description: str, *, slider: bool = False) -> dict:
@@ -189,7 +182,6 @@ def playground(
     place = ipywidgets.Dropdown(options=list(places), **_control("place"))
     date = ipywidgets.SelectionSlider(options=list(dates), **_control("date", slider=True))
     draw = ipywidgets.BoundedIntText(value=seed, min=0, max=999, **_control("seed of the mask"))
-    image = image_widget("clay-playground", max_width="100%")
 
     def figure() -> Figure:
         bands = names.value or available
@@ -197,7 +189,7 @@ def playground(
         options = dict(available=available, bands=bands, mask_ratio=hidden.value, seed=draw.value, **metadata)
         return show_reconstruction(reconstruct(clay, pixels, sensor, **options), sensor, bands=bands, gsd=gsd)
 
-    redrawn(image, (hidden, names, size, place, date, draw), figure)
+    image = redrawn("clay-playground", (hidden, names, size, place, date, draw), figure)
     left, right = ipywidgets.VBox([hidden, draw, names]), ipywidgets.VBox([size, date, place])
     controls = ipywidgets.HBox([left, right], layout=ipywidgets.Layout(flex_flow="row wrap"))
     own = dict(available=available, gsd=gsd, when=when, lat=lat, lon=lon, seed=seed)
@@ -337,6 +329,5 @@ def wavelength_slider(clay: Clay, pixels, sensor: str | Sensor = "sentinel-2-l2a
         raise ContractError("wave", wave, f"{SHORTEST} to {LONGEST} µm", "nanometers")
     view, options = kernel_view(clay, pixels, sensor), _control("wavelength (µm)", slider=True)
     slider = ipywidgets.FloatSlider(value=wave, min=SHORTEST, max=LONGEST, step=0.005, readout_format=".3f", **options)
-    image = image_widget("clay-wavelengths", max_width="100%")
-    redrawn(image, [slider], lambda: show_wavelengths(view, [slider.value]))
+    image = redrawn("clay-wavelengths", [slider], lambda: show_wavelengths(view, [slider.value]))
     return Widget([slider, image], show_wavelengths(view, [0.49, wave, 0.85, 1.6]))

@@ -10,6 +10,7 @@ Errors are what cannot be right, warnings what is unlikely. The rules for number
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 import os
@@ -134,14 +135,15 @@ class Inspection:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from clay_lib.figures.style import data_url  # matplotlib
+        from clay_lib.figures.style import png  # matplotlib
 
         rows = [*self.facts.items(), *((f.level, str(f)) for f in self.findings)]
         cells = ("".join(f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row) for row in rows)
         parts = [f"<b>{html.escape(self.title)}</b><table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"]
         if self.image is not None:
             parts.append(self.bands.to_html(index=False, border=0, formatters=FORMATTERS))
-            parts.append(f"<img src='{data_url(self.figure())}' style='max-width:100%'>")
+            image = base64.b64encode(png(self.figure())).decode()
+            parts.append(f"<img src='data:image/png;base64,{image}' style='max-width:100%'>")
         return "".join(parts)
 
     def figure(self) -> Figure:

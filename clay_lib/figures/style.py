@@ -6,7 +6,6 @@ missing or masked pixels are light gray.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -64,12 +63,12 @@ def save(fig: Figure, path: str | Path) -> Path:
     return atomic_write(path, lambda partial: fig.savefig(partial, format="png", metadata={"Software": None}))
 
 
-def data_url(fig: Figure) -> str:
-    """The figure as a PNG inside a page, for <img src=...>; the figure is closed."""
+def png(fig: Figure) -> bytes:
+    """The figure as a PNG; it is closed, so that Jupyter does not show it a second time."""
     buffer = BytesIO()
     fig.savefig(buffer, format="png", metadata={"Software": None})
     plt.close(fig)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()
 
 
 def class_colors(names: Sequence) -> dict:

@@ -1,8 +1,8 @@
 """Checks of the exercises: `checks.check_tokens(my_function)` says what to fix, or prints one line of praise.
 
-Each check is data: a reference solution, the inputs that an answer is tried on, and common mistakes with what to say
-about them. engine.py runs them; the checks are in model.py (notebooks 01 to 03), training.py (04, 05, 11), embeddings.py
-(06, 08, 12) and evaluation.py (07, 09, 10).
+Each check is data: a reference solution, the inputs that an answer is tried on, and the common mistakes, each as what to
+fix and the change to the reference that makes this mistake. engine.py runs them; the checks are in model.py (notebooks
+01 to 03), training.py (04, 05, 11), embeddings.py (06, 08, 12) and evaluation.py (07, 09, 10).
 """
 
 from clay_lib import lazy
