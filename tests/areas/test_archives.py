@@ -1,5 +1,6 @@
 """Archives: every profile from search to native numbers, areas, dates, and raster files as acquisitions."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import geopandas
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import requests
 import shapely
 from archive_scenes import ALWAYS, around, array_of, file_of, grid_of, scene_of
 from faulty_server import FaultyServer
+from live_archives import differences
 from pyproj import Transformer
 
 from clay_lib.areas.archives import acquisition_from_file, archives_of, find_acquisitions, parse_area
@@ -58,6 +61,20 @@ def test_profile_from_search_to_native_numbers(sensor, archive_folder, url):
     image = open_image(pixels, sensor)
     assert image.bands == bands and image.lat == pytest.approx(np.mean(lat), abs=0.2)
     assert not [f for f in inspect_image(image.pixels, sensor, when=acquisition.when).findings if f.level == "error"]
+
+
+def test_weekly_check_names_what_an_archive_changed(url):
+    archive = replace(archives_of("landsat-c2l2-sr")[0], url=url)
+    assert differences(archive, shapely.box(*around()), ALWAYS) == []
+    renamed = replace(archive, assets=archive.assets | {"red": "red_toa"})
+    (change,) = differences(renamed, shapely.box(*around()), ALWAYS)
+    assert "no asset red_toa among ['blue', 'green'," in change
+    (change,) = differences(replace(archive, collection="landsat-c3"), shapely.box(*around()), ALWAYS)
+    assert "no items of landsat-c3" in change
+    with FaultyServer(url) as server:
+        server.faults = [["/search", "500", 1]]
+        with pytest.raises(requests.RequestException):
+            differences(replace(archive, url=server.url), shapely.box(*around()), ALWAYS)
 
 
 def test_least_cloudy_comes_first(url):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import warnings
 
@@ -268,6 +267,7 @@ def test_a_truncated_scene_is_reported_and_resumes_once_repaired(tmp_path):
 
 def test_a_full_disk_is_reported_in_one_line_and_resumes(scene, tmp_path):
     """Simulated by limits of the file size: no part fits, only the raster does not, everything fits."""
+    resource = pytest.importorskip("resource")  # not on Windows
     out, options = tmp_path / "out", dict(dense="cog", overlap=16)
     complete = run(tmp_path / "complete", scene, **options)
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
