@@ -4,8 +4,6 @@ A command is a line in COMMANDS and a typed function with a docstring, whose par
 imported when their command is called.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import inspect
@@ -38,7 +36,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "archive": ("areas.local:archive", "write and serve an archive of the mini-world, to work offline"),
     "gallery": ("runs.gallery:write_site", "write the notebooks as a static site that opens without a network"),
     "live": ("course.live:live", "write a page that runs the model in a browser, without an installation"),
-    "kit": ("course.kit:kit", "write a folder with all that a workshop without a network needs"),
+    "kit": ("course.kit:kit", "write a folder with everything for a workshop without a network"),
     "pair": ("runs.gallery:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
 RENAMED = {"bench-chips": "bench chips", "bench-load": "bench chips", "plan": "bench train"}
@@ -110,7 +108,7 @@ def _call(name: str, options: list[str]) -> int | None:
 
 
 def _nearest(command, message: str) -> str | None:
-    """The option most similar to the unknown one in jsonargparse's message."""
+    """The option closest to the unknown one in jsonargparse's message."""
     if not re.search("not accept|unrecognized", message):
         return None
     words = re.findall(r"'([\w.]+)'|--([\w.]+)", message)

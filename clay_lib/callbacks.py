@@ -1,10 +1,8 @@
-"""Checkpoints of a training run: written between two batches, safely at any kill, and read again to resume.
+"""Checkpoints of a training run: saved atomically between two batches, and read to resume.
 
-A checkpoint is taken when everything of the first batch is done: its rows are written and its validation is over. So a
-run that resumes from it equals a run that starts at the next batch.
+When a checkpoint is saved, the log rows and the validation of the last batch are done. So a resumed run equals one that
+was never interrupted.
 """
-
-from __future__ import annotations
 
 import os
 import pickle
@@ -42,14 +40,14 @@ def read_checkpoint(path: str | Path) -> dict:
         return content
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError) as error:
         reason = f"{path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        cause = "a broken copy, weights alone, or a checkpoint of another program"
+        cause = "a broken copy, a file of weights alone, or a checkpoint of another program"
         raise ContractError("checkpoint", reason, "a checkpoint of clay_lib.training", cause) from None
 
 
 class Checkpoints(L.Callback):
-    """Saves and restores checkpoints, and on SIGTERM or SIGUSR1 (a cluster's warning) saves one and stops the run.
+    """Saves and restores checkpoints; on SIGTERM or SIGUSR1 (a cluster's warning) it saves one and stops the run.
 
-    every_steps, every_minutes: whichever comes first; the last step is always saved. saved: the checkpoint to resume.
+    every_steps, every_minutes: whichever comes first; the last step is always saved. saved: the one to resume from.
     """
 
     def __init__(
@@ -61,8 +59,8 @@ class Checkpoints(L.Callback):
         saved: dict | None = None,
     ):
         self.folder, self.every_steps, self.every_minutes, self.saved = Path(folder), every_steps, every_minutes, saved
-        self.signal: int | None = None  # that stops the run
-        self.seconds = 0.0 if saved is None else saved["seconds"]  # of training, over all starts
+        self.signal: int | None = None  # the signal that stopped the run
+        self.seconds = 0.0 if saved is None else saved["seconds"]  # training time over all starts
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.saved is not None:

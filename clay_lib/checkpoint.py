@@ -4,8 +4,6 @@ Loading is strict and safe: every difference is listed, nothing in a file is exe
 that only the model's own tensors are read from them (the release also holds the teacher and the optimizer).
 """
 
-from __future__ import annotations
-
 import json
 import math
 import pickle
@@ -29,6 +27,8 @@ from clay_lib.model import SIZES, ClayConfig, ClayMAE
 SHAPE_FIELDS = {"dim", "depth", "mlp_ratio", "decoder_dim", "decoder_depth", "decoder_mlp_ratio"}
 SHAPE_FIELDS |= {"patch_size", "teacher_dim"}
 
+PARTS = {"": "encoder", "decoder_": "decoder"}  # prefix of the fields of ClayConfig: name of the part
+
 WRAPPERS = r"(?<![^.])(?:_orig_mod|module)\."  # parts of names that torch.compile and DistributedDataParallel add
 
 
@@ -45,9 +45,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, **changes)
     tensor, or those with NaN or infinity.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ContractError(
-            "dtype", repr(dtype), "torch.float32, torch.bfloat16 or torch.float16", "a name, or integers"
-        )
+        expected = "torch.float32, torch.bfloat16 or torch.float16"
+        raise ContractError("dtype", repr(dtype), expected, "a name, or integers")
     path = find_weights(path)
     tensors, metadata = read_tensors(path)
     tensors = _own_names(tensors)
@@ -77,10 +76,11 @@ def load_released_state(model: ClayMAE, state_dict: Mapping[str, Tensor]) -> Cla
     return model
 
 
-def save_model(model: ClayMAE, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+def save_model(model: ClayMAE, path: str | Path, *, dtype: torch.dtype | None = None, **metadata: str) -> Path:
     """Write weights and configuration as safetensors, atomically. dtype float16 halves the file."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    return save_tensors(path, tensors, dtype=dtype, metadata={"clay_config": json.dumps(asdict(model.config))})
+    metadata = {"clay_config": json.dumps(asdict(model.config)), **metadata}
+    return save_tensors(path, tensors, dtype=dtype, metadata=metadata)
 
 
 def save_tensors(
@@ -124,29 +124,25 @@ def convert(
     path = Path(out)
     if path.suffix != ".safetensors":
         raise ContractError("out", out, "a name that ends in .safetensors", "another format meant")
-    heads_given = {k: v for k, v in (("heads", heads), ("decoder_heads", decoder_heads)) if v is not None}
     file = find_weights(source)
-    model = load_model(file, **heads_given)
+    given = {"heads": heads, "decoder_heads": decoder_heads}
+    model = load_model(file, **{name: value for name, value in given.items() if value is not None})
     if part == "whole" and model.decoder is None:
         raise ContractError("part", "an encoder alone", "the whole model", "use --part encoder")
-    state = {k: v for k, v in model.state_dict().items() if part == "whole" or k.startswith("encoder.")}
+    if part == "encoder":
+        model.decoder = model.proj = None
     metadata = {
-        "clay_config": json.dumps(asdict(model.config)),
         "part": part,
         "licence": licence,
         "source": source if source.startswith("hub:") else file.name,
         "source_sha256": sha256(file),
         "versions": json.dumps({"torch": torch.__version__, "safetensors": safetensors.__version__}),
     }
-    tensors = {f"model.{name}": tensor for name, tensor in state.items()}
-    save_tensors(path, tensors, dtype=getattr(torch, dtype), metadata=metadata)
-    count = sum(tensor.numel() for tensor in state.values())
-    print(f"{path}: {part}, {len(state)} tensors, {count:,} {dtype} numbers, {path.stat().st_size / 1e9:.2f} GB")
+    save_model(model, path, dtype=getattr(torch, dtype), **metadata)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{path}: {part}, {count:,} {dtype} numbers, {path.stat().st_size / 1e9:.2f} GB; {model.config}")
     print("\n".join(f"  {name}: {text}" for name, text in metadata.items()))
     return 0
-
-
-# --- where the file is ---
 
 
 # --- what the file holds ---
@@ -176,11 +172,7 @@ OTHER_FILES = (  # the first bytes, in lower case, of files that are saved under
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself", "a clone without it: run `git lfs pull`"),
     ((b"<!doctype html", b"<html"), "a web page (HTML)", "saved instead of the file; use the page's download link"),
     ((b"<?xml", b"{"), "a server's message", "a download that failed; download it again"),
-    (
-        b"\x80",
-        "a plain pickle, which was not executed",
-        "saved by torch before 1.6 or by pickle: save it with torch.save",
-    ),
+    (b"\x80", "a plain pickle, which was not executed", "saved by pickle, or by torch before 1.6: use torch.save"),
 )
 
 
@@ -236,7 +228,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping]:
 
 
 def _own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their name in ClayMAE, without prefixes of wrappers and without the teacher's, which is frozen and never part of the model."""
+    """Tensors by their name in ClayMAE: without the prefixes of wrappers, and without the teacher's tensors."""
     own = [(re.sub(WRAPPERS, "", name).removeprefix("model."), tensor) for name, tensor in tensors.items()]
     own = [(name, tensor) for name, tensor in own if not name.startswith("teacher.")]
     if any(name == "cls_token" for name, _ in own):  # a bare encoder's state_dict
@@ -273,9 +265,9 @@ def _config_of(metadata: Mapping, shapes: Mapping[str, tuple[int, ...]], changes
         cause = "a misspelling, or a size, which the tensors' shapes determine"
         raise ContractError("load", f"{', '.join(unknown)} to be changed", f"only {', '.join(free)}", cause)
     values |= {name: value for name, value in changes.items() if not name.endswith(("heads", "dim_head"))}
-    for prefix in ("", "decoder_"):
-        values |= _heads(prefix, values, changes)
-    return ClayConfig(**{name: value for name, value in values.items() if not name.endswith("width")})
+    for prefix in PARTS:
+        values |= _heads(prefix, values, shapes, changes)
+    return ClayConfig(**values)
 
 
 def stored_config(stored: str | Mapping) -> dict:
@@ -294,22 +286,23 @@ def stored_config(stored: str | Mapping) -> dict:
 
 
 def _config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """Sizes from shapes, with `width` = heads x dim_head; heads are None unless the sizes are released ones."""
+    """Sizes from shapes; heads are None unless the sizes are released ones."""
     values = asdict(ClayConfig())
     try:
-        parts = {"": ("encoder", shapes["encoder.cls_token"][-1])}
+        dims = {"": shapes["encoder.cls_token"][-1]}
         kernel_size = shapes["encoder.patch_embedding.weight_generator.fc_weight.weight"][0]
         if any(name.startswith("decoder.") for name in shapes):
-            parts["decoder_"] = ("decoder", shapes["decoder.mask_patch"][0])
+            dims["decoder_"] = shapes["decoder.mask_patch"][0]
             values["teacher_dim"] = shapes["proj.weight"][0]
-        for prefix, (part, dim) in parts.items():
-            layers = f"{part}.transformer.layers."
+        for prefix, dim in dims.items():
+            layers = f"{PARTS[prefix]}.transformer.layers."
             sizes = {"dim": dim, "mlp_ratio": shapes[f"{layers}0.1.net.1.weight"][0] / dim}
-            sizes["width"] = shapes[f"{layers}0.0.to_out.weight"][1]
             sizes["depth"] = 1 + max(int(name.split(".")[3]) for name in shapes if name.startswith(layers))
             sizes = {f"{prefix}{name}": value for name, value in sizes.items()}
-            released = next((config for config in _released_configs(prefix) if sizes.items() <= config.items()), {})
-            if not prefix and len(parts) == 1:  # an encoder alone is described with the decoder of its release
+            width = shapes[f"{layers}0.0.to_out.weight"][1]
+            similar = [config for config in map(asdict, SIZES.values()) if sizes.items() <= config.items()]
+            released = next((config for config in similar if _width(prefix, config) == width), {})
+            if not prefix and len(dims) == 1:  # an encoder alone is described with the decoder of its release
                 values |= released
             values |= sizes | {name: released.get(name) for name in (f"{prefix}heads", f"{prefix}dim_head")}
     except (KeyError, IndexError) as error:
@@ -319,20 +312,19 @@ def _config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     return values | {"patch_size": math.isqrt(kernel_size // values["dim"])}
 
 
-def _released_configs(prefix: str) -> Iterable[dict]:
-    """Released sizes with the width of the encoder's or the decoder's attention."""
-    for config in map(asdict, SIZES.values()):
-        yield config | {f"{prefix}width": config[f"{prefix}heads"] * config[f"{prefix}dim_head"]}
+def _width(prefix: str, values: Mapping) -> int:
+    """Width of the attention of the encoder or the decoder."""
+    return values[f"{prefix}heads"] * values[f"{prefix}dim_head"]
 
 
-def _heads(prefix: str, values: Mapping, changes: Mapping) -> dict:
+def _heads(prefix: str, values: Mapping, shapes: Mapping[str, tuple[int, ...]], changes: Mapping) -> dict:
     """Heads and their dimension, of which shapes give only the product."""
     heads, dim_head = (changes.get(f"{prefix}{name}") for name in ("heads", "dim_head"))
-    known = values[f"{prefix}heads"]
-    width = values.get(f"{prefix}width") or known * values[f"{prefix}dim_head"]
+    known = values[f"{prefix}heads"] is not None
+    if heads is None and dim_head is None and known:
+        return {}
+    width = _width(prefix, values) if known else shapes[f"{PARTS[prefix]}.transformer.layers.0.0.to_out.weight"][1]
     if heads is None and dim_head is None:
-        if known:
-            return {}
         found = f"weights without a configuration and of no released size ({width} = {prefix}heads x {prefix}dim_head)"
         cause = "shapes do not determine the number of attention heads"
         raise ContractError(f"{prefix}heads", found, f"load(path, {prefix}heads=...)", cause)

@@ -46,9 +46,9 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Native numbers, as given; mask and valid are on the pixels' grid, patch by patch.
+    """Pixels in native numbers; mask and valid have the pixels' grid, with one value a patch.
 
-    Patches left out for their holes are reconstructed like masked ones, but are not in the mask: no truth is known.
+    Patches left out for their holes are reconstructed like masked ones but are not in the mask: they have no original.
     """
 
     pixels: np.ndarray  # [B, C, H, W]; NaN for a chip without visible patches
@@ -81,8 +81,8 @@ class Clay:
         """From a released .ckpt, our .safetensors, the name of shipped weights such as "clay-mini", or
         "hub:owner/name/path"; strict. See checkpoint.load_model.
 
-        dtype: bfloat16 or float16 for half the memory; embeddings are float32 all the same. reading: how place and hour
-        are coded, "documented" or "as_trained" (datacube.READINGS), unless a call states another.
+        dtype: bfloat16 or float16 for half the memory; embeddings are still float32. reading: how place and hour are
+        coded, "documented" or "as_trained" (datacube.READINGS), unless a call gives another.
         precision of embeddings: "auto", the fastest on this machine that agrees with float32 to a cosine of 0.9999,
         found by a short trial at the first large batch; "exact", float32; "fast", which may also be int8 (0.995); or
         one of precision.NAMES. None: CLAY_PRECISION of the environment, or auto. Reconstructions are always exact.
@@ -119,12 +119,12 @@ class Clay:
     ) -> Datacube:
         """Any image -> the normalized batch on the model's device.
 
-        pixels: native numbers [C, H, W] or [B, C, H, W] as NumPy or torch of any dtype, xarray, the path of a raster,
-        or an images.Image. bands: a subset of the sensor's names in any order.
+        pixels: native numbers [C, H, W] or [B, C, H, W] as a NumPy array or torch tensor of any dtype, an xarray object,
+        the path of a raster, or an images.Image. bands: a subset of the sensor's names in any order.
         when, lat, lon: one for all or one per chip. gsd: meters per pixel, one for all. Arguments take precedence over
-        the image's own metadata, and that over the sensor's; what neither states is coded as unknown.
+        the image's own metadata, and these over the sensor's; what is not known is coded as zeros.
         valid: True where something was measured, [H, W], [B, H, W] or [B, C, H, W]. nodata: the number that marks
-        missing pixels; NaN always does. in_decibel: radar in dB already; None: detected. reading: see `load`.
+        missing pixels; NaN always does. in_decibel: radar is in dB already; None: detected. reading: see `load`.
         check: check the image against the sensor first (data.check.check_image): ContractError for what cannot be
         right, ContractWarning for what is unlikely.
         """
@@ -139,16 +139,16 @@ class Clay:
         return cube.to(parameter.device, parameter.dtype)
 
     def check(self, pixels, sensor: str | Sensor, **metadata) -> Inspection:
-        """What an image is taken for, the numbers that the model gets, and errors and warnings; nothing is raised.
+        """How an image is read, the numbers that the model gets, and all errors and warnings; nothing is raised.
 
-        The result displays itself. pixels, metadata (bands, when, lat, lon, gsd, valid, nodata, in_decibel, and scale
-        and offset of files): as for `cube`. The same as `clay check` and data.inspect_image.
+        The result displays itself in a notebook. pixels, metadata (bands, when, lat, lon, gsd, valid, nodata,
+        in_decibel, and scale and offset of files): as for `cube`. The same as `clay check` and data.inspect_image.
         """
         return inspect_image(pixels, sensor, **metadata)
 
     @contextmanager
     def arithmetic(self, cube: Datacube) -> Iterator[str]:
-        """Encode this batch, inside the `with` block, in the model's precision; its name."""
+        """Inside the `with` block, the encoder computes in the precision for this batch; yields its name."""
         name = choose(self.model.encoder, cube, self.precision)
         with arithmetic(self.model.encoder, name):
             yield name
@@ -222,9 +222,9 @@ def cosine_initialized(config: ClayConfig, seed: int = 0) -> Clay:
 
 
 def _check(image: Image, sensor: Sensor) -> None:
-    """Check the chips that have all bands, or else those that have any: one bad tile must not stop a batch.
+    """Check the chips that have all bands, or else those that have any, so that one bad tile does not stop a batch.
 
-    Of the other chips the valid patches are embedded, and the rest is NaN.
+    In the other chips, valid patches are embedded and the rest is NaN.
     """
     bands = np.isfinite(image.pixels).any((2, 3))  # [B, C]
     checked = bands.all(1) if bands.all(1).any() else bands.any(1)  # [B]
@@ -273,7 +273,7 @@ def embed_chips(clay: Clay, chips: Chips, *, batch_size: int = 64, **kwargs) -> 
 def reconstruction_scores(
     clay: Clay, chips: Chips, *, mask_ratio: float = 0.75, seed: int = 0, batch_size: int = 64
 ) -> pd.DataFrame:
-    """Mean absolute error of masked pixels per band, beside that of predicting each chip's visible mean of the band.
+    """Mean absolute error of masked pixels by band, beside that of predicting the band's mean over the visible pixels.
 
     One row a band: sensor, band, error, mean_error (both in standard deviations of the sensor's published statistics),
     ratio = error / mean_error, and native_error in the sensor's native numbers (dB for radar).

@@ -23,7 +23,7 @@ READINGS = ("documented", "as_trained")
 
 @dataclass(frozen=True)
 class Datacube:
-    """Normalized images of one sensor. Errors: ContractError where the shapes or values cannot belong together."""
+    """Normalized images of one sensor. Raises ContractError for shapes or values that do not fit together."""
 
     pixels: Tensor  # [B, C, H, W], (native - mean) / std
     time: Tensor  # [B, 4], sin week, cos week, sin hour, cos hour; zeros: unknown
@@ -69,7 +69,7 @@ class Datacube:
         else:
             gsd = number("gsd", gsd.item() if isinstance(gsd, np.ndarray) and gsd.size == 1 else gsd)
         object.__setattr__(self, "gsd", gsd)
-        if pixels.device.type == "cpu":  # values are checked where that costs no transfer
+        if pixels.device.type == "cpu":  # on a GPU, checking values would cost a transfer
             for wave in waves.tolist():
                 check_wavelength("waves", wave)
             if float(gsd) <= 0:
@@ -111,8 +111,8 @@ def make_datacube(
 
     when, lat, lon: one for all, one per chip, or None for unknown (coded as zeros); when is UTC unless it has a time
     zone. gsd: meters, by default the sensor's own. valid: True where something was measured, [H, W], [B, H, W] or
-    [B, C, H, W], for example a cloud mask inverted; NaN, infinite and masked pixels are holes too. Values under a hole
-    never matter: they are zero in the cube, the band's mean. A cube without holes has valid None.
+    [B, C, H, W], for example an inverted cloud mask; NaN, infinite and masked pixels are holes too. Holes are zero in
+    the cube, the band's mean, whatever value they had. A cube without holes has valid None.
     """
     sensor = SENSORS.resolve(sensor)
     pixels = as_numpy(pixels)

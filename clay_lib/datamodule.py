@@ -183,12 +183,9 @@ class PlannedBatches(Dataset):
         self.unknown_share, self.shifted_share = unknown_share, shifted_share
         self.turns, self.targets = (targets is None) if turns is None else turns, targets
         if targets is not None and (crop is not None or self.turns or shifted_share):
-            raise ContractError(
-                "targets",
-                f"cached targets with crop={crop}, turns={self.turns}, shifted_share={shifted_share}",
-                "crop=None, turns=None or False, shifted_share=0",
-                "a cache has targets of complete chips and their flips only; use smaller chips, or a live teacher",
-            )
+            found = f"cached targets with crop={crop}, turns={self.turns}, shifted_share={shifted_share}"
+            cause = "a cache has targets of complete chips and their flips only; use smaller chips, or a live teacher"
+            raise ContractError("targets", found, "crop=None, turns=None or False, shifted_share=0", cause)
         self._hashes = {name: part.hashes for name, part in chips.items()} if targets is not None else {}
 
     def __getitem__(self, plan: Plan) -> Batch:
@@ -224,10 +221,10 @@ class PlannedBatches(Dataset):
         B, _, H, W = pixels.shape
         if self.crop is None or self.crop == H == W:
             return pixels
-        room = np.array([H - self.crop, W - self.crop])
-        if room.min() < 0:
+        margin = np.array([H - self.crop, W - self.crop])
+        if margin.min() < 0:
             raise ContractError("crop", self.crop, f"at most {min(H, W)}", "chips smaller than the window")
-        corners = (draws("window", 2) * (room + 1)).astype(int) if self.augment else np.tile(room // 2, (B, 1))
+        corners = (draws("window", 2) * (margin + 1)).astype(int) if self.augment else np.tile(margin // 2, (B, 1))
         windows = np.lib.stride_tricks.sliding_window_view(pixels, (self.crop, self.crop), axis=(2, 3))
         return windows[np.arange(B), :, *corners.T]
 
@@ -273,7 +270,7 @@ class ClayDataModule(L.LightningDataModule):
         if wrong := {n: r for n, r in self.repeats.items() if n not in train or r < 1}:
             cause = "a sensor without training chips, or one to leave out"
             raise ContractError("repeats", wrong, f"1 or more of {sorted(train)}", cause)
-        # State of a run: batches between two validations, its number of batches, and its sampler.
+        # State of a run: batches between two validations, number of the last batch, sampler.
         self.every: int | None = None
         self.end: int | None = None
         self.sampler: SensorBatches | None = None

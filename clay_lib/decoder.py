@@ -1,7 +1,5 @@
 """Decoder: visible tokens and mask tokens, put back in place -> pixels of every patch."""
 
-from __future__ import annotations
-
 import torch
 from einops import repeat
 from torch import Tensor, nn

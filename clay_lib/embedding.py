@@ -3,8 +3,6 @@
 Source: DOFA (Xiong et al. 2024, arXiv 2403.15356), as released with Clay v1.5.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import torch

@@ -4,8 +4,6 @@ Holes (cube.valid) are treated like masked patches: a patch with too few measure
 The encoder was trained on a quarter of its tokens, so it is used to shorter sequences, but not to patches of zeros.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

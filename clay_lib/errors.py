@@ -1,7 +1,5 @@
 """ContractError for wrong input, warnings at the caller's line, and checks of numbers."""
 
-from __future__ import annotations
-
 import math
 import sys
 import warnings

@@ -1,6 +1,4 @@
-"""Atomic file writes, on disk and on object stores; locks; JSON; file hashes; where data and weights lie."""
-
-from __future__ import annotations
+"""Atomic file writes, on disk and on object stores; locks; JSON; file hashes; folders of data and weights."""
 
 import csv
 import hashlib
@@ -26,7 +24,7 @@ INSTALLED = [Path(prefix, "share", "clay-notebooks") for prefix in (sys.prefix, 
 
 
 def make_folder(path: str | Path) -> Path:
-    """A folder to write to, created with those above it; ContractError where a file or missing rights are in the way."""
+    """A folder to write to, created with its parents; ContractError if a file is in the way or permission is missing."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -34,7 +32,7 @@ def make_folder(path: str | Path) -> Path:
         blocking = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
         if blocking:
             raise ContractError("out", f"{blocking}, which is a file", "a folder", "a file given as a folder") from None
-        cause = "no right to write there, or a disk that is full or read-only"
+        cause = "no permission to write there, or a disk that is full or read-only"
         raise ContractError("out", f"{path}: {error.strerror}", "a folder that can be created", cause) from None
     return path
 

@@ -1,7 +1,5 @@
 """Losses of Clay v1.5: 95 % reconstruction of the masked patches, 5 % agreement with a frozen teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

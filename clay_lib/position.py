@@ -4,8 +4,6 @@ The first D-8 numbers hold column and row scaled by the ground sampling distance
 Source: Clay v1.5 release; sin-cos codes after Vaswani et al. 2017, GSD scaling after Scale-MAE (Reed et al. 2023).
 """
 
-from __future__ import annotations
-
 import torch
 from einops import rearrange, repeat
 from torch import Tensor

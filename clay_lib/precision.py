@@ -6,8 +6,6 @@ first batch that is worth it. The choice is kept for the process and, with the m
 as its key, in the user's cache folder.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -61,9 +61,7 @@ class Sensor:
         object.__setattr__(self, "gsd", number(f"{where}: gsd", self.gsd))
         names = self.band_names
         if not names or len(set(names)) != len(names):
-            raise ContractError(
-                f"{where}: bands", names, "at least one band, each once", "none, or a band listed twice"
-            )
+            raise ContractError(f"{where}: bands", names, "at least one band, each once", "none, or one listed twice")
         if self.gsd <= 0:
             raise ContractError(f"{where}: gsd", self.gsd, "meters per pixel, > 0", "a missing or negative pixel size")
         if self.rgb:

@@ -1,7 +1,5 @@
 """Training: optimizer, learning-rate schedule and losses of the release; runs resume exactly after a kill."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Pre-norm transformer of the encoder and the decoder (Dosovitskiy et al. 2021): no bias on qkv and out projections."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from einops import rearrange

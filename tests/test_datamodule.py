@@ -48,19 +48,20 @@ class TestBatches:
         assert torch.equal(turned.latlon[~unknown], plain.latlon[~unknown])
 
     def test_crops_are_windows_of_the_chips(self):
-        rows = np.arange(24, dtype=np.float32)
+        rows, draws = np.arange(24, dtype=np.float32), Draws((0,), np.arange(50))
         chips = fake_chips("naip", 50, size=24)
         chips.pixels[:] = rows[:, None] * 100 + rows  # every pixel holds its position
-        data = PlannedBatches({"naip": chips}, augment=True, crop=16)
-        cut = data._crop(chips.pixels, Draws((0,), np.arange(50)))
-        top, left = np.divmod(cut[:, 0, 0, 0], 100)
-        assert cut.shape == (50, 4, 16, 16) and len({*zip(top, left, strict=True)}) > 20 and max(*top, *left) == 8
-        assert (cut[:, 2, 15, 3] == cut[:, 0, 0, 0] + 1503).all()
-        draws = Draws((0,), np.arange(50))
-        middle = PlannedBatches({"naip": chips}, augment=False, crop=16)._crop(chips.pixels, draws)
-        assert (middle[:, 0, 0, 0] == 404).all()
+
+        def cut(crop, augment):
+            return PlannedBatches({"naip": chips}, augment=augment, crop=crop)._crop(chips.pixels, draws)
+
+        random = cut(16, augment=True)
+        top, left = np.divmod(random[:, 0, 0, 0], 100)
+        assert random.shape == (50, 4, 16, 16) and len({*zip(top, left, strict=True)}) > 20 and max(*top, *left) == 8
+        assert (random[:, 2, 15, 3] == random[:, 0, 0, 0] + 1503).all()
+        assert (cut(16, augment=False)[:, 0, 0, 0] == 404).all()
         with pytest.raises(ContractError, match="crop"):
-            PlannedBatches({"naip": chips}, augment=False, crop=32)._crop(chips.pixels, draws)
+            cut(32, augment=False)
 
     def test_no_training_chips_raise(self):
         with pytest.raises(ContractError, match="train"):
@@ -143,11 +144,8 @@ class TestPosition:
         assert data.state_dict() == {"position": 3}
 
     def test_validation_has_each_chip_once_and_is_the_same_every_time(self):
-        data = ClayDataModule(
-            {"naip": fake_chips("naip", 4)},
-            {"naip": fake_chips("naip", 8), "linz": fake_chips("linz", 4)},
-            batch_size=4,
-        )
+        val = {"naip": fake_chips("naip", 8), "linz": fake_chips("linz", 4)}
+        data = ClayDataModule({"naip": fake_chips("naip", 4)}, val, batch_size=4)
         first, second = list(data.val_dataloader()), list(data.val_dataloader())
         assert [b.sensor for b in first] == ["naip", "linz", "naip"]
         assert sorted(np.concatenate([b.indices for b in first if b.sensor == "naip"])) == list(range(8))
@@ -172,9 +170,8 @@ class TestTargets:
     def test_targets_match_chips_and_flips(self):
         chips = fake_chips("naip", 40, 16)
         chips.pixels[:] += np.arange(16) + 3 * np.arange(16)[:, None]  # so that every flip differs
-        batch = PlannedBatches({"naip": chips}, augment=True, targets=KeyTargets())[
-            SensorBatches({"naip": 40}, batch_size=40).plan(0)
-        ]
+        plan = SensorBatches({"naip": 40}, batch_size=40).plan(0)
+        batch = PlannedBatches({"naip": chips}, augment=True, targets=KeyTargets())[plan]
         assert set(batch.flips) == {0, 1, 2, 3}
         for k, (index, flip) in enumerate(zip(batch.indices, batch.flips, strict=True)):
             pixels = chips.pixels[index]

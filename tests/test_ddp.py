@@ -26,12 +26,8 @@ class Colors(torch.nn.Module):
 def run(out, batch_size, **options):
     """Twenty steps on three sensors, with every kind of random numbers in training."""
     sizes = {"naip": 21, "sentinel-2-l2a": 16, "linz": 7}
-    data = ClayDataModule(
-        {name: fake_chips(name, n, size=24) for name, n in sizes.items()},
-        {"naip": fake_chips("naip", 8, size=24)},
-        batch_size=batch_size,
-        crop=16,
-    )
+    chips = {name: fake_chips(name, n, size=24) for name, n in sizes.items()}
+    data = ClayDataModule(chips, {"naip": fake_chips("naip", 8, size=24)}, batch_size=batch_size, crop=16)
     settings = TrainSettings(t_0=8, drop_all_bands=0.3, drop_half_bands=0.3, clip_gradient=1.0, max_steps=20)
     options = {"accelerator": "cpu", "progress": False, "log_every": 1, "val_every": 10, **options}
     return train(MICRO, settings, data, out=out, teacher=Colors(), **options)

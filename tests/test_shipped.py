@@ -1,7 +1,5 @@
 """The shipped weights match the files beside them, and have learned the mini-world."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,7 @@
-"""Scores of frozen embeddings: how good are they, and compared with what?
+"""Scores of frozen embeddings, always beside those of simple baselines.
 
 `baselines` are hand-crafted features, `probes` the simple classifiers on any features, `intervals` the bootstrap behind
-every score. `evaluate` puts them together for your own labels, `segmentation` scores classes pixel by pixel, `transfer`
+every score. `evaluate` combines them for your own labels, `segmentation` scores classes pixel by pixel, `transfer`
 and `results` measure weights on real data, and `ablation` removes metadata or parts of an image. `components` are the
 principal components of embeddings.
 """

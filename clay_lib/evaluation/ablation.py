@@ -3,14 +3,12 @@
     ablated = withhold(clay, "time")                # embeds and reconstructs like any Clay
     table = removal_study(clay, pixels, sensor)     # patches removed from images without holes
 
-Since the model always takes a number for each of the four, "off" means:
+The model always takes a number for each of the four, so "off" means:
     wavelengths     the mean wavelength for every band, so that all share one kernel and only their sum matters
     gsd             a tenth of the true value, since there is no code for an unknown one
-    place, time     zeros, the code for unknown, which also occurs in training
+    place, time     zeros, the code for unknown, which occurs in training too
     all             the four together
 """
-
-from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence

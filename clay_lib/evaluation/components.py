@@ -1,7 +1,5 @@
 """Principal components of embeddings, to shrink them or to show them in color."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -5,15 +5,13 @@
     evaluation = evaluate(clay, class_folders("train", "naip"), test=class_folders("test", "naip"))   # by class name
     evaluation.table, evaluation.lead, evaluation.gap, evaluation.figure()
 
-Every score comes with its interval, those of the baselines (pixel statistics, random convolutions, the same
-architecture with random weights), and that of a random split. `groups` (blocks of land, scenes, farms) never lie on
-both sides of the spatial split. Every probe runs with several seeds, for splits, random weights, filters and shots.
+Every score has an interval, and stands beside the scores of baselines (pixel statistics, random convolutions, the same
+architecture with random weights) and of a random split. `groups` (blocks of land, scenes, farms) are never on both
+sides of the spatial split. Every probe runs with several seeds, for splits, random weights, filters and shots.
 
 labels [N]: one class a chip. labels [N, H, W]: a class a pixel, 0 unknown; then patches are classified, not chips.
 For several labels a chip, [N, K], see `evaluate_multilabel`.
 """
-
-from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +40,7 @@ Sets = Mapping[str, Sequence[np.ndarray]]  # feature set -> versions [N, D]: one
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Predictions chip by chip, and their summaries: tidy tables, one row per feature set, probe, split and shots."""
+    """Predictions by chip, and tables of scores with one row per feature set, probe, split and number of shots."""
 
     predictions: pd.DataFrame  # as probes.predict, with split and shots
     metric: str = "accuracy"
@@ -52,7 +50,7 @@ class Evaluation:
     def table(self) -> pd.DataFrame:
         """Scores with intervals: see `probes.score`. split: "blocks", "random" or "given"; shots: 0 for all chips.
 
-        shared: the share of test chips whose group, such as a place, has training chips too; such scores are too good.
+        shared: the share of test chips whose group, such as a place, has training chips too, which raises the score.
         """
         table = probes.score(self.predictions, metric=self.metric, bootstraps=self.bootstraps)
         if "shared" not in self.predictions:
@@ -207,12 +205,8 @@ def evaluate_features(
 
 
 def _check_labels(labels: np.ndarray) -> None:
-    """Two classes at least, and a class for every label."""
-    if labels.dtype.kind == "O":
-        missing = pd.isna(labels)
-    else:
-        missing = np.isnan(labels) if labels.dtype.kind == "f" else np.zeros(labels.shape, bool)
-    missing = missing | (labels == -1 if labels.dtype.kind in "if" else False)
+    """ContractError unless every chip has a class and there are at least two classes."""
+    missing = pd.isna(labels) | (labels == -1 if labels.dtype.kind in "if" else False)
     if missing.any():
         found = f"{missing.sum()} of {labels.size} without a class (NaN, None or -1)"
         cause = "unlabeled chips: leave them out, chips[known] and labels[known]; pixels without a class: 0"

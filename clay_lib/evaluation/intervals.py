@@ -1,12 +1,10 @@
 """Bootstrap intervals of scores, over groups of chips and over seeds.
 
-Groups are resampled, not single chips, since two dates of one place or neighbors in a mosaic are not independent; so
-are the seeds (splits, random weights, training shots) where predictions come from several. The same seed and groups
-give the same draws, so that two resampled scores can be subtracted pairwise. With one group the interval is NaN, with
-few groups a warning says that it is too narrow.
+Groups are resampled, not single chips, since two dates of one place or neighbors in a mosaic are not independent. Where
+predictions come from several seeds (of splits, random weights, training shots), seeds are resampled too. The same seed
+and groups give the same draws, so that two resampled scores can be subtracted pairwise. With one group the interval is
+NaN; with few groups a warning says that it is too narrow.
 """
-
-from __future__ import annotations
 
 import numpy as np
 

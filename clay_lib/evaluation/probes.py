@@ -1,8 +1,8 @@
 """Probes: simple classifiers on frozen features, the same for a model and its baselines.
 
-A score alone says little: a linear probe on the mean color of a chip already separates water from forest. So every
-feature set, baseline or model, is standardized and given to the same three probes, and `difference` compares the model
-with the best baseline on the same resampled chips.
+A score alone says little: the mean color of a chip already separates water from forest. So every feature set, of a
+baseline or a model, is standardized and goes through the same three probes, and `difference` compares the model with
+the best baseline on the same resampled chips.
 
 Scores are accuracy. On unbalanced sets, where always predicting the commonest class scores high, use "balanced"
 accuracy, the mean over classes; on balanced sets the two are equal, and chance is 1 / classes.
@@ -12,8 +12,6 @@ accuracy, the mean over classes; on balanced sets the two are equal, and chance 
 
 `evaluate.evaluate` adds baselines, splits, seeds, tables and a figure. Shapes: N, M chips and D features.
 """
-
-from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -79,7 +77,7 @@ def fit_linear(x, y, c: float) -> LogisticRegression:
     """Logistic regression of inverse strength c on standardized features [N, D] and labels [N]."""
     # one thread: a second one makes it five times slower on matrices this small
     with warnings.catch_warnings(), threadpool_limits(1):
-        # a weak C on separable features does not converge; validation judges the state after these steps
+        # a large C on separable features does not converge; validation scores the state after these steps
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=c, solver="lbfgs", max_iter=500).fit(x, y)
 
@@ -228,7 +226,7 @@ def difference(predictions: pd.DataFrame, *, metric: str = "accuracy", bootstrap
 def gap(predictions: pd.DataFrame, *, metric: str = "accuracy", bootstraps: int = 1000) -> pd.DataFrame:
     """How far a random split overestimates: its score minus that of the spatial split, from predictions on both.
 
-    Columns: probe (and shots), features, kind, gap, low, high. Clearly above zero means that neighbors leak.
+    Columns: probe (and shots), features, kind, gap, low, high. A gap clearly above zero shows a leak between neighbors.
     """
     names = sorted(set(predictions["split"])) if "split" in predictions else []
     if len(names) != 2 or "random" not in names:

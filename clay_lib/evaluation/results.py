@@ -3,11 +3,9 @@
     clay results                      every study whose data are present; the others keep their rows of the last run
     clay results --only landsat       one study
 
-Every row of the table names its data, split, seeds, weights and command, and so is reproducible. The page
-is data/weights/RESULTS.md, all rows are in data/weights/results.csv.
+Every row of the table names its data, split, seeds, weights and command, so that it can be reproduced. The page is
+data/weights/RESULTS.md; all rows are in data/weights/results.csv.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Callable
@@ -112,10 +110,8 @@ def results_page(table: pd.DataFrame) -> str:
             parts.append("Not measured yet.")
             continue
         one = rows.iloc[0]
-        measured = (
-            f"Seeds 0 to {rows['seeds'].max() - 1}; weights `{one['weights']}` (SHA-256); measured {one['made']}."
-        )
-        parts.append(f"{measured} Run again: `{one['command']}`")
+        seeds, weights = f"Seeds 0 to {rows['seeds'].max() - 1}", f"weights `{one['weights']}` (SHA-256)"
+        parts.append(f"{seeds}; {weights}; measured {one['made']}. Run again: `{one['command']}`")
         for split, own in rows.groupby("split", sort=False):
             parts.append(f"### Split: {SPLITS.get(split, split)}\n\n{_pivot(own, 'score', '{:.1f}')}")
             lead = own.dropna(subset=["margin"])

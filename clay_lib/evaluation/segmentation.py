@@ -1,7 +1,5 @@
 """Segmentation scores: IoU and F1 by class with intervals, and a per-pixel classifier as baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,7 +44,7 @@ def f1(table: np.ndarray) -> np.ndarray:
 def class_scores(
     tables: np.ndarray, names: Sequence[str], *, groups=None, bootstraps: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """One row a class, and "mean" over classes at the end: IoU, F1, each with low and high, and pixels of the class.
+    """One row a class, then "mean" over classes: IoU and F1, each with low and high, and pixels of the class.
 
     tables [N, K, K]: from `confusions`; summed over chips before dividing. A class without pixels is NaN and not in the
     mean, so that two models are averaged over the same classes; predicting it counts against the true class. Intervals:

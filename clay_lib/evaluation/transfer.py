@@ -7,11 +7,9 @@
     clay transfer WEIGHTS --world                                  the mini-world's own test land
 
 Images are split by the number in their names, since neighbors in number are often neighbors on the ground; classes are
-matched by name. Which
-features represent an image (class token, mean or spread of its patches, at which size) is chosen on training folds.
+matched by name. Which features represent an image (class token, mean or spread of its patches, at what size) is chosen
+on training folds.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +35,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 PATCHES_PER_CLASS = 100  # to train on
 WINDOW = 7  # patches a side of the windows that rasters are cut into
 OTHER_GRID = "labels of another grid: resample them first"
+Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]  # name of a raster: (pixels [C, H, W], classes [H, W])
 
 
 def transfer(
@@ -245,7 +244,7 @@ def read_rasters(
     sensor: str = "sentinel-2-l2a",
     bands: Sequence[str] | None = None,
     column: str | None = None,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+) -> Pairs:
     """Images and labels of the same names -> {name: (pixels [C, H, W], NaN where missing, classes [H, W], 0 unknown)}.
 
     labels: a folder of label rasters or vector labels, or one file of vector labels for all images.
@@ -274,8 +273,8 @@ class Patches:
     raster: np.ndarray  # [N] name of its raster
 
 
-def cut_patches(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], P: int) -> Patches:
-    """Windows of rasters {name: (pixels [C, H, W], classes [H, W])}, and their P x P patches with a dominant class."""
+def cut_patches(pairs: Pairs, P: int) -> Patches:
+    """Windows of rasters, and their P x P patches with a dominant class."""
     side, windows, classes, names = P * WINDOW, [], [], []
     for name, pair in pairs.items():
         H, W = (n // side * side for n in pair[1].shape)
@@ -289,7 +288,7 @@ def cut_patches(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], P: int) -> P
 
 def probe_patches(
     clay: Clay,
-    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    pairs: Pairs,
     *,
     sensor: str = "sentinel-2-l2a",
     bands: Sequence[str] | None = None,
@@ -297,7 +296,7 @@ def probe_patches(
     seeds: int = 5,
     bootstraps: int = 1000,
 ) -> pd.DataFrame:
-    """Land cover of single patches of rasters {name: (pixels [C, H, W], classes [H, W])}, by a linear probe.
+    """Land cover of single patches of rasters, by a linear probe.
 
     Two splits: "rasters", each tested with the others as training (another land, another season), and "windows", a
     random half of all windows tested with the other half as training (the same land).

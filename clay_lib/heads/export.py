@@ -3,8 +3,6 @@
 Both compute `Encoder.forward` with nothing masked and no holes; the file describes its inputs and outputs.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging
@@ -52,9 +50,8 @@ CONTRACT = {
     "gsd": "meters per pixel, one for the batch",
     "waves": "central wavelength of each band, micrometers, in the order of the bands",
     "chip": "class token",
-    "patches": "patch tokens, row by row; height and width are rounded up to complete patches by repeating the last pixels",
+    "patches": "patch tokens, row by row; the image is padded to complete patches by repeating its last pixels",
 }
-
 
 Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]  # inputs by name -> chip, patches
 Axes = dict[str, tuple[int | str, ...]]
@@ -63,13 +60,13 @@ Axes = dict[str, tuple[int | str, ...]]
 def unit_frequencies(dim: int, frequencies: str) -> Tensor:
     """Angular frequencies of the position code at 1 m, [(dim - 8) / 4].
 
-    A constant of the file: at 500 m the angles are so large that another runtime's power function would differ.
+    Stored in the file: at 500 m the angles are so large that another runtime's power function would change them.
     """
     return angular_frequencies((dim - METADATA) // 4, 1.0, frequencies=frequencies)
 
 
 class OpenEncoder(nn.Module):
-    """`Encoder` on plain tensors, without comparisons of sizes, which would fix them in the graph.
+    """`Encoder` on plain tensors, without comparisons of sizes, since these would fix them in the graph.
 
     pixels [B, C, H, W], time [B, 4], latlon [B, 4], gsd [1] and waves [C] -> chip [B, D], patches [B, h, w, D].
     """
@@ -172,12 +169,9 @@ def write_pt2(program: ExportedProgram, path: str | Path, description: Mapping[s
 def open_pt2(path: str | Path) -> tuple[Run, Axes, Axes]:
     """(function that runs the file, its inputs, its outputs)."""
     program = torch.export.load(path)
-    shapes = {
-        node.name: node.meta["val"].shape for node in program.graph.nodes if hasattr(node.meta.get("val"), "shape")
-    }
-    symbol = dict(
-        zip(map(str, shapes["pixels"]), INPUTS["pixels"], strict=True)
-    )  # the graph's name -> the name in INPUTS
+    nodes = [node for node in program.graph.nodes if hasattr(node.meta.get("val"), "shape")]
+    shapes = {node.name: node.meta["val"].shape for node in nodes}
+    symbol = dict(zip(map(str, shapes["pixels"]), INPUTS["pixels"], strict=True))  # the graph's name: that in INPUTS
 
     def axes(node: str) -> tuple[int | str, ...]:
         texts = (re.sub(r"\w+", lambda word: symbol.get(word[0], word[0]), str(n)) for n in shapes[node])
@@ -266,9 +260,7 @@ def export(weights: str, out: str) -> int:
         lines.append(f"  largest difference from torch on {len(CHECKS)} shapes: {worst:.1e}")
 
     atomic_write(path, fill)
-    print(f"{path}: the encoder of {weights}, {path.stat().st_size / 1e6:.1f} MB")
-    for line in lines:
-        print(line)
+    print(f"{path}: the encoder of {weights}, {path.stat().st_size / 1e6:.1f} MB", *lines, sep="\n")
     return 0
 
 

@@ -4,7 +4,7 @@
     scores = tuned.predict(test)                                                # see also predict.predict_raster
     tuned = Finetuned.load("runs/land_cover/best.safetensors", clay)
 
-A frozen encoder runs only once over the chips, since its features are kept.
+A frozen encoder runs only once over the chips; its features are kept in memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SAMPLE = 256  # chips on which the standardization of a head is fitted
 
 @dataclass(frozen=True, eq=False)
 class Finetuned:
-    """An encoder with its head. metadata: everything needed to build and use it again, as JSON types."""
+    """An encoder with its head. metadata: what is needed to build and use it again, as JSON types."""
 
     clay: Clay
     head: nn.Module
@@ -72,9 +72,8 @@ class Finetuned:
         check_compatible(self.metadata, data.sensor, data.bands, data.gsd)
         if data.classes and self.classes and data.classes != self.classes:
             found, expected = f"classes {[*data.classes]}", f"{[*self.classes]}, in the order of the head's numbers"
-            raise ContractError(
-                "data", found, expected, "a class that is missing shifts the numbers: classes=train.classes"
-            )
+            cause = "a missing class shifts the numbers of the others: pass classes=train.classes"
+            raise ContractError("data", found, expected, cause)
         cubes = (read_batch(self.clay, data, rows, check=rows[0] == 0)[0] for rows in _batches(len(data), batch_size))
         return np.concatenate([self.scores(cube).cpu().numpy() for cube in cubes])
 
@@ -89,8 +88,10 @@ class Finetuned:
 
     @classmethod
     def load(cls, path: str | Path, clay: Clay) -> Finetuned:
-        """Load a file of `save`. clay: the weights that the head was trained on; for a trained encoder any of the same
-        sizes, frequencies and reading.
+        """Load a file written by `save`.
+
+        clay: the weights that the head was trained on; for a file with a trained encoder, any of the same sizes,
+        frequencies and reading.
         """
         tensors, metadata = read_tensors(path)
         if "clay_head" not in metadata:
@@ -136,22 +137,17 @@ def encoder_hash(encoder: nn.Module) -> str:
 
 def check_compatible(metadata: dict, sensor: Sensor, bands: Sequence[str], gsd: float) -> None:
     """ContractError for another sensor, other bands or another ground sampling distance than in training."""
-    trained = metadata["gsd"]
     resample = "gdalwarp -tr resamples it; without a CRS, dataclasses.replace(data, gsd=...) before training"
-    for field, same, found, expected, cause in (
-        ("sensor", sensor.name == metadata["sensor"], sensor.name, metadata["sensor"], ""),
-        (
-            "bands",
-            [*bands] == metadata["bands"],
-            [*bands],
-            metadata["bands"],
-            ": bands=[...] names them as in training",
-        ),
-        ("gsd", 0.8 <= gsd / trained <= 1.25, f"{gsd:.4g} m", f"{trained:.4g} m", f": {resample}"),
-    ):
-        if not same:
-            cause = f"another set{cause}. To predict anyway: tuned.scores(clay.cube(...))"
-            raise ContractError(field, found, f"{expected}, which the head is trained on", cause)
+    pairs = [
+        ("sensor", sensor.name, metadata["sensor"], ""),
+        ("bands", [*bands], metadata["bands"], ": bands=[...] names them as in training"),
+    ]
+    if not 0.8 <= gsd / metadata["gsd"] <= 1.25:
+        pairs.append(("gsd", f"{gsd:.4g} m", f"{metadata['gsd']:.4g} m", f": {resample}"))
+    for field, found, expected, fix in pairs:
+        if found != expected:
+            cause = f"another set{fix}. To predict anyway: tuned.scores(clay.cube(...))"
+            raise ContractError(field, found, f"{expected}, which the head was trained on", cause)
 
 
 def finetune(
@@ -274,10 +270,7 @@ def _class_weights_and_scale(train: LabeledSet, labels: Tensor, s: FinetuneSetti
         raise ContractError("labels", found, expected, "a class without a name in classes")
     missing = [name for name, count in zip(train.classes, counts, strict=True) if not count]
     if missing and not s.allow_missing:
-        cause = (
-            "a split that put all of a class on one side: other blocks or seed, fewer classes, or "
-            "FinetuneSettings(allow_missing=True), and it is never predicted"
-        )
+        cause = "a split with a class on one side alone: other blocks or seed, or FinetuneSettings(allow_missing=True)"
         raise ContractError("train", f"no label of {', '.join(missing)}", "labels of every class", cause)
     return class_weights(counts, s.balance), (0.0, 1.0)
 

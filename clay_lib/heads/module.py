@@ -1,7 +1,5 @@
 """Training of a head: its settings, learning rates, loss, and the Lightning module."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Prediction on rasters: a dense head's output for a scene of any size, written on the scene's own grid."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +68,8 @@ def predict_scene(
     total = np.zeros((K + 1, tile, max(W, tile)), np.float32)  # a row of windows: weighted scores, and their weight
     known = np.zeros((tile, max(W, tile)), bool)
     for top, following in zip(tops, [*tops[1:], H], strict=True):
-        for left, scores, measured in _predict_row(
-            tuned, header, top, lefts, tile, bands, batch_size, **scene_metadata
-        ):
+        row = _predict_row(tuned, header, top, lefts, tile, bands, batch_size, **scene_metadata)
+        for left, scores, measured in row:
             total[:K, :, left : left + tile] += scores * fade
             total[K, :, left : left + tile] += fade
             known[:, left : left + tile] |= measured
@@ -146,9 +143,7 @@ def _check_scene(tuned: Finetuned, header: Header, boxes, when, bands: Bands) ->
     return best
 
 
-def _predict_row(
-    tuned, header: Header, top: int, lefts, tile: int, bands, batch_size: int, **metadata
-) -> Iterator[tuple]:
+def _predict_row(tuned, header: Header, top: int, lefts, tile: int, bands, batch_size: int, **metadata) -> Iterator:
     """A row of windows, each as (left, scores [K, tile, tile], measured [tile, tile])."""
     for first in range(0, len(lefts), batch_size):
         batch = lefts[first : first + batch_size]

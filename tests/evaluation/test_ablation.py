@@ -1,7 +1,5 @@
 """Ablation: exactly one kind of metadata, or one part of the image, is removed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

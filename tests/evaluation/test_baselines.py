@@ -1,7 +1,5 @@
 """Hand-crafted baselines: shapes, values by hand, and the published figures for UC Merced."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

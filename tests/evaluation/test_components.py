@@ -1,7 +1,5 @@
 """Principal components: ordered by variance, the same for the same vectors, and NaN where a patch was left out."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Evaluation in one call: planted differences, leaks, shots, patches, several labels."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

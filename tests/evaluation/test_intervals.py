@@ -1,7 +1,5 @@
 """Intervals: their coverage of the truth, and resampling by groups and seeds."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Probes: planted differences are detected, and the test set never leaks into training."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The page of results: reproducible rows, kept where their data are absent."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 

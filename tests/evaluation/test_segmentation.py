@@ -1,7 +1,5 @@
 """Segmentation scores: known tables give known scores, and intervals cover the choice of chips."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, jaccard_score

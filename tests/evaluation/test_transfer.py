@@ -1,7 +1,5 @@
 """Transfer probes on small synthetic images and rasters, and on real ones where they lie beside the checkout."""
 
-from __future__ import annotations
-
 import shutil
 
 import geopandas as gpd

@@ -1,7 +1,5 @@
 """Fine-tuning: heads learn planted labels, frozen weights stay frozen, and files restore the trained state."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import replace

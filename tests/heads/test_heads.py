@@ -1,7 +1,5 @@
 """Heads: any bands, sizes and holes; values under a hole never change an output."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Prediction: on the scene's exact grid, without seams, nodata where nothing was measured."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
