@@ -119,7 +119,7 @@ class Clay:
     ) -> Datacube:
         """Any image -> the normalized batch on the model's device.
 
-        pixels: native numbers [C, H, W] or [B, C, H, W] as a NumPy array or torch tensor of any dtype, an xarray object,
+        pixels: native numbers [C, H, W] or [B, C, H, W]: a NumPy array or torch tensor of any dtype, an xarray object,
         the path of a raster, or an images.Image. bands: a subset of the sensor's names in any order.
         when, lat, lon: one for all or one per chip. gsd: meters per pixel, one for all. Arguments take precedence over
         the image's own metadata, and these over the sensor's; what is not known is coded as zeros.

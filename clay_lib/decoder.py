@@ -47,6 +47,6 @@ class Decoder(nn.Module):
         patches = torch.empty_like(patches).scatter(1, places, patches)
 
         code = position_code(*encoded.grid, self.dim, cube.gsd, cube.time, cube.latlon, frequencies=self.frequencies)
-        patches = patches + code.to(patches.dtype)
+        patches = patches + code.to(patches.dtype)  # [B, L, d], both
         out = self.transformer(torch.cat([class_token, patches], dim=1))  # [B, 1+L, d]
-        return self.embed_to_pixels(out[:, 1:], cube.waves)
+        return self.embed_to_pixels(out[:, 1:], cube.waves)  # [B, L, C*P*P]

@@ -84,7 +84,7 @@ class _DynamicLayer(nn.Module):
 
 
 def _without_autocast(device: str):
-    """In bfloat16, kernels of bands that hardly differ lose what tells them apart: tokens agree to 0.997 only."""
+    """In bfloat16, kernels of similar bands lose their differences: the tokens' cosine with float32 falls to 0.997."""
     active = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if active else nullcontext()
 
@@ -106,7 +106,7 @@ class PatchEmbedding(_DynamicLayer):
             return self._embed(pixels, waves, visible)
 
     def _embed(self, pixels: Tensor, waves: Tensor, visible: Tensor | None) -> Tensor:
-        weight, bias = self.kernels(waves)
+        weight, bias = self.kernels(waves)  # [D, C, P, P], [D]
         # A matrix product over each patch's pixels: the same numbers as a P-strided convolution, and faster.
         patches = rearrange(pixels, "B C (h p) (w q) -> B (h w) (C p q)", p=self.patch_size, q=self.patch_size)
         if visible is not None:

@@ -9,11 +9,11 @@ from typing import Annotated, get_args, get_type_hints
 
 
 class ContractError(ValueError):
-    """Wrong input, with what was found, what was expected and the likely cause.
+    """Wrong input: what was found, what was expected, and the likely cause.
 
-    field: what is wrong, in the caller's words ("pixels", "waves", "when", a path).
-    found, expected: the evidence and the rule, with shapes and units.
-    cause: the likely mistake behind it, and the fix.
+    field: the name of the wrong value as the caller knows it ("pixels", "waves", "when", a path).
+    found, expected: with shapes and units.
+    cause: the likely mistake, and its fix.
     """
 
     def __init__(self, field: str, found: object, expected: object, cause: str):
@@ -25,7 +25,7 @@ class ContractError(ValueError):
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """A warning located at the caller's line, however many frames of this library and torch lie between."""
+    """A warning located at the line outside this library and torch that called them."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("clay_lib", "torch"):
         frame, level = frame.f_back, level + 1

@@ -24,7 +24,7 @@ INSTALLED = [Path(prefix, "share", "clay-notebooks") for prefix in (sys.prefix, 
 
 
 def make_folder(path: str | Path) -> Path:
-    """A folder to write to, created with its parents; ContractError if a file is in the way or permission is missing."""
+    """A folder to write to, created with its parents; ContractError for a file in the way or missing permission."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

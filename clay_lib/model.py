@@ -120,7 +120,7 @@ class ClayMAE(nn.Module):
             cube, mask_ratio=ratio, shuffle=shuffle, generator=generator, noise=noise, min_valid=min_valid
         )
         reconstruction = self.decoder(encoded, cube)  # [B, L, C*P*P]
-        return Output(encoded, reconstruction, self.proj(encoded.tokens[:, 0]))
+        return Output(encoded, reconstruction, self.proj(encoded.tokens[:, 0]))  # the last: [B, teacher_dim]
 
 
 # --- cosine initialization ---
@@ -139,7 +139,7 @@ CONTRAST_FALL = 1.1  # exponent by which the contrast of natural images falls wi
 CONTRAST = 5.0  # of one period in two patches, all bands together: standard deviations of the sensor
 TOKEN_SPREAD, PIXEL_SPREAD = 0.6, 0.5  # initial spread of a token's channel and of a predicted pixel
 RIDGE = 1e-3
-# Wavelengths (um) on a scale where bands that differ lie apart: much room for the visible, radar beyond.
+# Wavelengths (um), and their places on a scale that spreads different bands: most of it is visible, radar lies beyond.
 WAVES, PLACES = (0.40, 0.70, 0.90, 1.2, 2.3, 3.5, 4.0), (0.0, 0.45, 0.65, 0.75, 1.0, 1.3, 1.6)
 
 

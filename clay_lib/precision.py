@@ -1,9 +1,9 @@
 """The fastest arithmetic that agrees with float32, found by measuring it on this machine.
 
 Whether bfloat16 is three times faster than float32 or three hundred times slower depends on the processor, and cannot
-be known from its name. So the candidates are timed on one block of the model and compared with float32 on one chip of the
-first batch that is worth it. The choice is kept for the process and, with the machine, torch, the model and the shape
-as its key, in the user's cache folder.
+be known from its name. So the candidates are timed on one block of the model and compared with float32 on one chip of
+the first large batch. The choice is kept for the process and in the user's cache folder, by machine, version of torch,
+model and shape.
 """
 
 import json
@@ -29,10 +29,11 @@ from clay_lib.files import read_json, write_json
 # exact: the weights' own type, float32 unless they were loaded otherwise, at torch's highest precision. medium: float32
 # whose products torch may round to bfloat16 or TF32. bfloat16, float16: autocast. int8: weights and inputs of products.
 NAMES = ("exact", "medium", "bfloat16", "float16", "int8")
-AGREEMENT = {"medium": 0.9999, "bfloat16": 0.9999, "float16": 0.9999, "int8": 0.995}  # cosine of every token, at least
+# Least cosine of any token with that of float32.
+AGREEMENT = {"medium": 0.9999, "bfloat16": 0.9999, "float16": 0.9999, "int8": 0.995}
 FORMER = {"float32": "exact", "32-true": "exact", "bf16-mixed": "bfloat16", "16-mixed": "float16"}  # names
 MARGIN = 1.03  # a candidate must be faster than float32 by this factor
-WORTH = 5e10  # FLOP; less than this is done before a trial has ended
+WORTH = 5e10  # FLOP; smaller batches take less time than a trial
 TRIAL = 8e9  # FLOP of one timed call, at most
 TRIAL_SECONDS = 0.3  # after which no further round begins
 
@@ -179,7 +180,7 @@ def measure(encoder: Encoder, x: torch.Tensor, names: list[str], training: bool)
 
 
 def first_chips(cube: Datacube, count: int) -> Datacube:
-    """The first chips of a batch, as they are."""
+    """The first chips of a batch."""
     valid = None if cube.valid is None else cube.valid[:count]
     return Datacube(cube.pixels[:count], cube.time[:count], cube.latlon[:count], cube.gsd, cube.waves, valid)
 

@@ -110,7 +110,7 @@ class ClayModule(L.LightningModule):
         self.train_means, self.val_means = RunningMeans(), RunningMeans()
         self.metrics: MetricsFile | None = None  # where rows go, on the first rank
         self.first_step, self.log_every, self.per_epoch = 0, 10, 1  # steps, steps, batches
-        self.bar = None  # of tqdm, while it trains
+        self.bar = None  # tqdm's, during training
         settings = json.loads(json.dumps(asdict(self.settings)))  # plain types, which a checkpoint may hold
         self.save_hyperparameters({"config": asdict(config), "settings": settings})
 
@@ -314,7 +314,7 @@ def train(
     the means since the last row and the base rate `lr`. start: a model of the same configuration to start from.
     resume: continue from the last checkpoint under `out` if there is one (True), or from this file; a CPU run that is
     killed and resumed ends with bitwise the same weights as an uninterrupted one. val_every: steps between validations,
-    instead of check_val_every_n_epoch. A loss that is not finite ends the run at the next row. precision: as of
+    instead of check_val_every_n_epoch. A loss that is not finite ends the run at the next log row. precision: as of
     `Clay.load`; a run resumes in its own. trainer_options: Lightning's, such as num_nodes and strategy.
     """
     check_ranges(asdict(settings), TrainSettings, "settings.")
@@ -413,7 +413,7 @@ def _precision(
         return before
     if precision not in ("auto", "fast"):
         return precision
-    if not trial:  # processes would choose each for itself
+    if not trial:  # each process would choose for itself
         return default
     cube = data.first_batch().cube.to(device)
     return choose(model.encoder.to(device), cube, "auto", training=True, batches=s.max_steps * s.accumulate)

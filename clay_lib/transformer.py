@@ -27,7 +27,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         qkv = self.to_qkv(self.norm(x))  # [B, N, 3 heads d]
         q, k, v = rearrange(qkv, "B N (three heads d) -> three B heads N d", three=3, heads=self.heads)
-        out = scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=keys)  # [B, heads, N, d]
         return self.to_out(rearrange(out, "B heads N d -> B N (heads d)"))
 
 

@@ -2,17 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fakes import fake_chips
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, ContractError
 from clay_lib.clay import embed_chips, reconstruction_scores
-from clay_lib.data.chips import Chips
+from clay_lib.data.images import open_image
+from clay_lib.data.rasters import write_raster
 
 MICRO = ClayConfig(24, 3, 2, 8, 2, 16, 1, 2, 8, 2, patch_size=4, teacher_dim=12)
 CLAY = Clay.random(MICRO, seed=3)
@@ -108,9 +111,6 @@ def test_place_and_time_one_for_all_or_one_a_chip():
 
 
 def test_metadata_given_takes_precedence_over_the_image(tmp_path):
-    from clay_lib.data.images import open_image
-    from clay_lib.data.rasters import write_raster
-
     pixels, transform = land(H=9, W=14), (20, 0, 500_000, 0, -20, 9_600_000)
     path = write_raster(tmp_path / "s2.tif", pixels, crs="EPSG:32736", transform=transform, descriptions=NAMES)
     image, when = open_image(path, S2), METADATA["when"]
@@ -301,26 +301,22 @@ def test_reconstruction_is_in_native_numbers_and_repeatable():
 # --- many chips ---
 
 
-def chips_of(sensor, count, seed=0):
-    mean, std = SENSORS[sensor].statistics()
-    noise = np.random.default_rng(seed).normal(0, 0.2, (count, len(mean), 16, 16))
-    pixels = (mean[:, None, None] * (1 + noise)).clip(1).astype(np.float32)
-    labels, place = np.full((count, 16, 16), 40, np.uint8), np.full(count, 10.0)
-    return Chips(sensor, pixels, labels, place, 2 * place, np.array(["2021-05-04T10:30"] * count))
+def land_chips(count):
+    return replace(fake_chips(S2, count), pixels=land(B=count))
 
 
 def test_embeddings_do_not_depend_on_the_batch():
-    chips = chips_of("naip", 7)
+    chips = land_chips(7)
     together, parts = (embed_chips(CLAY, chips, batch_size=size) for size in (7, 3))
     for name in ("class token", "patch mean"):
         assert together[name].shape == (7, 24)
         np.testing.assert_allclose(together[name], parts[name], atol=1e-5)
-    alone = CLAY.embed(chips.pixels[3], "naip", when="2021-05-04T10:30", lat=10, lon=20)
+    alone = CLAY.embed(chips.pixels[3], S2, when="2021-05-04T10:30", lat=10, lon=20)
     np.testing.assert_allclose(together["class token"][3], alone.chip[0].numpy(), atol=1e-5)
 
 
 def test_reconstruction_scores_by_hand():
-    chips = chips_of(S2, 4)
+    chips = land_chips(4)
     table = reconstruction_scores(CLAY, chips, seed=3)
     rebuilt = CLAY.reconstruct(chips.pixels, S2, seed=3, **chips.place_and_time)
     std = SENSORS[S2].statistics()[1]

@@ -25,9 +25,8 @@ def test_time_by_hand():
 def test_place_by_hand_and_unknown_as_zeros():
     code = latlon_code(-30.0, 60.0)[0]
     torch.testing.assert_close(code, torch.tensor([-0.5, math.sqrt(0.75), math.sqrt(0.75), 0.5]))
-    assert torch.equal(latlon_code(None, None, 2), torch.zeros(2, 4)) and torch.equal(
-        time_code(None), torch.zeros(1, 4)
-    )
+    assert torch.equal(latlon_code(None, None, 2), torch.zeros(2, 4))
+    assert torch.equal(time_code(None), torch.zeros(1, 4))
     mixed = latlon_code([1.0, None], [2.0, None], 2)
     assert mixed[0].abs().sum() > 0 and mixed[1].abs().sum() == 0
 

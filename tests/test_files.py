@@ -58,11 +58,9 @@ def test_existing_file_is_kept_without_overwrite(hard_links, tmp_path, monkeypat
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no hard links")))
     for url in (str(tmp_path), "memory://files"):
         fs, root = filesystem(url)
-        assert put(fs, f"{root}/a/b.txt", b"1", overwrite=False) and not put(
-            fs, f"{root}/a/b.txt", b"2", overwrite=False
-        )
-        assert fs.cat_file(f"{root}/a/b.txt") == b"1"
-        assert put(fs, f"{root}/a/b.txt", b"3") and fs.cat_file(f"{root}/a/b.txt") == b"3"
+        path = f"{root}/a/b.txt"
+        assert put(fs, path, b"1", overwrite=False) and not put(fs, path, b"2", overwrite=False)
+        assert fs.cat_file(path) == b"1" and put(fs, path, b"3") and fs.cat_file(path) == b"3"
         fs.rm(f"{root}/a", recursive=True)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ContractError, match="protocol"):
@@ -87,9 +85,8 @@ def test_part_is_published_by_rows_or_age():
 def test_second_process_is_refused_until_the_first_dies(tmp_path):
     code = f"from clay_lib.files import locked\nwith locked({str(tmp_path / 'l')!r}, 'sweep'): print('held', flush=True); input()"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(ContractError, match="sweep: found another process at work"), locked(tmp_path / "l", "sweep"):
         pass

@@ -52,9 +52,8 @@ def test_equals_the_plain_reference(C, h, w, ratio, gsd, seed):
         visible = out.encoded.visible[b].numpy()
         arguments = [getattr(cube, name)[b].double().numpy() for name in ("pixels", "time", "latlon")]
         expected = plain_clay.forward(PLAIN, MICRO, *arguments, gsd, cube.waves.tolist(), visible)
-        for ours, plain in zip(
-            (out.encoded.tokens[b], out.reconstruction[b], out.representation[b]), expected, strict=True
-        ):
+        outputs = out.encoded.tokens[b], out.reconstruction[b], out.representation[b]
+        for ours, plain in zip(outputs, expected, strict=True):
             np.testing.assert_allclose(ours.numpy(), plain, atol=2e-4 if gsd > 100 else 2e-5 * max(1, abs(plain).max()))
         counted = out.encoded.masked[b].numpy() if out.encoded.masked.numel() else range(h * w)
         losses.append(plain_clay.reconstruction_loss(expected[1], arguments[0], counted, 4))
@@ -110,9 +109,8 @@ def test_parameter_counts():
         with torch.device("meta"):
             model = ClayMAE(ClayConfig.named(size))
         for part, millions in ((model.encoder, encoder), (model.decoder, decoder)):
-            assert sum(p.numel() for p in part.parameters()) / 1e6 == pytest.approx(
-                millions, abs=0.051 if millions < 100 else 0.006
-            )
+            count = sum(p.numel() for p in part.parameters()) / 1e6
+            assert count == pytest.approx(millions, abs=0.051 if millions < 100 else 0.006)
 
 
 def test_released_names_and_shapes(request):

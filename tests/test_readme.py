@@ -21,10 +21,8 @@ SHIMS = {"clay": f'exec {sys.executable} -m clay_lib "$@"', "make": f'exec {shut
 def checkout(tmp_path_factory):
     """The repository's root without what tests and runs leave there; what blocks write stays in the copy."""
     root = tmp_path_factory.mktemp("checkout")
-    left_out = shutil.ignore_patterns(
-        ".git", ".venv", ".*_cache", "__pycache__", "cache", "lab", "demo", "smoke", "tests"
-    )
-    shutil.copytree(ROOT, root, ignore=left_out, dirs_exist_ok=True)
+    left_out = (".git", ".venv", ".*_cache", "__pycache__", "cache", "lab", "demo", "smoke", "tests")
+    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
     for name, line in SHIMS.items():
         shim = root / ".shims" / name
         shim.parent.mkdir(exist_ok=True)

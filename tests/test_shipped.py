@@ -26,10 +26,8 @@ def untrained(clay) -> Clay:
 def test_weights_are_small_and_match_their_configuration(clay):
     assert WEIGHTS.stat().st_size < 20e6 and find_weights("clay-mini") == WEIGHTS
     recipe = yaml.safe_load(WEIGHTS.with_suffix(".yaml").read_text())
-    teacher_dim = clay.model.config.teacher_dim
-    assert clay.model.config == ClayConfig.named(
-        recipe["model"]["size"], teacher_dim=teacher_dim, **recipe["model"]["changes"]
-    )
+    changes = {"teacher_dim": clay.model.config.teacher_dim, **recipe["model"]["changes"]}
+    assert clay.model.config == ClayConfig.named(recipe["model"]["size"], **changes)
     log = pd.read_csv(WEIGHTS.with_suffix(".csv"))
     assert log["step"].max() == recipe["settings"]["max_steps"] and set(recipe["data"]["chips"]) <= set(SENSORS)
 

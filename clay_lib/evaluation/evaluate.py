@@ -100,8 +100,8 @@ def evaluate(
 ) -> Evaluation:
     """Probe frozen embeddings of chips, beside baselines, over a spatial and a random split.
 
-    chips: Chips, or native values [N, C, H, W] with `metadata` as `Clay.embed` takes it (sensor, bands, when, gsd, ...);
-    or a LabeledSet of classes, with its own labels and groups, and test another one, matched by the names of the classes.
+    chips: Chips, or native values [N, C, H, W] with `metadata` as for `Clay.embed` (sensor, bands, when, gsd, ...); or a
+    LabeledSet of classes, with its own labels and groups, and test another one, matched by the names of the classes.
     labels: [N] or [N, H, W], see above; of Chips by default the commonest land cover. groups: [N]; of Chips by
     default blocks of 6 x 6 degrees; None: every chip is independent, and there is only the random split.
     test: [N] bool, or a LabeledSet: a given split (then the only one). layers: further blocks of the encoder to read.
@@ -440,7 +440,7 @@ def _choose_c(train, y, groups, seed: int) -> float:
 
 
 def _resample_label(part: pd.DataFrame, groups: int, bootstraps: int) -> np.ndarray:
-    """[2, 1 + bootstraps] average precision and F1 of a label over resampled seeds and groups; NaN where no chip has it."""
+    """Average precision and F1 of a label over resampled seeds and groups, [2, 1 + bootstraps]; NaN if absent."""
     weights, by_seed = bootstrap_weights(groups, bootstraps), list(part.groupby("seed"))
     of_seed = bootstrap_weights(len(by_seed), bootstraps, [0, 1]).T[:, None]  # [S, 1, 1 + bootstraps]
     scores = []

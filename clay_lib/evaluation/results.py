@@ -205,9 +205,9 @@ STUDIES = {
     ),
     "landcover": Study(
         "Land cover of single patches of real Sentinel-2",
-        "Patches of 8 x 8 pixels with a dominant class in three tiles (Brazil, Tanzania, Chile): each tile classified by "
-        "a linear probe trained on the other two (rasters), and half of the windows of 56 px by one trained on the other "
-        "half (windows). Balanced accuracy; intervals over windows.",
+        "Patches of 8 x 8 pixels with a dominant class in three tiles (Brazil, Tanzania, Chile): each tile classified "
+        "by a linear probe trained on the other two (rasters), and half of the windows of 56 px by one trained on the "
+        "other half (windows). Balanced accuracy; intervals over windows.",
         ("sentinel-2-l2a", "landcover"),
         _landcover,
     ),

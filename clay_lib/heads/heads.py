@@ -71,7 +71,7 @@ def extract_features(
 
 
 def spread_layers(depth: int, count: int = 4) -> tuple[int, ...]:
-    """`count` block numbers evenly spread over an encoder of this depth, ending with its last: 24, 4 -> 5, 11, 17, 23."""
+    """`count` block numbers spread evenly over an encoder, ending with the last: depth 24, count 4 -> 5, 11, 17, 23."""
     count = min(count, depth)
     return tuple(round(depth * (k + 1) / count) - 1 for k in range(count))
 
@@ -79,7 +79,7 @@ def spread_layers(depth: int, count: int = 4) -> tuple[int, ...]:
 class Standardize(nn.Module):
     """Standardize [..., D] column by column with the mean and standard deviation from `fit`; the identity before.
 
-    Tokens share a large common part beside which their differences are small; with it, a head learns many times slower.
+    Tokens have a large common component and small differences; without standardization a head learns many times slower.
     """
 
     def __init__(self, dim: int):

@@ -39,7 +39,7 @@ class FinetuneSettings:
 
 
 def layer_factor(name: str, depth: int, decay: float) -> float:
-    """Learning-rate factor of an encoder's parameter: 1 in the last block and norm, decay^depth before the first block."""
+    """Learning-rate factor of an encoder's parameter: 1 in the last block and norm, decay^depth before the first."""
     part = name.split(".")
     if part[:2] == ["transformer", "layers"]:
         return decay ** (depth - 1 - int(part[2]))

@@ -18,12 +18,12 @@ NODATA = 255  # in 8 bits: not measured; 65535 in 16 bits, where there are more 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """values [H, W]: class numbers uint8 or uint16, or values float32 (NaN: not measured). crs, transform: the scene's.
+    """Class numbers or values of a scene's pixels, on its grid. crs, transform: the scene's.
 
     Class numbers are uint16 for more than 254 classes; the largest number of the dtype is not measured.
     """
 
-    values: np.ndarray
+    values: np.ndarray  # [H, W] class numbers, uint8 or uint16; or values, float32, NaN where not measured
     confidence: np.ndarray | None  # [H, W] uint8, percent: probability of the predicted class; NODATA: not measured
     crs: str | None
     transform: tuple[float, ...] | None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from clay_lib import SENSORS, Clay, ClayConfig, ContractError
+from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, ContractError
 from clay_lib.data.labels import IGNORE, LabeledSet, Sample, place_table, world_set
 from clay_lib.evaluation.segmentation import class_scores, confusions, iou_gain, pixel_classifier
 from clay_lib.heads.finetune import Finetuned, FinetuneSettings, encoder_hash, finetune
@@ -40,11 +40,10 @@ def planted(task: str, count=4, side=16, holes=False) -> LabeledSet:
     classes = ("dark", "bright") if task in ("segmentation", "classification") else ()
     dense = task in ("segmentation", "dense regression")
 
-    def read(n):
-        return Sample(pixels[n].astype(np.float32), labels[n] if dense else labels[n].item())
-
-    names = place_table([str(n) for n in range(count)])
-    return LabeledSet(SENSORS["linz"], ("red", "green", "blue"), 0.5, classes, dense, names, read)
+    names, bands = place_table([str(n) for n in range(count)]), ("red", "green", "blue")
+    labels = labels if dense else labels.tolist()
+    samples = [Sample(pixels[n].astype(np.float32), labels[n]) for n in range(count)]
+    return LabeledSet(SENSORS["linz"], bands, 0.5, classes, dense, names, samples.__getitem__)
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +51,10 @@ def clay():
     return Clay.random(CONFIG)
 
 
-@pytest.mark.parametrize(
-    "task, unfreeze",
-    [
-        ("segmentation", 0),
-        ("segmentation", "all"),
-        ("classification", 1),
-        ("classification", 0),
-        ("regression", 0),
-        ("dense regression", 1),
-    ],
-)
+TASKS = {"segmentation": (0, "all"), "classification": (0, 1), "regression": (0,), "dense regression": (1,)}
+
+
+@pytest.mark.parametrize("task, unfreeze", [(task, unfreeze) for task in TASKS for unfreeze in TASKS[task]])
 def test_a_few_chips_are_memorized(clay, task, unfreeze):
     data, before = planted(task), encoder_hash(clay.model.encoder)
     head = dict(width=16, dropout=0.0, bands=3) if data.dense else {}
@@ -192,16 +184,11 @@ def test_save_and_load(clay, unfreeze, tmp_path):
 
 
 def test_same_seed_same_run_with_or_without_a_decoder(clay, tmp_path):
-    from clay_lib.model import ClayMAE
-
     alone = ClayMAE(CONFIG, encoder_only=True)
     alone.encoder.load_state_dict(clay.model.encoder.state_dict())
-    settings = replace(QUICK, epochs=2, flip=True)
-    runs = [
-        finetune(c, planted("segmentation"), unfreeze="all", settings=settings, width=16, **CPU)
-        for c in (clay, Clay(alone))
-    ]
-    assert runs[0].history.equals(runs[1].history)
+    options = dict(unfreeze="all", settings=replace(QUICK, epochs=2, flip=True), width=16, **CPU)
+    first, second = (finetune(c, planted("segmentation"), **options).history for c in (clay, Clay(alone)))
+    assert first.equals(second)
 
 
 def test_kept_and_recomputed_features_give_the_same_losses(clay):
@@ -273,9 +260,7 @@ def test_a_head_on_a_frozen_encoder_beats_single_pixels_on_other_land():
     head = confusions(truth, tuned.predict(test).argmax(1), len(names))
     gain, low, high = iou_gain(head, baseline, groups=test.places["group"].to_numpy(), bootstraps=300, seed=0)
     scores = [class_scores(t, names, bootstraps=0).set_index("class").loc["mean", "IoU"] for t in (head, baseline)]
-    print(
-        f"head {scores[0]:.3f}, single pixels {scores[1]:.3f}, {100 * gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    )
+    print(f"head {scores[0]:.3f}, single pixels {scores[1]:.3f}, gain {gain:+.3f} ({low:+.3f} to {high:+.3f})")
     assert gain >= 0.10 and low > 0
 
 

@@ -37,10 +37,8 @@ def test_every_pixel_has_an_output(clay, sensor, upsampling):
 
 @pytest.mark.parametrize("patch_size", [4, 6, 16])
 def test_other_patch_sizes(patch_size):
-    features = extract_features(
-        Clay.random(ClayConfig(32, 1, 2, 16, 2, patch_size=patch_size)).model.encoder,
-        make_datacube(pixels(), "sentinel-2-l2a"),
-    )
+    encoder = Clay.random(ClayConfig(32, 1, 2, 16, 2, patch_size=patch_size)).model.encoder
+    features = extract_features(encoder, make_datacube(pixels(), "sentinel-2-l2a"))
     assert DenseHead(32, 2, layers=1, patch_size=patch_size, width=16)(features).shape == (2, 2, 24, 28)
 
 
@@ -94,11 +92,8 @@ def test_selected_pixels_equal_those_of_the_full_output(clay, upsampling):
     features = extract_features(clay.model.encoder, make_datacube(native, "sentinel-2-l2a"), (0, -1))
     head = DenseHead(32, 3, layers=2, width=16, bands=10, upsampling=upsampling).eval()
     full = head(features)
-    for select in (
-        (slice(1, None, 4), slice(3, None, 4)),
-        (slice(0, 5), slice(20, None)),
-        (slice(None), slice(27, None)),
-    ):
+    fourth, corner = (slice(1, None, 4), slice(3, None, 4)), (slice(0, 5), slice(20, None))
+    for select in (fourth, corner, (slice(None), slice(27, None))):
         part = head(features, select=select)
         torch.testing.assert_close(part, full[:, :, *select])
         assert part.shape[-2:] == features.pixels[0, 0][select].shape

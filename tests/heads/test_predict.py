@@ -9,7 +9,7 @@ import torch
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.data.label_files import raster_pairs
-from clay_lib.data.rasters import write_raster
+from clay_lib.data.rasters import read_header, read_padded, write_raster
 from clay_lib.heads.finetune import Finetuned, FinetuneSettings, finetune
 from clay_lib.heads.predict import predict_raster, predict_scene
 
@@ -24,10 +24,8 @@ def scene(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("scene"), np.random.default_rng(0)
     mean, std = S2.statistics()
     bright = np.broadcast_to(np.arange(75) >= 40, (90, 75))
-    pixels = mean[:, None, None] + np.where(bright, 1.5, -0.5) * std[:, None, None] * rng.uniform(
-        0.8, 1.2, (10, 90, 75)
-    )
-    pixels = np.maximum(pixels, 1).astype(np.uint16)
+    level = np.where(bright, 1.5, -0.5) * rng.uniform(0.8, 1.2, (10, 90, 75))
+    pixels = np.maximum(mean[:, None, None] + std[:, None, None] * level, 1).astype(np.uint16)
     pixels[:, 50:70, 10:30] = 0
     write_raster(folder / "scene.tif", pixels, nodata=0, descriptions=S2.band_names, **PLACED)
     write_raster(folder / "labels.tif", np.where(bright, 7, 3).astype(np.uint8), **PLACED)
@@ -36,16 +34,19 @@ def scene(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(scene):
+    return head_for(scene, {3: "dark", 7: "bright"})
+
+
+def head_for(scene, classes):
     clay = Clay.random(ClayConfig(32, 2, 2, 16, 2, 32, 1, 2, 16, 2))
-    data = raster_pairs(scene[0] / "scene.tif", scene[0] / "labels.tif", S2, classes={3: "dark", 7: "bright"}, size=32)
+    data = raster_pairs(scene[0] / "scene.tif", scene[0] / "labels.tif", S2, classes=classes, size=32)
     return finetune(clay, data, settings=SETTINGS, width=16, bands=10, accelerator="cpu", progress=False)
 
 
 def test_the_geotiff_has_the_grid_of_the_scene(scene, tuned, tmp_path):
     folder, bright, hole = scene
-    out = predict_raster(
-        tuned, folder / "scene.tif", tmp_path / "map.tif", codes=[3, 7], tile=32, overlap=8, batch_size=2
-    )
+    options = dict(codes=[3, 7], tile=32, overlap=8, batch_size=2)
+    out = predict_raster(tuned, folder / "scene.tif", tmp_path / "map.tif", **options)
     with rasterio.open(out) as output, rasterio.open(folder / "scene.tif") as source:
         assert output.crs == source.crs and output.transform == source.transform and output.shape == source.shape
         assert output.nodata == 255 and output.descriptions == ("3 dark, 7 bright", "probability (%)")
@@ -89,12 +90,9 @@ def test_more_than_254_classes_with_codes_to_65535(scene, tmp_path):
 
 def test_windows_are_blended(scene, tuned):
     """Each pixel is the mean of the windows over it, weighted by ramps: by hand for a few pixels."""
-    values = predict_scene(tuned, scene[0] / "scene.tif", tile=32, overlap=16)
+    path, starts = scene[0] / "scene.tif", {90: [0, 16, 32, 48, 58], 75: [0, 16, 32, 43]}
+    values = predict_scene(tuned, path, tile=32, overlap=16)
     assert values.values.shape == (90, 75)
-    starts = {90: [0, 16, 32, 48, 58], 75: [0, 16, 32, 43]}
-    from clay_lib.data.rasters import read_header, read_padded
-
-    path = scene[0] / "scene.tif"
     for y, x in [(3, 3), (40, 38), (57, 44), (89, 74)]:
         total = 0
         for top in (t for t in starts[90] if t <= y < t + 32):
@@ -102,9 +100,8 @@ def test_windows_are_blended(scene, tuned):
                 part = read_padded(path, (left, top, 32, 32), S2)
                 lat, lon = read_header(path).at(left + 16, top + 16)
                 cube = tuned.clay.cube(part.pixels, S2, bands=part.bands, lat=lat, lon=lon, gsd=10.0, check=False)
-                weight = min(1, (min(y - top, top + 31 - y) + 0.5) / 16) * min(
-                    1, (min(x - left, left + 31 - x) + 0.5) / 16
-                )
+                edges = min(y - top, top + 31 - y), min(x - left, left + 31 - x)
+                weight = np.prod([min(1, (edge + 0.5) / 16) for edge in edges])
                 total = total + weight * tuned.scores(cube)[0, :, y - top, x - left]
         mean = total / total.sum()
         assert values.values[y, x] == mean.argmax() and abs(values.confidence[y, x] - 100 * mean.max()) <= 0.51
@@ -112,10 +109,7 @@ def test_windows_are_blended(scene, tuned):
 
 def test_values_of_a_scene_smaller_than_a_window(scene, tmp_path):
     folder, bright, hole = scene
-    data = raster_pairs(folder / "scene.tif", folder / "labels.tif", S2, classes=None, size=32)
-    clay = Clay.random(ClayConfig(32, 2, 2, 16, 2, 32, 1, 2, 16, 2))
-    model = finetune(clay, data, settings=SETTINGS, width=16, bands=10, accelerator="cpu", progress=False)
-    out = predict_raster(model, folder / "scene.tif", tmp_path / "values.tif", tile=128, overlap=32)
+    out = predict_raster(head_for(scene, None), folder / "scene.tif", tmp_path / "values.tif", tile=128, overlap=32)
     with rasterio.open(out) as output:
         values = output.read(1)
         assert output.transform.to_gdal() == rasterio.open(folder / "scene.tif").transform.to_gdal()
@@ -126,9 +120,8 @@ def test_values_of_a_scene_smaller_than_a_window(scene, tmp_path):
 def test_maps_use_the_class_numbers_of_the_label_files(scene, tuned, tmp_path):
     tuned.save(tmp_path / "head.safetensors")
     again = Finetuned.load(tmp_path / "head.safetensors", tuned.clay)
-    with rasterio.open(
-        predict_raster(again, scene[0] / "scene.tif", tmp_path / "map.tif", tile=32, overlap=8)
-    ) as output:
+    out = predict_raster(again, scene[0] / "scene.tif", tmp_path / "map.tif", tile=32, overlap=8)
+    with rasterio.open(out) as output:
         assert set(np.unique(output.read(1))) == {3, 7, 255} and output.descriptions[0] == "3 dark, 7 bright"
 
 
