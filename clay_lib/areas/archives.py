@@ -4,28 +4,35 @@
     >>> pixels = read_acquisition(acquisitions[0], geobox)  # reading.py: native numbers, an xarray Dataset
 
 archives.yaml holds the profiles of the public archives; a raster file becomes an acquisition by `acquisition_from_file`.
+Static catalogs have no search. Their surveys are skipped by the years in their path, then by their extents, and tiles
+by their names: LINZ, New Zealand, names its tiles after the sheets of its 1:50 000 map (data.linz.govt.nz, layer 104687).
 """
 
 from __future__ import annotations
 
 import functools
+import glob
 import math
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from importlib import resources
 from pathlib import Path
+from string import ascii_uppercase
 
 import pystac
 import requests
 import shapely
 import shapely.geometry
 import yaml
+from pyproj import Transformer
 from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from urllib3 import Retry
 
-from clay_lib.areas.catalogs import read_catalog
 from clay_lib.areas.items import Acquisition, Archive, mean_cloud_cover, moment_of, solar_day
 from clay_lib.data.bands import MODIS_FILL, product_name
 from clay_lib.data.georeference import bounds_wgs84, boxes, check_polygons, crs_text, outline
@@ -38,6 +45,11 @@ RETRIES, BACKOFF = 5, 0.5  # of a request after a 429, a 5xx or a truncated resp
 RECONNECTS = 2  # of a server that cannot be reached at all, so that a missing network is reported within seconds
 TIMEOUT = (5, 60)  # s to connect, s to answer
 PAGE = 250  # items a request
+WORKERS = 10  # requests at once to a static catalog, as many as the session keeps connections
+SHEET = (24_000, 36_000)  # m, width and height of a sheet of LINZ's map
+ORIGIN = (988_000, 6_234_000)  # NZTM (EPSG:2193), upper left corner of sheet AS00
+ROWS = [first + second for first in "ABC" for second in ascii_uppercase]
+ROWS = [row for row in ROWS[ROWS.index("AS") : ROWS.index("CK") + 1] if row not in ("BI", "BO", "CI")]  # as mapped
 
 
 # ---- profiles ----
@@ -98,7 +110,7 @@ def find_acquisitions(
     if url:
         complete = archive.kind == "api" or url.endswith(".json")
         archive = replace(archive, url=url if complete else f"{url.rstrip('/')}/catalog.json")
-    shape, (start, end) = parse_area(area), _interval(dates)
+    shape, (start, end) = parse_area(area), parse_dates(dates)
     max_cloud = number("max_cloud", max_cloud)
     items = _search(archive, shape, start, end)
     items = [item for item in items if shapely.geometry.shape(item.geometry).intersects(shape)]
@@ -139,8 +151,8 @@ def _search(archive: Archive, shape: shapely.Geometry, start: datetime, end: dat
         raise ContractError("archive", found, "a STAC catalog that answers", cause) from None
 
 
-def _interval(dates) -> tuple[datetime, datetime]:
-    """First and last moment, UTC; a last day is included to its end."""
+def parse_dates(dates) -> tuple[datetime, datetime]:
+    """First and last moment, UTC, of one day, "first/last" or a pair of days; the last is included to its end."""
     try:
         ends = dates.split("/") if isinstance(dates, str) else [dates] if isinstance(dates, date) else list(dates)
         ends = [end if isinstance(end, date) else datetime.fromisoformat(end.strip()) for end in ends]
@@ -154,6 +166,82 @@ def _interval(dates) -> tuple[datetime, datetime]:
     if end < start:
         raise ContractError("dates", repr(dates), "the earlier date first", "swapped dates")
     return tuple(moment.replace(tzinfo=moment.tzinfo or UTC) for moment in (start, end))
+
+
+# ---- static catalogs ----
+
+
+def read_catalog(
+    url: str, area: shapely.Geometry, start: datetime, end: datetime, stac_io: StacApiIO
+) -> list[pystac.Item]:
+    """Items of a static catalog in an area (WGS84) and time."""
+
+    def fetch(address: str) -> pystac.STACObject:
+        response = stac_io.session.get(address, timeout=stac_io.timeout)
+        response.raise_for_status()
+        content = response.json()
+        content["links"] = [link for link in content.get("links", ()) if link.get("rel") != "self"]  # often relative
+        node = pystac.read_dict(content)
+        node.set_self_href(response.url)  # after redirects, so that relative links are right
+        return node
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        tiles, level = [], [url]
+        while level:  # catalogs hold catalogs or collections, collections hold items
+            children: list[str] = []
+            for node in pool.map(fetch, level):
+                if not isinstance(node, pystac.Collection):
+                    links = [link.absolute_href for link in node.get_links("child")]
+                    children += [link for link in links if _years_meet(link, start, end)]
+                elif _extent_meets(node.extent, area, start, end):
+                    links = [link.absolute_href for link in node.get_links("item")]
+                    tiles += [link for link in links if _tile_meets(link, area)]
+            level = children
+        found = [(item, item.common_metadata) for item in pool.map(fetch, tiles)]
+    spans = [(times.start_datetime or item.datetime, times.end_datetime or item.datetime) for item, times in found]
+    return [item for (item, _), span in zip(found, spans, strict=True) if _overlaps(*span, start, end)]
+
+
+def tile_bounds(name: str) -> tuple[float, float, float, float] | None:
+    """(left, bottom, right, top) in NZTM of a tile such as BN28_2000_1225: sheet, scale, row and column from 1.
+
+    None for other names.
+    """
+    parts = re.search(r"([A-Z]{2})(\d{2})_(\d+)_(\d{4}|\d{6})(?!\d)", name)
+    if not parts or parts[1] not in ROWS or not 0 < int(parts[3]) <= 50_000:
+        return None
+    half = len(parts[4]) // 2
+    row, column = int(parts[4][:half]), int(parts[4][half:])
+    width, height = (side * int(parts[3]) / 50_000 for side in SHEET)
+    left = ORIGIN[0] + SHEET[0] * int(parts[2]) + width * (column - 1)
+    top = ORIGIN[1] - SHEET[1] * ROWS.index(parts[1]) - height * (row - 1)
+    return left, top - height, left + width, top
+
+
+def _tile_meets(address: str, area: shapely.Geometry) -> bool:
+    bounds = tile_bounds(address.rpartition("/")[2])
+    if bounds is None:
+        return True
+    to_nztm = Transformer.from_crs("EPSG:4326", "EPSG:2193", always_xy=True)
+    return shapely.box(*bounds).intersects(shapely.box(*to_nztm.transform_bounds(*area.bounds)))
+
+
+def _years_meet(address: str, start: datetime, end: datetime) -> bool:
+    """Surveys have their years in the path, .../marlborough_2011-2012_0.4m/...; a season may begin the year before."""
+    years = re.search(r"_(\d{4})(?:-(\d{4}))?_[\d.]+m/", address)
+    return years is None or int(years[1]) - 1 <= end.year and start.year <= int(years[2] or years[1]) + 1
+
+
+def _extent_meets(extent: pystac.Extent, area: shapely.Geometry, start: datetime, end: datetime) -> bool:
+    near = [shapely.box(*box[:2], *box[len(box) // 2 :][:2]) for box in extent.spatial.bboxes]  # of 4 or 6 numbers
+    inside = any(_overlaps(*span, start, end) for span in extent.temporal.intervals)
+    return inside and any(box.intersects(area) for box in near)
+
+
+def _overlaps(first: datetime | None, last: datetime | None, start: datetime, end: datetime) -> bool:
+    """Whether two intervals overlap; None: open to that side. Times without a zone are UTC."""
+    first, last = (when and when.replace(tzinfo=when.tzinfo or UTC) for when in (first, last))
+    return (first is None or first <= end) and (last is None or last >= start)
 
 
 # ---- areas ----
@@ -205,11 +293,56 @@ def _read_area(path: Path):
 # ---- files ----
 
 
-def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | None = None, bands=None) -> Acquisition:
+def open_scenes(scenes, sensor: str | Sensor, **options) -> list[Acquisition]:
+    """Local scenes as acquisitions, those of one solar day together, also of several CRS: as items of an archive are.
+
+    scenes: a raster file or a folder of single bands; a list of these; or a pattern such as "scenes/*.tif".
+    options: of `acquisition_from_file`. Scenes in several zones of UTM are embedded each in its own.
+    """
+    if isinstance(scenes, (str, Path)):
+        scenes = sorted(glob.glob(str(scenes))) if glob.has_magic(str(scenes)) else [scenes]
+    if not scenes:
+        raise ContractError("scene", "no files", "at least one scene", "a pattern that matched nothing")
+    opened = [acquisition_from_file(path, sensor, **options) for path in scenes]
+    archive, days = _shared_archive(opened), {}
+    for scene in opened:
+        days.setdefault(scene.when and solar_day(scene.items[0]), []).extend(scene.items)
+    return [
+        replace(opened[0], archive=archive, when=day and min(map(moment_of, items)), items=tuple(items))
+        for day, items in days.items()
+    ]
+
+
+def _shared_archive(scenes: Sequence[Acquisition]) -> Archive:
+    """The profile that all scenes are read by. Raises ContractError where their bands or pixels differ."""
+    archives = [scene.archive for scene in scenes]
+    first, crs = archives[0], {archive.crs for archive in archives}
+    for other in archives[1:]:
+        if other.assets != first.assets or not math.isclose(other.gsd, first.gsd, rel_tol=1e-6):
+            found = f"{other.url}: {dict(other.assets)}, {other.gsd:g} m"
+            expected = f"bands and pixels as in {first.url}: {dict(first.assets)}, {first.gsd:g} m"
+            raise ContractError("scene", found, expected, "scenes of two products: embed each into its own folder")
+    if len(crs) > 1:
+        south = all(scene.footprint.bounds[3] <= 0 for scene in scenes)
+        northern = south and all(name.startswith("EPSG:326") for name in crs)  # as Landsat's
+        first = replace(first, crs="utm-north" if northern else "utm")
+    fills = [archive.shared_fill for archive in archives if archive.shared_fill is not None]
+    return replace(first, shared_fill=fills[0] if fills else None, alpha=any(archive.alpha for archive in archives))
+
+
+def acquisition_from_file(
+    path,
+    sensor: str | Sensor,
+    *,
+    when: str | datetime | None = None,
+    bands=None,
+    scale: float | None = None,
+    offset: float | None = None,
+) -> Acquisition:
     """A raster file, a folder of single-band files or a list of them as an acquisition of `sensor`, in native numbers.
 
-    bands: as in `data.rasters.read_scene`. Only headers are read. Raises ContractError for bands that cannot be named
-    and for files without a place on Earth.
+    bands, scale, offset: as in `data.rasters.read_scene`. Only headers are read. Raises ContractError for bands that
+    cannot be named and for files without a place on Earth.
     """
     sensor = SENSORS.resolve(sensor)
     layers = find_layers(path, sensor, bands, when)
@@ -219,11 +352,22 @@ def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | 
         raise ContractError("path", f"{path}, without a CRS", "a raster with its place on Earth", cause)
     when = parse_when(when or product_name(finest.path).get("when"))
     when = when if when is None or when.tzinfo else when.replace(tzinfo=UTC)
-    shape = _outline(*bounds_wgs84(finest.crs, finest.transform, finest.height, finest.width))
+    west, south, east, north = bounds_wgs84(finest.crs, finest.transform, finest.height, finest.width)
+    if west < -180.001 or east > 180.001:
+        found, expected = f"longitudes {west:.6g} to {east:.6g}", "-180 to 180 in a raster in degrees"
+        cause = "a raster across the antimeridian, or longitudes to 360: reproject it (gdalwarp -t_srs), or cut it"
+        raise ContractError("path", found, expected, cause)
+    shape = outline(west, south, east, north)
     geometry, unknown = shapely.geometry.mapping(shape), datetime(2000, 1, 1, tzinfo=UTC)
-    item = pystac.Item(Path(finest.path).stem, geometry, list(shape.bounds), when or unknown, {})
+    given = None
+    if scale is not None or offset is not None:
+        given = number("scale", 1.0 if scale is None else scale), number("offset", 0.0 if offset is None else offset)
+    # What a caller says of the file is a part of a job's name, beside the file's version.
+    properties = {"given": repr((bands, given))} if bands or given else {}
+    item = pystac.Item(Path(finest.path).stem, geometry, list(shape.bounds), when or unknown, properties)
     for band, layer in layers.items():
-        metadata = {"data_type": layer.dtype, "scale": layer.scale, "offset": layer.offset}
+        units = given or (layer.scale, layer.offset)
+        metadata = {"data_type": layer.dtype, "scale": units[0], "offset": units[1]}
         metadata |= {} if layer.nodata is None else {"nodata": layer.nodata}
         href = layer.path if "://" in layer.path or layer.path.startswith("/vsi") else str(Path(layer.path).resolve())
         item.add_asset(band, pystac.Asset(href, extra_fields={"raster:bands": [metadata] * layer.index}))
@@ -251,12 +395,3 @@ def acquisition_from_file(path, sensor: str | Sensor, *, when: str | datetime | 
         **grid,
     )
     return Acquisition(sensor, archive, when, (item,))
-
-
-def _outline(west: float, south: float, east: float, north: float) -> shapely.Geometry:
-    """A box in WGS84; two where west > east, across the antimeridian."""
-    if west < -180.001 or east > 180.001:
-        found, expected = f"longitudes {west:.6g} to {east:.6g}", "-180 to 180 in a raster in degrees"
-        cause = "a raster across the antimeridian, or longitudes to 360: reproject it (gdalwarp -t_srs), or cut it"
-        raise ContractError("path", found, expected, cause)
-    return outline(west, south, east, north)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from shapely import union_all
 
 from clay_lib.areas import jobs as work
 from clay_lib.areas import rasters, vectors
-from clay_lib.areas.tiles import grid_of, tiles_of
+from clay_lib.areas.tiles import grid_around, grid_of, tiles_of
 from clay_lib.clay import Clay
 from clay_lib.cluster import dask_client, forecast_lines, progress_bar, timed
 from clay_lib.datamodule import noise_batch
 from clay_lib.errors import ContractError
-from clay_lib.files import locked, write_json
+from clay_lib.files import locked, read_json, write_json
 from clay_lib.model import ClayConfig
 from clay_lib.precision import NAMES, choose
 from clay_lib.sensors import SENSORS, Sensor
@@ -83,15 +84,14 @@ class AreaForecast:
     read: int  # bytes
     write: int  # bytes
     model_seconds: float  # measured on random chips
-    network: float = NETWORK  # MB/s, assumed
 
     @property
     def seconds(self) -> float:
         """Reading and embedding run in parallel, so the slower of the two."""
-        return max(self.model_seconds, self.read / (self.network * 1e6))
+        return max(self.model_seconds, self.read / (NETWORK * 1e6))
 
     def __str__(self) -> str:
-        reading = f"reading {self.read / self.network / 6e7:,.1f} (at {self.network:g} MB/s, assumed)"
+        reading = f"reading {self.read / NETWORK / 6e7:,.1f} (at {NETWORK:g} MB/s, assumed)"
         model = f"the model {self.model_seconds / 60:,.1f} (measured on random chips)"
         lines = {
             "tiles": f"{self.jobs - self.done:,} to embed, {self.done:,} already finished, from {self.dates} dates",
@@ -109,7 +109,10 @@ def embed_area(
     dates,
     out: str | Path,
     *,
-    scene: str | Path | None = None,
+    scene: Sequence[str] | str | Path | None = None,
+    bands: Sequence[str] | Mapping[str, int] | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
     archive: str | None = None,
     url: str | None = None,
     pick: str = "best",
@@ -118,16 +121,21 @@ def embed_area(
     size: int = 256,
     min_valid: float = 0.5,
     store: str = "float16",
+    without: str = "",
     dense: str = "",
     overlap: int | None = None,
     components: int = 0,
     level: bool = True,
+    like: str = "",
+    crs: str = "",
+    resolution: float = 0.0,
+    bounds: Sequence[float] | str = "",
+    normalize: bool = False,
     batch_size: int = 8,
     scheduler: str = "",
     workers: int = 0,
     processes: bool = False,
     forecast: bool = False,
-    network: float = NETWORK,
     name: str = "",
     progress: bool = True,
 ) -> AreaResult | AreaForecast:
@@ -143,7 +151,11 @@ def embed_area(
             the complete scene
         dates: such as 2023-06-01/2023-08-31; of a scene: its acquisition time, or None
         out: folder of the results
-        scene: your own raster file or folder of single bands, instead of an archive; zero in all bands is nodata
+        scene: your own raster file or folder of single bands, instead of an archive; zero in all bands is nodata.
+            Several, also of several CRS: a list, or a pattern such as "scenes/*.tif"
+        bands: of a scene: its bands in file order, or {name: number}, where the file does not name them
+        scale: of a scene: native numbers are the stored ones times scale plus offset; by default as its header says
+        offset: see scale
         archive: name of one of the sensor's archives; by default the first
         url: address of another STAC API with the same collections
         pick: best (the clearest date of each tile) or all dates
@@ -152,21 +164,26 @@ def embed_area(
         size: side of a tile in pixels
         min_valid: least share of valid pixels in a patch
         store: float16, or int8 with one scale per vector
+        without: place, date or place,date: what the model is not given
         dense: cog or zarr to write patch vectors as a raster
         overlap: pixels read around a tile for dense features; by default an eighth of its size
         components: number of principal components in the raster; 0: the complete vectors
         level: subtract from the raster the part of each vector that depends on its position in the tile
+        like: a raster file whose grid the raster gets, across all zones of UTM; and the tiles are written in its CRS
+        crs: the same for a grid in this CRS, such as EPSG:3035
+        resolution: of this grid, in the units of the CRS; by default the side of a patch
+        bounds: of this grid, left,bottom,right,top in the CRS; by default around all tiles
+        normalize: vectors of length one in this grid
         batch_size: tiles per forward pass
         scheduler: address of a Dask scheduler, or slurm; by default a local cluster
         workers: number of reading threads, processes, or SLURM jobs
         processes: read in processes rather than threads
         forecast: report the estimated bytes and time, and stop
-        network: reading speed in MB/s that the forecast assumes
         name: model name in the results; by default the file's
         progress: show a progress bar
     """
 
-    from clay_lib.areas.archives import acquisition_from_file, find_acquisitions, parse_area
+    from clay_lib.areas.archives import find_acquisitions, open_scenes, parse_area
 
     start, out = time.perf_counter(), Path(out)
     if not name and isinstance(clay, (str, Path)):
@@ -174,10 +191,13 @@ def embed_area(
     clay = clay if isinstance(clay, Clay) else Clay.load(clay)
     config, sensor = clay.model.config, SENSORS.resolve(sensor)
     overlap = _check_layout(size, config.patch_size, dense, overlap, components)
-    settings = work.Settings(size=size, clouds=clouds, min_valid=min_valid, store=store)
+    settings = work.Settings(size=size, clouds=clouds, min_valid=min_valid, store=store, without=_unknowns(without))
     vectors.schema(4, store)  # raises for an unknown store
-    acquisitions = [acquisition_from_file(scene, sensor, when=dates)] if scene else []
-    shape = acquisitions[0].footprint if area is None and scene else parse_area(area)
+    file_options = dict(bands=bands, scale=scale, offset=offset)
+    if not scene and any(value is not None for value in file_options.values()):
+        raise ContractError("bands, scale, offset", file_options, "a scene", "an archive states its own")
+    acquisitions = open_scenes(scene, sensor, when=dates, **file_options) if scene else []
+    shape = parse_area(area) if area is not None or not scene else union_all([a.footprint for a in acquisitions])
     search = dict(archive=archive, url=url, max_cloud=max_cloud)
     acquisitions = acquisitions or find_acquisitions(sensor, shape, dates, **search)
     tiles = tiles_of(shape, grid_of(acquisitions[0].archive, size))
@@ -186,6 +206,13 @@ def embed_area(
     if not jobs:
         raise ContractError("area", f"{len(tiles)} tiles, none covered by an image", "an area with images",
                             "an area outside the scene, or latitude before longitude")  # fmt: skip
+    grid = None
+    if own_grid := like or crs or resolution or bounds:
+        cell = config.patch_size * jobs[0].tile.gsd
+        grid = grid_around([job.tile for job in jobs], cell, like=like, crs=crs, resolution=resolution, bounds=bounds)
+    if normalize and (components or not (own_grid and dense)):
+        found, expected = f"components {components}, dense {dense!r}", "complete vectors in a grid of your own"
+        raise ContractError("normalize", found, expected, "principal components have no length of one, or no --crs")
     clay, metadata = _fix_precision(clay, sensor, acquisitions[0].archive, settings, out, min(batch_size, len(jobs)))
     metadata["model"] = name or f"clay-{config.dim}x{config.depth}"
     folder = rasters.dense_folder(out, metadata, overlap or 0)
@@ -198,10 +225,11 @@ def embed_area(
         write = len(todo) * _bytes_per_tile(config, settings, overlap, components)
         sides = ([size, size + 2 * overlap] if overlap else [size]) if todo else []  # with overlap, embedded twice
         seconds = len(todo) * sum(_seconds_per_chip(clay, sensor, side, batch_size) for side in sides)
-        return AreaForecast(len(jobs), len(jobs) - len(todo), len(acquisitions), read, write, seconds, network)
+        return AreaForecast(len(jobs), len(jobs) - len(todo), len(acquisitions), read, write, seconds)
     with locked(out / ".lock", "embed"), _disk_errors(out):
         description = out / f"configuration-{metadata['configuration']}.json"
         if not description.is_file():
+            _refuse_mixed(out, metadata)
             write_json(description, metadata)
         if others := sorted({*vectors.runs_of(out)} - {metadata["configuration"]}):
             print(f"{out} also holds vectors of other configurations, stored separately: {', '.join(others)}")
@@ -218,7 +246,10 @@ def embed_area(
         paths, seams = (), None
         if dense:
             layout = dict(overlap=overlap, patch=config.patch_size, level=level, metadata=metadata)
-            paths, seams = rasters.write_rasters(folder, jobs, dense, components, dated=pick == "all", **layout)
+            layout |= dict(dated=pick == "all", grid=grid, normalize=normalize)
+            paths, seams = rasters.write_rasters(folder, jobs, dense, components, **layout)
+        if grid is not None:
+            paths += (vectors.write_in_crs(out, metadata["configuration"], str(grid.crs)),)
     return AreaResult(out, metadata["configuration"], len(jobs), tally.rows, tally.empty, skipped, paths, seams,
                       time.perf_counter() - start, tally.model_seconds, tally.waited_seconds)  # fmt: skip
 
@@ -268,6 +299,26 @@ def _fix_precision(clay: Clay, sensor: Sensor, archive, settings, out: Path, bat
         precision = begun[0] if begun else choose(clay.model.encoder, cube, clay.precision)
         clay = Clay(clay.model, reading=clay.reading, precision=precision)
     return clay, work.configuration_of(clay, sensor, archive, settings, clay.precision)
+
+
+def _unknowns(without: str) -> str:
+    names = {name.strip() for name in without.split(",")} - {""}
+    if not names <= {"place", "date"}:
+        raise ContractError("without", repr(without), "place, date or place,date", "a misspelling")
+    return ",".join(sorted(names))
+
+
+def _refuse_mixed(out: Path, metadata: dict) -> None:
+    """ContractError if the folder was begun with the same settings except for `without`: both maps look alike."""
+    for path in out.glob("configuration-*.json"):
+        begun = read_json(path)
+        same = all(begun.get(key) == metadata[key] for key in metadata if key not in ("without", "configuration"))
+        if same:
+            found, expected = (
+                f"without={metadata['without']!r}",
+                f"without={begun.get('without', '')!r}, as it was begun",
+            )
+            raise ContractError("without", found, expected, f"{out} is finished as it was begun: take another folder")
 
 
 def _check_layout(size: int, patch: int, dense: str, overlap: int | None, components: int) -> int | None:

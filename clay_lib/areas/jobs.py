@@ -92,6 +92,7 @@ class Settings:
     clouds: str = "mask"
     min_valid: float = 0.5
     store: str = "float16"
+    without: str = ""  # what the model is not given, of place and date, separated by a comma
 
 
 def plan(tiles: Sequence[Tile], acquisitions: Sequence[Acquisition], pick: str) -> list[Block]:
@@ -122,23 +123,25 @@ def plan(tiles: Sequence[Tile], acquisitions: Sequence[Acquisition], pick: str) 
 
 def _jobs_of(acquisition: Acquisition, tiles: Sequence[Tile]) -> list[Job]:
     items = [(item, shapely.geometry.shape(item.geometry), moment_of(item)) for item in acquisition.items]
-    version, jobs = _files_hash(acquisition), []
+    jobs, versions = [], {}
     for tile in tiles:
         intersecting = [(item, time) for item, shape, time in items if shape.intersects(tile.polygon)]
+        read = tuple(item for item, _ in intersecting)
         times = [time for _, time in intersecting if time and acquisition.when]
         when = min(times, default=None)
         # The solar day at the tile depends neither on UTC midnight nor on the rest of the area.
         day = f"{when + timedelta(hours=tile.center[1] / 15):%Y%m%d}" if when else "undated"
+        if acquisition.archive.kind == "files" and read not in versions:
+            versions[read] = _files_hash(read, when)
+        version = versions.get(read, "")
         name = "_".join(filter(None, [tile.id, acquisition.sensor.name, day, version]))
-        jobs.append(Job(name, tile, acquisition, tuple(item for item, _ in intersecting), when))
+        jobs.append(Job(name, tile, acquisition, read, when))
     return jobs
 
 
-def _files_hash(acquisition: Acquisition) -> str:
-    """Eight hex digits of the given date and names, sizes and modification times of local files; "" for archives."""
-    if acquisition.archive.kind != "files":
-        return ""
-    hrefs = sorted({asset.href for item in acquisition.items for asset in item.assets.values()})
+def _files_hash(items: Sequence[pystac.Item], when: datetime | None) -> str:
+    """Eight hex digits of the given date, bands and units, and names, sizes and modification times of local files."""
+    hrefs = sorted({asset.href for item in items for asset in item.assets.values()})
     # All files that GDAL reads for them: sidecar masks and, recursively, the sources of a VRT.
     files, pending = set(), [*hrefs]
     while pending:
@@ -149,7 +152,8 @@ def _files_hash(acquisition: Acquisition) -> str:
                 with rasterio.open(name) as file:
                     pending += file.files
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(map(Path, files))]
-    identity = repr((hrefs, acquisition.when and acquisition.when.isoformat(), stats))
+    identity = repr((hrefs, when and when.isoformat(), stats))
+    identity += "".join(item.properties.get("given", "") for item in items)
     return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
 
@@ -163,7 +167,8 @@ def outdated(ids: set[str], jobs: Sequence[Job]) -> set[str]:
 def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings, precision: str = "exact") -> dict:
     """All settings that affect a vector, apart from the pixels, and their hash under "configuration".
 
-    precision: one of precision.NAMES; exact is not hashed, so that areas of earlier versions resume.
+    precision: one of precision.NAMES; exact is not hashed, nor is an empty `without`, so that areas of earlier versions
+    resume.
     """
     model = clay.model
     layout = repr([model.config.frequencies, model.config.patch_size, model.config.heads])
@@ -178,6 +183,7 @@ def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings,
         **vars(settings),
     }
     hashed = metadata if precision == "exact" else metadata | {"precision": precision}
+    hashed = hashed if settings.without else {k: v for k, v in hashed.items() if k != "without"}
     digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
     return metadata | {"precision": precision, "configuration": digest}
 
@@ -290,8 +296,9 @@ def embed_batch(clay: Clay, read: Sequence[tuple], settings: Settings, overlap: 
     padded = np.stack([read[k][1][0] for k in valid])  # [B, C, size + 2 o, size + 2 o]
     pixels, jobs = padded[..., core, core], [read[k][0] for k in valid]
     lat, lon = map(list, zip(*(job.tile.center for job in jobs), strict=True))
-    place = dict(when=[job.time for job in jobs], lat=lat, lon=lon, gsd=jobs[0].tile.gsd)
-    options = dict(bands=read[valid[0]][1][1], min_valid=settings.min_valid, **place)
+    place = {} if "place" in settings.without else dict(lat=lat, lon=lon)
+    place |= {} if "date" in settings.without else dict(when=[job.time for job in jobs])
+    options = dict(bands=read[valid[0]][1][1], min_valid=settings.min_valid, gsd=jobs[0].tile.gsd, **place)
     try:
         chips = clay.embed(pixels, jobs[0].acquisition.sensor, **options)
         patches = (clay.embed(padded, jobs[0].acquisition.sensor, **options) if o else chips).patches  # [B, h, w, D]

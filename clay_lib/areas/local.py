@@ -409,22 +409,15 @@ def _app(folder: Path, inner: int) -> Starlette:
     """Files of the folder, and everything else from the API at the inner port."""
 
     async def search(request: Request) -> Response:
-        body = await request.body()
-        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        return await run_in_threadpool(_forward, f"http://127.0.0.1:{inner}{path}", request.method, body)
+        address = str(request.url.replace(netloc=f"127.0.0.1:{inner}"))
+        headers = {key: value for key, value in request.headers.items() if key == "content-type"}
+        options = dict(data=await request.body(), headers=headers, timeout=60)
+        answer = await run_in_threadpool(requests.request, request.method, address, **options)
+        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
 
     files = Mount("/files", StaticFiles(directory=folder))
     catalog = Route("/catalog.json", lambda request: RedirectResponse("/files/catalog.json"))
     return Starlette(routes=[files, catalog, Route("/{path:path}", search, methods=["GET", "POST"])])
-
-
-def _forward(address: str, method: str, body: bytes) -> Response:
-    headers = {"content-type": "application/json"} if body else {}
-    try:
-        answer = requests.request(method, address, data=body, headers=headers, timeout=60)
-    except requests.RequestException as error:
-        return Response(str(error), 502)
-    return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
 
 
 def _wait(url: str, api: subprocess.Popen, thread: threading.Thread, log) -> None:

@@ -10,17 +10,20 @@ parts and does not depend on the order in which they were written.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import shutil
 import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from clay_lib.areas.tiles import Tile, crs_name, extent
+from clay_lib.areas.tiles import Tile, crs_name, extent, transformer
 from clay_lib.data.images import blend_ramp
 from clay_lib.evaluation.components import Components, fit_components
 from clay_lib.files import PARTIAL, atomic_write, make_folder
@@ -81,36 +84,125 @@ class Mosaic:
         tile = self.corner.geobox().zoom_out(self.patch)
         return GeoBox((self.rows * self.cells, self.columns * self.cells), tile.affine, tile.crs)
 
-    def blend(self, row: int, column: int) -> np.ndarray:
-        """[cells, cells, D] float32 vectors of a tile, blended with its neighbors; NaN where no tile has a valid patch."""
+    @property
+    def side(self) -> int:
+        """Cells along a side of a block."""
+        return self.cells
+
+    def sums(self, top: int, left: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a window in cells: weighted sums of the numbers [h, w, n], weights [h, w], and cells inside tiles [h, w].
+
+        Beyond its tiles a mosaic has the overlap, with falling weights; a patch that was left out has no weight.
+        """
         n, o = self.cells, self.overlap
-        total, weight = np.zeros((n, n, self.dim), np.float32), np.zeros((n, n, 1), np.float32)
-        # Along one axis: (cells of the block, cells of the part) shared with the previous tile, itself, the next.
-        shared = [
-            (slice(0, o), slice(o + n, n + 2 * o)),
-            (slice(0, n), slice(o, o + n)),
-            (slice(n - o, n), slice(0, o)),
-        ]
-        weights = blend_ramp(n, o)  # [n + 2 o]
-        for dy, dx in np.ndindex(3, 3):
-            path = self.parts.get((row + dy - 1, column + dx - 1))
-            if path is None or (row, column) not in self.parts or not (o or dy == dx == 1):
+        total, weight = np.zeros((height, width, len(self.bands)), np.float32), np.zeros((height, width), np.float32)
+        inside, ramp = np.zeros((height, width), bool), blend_ramp(n, o)  # [n + 2 o]
+
+        def shared(first: int, count: int, start: int, length: int) -> tuple[slice, slice]:
+            """Cells first to first + count within a window: (in the window, from the first)."""
+            low, high = max(first, start), max(first, start, min(first + count, start + length))
+            return slice(low - start, high - start), slice(low - first, high - first)
+
+        rows = range((top - o) // n, (top + height + o - 1) // n + 1)
+        for row, column in itertools.product(rows, range((left - o) // n, (left + width + o - 1) // n + 1)):
+            if (path := self.parts.get((row, column))) is None:
                 continue
-            (y, part_y), (x, part_x) = shared[dy], shared[dx]
+            (y, part_y), (x, part_x) = (
+                shared(row * n - o, n + 2 * o, top, height),
+                shared(column * n - o, n + 2 * o, left, width),
+            )
             part = np.load(path, mmap_mode="r")[part_y, part_x].astype(np.float32)
             if self.offsets is not None:
                 part -= self.offsets[part_y, part_x]
-            w = weights[part_y, None] * weights[None, part_x]
-            w = np.where(np.isfinite(part[..., 0]), w, 0)[..., None]
-            total[y, x] += np.where(w > 0, part, 0) * w
+            w = np.where(np.isfinite(part[..., 0]), ramp[part_y, None] * ramp[None, part_x], 0)
+            part = np.where(w[..., None] > 0, part, 0)
+            total[y, x] += (part if self.components is None else self.components(part)) * w[..., None]
             weight[y, x] += w
-        return np.where(weight > 0, total / np.maximum(weight, 1e-9), np.nan)
+            inside[shared(row * n, n, top, height)[0], shared(column * n, n, left, width)[0]] = True
+        return total, weight, inside
 
     def block(self, row: int, column: int) -> np.ndarray:
-        """[bands, cells, cells] float32 of the raster; NaN where there is no tile."""
-        vectors = self.blend(row, column)
-        vectors = vectors if self.components is None else self.components(vectors)
-        return np.ascontiguousarray(np.moveaxis(vectors, -1, 0), np.float32)
+        """[bands, cells, cells] float32 of the raster: a tile blended with its neighbors; NaN where there is no patch."""
+        total, weight, inside = self.sums(row * self.cells, column * self.cells, self.cells, self.cells)
+        return mean_of(total, weight, inside & (weight > 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Warped:
+    """Mosaics of several CRS on one grid: vectors are interpolated, bilinear, and weighted as at the seams of tiles.
+
+    Sums and weights are interpolated apart, so that patches without data count nowhere, and one zone of UTM passes into
+    the next within the overlap of its outermost tiles. Coarser cells are means of the patches below them.
+    """
+
+    name: str  # DATE-CRS-RESOLUTION
+    mosaics: Sequence[Mosaic]
+    geobox: object  # odc.geo GeoBox
+    normalize: bool = False  # vectors of length one
+
+    @property
+    def bands(self) -> list[str]:
+        return self.mosaics[0].bands
+
+    @cached_property
+    def scales(self) -> list[float]:
+        """Patches of each mosaic along a side of a cell, at the mosaic's center."""
+        scales = []
+        for mosaic in self.mosaics:
+            x, y = _pixels(
+                mosaic.geobox, self.geobox, mosaic.columns * mosaic.cells / 2, mosaic.rows * mosaic.cells / 2
+            )
+            columns, rows = _pixels(self.geobox, mosaic.geobox, np.array([x, x + 1, x]), np.array([y, y, y + 1]))
+            steps = np.hypot(np.diff(columns[[1, 0, 2]]), np.diff(rows[[1, 0, 2]]))
+            scales.append(float(steps.mean()) if np.isfinite(steps).all() else 1.0)
+        return scales
+
+    @property
+    def side(self) -> int:
+        """Cells along a side of a block, so that a block and the patches below it fit into a small memory."""
+        cells = math.sqrt(BLOCK_BYTES / 4 / len(self.bands)) / max(1, *self.scales)
+        return int(np.clip(cells, 1, 256))
+
+    def block(self, row: int, column: int) -> np.ndarray:
+        """[bands, h, w] float32 of the raster, `side` cells or fewer at its edges; NaN where there is no patch."""
+        from rasterio.warp import Affine, Resampling, reproject
+
+        starts = row * self.side, column * self.side
+        part = self.geobox[
+            tuple(slice(a, min(a + self.side, b)) for a, b in zip(starts, self.geobox.shape, strict=True))
+        ]
+        sums = np.zeros((len(self.bands) + 2, *part.shape), np.float32)
+        x, y = np.meshgrid(*(np.linspace(0, side, 9) for side in part.shape[::-1]))
+        for mosaic, scale in zip(self.mosaics, self.scales, strict=True):
+            source, margin, o = mosaic.geobox, math.ceil(scale) + 2, mosaic.overlap
+            columns, rows = _pixels(part, source, x, y)
+            if not np.isfinite([columns, rows]).all():  # far outside of the projection
+                continue
+            left, right = np.clip([columns.min() - margin, columns.max() + margin], -o - 1, source.shape[1] + o + 1)
+            top, bottom = np.clip([rows.min() - margin, rows.max() + margin], -o - 1, source.shape[0] + o + 1)
+            left, top, right, bottom = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+            total, weight, inside = mosaic.sums(top, left, bottom - top, right - left)
+            if not weight.any():
+                continue
+            stack = np.concatenate([np.moveaxis(total, -1, 0), weight[None], (inside & (weight > 0))[None]])
+            place = dict(src_transform=source.affine * Affine.translation(left, top), src_crs=str(source.crs))
+            place |= dict(dst_transform=part.affine, dst_crs=str(part.crs), resampling=Resampling.bilinear)
+            density = min(1.0, 1 / scale)  # the same in all blocks; GDAL would estimate it block by block
+            sums += reproject(stack, np.zeros_like(sums), **place, XSCALE=density, YSCALE=density)[0]
+        total, weight = np.moveaxis(sums[:-2], 0, -1), sums[-2]
+        mean = mean_of(total, weight, sums[-1] > 0.5 - 1e-3)
+        return mean / np.linalg.norm(mean, axis=0) if self.normalize else mean
+
+
+def _pixels(source, target, x, y) -> tuple[np.ndarray, np.ndarray]:
+    """(columns, rows) in one GeoBox of the columns x and rows y in another."""
+    return ~target.affine * transformer(str(source.crs), str(target.crs)).transform(*(source.affine * (x, y)))
+
+
+def mean_of(total: np.ndarray, weight: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Weighted sums [h, w, n] and weights [h, w] -> means [n, h, w] float32, NaN where not valid."""
+    mean = np.where(valid[..., None], total / np.maximum(weight, 1e-9)[..., None], np.nan)
+    return np.ascontiguousarray(np.moveaxis(mean, -1, 0), np.float32)
 
 
 def mosaics(folder: Path, jobs: Sequence, *, dated: bool, overlap: int, patch: int) -> list[Mosaic]:
@@ -119,9 +211,11 @@ def mosaics(folder: Path, jobs: Sequence, *, dated: bool, overlap: int, patch: i
     for job in jobs:
         if part_path(folder, job.id).is_file():
             day = job.id.split("_")[2] if dated else "best"
-            groups.setdefault(f"{day}-{crs_name(job.tile.crs)}", []).append(job)
-    layers = []
-    for name, members in sorted(groups.items()):
+            groups.setdefault((f"{day}-{crs_name(job.tile.crs)}", job.tile.anchor), []).append(job)
+    layers, names = [], [name for name, _ in groups]
+    for (name, anchor), members in sorted(groups.items()):
+        if names.count(name) > 1:  # scenes whose pixels do not lie on one grid
+            name += f"-{anchor[0]:g}-{anchor[1]:g}"
         corner, rows, columns = extent([job.tile for job in members])
         parts = {(corner.row - j.tile.row, j.tile.column - corner.column): part_path(folder, j.id) for j in members}
         dim = np.load(next(iter(parts.values())), mmap_mode="r").shape[-1]
@@ -167,8 +261,8 @@ def sample_patches(layers: Sequence[Mosaic], count: int = PCA_SAMPLE, seed: int 
         tiles = [tiles[k] for k in sorted(rng.choice(len(tiles), count, replace=False))]
     per_tile, rows = max(1, count // len(tiles)), []
     for mosaic, position in tiles:
-        patches = mosaic.blend(*position)
-        patches = patches[np.isfinite(patches[..., 0])]
+        patches = mosaic.block(*position)  # [D, cells, cells]
+        patches = patches[:, np.isfinite(patches[0])].T
         rows.append(patches[np.sort(rng.permutation(len(patches))[:per_tile])])
     return np.concatenate(rows)
 
@@ -184,11 +278,14 @@ def write_rasters(
     patch: int,
     level: bool,
     metadata: dict,
+    grid=None,
+    normalize: bool = False,
 ) -> tuple[tuple[Path, ...], dict[str, dict[str, float]]]:
     """Write one raster per mosaic, kind "cog" or "zarr": (paths, {file name: {measure of seams: value}}).
 
     count: number of principal components, fitted on all mosaics together and saved with them; 0: complete vectors.
-    level: subtract position offsets, and save them with the rasters.
+    level: subtract position offsets, and save them with the rasters. grid: an odc.geo GeoBox, onto which all mosaics of a
+    date are brought, with vectors of length one if `normalize`; None: each in its own CRS. Seams are those of tiles.
     """
     layers = mosaics(folder, jobs, dated=dated, overlap=overlap, patch=patch)
     if not layers:
@@ -208,15 +305,21 @@ def write_rasters(
     write, ending = {"cog": (write_cog, "tif"), "zarr": (write_zarr, "zarr")}[kind]
     paths, measures = [], {}
     for mosaic in layers:
-        paths.append(write(mosaic, folder / f"{mosaic.name}-{name}.{ending}", tags))
+        if grid is None:
+            paths.append(write(mosaic, folder / f"{mosaic.name}-{name}.{ending}", tags))
         # Seams are measured in the north-western corner, for complete vectors in their first eight numbers.
         rows, columns, bands = min(mosaic.rows, SEAM_TILES), min(mosaic.columns, SEAM_TILES), None if count else 8
         sample = np.block([[mosaic.block(y, x)[:bands] for x in range(columns)] for y in range(rows)])
-        measures[paths[-1].name] = {
+        measures[paths[-1].name if grid is None else mosaic.name] = {
             "seam_step": seam_step(sample, mosaic.cells),
             "tiles": checkerboard(sample, mosaic.cells),
             "patches": checkerboard(sample, 2),
         }
+    if grid is not None:
+        for day in dict.fromkeys(mosaic.name.partition("-")[0] for mosaic in layers):
+            members = [mosaic for mosaic in layers if mosaic.name.startswith(f"{day}-")]
+            layer = Warped(f"{day}-{crs_name(str(grid.crs))}-{abs(grid.affine.a):g}", members, grid, normalize)
+            paths.append(write(layer, folder / f"{layer.name}-{name}.{ending}", tags))
     return tuple(paths), measures
 
 
@@ -224,25 +327,24 @@ def write_cog(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
     """A cloud-optimized GeoTIFF, float32 with NaN as nodata: one band per component or per number of the vectors."""
     import rasterio
     from rasterio._err import CPLE_BaseError
-    from rasterio.enums import Resampling
     from rasterio.errors import RasterioError
     from rasterio.shutil import copy
     from rasterio.windows import Window
 
-    box, bands, n = mosaic.geobox, mosaic.bands, mosaic.cells
+    box, bands, n = mosaic.geobox, mosaic.bands, mosaic.side
     height, width = box.shape
     # All numbers of a cell are stored together, in blocks small enough to be read for one cell.
     side = next((side for side in (256, 128) if side**2 * 4 * len(bands) <= BLOCK_BYTES), 64)
-    layout = dict(tiled=True, blockxsize=side, blockysize=side, BIGTIFF="IF_SAFER", INTERLEAVE="PIXEL")
     profile = dict(driver="GTiff", dtype="float32", count=len(bands), height=height, width=width, nodata=np.nan)
-    profile |= dict(crs=str(box.crs), transform=box.affine, SPARSE_OK=True) | layout
+    profile |= dict(crs=str(box.crs), transform=box.affine, SPARSE_OK=True, BIGTIFF="IF_SAFER", INTERLEAVE="PIXEL")
+    profile |= dict(tiled=True, blockxsize=side, blockysize=side)
     scratch = path.with_name(f"{PARTIAL}{os.getpid()}-scratch.tif")
     make_folder(path.parent)
     checksums: dict[Window, int] = {}
 
     def publish(partial: Path) -> None:
-        options = dict(copy_src_overviews=True, compress="deflate", predictor=3)
-        copy(str(scratch), str(partial), driver="GTiff", **options, **layout)
+        options = dict(compress="deflate", predictor="yes", blocksize=side, bigtiff="if_safer", statistics="yes")
+        copy(str(scratch), str(partial), driver="COG", overview_resampling="average", **options)
         with rasterio.open(partial) as file:  # GDAL does not report a full disk when it closes a file
             for window, checksum in checksums.items():
                 if zlib.crc32(file.read(window=window)) != checksum:
@@ -251,16 +353,14 @@ def write_cog(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
     try:
         with rasterio.Env(GDAL_CACHEMAX=128):
             with rasterio.open(scratch, "w", **profile) as target:
-                for row, column in np.ndindex(mosaic.rows, mosaic.columns):
-                    block, window = mosaic.block(row, column), Window(column * n, row * n, n, n)
+                for row, column in np.ndindex(-(-height // n), -(-width // n)):
+                    block = mosaic.block(row, column)
+                    window = Window(column * n, row * n, *block.shape[:0:-1])
                     checksums[window] = zlib.crc32(block)
                     target.write(block, window=window)
                 for index, text in enumerate(bands, start=1):
                     target.set_band_description(index, text)
                 target.update_tags(**tags)
-                levels = [2**k for k in range(1, 12) if max(height, width) >> k >= 128]
-                if levels:
-                    target.build_overviews(levels, Resampling.average)
             return atomic_write(path, publish)
     except (RasterioError, CPLE_BaseError) as error:
         raise OSError(f"{path} could not be written: {error}") from error
@@ -278,10 +378,11 @@ def write_zarr(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
     def chunk(block_id: tuple[int, int, int]) -> np.ndarray:
         return mosaic.block(*block_id[1:]).astype(dtype)
 
-    dtype, bands, n = np.float16 if mosaic.components is None else np.float32, len(mosaic.bands), mosaic.cells
-    chunks = (bands,), (n,) * mosaic.rows, (n,) * mosaic.columns
+    complete, bands, n = mosaic.bands[0].startswith("vector"), len(mosaic.bands), mosaic.side
+    dtype = np.float16 if complete else np.float32
+    chunks = dask.array.core.normalize_chunks((bands, n, n), (bands, *mosaic.geobox.shape))
     data = dask.array.map_blocks(chunk, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
-    coords = {"band": np.arange(bands)} | xr_coords(mosaic.geobox)
+    coords = {"band": np.arange(bands)} | xr_coords(mosaic.geobox, dims=("y", "x"))
     vectors = xr.DataArray(data, coords, ("band", "y", "x"), "vectors", tags)
     vectors.encoding = {"chunks": (bands, n, n), "_FillValue": np.nan}
     vectors.encoding |= {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}

@@ -134,6 +134,8 @@ def _read_item(item, acquisition: Acquisition, geobox: GeoBox, clouds: str, chun
     load = functools.partial(_load, item, archive=archive, geobox=geobox, chunks=chunks)
     pixels = load(sources, resampling="bilinear")
     hidden = []  # conditions [y, x] under which all bands are missing
+    if archive.kind == "files":  # whose fill may be untagged; an archive's profile states its own
+        hidden.append(_all(pixels[band] == 0 for band in sources))
     if archive.shared_fill is not None:
         hidden.append(_all(pixels[band] == archive.shared_fill for band in sources))
     if archive.shared_fill is not None or archive.alpha:
@@ -346,10 +348,7 @@ def read_block(acquisition: Acquisition, geobox: GeoBox, clouds: str) -> tuple[n
     except ContractError as error:
         error.__context__ = None  # GDAL's own error cannot be pickled
         raise
-    pixels = np.stack([np.asarray(dataset[name], np.float32) for name in acquisition.bands])
-    if acquisition.archive.kind == "files":  # whose fill may be untagged; an archive's profile states its own
-        pixels[:, (pixels == 0).all(axis=0)] = np.nan
-    return pixels, acquisition.bands
+    return np.stack([np.asarray(dataset[name], np.float32) for name in acquisition.bands]), acquisition.bands
 
 
 def read_ahead(client, blocks: Sequence, *, overlap: int, clouds: str) -> Iterator[tuple]:

@@ -135,7 +135,7 @@ def open_vectors(source: str | Path | pa.Table, *, column: str = "vector", confi
     if isinstance(source, pa.Table):
         return _open(ds.InMemoryDataset(source), "the table", column, configuration)
     path = Path(source)
-    parts = [path] if path.is_file() else part_files(path)
+    parts = [path] if path.is_file() else part_files(path / "vectors" if (path / "vectors").is_dir() else path)
     if not parts:
         raise ContractError("vectors", f"no GeoParquet in {path}" if path.exists() else f"no such folder: {path}",
                             "a folder that `clay embed` has filled, or one GeoParquet file",
@@ -313,9 +313,10 @@ def _filter(vectors: Vectors, sensor: str, dates, area) -> np.ndarray:
     if sensor:
         keep &= pc.equal(vectors.rows["sensor"], sensor).to_numpy()
     if dates:
-        first, last = _days(dates)
+        from clay_lib.areas.archives import parse_dates
+
         time = pd.to_datetime(vectors.rows["time"].to_pandas(), utc=True)
-        keep &= np.asarray((time >= first) & (time < last + pd.Timedelta(days=1)))
+        keep &= np.asarray(time.between(*parse_dates(dates)))
     if area is not None:
         from clay_lib.areas.archives import parse_area
 
@@ -330,15 +331,6 @@ def _filter(vectors: Vectors, sensor: str, dates, area) -> np.ndarray:
         raise ContractError("sensor, dates, area", f"none of {len(keep)} rows fits: {filters}",
                             "filters that match some rows", f"the table holds {sensors}")  # fmt: skip
     return keep
-
-
-def _days(dates) -> tuple[pd.Timestamp, pd.Timestamp]:
-    try:
-        texts = dates.split("/") if isinstance(dates, str) else list(dates)
-        days = pd.to_datetime(texts, utc=True, format="ISO8601").normalize()
-        return days[0], days[min(1, len(days) - 1)]
-    except (ValueError, TypeError, IndexError) as error:
-        raise ContractError("dates", repr(dates), '"2023-06-01/2023-08-31" or a pair of days', str(error)) from None
 
 
 def _example(vectors: Vectors, example: Example, keep: np.ndarray) -> tuple[np.ndarray, int | None]:

@@ -20,12 +20,15 @@ from functools import cached_property, lru_cache
 import numpy as np
 import shapely
 from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError
 from shapely.geometry.base import BaseGeometry
 
 from clay_lib.data.georeference import cut_at_antimeridian
-from clay_lib.errors import ContractError
+from clay_lib.errors import ContractError, first_line
+from clay_lib.sensors import METERS_PER_DEGREE
 
 LONGEST_EDGE = 16_000.0  # m; longer edges are subdivided, since they are curves in WGS84
+MOST_CELLS = 1e10  # of a raster; more are a mistake in its resolution
 
 
 @dataclass(frozen=True)
@@ -177,3 +180,59 @@ def extent(tiles: Sequence[Tile]) -> tuple[Tile, int, int]:
     columns, rows = [tile.column for tile in tiles], [tile.row for tile in tiles]
     corner = replace(tiles[0], column=min(columns), row=max(rows))
     return corner, max(rows) - min(rows) + 1, max(columns) - min(columns) + 1
+
+
+def grid_around(
+    tiles: Sequence[Tile], cell: float, *, like: str = "", crs: str = "", resolution: float = 0, bounds=None
+):
+    """The odc.geo GeoBox of a raster: that of the file `like`, or one in a CRS that covers the tiles or the bounds.
+
+    crs: by default that of the first tile. resolution: in the CRS's own units; by default `cell` in meters. bounds: (left,
+    bottom, right, top) in the CRS, or text; left > right in degrees is a box across the antimeridian. Cells lie at
+    multiples of the resolution; degrees count beyond 180 where the tiles or bounds cross it.
+    """
+    from odc.geo.geobox import GeoBox
+
+    if like:
+        from clay_lib.data.rasters import open_raster
+
+        if crs or resolution or bounds:
+            raise ContractError(
+                "like", f"{like} and crs, resolution or bounds", "one of them", "the file is a complete grid"
+            )
+        with open_raster(like) as file:
+            if file.crs is None:
+                raise ContractError(
+                    "like", f"{like}, without a CRS", "a raster with its place on Earth", "a plain image"
+                )
+            return GeoBox.from_rio(file)
+    try:
+        parsed = CRS.from_user_input(crs or tiles[0].crs)
+    except CRSError as error:
+        raise ContractError("crs", crs, "an EPSG code such as EPSG:3035, or WKT", first_line(error)) from None
+    unit = METERS_PER_DEGREE if parsed.is_geographic else parsed.axis_info[0].unit_conversion_factor
+    try:
+        resolution = float(resolution or cell / unit)
+        box = [float(v) for v in (bounds.split(",") if isinstance(bounds, str) else bounds)] if bounds else None
+        if box and parsed.is_geographic and box[0] > box[2]:
+            box[2] += 360
+        valid = resolution > 0 and (box is None or (len(box) == 4 and box[0] < box[2] and box[1] < box[3]))
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        expected = "(left, bottom, right, top) and a positive number, in the units of the CRS"
+        raise ContractError("bounds, resolution", (bounds, resolution), expected, "another order of the four numbers")
+    if box is None:
+        points = shapely.get_coordinates([tile.polygon for tile in tiles])
+        x, y = transformer("EPSG:4326", parsed.to_wkt()).transform(*points.T)
+        if not np.isfinite([x, y]).all():
+            raise ContractError("crs", crs, "a CRS that reaches the area", "a national grid of another country")
+        x = x % 360 if parsed.is_geographic and np.ptp(x) > 180 else x
+        box = x.min(), y.min(), x.max(), y.max()
+    width, height = (box[2] - box[0]) / resolution, (box[3] - box[1]) / resolution
+    if width * height > MOST_CELLS or min(width, height) < 0.5:
+        found = f"{width:,.1f} x {height:,.1f} cells of {resolution:g}"
+        raise ContractError(
+            "resolution", found, "a raster of the area", "meters where the CRS has degrees, or the reverse"
+        )
+    return GeoBox.from_bbox(tuple(box), crs or tiles[0].crs, resolution=resolution)

@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clay_lib.areas.tiles import crs_name, transformer
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.components import fit_components
 from clay_lib.files import PARTIAL, atomic_write
@@ -198,6 +199,35 @@ def read_frame(out: str | Path, *, configuration: str | None = None):
     others = [name for name in table.column_names if name not in (*SCALES, *SCALES.values(), "bbox")]
     frame = table.select(others).to_pandas().assign(**vectors)
     return geopandas.GeoDataFrame(frame, geometry=geopandas.GeoSeries.from_wkb(frame["geometry"]), crs="EPSG:4326")
+
+
+def write_in_crs(out: str | Path, configuration: str, crs: str) -> Path:
+    """All rows of a configuration as one GeoParquet file with outlines in another CRS: OUT/tiles-CONFIGURATION-CRS.parquet.
+
+    Part by part, in a constant memory.
+    """
+    import shapely
+    from pyproj import CRS
+
+    parts, projection = runs_of(out)[configuration], transformer("EPSG:4326", crs)
+    columns = pq.read_schema(parts[0])
+    geo = json.loads(columns.metadata[b"geo"])
+    geo["columns"]["geometry"]["crs"] = CRS(crs).to_json_dict()
+    columns = columns.with_metadata({b"geo": json.dumps(geo).encode()})
+
+    def projected(part: pa.Table) -> pa.Table:
+        shapes = shapely.from_wkb(part["geometry"].to_numpy())
+        shapes = shapely.transform(shapes, lambda xy: np.stack(projection.transform(*xy.T), axis=1))
+        boxes = [dict(zip(SIDES, box, strict=True)) for box in shapely.bounds(shapes).tolist()]
+        changed = {"geometry": pa.array(shapely.to_wkb(shapes)), "bbox": pa.array(boxes, columns.field("bbox").type)}
+        return pa.table({name: changed.get(name, part[name]) for name in columns.names}, schema=columns)
+
+    def write(partial: Path) -> None:
+        with pq.ParquetWriter(partial, columns, compression="zstd") as file:
+            for path in parts:
+                file.write_table(projected(read_part(path)))
+
+    return atomic_write(Path(out) / f"tiles-{configuration}-{crs_name(crs)}.parquet", write)
 
 
 # ---- compression ----

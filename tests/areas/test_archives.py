@@ -15,7 +15,7 @@ from faulty_server import FaultyServer
 from live_archives import differences
 from pyproj import Transformer
 
-from clay_lib.areas.archives import acquisition_from_file, archives_of, find_acquisitions, parse_area
+from clay_lib.areas.archives import acquisition_from_file, archives_of, find_acquisitions, parse_area, tile_bounds
 from clay_lib.areas.jobs import plan
 from clay_lib.areas.reading import estimate_bytes, read_acquisition
 from clay_lib.areas.tiles import grid_of as tile_grid
@@ -128,6 +128,31 @@ def test_parse_area(tmp_path):
     for wrong in ((16, 48, 15, 49), (15, 48, 16), "nowhere.geojson", meters, 7, empty):
         with pytest.raises(ContractError, match="area"):
             parse_area(wrong)
+
+
+# ---- static catalogs ----
+
+
+def test_tile_names_give_their_bounds():
+    """LINZ publishes BN28_2000_1225 with the box 173.98241, -40.67623, 173.99394 (its north is open sea)."""
+    bounds = tile_bounds("BN28_2000_1225.json")
+    west, south, east, _ = Transformer.from_crs("EPSG:2193", "EPSG:4326", always_xy=True).transform_bounds(*bounds)
+    np.testing.assert_allclose((west, south, east), (173.9824136, -40.6762278, 173.9939358), atol=3e-5)
+    assert tile_bounds("BJ32_500_004003")[2] - tile_bounds("BJ32_500_004003")[0] == 240
+    assert tile_bounds("BI28_2000_1225") is None and tile_bounds("linz_48.2") is None
+
+
+def test_only_overlapping_surveys_are_fetched(url, short_waits):
+    with FaultyServer(url) as server:
+        server.faults = [["collection.json", "500", 2]]
+        acquisitions = find_acquisitions("linz", around(), "2023-05-01/2023-06-30", url=server.url)
+        assert [a.when.month for a in acquisitions] == [5] and not any(left for *_, left in server.faults)
+        fetched = {line for line in server.requests if "/files/survey" in line}
+        assert len(fetched) == 3  # two surveys, and the one tile of the survey in time
+        server.requests.clear()
+        with pytest.raises(ContractError, match="no items"):
+            find_acquisitions("linz", around(), "2010-01-01/2012-01-01", url=server.url)
+        assert not [line for line in server.requests if "survey" in line]  # their years are in the path
 
 
 # ---- files ----

@@ -19,7 +19,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_area import run
 from clay_lib.areas import jobs, vectors
-DENSE = dict(dense="cog", overlap=16, components=2, batch_size=4)
+DENSE = dict(dense="cog", overlap=16, components=2, batch_size=4, crs="EPSG:3035")
 """
 
 # A fresh interpreter that imports once and then forks, since imports take longer than the job.
@@ -158,7 +158,7 @@ def test_blocks_of_killed_workers_are_read_again(tmp_path):
     """With the address of a scheduler and worker processes."""
     (kills, *_), scene = run_script(WORKERS, tmp_path, "killed")
     assert int(kills) >= 2
-    run(tmp_path / "complete", scene, dense="cog", overlap=16, components=2, batch_size=4)
+    run(tmp_path / "complete", scene, dense="cog", overlap=16, components=2, batch_size=4, crs="EPSG:3035")
     assert hashes(tmp_path / "killed")["ids"] == hashes(tmp_path / "complete")["ids"]
     killed, complete = (vectors.as_matrix(vectors.read_vectors(tmp_path / name)) for name in ("killed", "complete"))
     assert abs(killed - complete).max() < 4e-3
