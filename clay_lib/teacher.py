@@ -108,6 +108,7 @@ def teacher_target(teacher: nn.Module, pixels: Tensor, sensor: str) -> Tensor:
 FILTERS = 48  # random ones of a patch
 FLAT = 0.02  # standard deviations of the sensor below which a patch counts as flat
 MIN_VARIANCE = 0.02  # lower bound of a direction's variance in whitening
+MIN_SPREAD = 0.1  # of the batch's mean, added to each chip's
 
 
 class PatchHeads(nn.Module):
@@ -124,17 +125,25 @@ class PatchHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(sensors), 1, width))
 
     def loss(self, encoded: Encoded, pixels: Tensor, sensor: str) -> Tensor:
-        """Error of the statistics of visible patches, half whitened over the batch; pixels [B, C, H, W], NaN in holes."""
+        """Error of the statistics of visible patches; pixels [B, C, H, W], NaN in holes. Scalar.
+
+        Half whitened over the batch, and relative to the spread within each chip: in a chip of low contrast, such as
+        a forest, small differences count.
+        """
         with torch.autocast(pixels.device.type, enabled=False):
-            statistics = patch_statistics(pixels.float(), self.patch_size)  # [B, L, n]
+            statistics = patch_statistics(pixels.float(), self.patch_size)  # [B, L, n], NaN beside holes
             complete = statistics.isfinite().all(-1)  # [B, L]
+            whitening = _whitening(statistics[complete])  # [n, n]
+            white = statistics @ whitening
+            spread = (white - white.nanmean(1, keepdim=True)).square().nanmean((1, 2)).sqrt().nan_to_num()  # [B]
+            spread = spread + MIN_SPREAD * spread.mean() + 1e-6
             known = complete.gather(1, encoded.visible)  # [B, V]
             if encoded.present is not None:
                 known = known & encoded.present
             target = gather_tokens(statistics, encoded.visible)[known]  # [N, n]
             k, n = self.sensors.index(sensor), statistics.shape[-1]
             prediction = encoded.tokens[:, 1:][known].float() @ self.weight[k, :, :n] + self.bias[k, :, :n]
-            error = (prediction - target) @ _whitening(statistics[complete])
+            error = (prediction - target) @ whitening / spread[known.nonzero()[:, 0], None]
             return F.smooth_l1_loss(error, torch.zeros_like(error), reduction="sum") / max(error.numel(), 1)
 
 
