@@ -17,7 +17,7 @@ import pandas as pd
 
 from clay_lib.clay import Clay
 from clay_lib.errors import ContractError
-from clay_lib.evaluation import transfer
+from clay_lib.evaluation import patches, transfer
 from clay_lib.evaluation.evaluate import Evaluation
 from clay_lib.evaluation.intervals import as_text
 from clay_lib.files import DATA, atomic_write, find_weights, sha256
@@ -171,8 +171,8 @@ def _landsat(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
 
 def _landcover(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
     bands = [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]  # of the file's twelve
-    pairs = transfer.read_rasters(real / "sentinel-2-l2a", real / "landcover", bands)
-    table = transfer.probe_patches(clay, pairs, seeds=seeds).assign(probe="linear", metric="balanced", seeds=seeds)
+    pairs = patches.read_rasters(real / "sentinel-2-l2a", real / "landcover", bands)
+    table = patches.probe_patches(clay, pairs, seeds=seeds).assign(probe="linear", metric="balanced", seeds=seeds)
     random = table[table["split"] == "windows"].set_index("features")["score"]
     gap = table["features"].map(random) - table["score"]
     return table.assign(gap=gap.where(table["split"] == "rasters"))

@@ -9,14 +9,8 @@ from clay_lib import Clay, ClayConfig, ContractError
 from clay_lib.data.chips import Chips
 from clay_lib.data.label_files import class_folders
 from clay_lib.evaluation import probes
-from clay_lib.evaluation.evaluate import (
-    average_precision,
-    embed_features,
-    evaluate,
-    evaluate_features,
-    evaluate_multilabel,
-    patch_labels,
-)
+from clay_lib.evaluation.evaluate import embed_features, evaluate, evaluate_features, patch_labels
+from clay_lib.evaluation.multilabel import average_precision, evaluate_multilabel
 
 TINY = ClayConfig(32, 2, 2, 16, 2, 16, 1, 2, 8, 2, teacher_dim=8)
 KNN = ("kNN-5", "kNN-20 cosine")

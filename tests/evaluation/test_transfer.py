@@ -15,22 +15,24 @@ from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.data.rasters import write_raster
 from clay_lib.evaluation import baselines, probes
 from clay_lib.evaluation.evaluate import embed_features
-from clay_lib.evaluation.transfer import (
+from clay_lib.evaluation.patches import (
     WINDOW,
     cut_patches,
-    cut_points,
     predict_patches,
-    probe_images,
     probe_patches,
+    read_rasters,
+    score_patches,
+    split_patches,
+)
+from clay_lib.evaluation.transfer import (
+    cut_points,
+    probe_images,
     probe_points,
     probe_world,
     read_images,
     read_points,
-    read_rasters,
     readout_candidates,
     reconstruct_world,
-    score_patches,
-    split_patches,
     transfer,
 )
 from clay_lib.files import DATA
