@@ -22,7 +22,8 @@
 # - the kernels of a trained Clay, band by band, and how they change with the wavelength,
 # - that any bands in any order become tokens, even a band that no sensor has.
 #
-# sensors → datacube → **encoder (patch embedding)** → decoder → loss → training
+# image → datacube → **patches** → positions → masking → encoder → decoder → loss → training → embeddings → maps,
+# probes, heads
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
@@ -38,10 +39,9 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from clay_lib import SENSORS, Clay, data, figures
+from clay_lib import SENSORS, Clay, data, figures, runs
 from clay_lib.course import checks, wavelength_slider
 from clay_lib.embedding import wave_code
-from clay_lib.runs import claim, output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
 
@@ -52,7 +52,7 @@ weights: str = "clay-mini"  # the small weights of this repository, or a path
 chip_size: int = 128  # pixels a side, a multiple of 8
 
 # %%
-out_dir = output_folder(out, "01_embed_patches")
+out_dir = runs.output_folder(out, "01_embed_patches")
 clay = Clay.load(weights)
 embedding = clay.model.encoder.patch_embedding
 D, P = embedding.dim, embedding.patch_size
@@ -232,7 +232,7 @@ same_pattern = (blue_red.abs() > 0.9).float().mean().item()
 strength = kernels.square().mean(dim=(0, 2, 3)).sqrt()
 print(f"blue and red have the same pattern, up to its sign, in {same_pattern:.0%} of the stronger kernels")
 print("mean strength, red = 1:", *(f"{name} {s:.2f}" for name, s in zip(shown, strength / strength[2], strict=False)))
-claim(same_pattern > 0.5, "most kernels have one pattern for blue and red")
+runs.claim(same_pattern > 0.5, "most kernels have one pattern for blue and red")
 
 # %% [markdown]
 # Most kernels have one pattern and give it to each band with its own strength and sign. With the same sign for blue and
@@ -265,7 +265,7 @@ index = {label: i for i, label in enumerate(labels)}
 others = ("landsat-c2l2-sr red", "sentinel-2-l2a rededge1", "sentinel-2-l2a nir")
 landsat_red, red_edge, near_infrared = (similarity[index["sentinel-2-l2a red"], index[k]].item() for k in others)
 print(f"Sentinel-2 red and Landsat red {landsat_red:.4f}, red edge {red_edge:.3f}, near infrared {near_infrared:.3f}")
-claim(landsat_red > red_edge > near_infrared, "kernels differ more, the further apart two wavelengths lie")
+runs.claim(landsat_red > red_edge > near_infrared, "kernels differ more, the further apart two wavelengths lie")
 
 # %% [markdown]
 # The dark squares on the diagonal are blue, green, red, near infrared and short-wave infrared. Each square holds bands
@@ -284,7 +284,7 @@ between, _ = embedding.kernels(steps)  # [D, 6, P, P]
 green, middle, yellow = F.normalize(rearrange(between[:, [0, 3, 5]], "D C p q -> C (D p q)"), dim=1)
 green_yellow, new_green, new_yellow = ((a @ b).item() for a, b in ((green, yellow), (middle, green), (middle, yellow)))
 print(f"cosine of green and yellow {green_yellow:.3f}; of {new} µm and green {new_green:.3f}, yellow {new_yellow:.3f}")
-claim(min(new_green, new_yellow) > green_yellow, "kernels of a new wavelength lie between those of its neighbors")
+runs.claim(min(new_green, new_yellow) > green_yellow, "kernels of a new wavelength lie between those of its neighbors")
 
 # %% [markdown]
 # In the same way any two wavelengths can be compared, whether or not a sensor has them. Dark squares are ranges that
@@ -438,6 +438,9 @@ checks.check_band_parts(parts_of)
 #   that no sensor has gets kernels between those of its neighbors.
 # - Bands attend to each other, so the kernel of a band also depends on the other bands of the image.
 #
+# **Exercise.** Move the slider from 0.65 to 0.75 µm, across the red edge. Which kernels change most, and what does that
+# part of the spectrum tell about plants?
+#
 # A token describes the content of a patch but not yet where the patch lies. That is the task of the position code, in
 # [02 Position encoding](02_encode_positions.ipynb).
 
@@ -452,4 +455,4 @@ metrics = {
     "near infrared in Sentinel-2 and in NAIP, similarity": round(by_band["nir"], 3),
     "tokens by hand against library, largest difference": float(f"{difference:.0e}"),
 }
-write_metrics(out_dir, metrics)
+runs.write_metrics(out_dir, metrics)

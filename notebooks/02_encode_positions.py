@@ -22,7 +22,8 @@
 # - how column, row and pixel size become sines and cosines, and what is unusual about the released frequencies,
 # - how date and place become eight numbers, and why zeros mean unknown.
 #
-# sensors → datacube → **encoder (position code)** → decoder → loss → training
+# image → datacube → patches → **positions** → masking → encoder → decoder → loss → training → embeddings → maps,
+# probes, heads
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
@@ -38,9 +39,8 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from clay_lib import Clay, data, datacube, figures, position
+from clay_lib import Clay, data, datacube, figures, position, runs
 from clay_lib.course import checks
-from clay_lib.runs import output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
 
@@ -52,7 +52,7 @@ side: int = 32  # patches along a side: 32 patches of 8 pixels are 256 pixels
 weights: str = "clay-mini"  # the small weights of this repository, or a path; for the first section
 
 # %%
-out_dir = output_folder(out, "02_encode_positions")
+out_dir = runs.output_folder(out, "02_encode_positions")
 D, quarter = dim, (dim - 8) // 4
 print(f"a token has {D} numbers: 4 x {quarter} for column and row, the last 8 for time and place")
 
@@ -404,6 +404,9 @@ checks.check_grid_code(code_of_grid)
 #   patches.
 # - Date and place are eight numbers on four circles, the same for every token; zeros mean unknown.
 #
+# **Exercise.** Set `side` to 64. Do any two of the 4,096 patches still have nearly the same code? Compare the three
+# pixel sizes.
+#
 # Next: the model learns because most of these tokens are removed, in [03 Masking](03_mask_patches.ipynb).
 
 # %%
@@ -415,4 +418,4 @@ metrics = {
     "most similar pair of any two tokens": round(max(pairs.values()), 4),
     "code by hand against library, largest difference": float(f"{difference:.0e}"),
 }
-write_metrics(out_dir, metrics)
+runs.write_metrics(out_dir, metrics)

@@ -22,7 +22,8 @@
 # - a scene of any size reconstructed tile by tile and written as a GeoTIFF,
 # - a map with the original, the visible patches, the reconstruction and the error.
 #
-# sensors → datacube → encoder → **decoder → figures**
+# image → datacube → patches → positions → masking → encoder → **decoder** → loss → training → embeddings → maps,
+# probes, heads
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
@@ -37,10 +38,9 @@ import torch
 from einops import rearrange
 from IPython.display import display
 
-from clay_lib import Clay, data, figures
+from clay_lib import Clay, data, figures, runs
 from clay_lib.course import checks
 from clay_lib.encoder import patchify, unpatchify
-from clay_lib.runs import output_folder, write_metrics
 
 # %% tags=["parameters"]
 seed: int = 0  # of the synthetic Earth and of the mask
@@ -63,7 +63,7 @@ mask_ratio: float = 0.6  # share of hidden patches
 # > tiles of 64 pixels. That is why `mask_ratio` and `tile` differ from the release here.
 
 # %%
-out_dir = output_folder(out, "05_map_reconstructions")
+out_dir = runs.output_folder(out, "05_map_reconstructions")
 kwargs = dict(size=scene_pixels, land_cover=land_cover, index=1, seed=seed)
 image = data.open_scene(scene, sensor, when=scene_when, **kwargs)
 pixels = image.measured()  # [C, H, W], NaN where nothing was measured
@@ -209,12 +209,11 @@ assert image.crs is None or (written.crs, written.transform) == (image.crs, tupl
 # %% [markdown]
 # ## On a map
 #
-# Four layers, with opacity sliders at the lower right: move "reconstruction" to compare it with the original. The
-# images are stored in the notebook; with a network, `basemap="OpenStreetMap"` in `show_on_map` adds streets. An image
-# without a CRS has no map.
+# Four layers, with opacity sliders at the lower right: move "reconstruction" to compare it with the original. With a
+# network, `basemap="OpenStreetMap"` in `show_on_map` adds streets. Without a kernel, the layers are shown side by side.
+# An image without a CRS has no map.
 
 # %%
-layers = []
 if image.crs:
     place = (image.crs, image.transform)
     rgb = dict(look, like=pixels)
@@ -224,12 +223,9 @@ if image.crs:
         figures.Layer("reconstruction", figures.rgb(filled, **rgb), *place, valid=image.valid),
         figures.Layer("error", error_map, *place, "magma", label="absolute error, standard deviations"),
     ]
-    display(figures.show_on_map(layers))
-
-# %%
-if layers:
     fig = figures.static_map(layers, size=2.7)
-    _ = figures.save(fig, out_dir / "3_map.png")
+    figures.save(fig, out_dir / "3_map.png")
+    display(figures.show_on_map(layers, still=fig))
 
 # %% [markdown]
 # ## Exercises, solved
@@ -309,6 +305,8 @@ checks.check_image_of_rows(image_of_rows)
 # - Tiling makes the size of a scene independent of the size that the model was trained on.
 # - On hidden pixels the model beats the visible mean in most bands; the band chart shows in which it does not.
 #
+# **Exercise.** Set `mask_ratio` to 0.9. In which bands does the model still beat the visible mean?
+#
 # Next: what class token and patch tokens are good for, in [06 Embeddings](06_see_embeddings.ipynb).
 
 # %%
@@ -322,4 +320,4 @@ metrics = {
     "hardest band": image.bands[worst],
     "ratio in the hardest band": float(clay_by_band[worst] / baseline_by_band[worst]),
 }
-write_metrics(out_dir, metrics)
+runs.write_metrics(out_dir, metrics)

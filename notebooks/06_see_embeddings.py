@@ -22,7 +22,8 @@
 # - how often the most similar chip has the same land cover,
 # - a map in which every patch of a scene has the color of its embedding.
 #
-# sensors → datacube → encoder → **Clay.embed** → evaluation, heads, areas
+# image → datacube → patches → positions → masking → encoder → decoder → loss → training → **embeddings** → maps,
+# probes, heads
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
@@ -41,12 +42,11 @@ from IPython.display import display
 from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
-from clay_lib import Clay, course, data, figures, world
+from clay_lib import Clay, course, data, figures, runs, world
 from clay_lib.clay import embed_chips
 from clay_lib.course import checks
 from clay_lib.course.chip_map import chip_map
 from clay_lib.evaluation import principal_components
-from clay_lib.runs import output_folder, write_metrics
 
 # %% tags=["parameters"]
 seed: int = 0  # of the synthetic Earth and of t-SNE
@@ -56,6 +56,7 @@ scene: str = ""  # a GeoTIFF of your own; empty: the synthetic Earth
 sensor: str = "sentinel-2-l2a"  # the sensor of the scene; the first of the synthetic Earth's sensors
 sensors: list = ["sentinel-1-rtc", "landsat-c2l2-sr"]  # further sensors, at the same places of the synthetic Earth
 places: int = 110  # of the synthetic Earth, each on two dates
+dots: int = 300  # chips on the map to click on
 chip_size: int = 64  # pixels a side of these chips
 tile: int = 32  # pixels a side of the tiles of your own scene
 scene_when: str = ""  # date of your scene, such as 2023-06-10T10:30; empty: unknown
@@ -69,7 +70,7 @@ kind: str = "patch mean"  # the vector of a chip: "patch mean" or "class token"
 # are the chips; they have no labels.
 
 # %%
-out_dir = output_folder(out, "06_see_embeddings")
+out_dir = runs.output_folder(out, "06_see_embeddings")
 image = data.open_scene(scene, sensor, when=scene_when, land_cover=90, index=0, seed=seed)
 world_kwargs = dict(split="test", size=chip_size, seed=seed)
 earth = data.world_chips(sensor, 2 * places, dates=2, **world_kwargs)
@@ -230,11 +231,10 @@ _ = figures.save(fig, out_dir / "3_neighbors.png")
 # colors all the others.
 
 # %%
-_, first = np.unique(places_and_classes([earth])[0], return_index=True)  # one date for each place
-subset = earth[first]
+clickable = data.world_chips(sensor, dots, **world_kwargs)
 background = course.world_background(world.MiniWorld(seed))
-truth = np.array([world.CLASSES[k] for k in subset.land_cover])
-display(chip_map(subset, earth_vectors[first], background, truth=truth, colors=colors if has_labels else None))
+kwargs = dict(truth=places_and_classes([clickable])[1], colors=colors if has_labels else None)
+display(chip_map(clickable, embed_chips(clay, clickable)[kind], background, **kwargs))
 
 # %% [markdown]
 # ## A color for every patch
@@ -265,7 +265,8 @@ if image.crs:
     data.write_raster(out_dir / "components.tif", components.transpose(2, 0, 1), descriptions=names, **kwargs)
     valid = np.isfinite(components).all(axis=-1)
     overlay = figures.Layer("embeddings", np.nan_to_num(component_image), image.crs, cells, valid=valid, opacity=0.6)
-    display(figures.show_on_map([course.scene_background(image), overlay]))
+    layers = [course.scene_background(image), overlay]
+    display(figures.show_on_map(layers, still=figures.static_map(layers, size=2.9)))
 
 # %% [markdown]
 # ## A table of embeddings
@@ -364,6 +365,9 @@ checks.check_three_colors(three_colors)
 #   counted above.
 # - Principal components turn patch embeddings into a map that follows the outlines of the land.
 #
+# **Exercise.** Set `kind` to "class token". Which of the four shares of nearest neighbors change, and in which
+# direction?
+#
 # Neighbors that look right are no proof. [07 Linear probes](07_probe_embeddings.ipynb) measures how much the vectors
 # know.
 
@@ -371,4 +375,4 @@ checks.check_three_colors(three_colors)
 metrics = {"chips": len(chips), "vector": kind, "dimensions": int(vectors[kind].shape[1])}
 for name, (share, chance) in shares.items():
     metrics[f"nearest neighbor shares the {name}"] = {"share": float(share), "by chance": float(chance)}
-write_metrics(out_dir, metrics)
+runs.write_metrics(out_dir, metrics)

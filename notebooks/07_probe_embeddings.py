@@ -20,7 +20,8 @@
 # - the difference to the best baseline with its confidence interval, whichever way it falls,
 # - by how much a random split overstates scores, and which classes are confused.
 #
-# sensors → datacube → encoder → Clay.embed → **evaluation**
+# image → datacube → patches → positions → masking → encoder → decoder → loss → training → embeddings → maps,
+# **probes**, heads
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
@@ -34,11 +35,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from clay_lib import SENSORS, Clay, data, figures, world
+from clay_lib import SENSORS, Clay, data, figures, runs, world
 from clay_lib.clay import cosine_initialized, embed_chips
 from clay_lib.course import checks
 from clay_lib.evaluation import baselines, probes
-from clay_lib.runs import claim, output_folder, write_metrics
 from clay_lib.teacher import teacher_view
 
 # %% tags=["parameters"]
@@ -61,7 +61,7 @@ bootstraps: int = 1000  # resamplings of every interval
 # 50 km from the border of their block. No test chip has a neighbor in training.
 
 # %%
-out_dir = output_folder(out, "07_probe_embeddings")
+out_dir = runs.output_folder(out, "07_probe_embeddings")
 kwargs = dict(size=chip_size, seed=seed, dates=dates)
 train = data.world_chips(sensor, chips, split="train", **kwargs)
 test = data.world_chips(sensor, test_chips, split="test", **kwargs)
@@ -226,11 +226,13 @@ with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 0.3 * len(gains) + 1.2))
     for y, row in enumerate(gains.itertuples()):
         ax.plot([100 * row.low, 100 * row.high], [y, y], color=colors[row.probe], lw=2)
-        ax.plot(100 * row.difference, y, "o", color=colors[row.probe], label=row.probe if y % 4 == 0 else None)
+        ax.plot(100 * row.difference, y, "o", color=colors[row.probe])
     ax.axvline(0, color="#9a9a9a", ls="--", lw=1.2)
     ax.set_yticks(range(len(gains)), gains["features"])
     ax.invert_yaxis()
     ax.set(xlabel="points above the best baseline of the same probe", title="Trained Clay minus the best baseline")
+    for probe, color in colors.items():
+        ax.plot([], [], "o-", color=color, label=probe)
     fig.legend(loc="outside upper right", ncols=3)
 _ = figures.save(fig, out_dir / "3_differences.png")
 
@@ -258,8 +260,8 @@ shuffled = [
 low, high = np.quantile(shuffled, (0.025, 0.975))
 baseline = probes.standardize(*features["pixel statistics"])
 statistics = probes.knn_score(baseline[0], train_y, baseline[1], test_y, k=20, metric="cosine")
-claim(low <= chance <= high, "shuffled labels score chance")
-claim(statistics > high, "true labels do better, even with pixel statistics")
+runs.claim(low <= chance <= high, "shuffled labels score chance")
+runs.claim(statistics > high, "true labels do better, even with pixel statistics")
 print(f"shuffled labels: {low:.1%} to {high:.1%}; chance {chance:.1%}; true labels, pixel statistics: {statistics:.1%}")
 
 # %% [markdown]
@@ -305,7 +307,9 @@ shared = {
     for split, pairs in splits.items()
 }
 assert shared["by blocks"] == 0
-claim(dates == 1 or shared["random split"] > 0.3, "with several dates, many test chips have another date in training")
+runs.claim(
+    dates == 1 or shared["random split"] > 0.3, "with several dates, many test chips have another date in training"
+)
 for split, share_of_places in shared.items():
     print(f"{split:<13} {share_of_places:4.0%} of the test chips show a place that is also in training")
 
@@ -426,6 +430,8 @@ checks.check_interval(interval)
 #   one hour of training on one core: these cells answer the same question for any weights, through `weights`.
 # - A random split of repeated places overstates every score; split by land.
 #
+# **Exercise.** Set `chips` to 110. Which features lose most when the probes have few training chips?
+#
 # How these weights do on real images is in `data/weights/RESULTS.md`. Next: [08 Embedding
 # maps](08_map_embeddings.ipynb).
 
@@ -442,4 +448,4 @@ metrics = {
     "random minus spatial split, points (kNN-5)": round(float(gap["Clay, both"]), 2),
     "test chips": len(test),
 }
-write_metrics(out_dir, metrics)
+runs.write_metrics(out_dir, metrics)

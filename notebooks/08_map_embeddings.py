@@ -22,7 +22,8 @@
 # - the most similar places to one that you choose, and how a few examples improve the result,
 # - a map of change between two dates, by embeddings and by plain pixels.
 #
-# archives → datacube → encoder → **areas: vectors, rasters, search** → figures
+# image → datacube → patches → positions → masking → encoder → decoder → loss → training → embeddings → **maps**,
+# probes, heads
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
@@ -40,10 +41,9 @@ from IPython.display import display
 from odc.geo.geobox import GeoBox
 from sklearn.metrics import roc_auc_score
 
-from clay_lib import SENSORS, Clay, areas, data, figures
+from clay_lib import SENSORS, Clay, areas, data, figures, runs
 from clay_lib.course import checks
 from clay_lib.evaluation import principal_components
-from clay_lib.runs import claim, output_folder, write_metrics
 
 # %% tags=["parameters"]
 seed: int = 0  # of the synthetic Earth
@@ -64,12 +64,13 @@ k: int = 6  # number of results
 # %% [markdown]
 # ## An archive
 #
-# Satellite archives share one language, **STAC**: a search with an area and dates returns a list of images. Without a
-# network, a small archive is written and served here: two images of the synthetic Earth, a year apart. Between the
-# dates a forest is cleared, so that the true change is known.
+# Satellite archives share one language, **STAC**: a search with an area and dates returns a list of images.
+#
+# > **On a laptop.** Without a network, a small archive is written and served here: two images of the synthetic Earth, a
+# > year apart. Between the dates a forest is cleared, so that the true change is known.
 
 # %%
-out_dir = output_folder(out, "08_map_embeddings")
+out_dir = runs.output_folder(out, "08_map_embeddings")
 study = areas.open_study_area(
     out_dir / "archive", sensor, [before, after], bounds=area, url=url, extent=extent, tile=tile, seed=seed
 )
@@ -282,7 +283,7 @@ if study.event:
         score[name] = roc_auc_score(cleared[cleared | unchanged], measure[cleared | unchanged])
         contrast[name] = np.median(measure[cleared]) / np.median(measure[unchanged])
         print(f"{name:<10} AUROC {score[name]:.3f}; median {contrast[name]:.1f} times that of unchanged patches")
-    claim(score["embeddings"] > 0.9, "embeddings find the cleared patches")
+    runs.claim(score["embeddings"] > 0.9, "embeddings find the cleared patches")
 
 # %%
 panels = {
@@ -302,12 +303,12 @@ _ = figures.save(fig, out_dir / "3_change.png")
 #
 # ## One map
 #
-# The sliders at the lower right blend the layers. Everything is stored in the notebook; with a network,
-# `basemap="OpenStreetMap"` adds streets.
+# The sliders at the lower right blend the layers. With a network, `basemap="OpenStreetMap"` adds streets.
 
 # %%
-shown = ("before", "after", "embeddings after", "similarity", "change")
-display(figures.show_on_map([layers[name] for name in shown], outlines=outlines))
+shown = [layers[name] for name in ("before", "after", "embeddings after", "similarity", "change")]
+still = figures.static_map(shown, size=2.5, outlines=outlines)
+display(figures.show_on_map(shown, still=still, outlines=outlines))
 
 # %% [markdown]
 # | file in the results folder | content | in QGIS |
@@ -428,6 +429,9 @@ checks.check_blend(blend)
 # - Similarity search is one matrix product; positive and negative examples make it more specific.
 # - The distance of embeddings between two dates finds a known change.
 #
+# **Exercise.** Set `like` to a place on the river, within the bounds printed above. Do examples help more there, or
+# less?
+#
 # On the command line: `clay embed` (with `--forecast` first), then `clay search OUT --like "lat,lon" --geojson
 # hits.geojson`. `clay archive data/cache/archive` serves the archive of the synthetic Earth.
 #
@@ -444,4 +448,4 @@ if len(precision):
     metrics |= {"hits of the same land": float(without), "the same with examples": float(with_examples)}
 for name in score:
     metrics |= {f"change found by {name}": float(score[name]), f"contrast of change, {name}": float(contrast[name])}
-write_metrics(out_dir, metrics)
+runs.write_metrics(out_dir, metrics)

@@ -26,7 +26,7 @@
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
-# | [03 Masking](03_mask_patches.ipynb), whose baseline is studied here | 1 on two cores | a synthetic land, generated from seeds; stored results of longer sweeps |
+# | [03 Masking](03_mask_patches.ipynb), whose baseline is studied here | 0.6 on two cores | a synthetic land, generated from seeds; stored results of longer sweeps |
 
 # %%
 import numpy as np

@@ -22,11 +22,12 @@
 # - how far embeddings move without wavelengths, pixel size, place or time, and what land-cover probes lose,
 # - how much worse hidden pixels are reconstructed.
 #
-# sensors → **datacube** → encoder → Clay.embed → **evaluation**
+# image → **datacube** → patches → positions → masking → encoder → decoder → loss → training → **embeddings** → maps,
+# probes, heads
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
-# | [07 Linear probes](07_probe_embeddings.ipynb); the small weights of this repository, or your own from [04 Training](04_train_clay.ipynb) | 1 on two cores | chips of the synthetic Earth, generated here |
+# | [07 Linear probes](07_probe_embeddings.ipynb); the small weights of this repository, or your own from [04 Training](04_train_clay.ipynb) | 1.1 on two cores | chips of the synthetic Earth, generated here |
 
 # %%
 from dataclasses import replace
@@ -37,12 +38,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from clay_lib import SENSORS, Clay, data, figures
+from clay_lib import SENSORS, Clay, data, evaluation, figures, runs
 from clay_lib.clay import embed_chips, reconstruction_scores
 from clay_lib.course import checks
-from clay_lib.evaluation import Evaluation, pixel_statistics, probes
-from clay_lib.evaluation.ablation import SETTINGS, cosine_change, withhold, without
-from clay_lib.runs import claim, output_folder, write_metrics
+from clay_lib.evaluation import ablation, probes
 
 _ = torch.set_grad_enabled(False)
 
@@ -69,8 +68,8 @@ bootstraps: int = 1000  # resamples for each interval
 # The pixel size is replaced by a wrong one, a tenth of the true one, which tests only whether the model uses it.
 
 # %%
-out_dir = output_folder(out, "10_switch_metadata")
-settings = SETTINGS if off == "all" else (off,)
+out_dir = runs.output_folder(out, "10_switch_metadata")
+settings = ablation.SETTINGS if off == "all" else (off,)
 special = {"gsd": "wrong pixel size", "all": "without metadata"}
 labels = {name: special.get(name, f"without {name}") for name in settings}
 world_kwargs = dict(size=chip_size, seed=seed, dates=dates)
@@ -91,7 +90,7 @@ cube = clay.cube(subset.pixels, sensor, **subset.place_and_time)
 no_place = replace(cube, latlon=torch.zeros_like(cube.latlon))
 by_hand = clay.model.encoder(no_place, mask_ratio=0.0, shuffle=False).tokens[:, 0]  # class tokens [8, D]
 
-withheld = withhold(clay, "place").embed(subset.pixels, sensor, **subset.place_and_time).chip
+withheld = ablation.withhold(clay, "place").embed(subset.pixels, sensor, **subset.place_and_time).chip
 torch.testing.assert_close(by_hand, withheld)
 torch.testing.assert_close(by_hand, clay.embed(subset.pixels, sensor, when=subset.place_and_time["when"]).chip)
 full = clay.embed(subset.pixels, sensor, **subset.place_and_time).chip
@@ -105,7 +104,7 @@ print("1 - cosine of the class tokens with and without place:", distance.numpy()
 # the same wavelength therefore get the same kernel, and the model sees only the sum of the bands, a gray image.
 
 # %%
-cubes = {"true wavelengths": cube, "one wavelength": without(cube, "wavelengths")}
+cubes = {"true wavelengths": cube, "one wavelength": ablation.without(cube, "wavelengths")}
 kernels = {name: clay.model.encoder.patch_embedding.kernels(c.waves)[0] for name, c in cubes.items()}  # [D, C, P, P]
 names = SENSORS[sensor].band_names
 bands = [0, len(names) // 2, len(names) - 1]
@@ -130,10 +129,11 @@ def place_index(chips):
     return np.unique(np.stack([chips.lat, chips.lon]), axis=1, return_inverse=True)[1].ravel()
 
 
-models = {"nothing": clay} | {name: withhold(clay, name) for name in settings}
+models = {"nothing": clay} | {name: ablation.withhold(clay, name) for name in settings}
 vectors = {name: [embed_chips(model, c)[kind] for c in (train, test)] for name, model in models.items()}
 full, places = vectors["nothing"], place_index(test)
-changes = {name: cosine_change(full[1], vectors[name][1], groups=places, bootstraps=bootstraps) for name in settings}
+kwargs = dict(groups=places, bootstraps=bootstraps)
+changes = {name: ablation.cosine_change(full[1], vectors[name][1], **kwargs) for name in settings}
 cosines = pd.DataFrame(changes).T
 cosines.round(4)
 
@@ -174,14 +174,14 @@ def predict(features):
 # %%
 features = {"all metadata": full} | {labels[name]: vectors[name] for name in settings}
 normalized = [SENSORS[sensor].normalize(c.pixels) for c in (train, test)]
-features["pixel statistics"] = [pixel_statistics(x) for x in normalized]
-evaluation = Evaluation(predict(features), bootstraps=bootstraps)
-scores = evaluation.table.pivot(index="features", columns="probe", values="score").loc[list(features)]
+features["pixel statistics"] = [evaluation.pixel_statistics(x) for x in normalized]
+result = evaluation.Evaluation(predict(features), bootstraps=bootstraps)
+scores = result.table.pivot(index="features", columns="probe", values="score").loc[list(features)]
 scores.round(3)
 
 # %%
 for probe in PROBES:
-    bars = evaluation.table.query("probe == @probe").rename(columns={"features": "name", "score": "value"})
+    bars = result.table.query("probe == @probe").rename(columns={"features": "name", "score": "value"})
     bars = bars.replace({"kind": {"model": "Clay"}})
     label = "share of test chips classified correctly"
     fig = figures.bars_with_intervals(bars, label=label, title=f"Land cover, {probe}", limits=(0, 1))
@@ -196,7 +196,7 @@ for probe in PROBES:
 
 # %%
 features = {labels[name]: (full[0], vectors[name][1]) for name in settings}
-predictions = {"always missing": evaluation.predictions, "missing in test": predict({"all metadata": full} | features)}
+predictions = {"always missing": result.predictions, "missing in test": predict({"all metadata": full} | features)}
 rows = []
 for case, table in predictions.items():
     table = table[table["features"].isin(["all metadata", *labels.values()])]
@@ -238,7 +238,7 @@ for name, model in models.items():
     rows.append({"off": name, "value": np.mean(ratios), "low": min(ratios), "high": max(ratios)})
 errors = pd.DataFrame(rows).set_index("off")
 if "wavelengths" in settings:
-    claim(errors.loc["wavelengths", "low"] > errors.loc["nothing", "high"], "wrong wavelengths raise the error")
+    runs.claim(errors.loc["wavelengths", "low"] > errors.loc["nothing", "high"], "wrong wavelengths raise the error")
 bars = errors.rename({"nothing": "all metadata"} | labels).rename_axis("name").reset_index()
 bars["kind"] = np.where(bars["name"] == "all metadata", "all metadata", "less metadata")
 label, title = "error / error of the visible mean", "Reconstruction without metadata"
@@ -346,6 +346,8 @@ checks.check_luck(p_value)
 # - Without wavelengths, bands cannot be distinguished: embeddings, probes and reconstructions all suffer.
 # - Metadata missing only in test usually costs more than metadata that is always missing, since a probe adapts.
 #
+# **Exercise.** Set `kind` to "class token". Does any metadata matter more to it than to the patch mean?
+#
 # To compare other weights, set `weights`. As a sweep, over `off` and several seeds, run
 # `clay sweep papermill_runs/sweeps/metadata.yaml`; [09](09_read_sweeps.ipynb) shows its results.
 #
@@ -359,17 +361,17 @@ metrics = {
     "off": off,
     "knn": round(float(scores.loc[reduced, PROBES[0]]), 4),
     "linear": round(float(scores.loc[reduced, PROBES[1]]), 4),
-    "knn told everything": round(float(scores.loc["all metadata", PROBES[0]]), 4),
-    "linear told everything": round(float(scores.loc["all metadata", PROBES[1]]), 4),
+    "knn with all metadata": round(float(scores.loc["all metadata", PROBES[0]]), 4),
+    "linear with all metadata": round(float(scores.loc["all metadata", PROBES[1]]), 4),
     "knn points": round(float(always["points"]), 2),
     "knn points low": round(float(always["low"]), 2),
     "knn points high": round(float(always["high"]), 2),
-    "knn points if lost at the end": round(float(in_test["points"]), 2),
+    "knn points missing in test": round(float(in_test["points"]), 2),
     "cosine": round(float(cosines.loc[off, "cosine"]), 4),
     "error ratio": round(float(errors.loc[off, "value"]), 4),
-    "error ratio told everything": round(float(errors.loc["nothing", "value"]), 4),
+    "error ratio with all metadata": round(float(errors.loc["nothing", "value"]), 4),
 }
 points = lost.xs(("always missing", PROBES[0]), level=("case", "probe"))["points"]
-write_metrics(
+runs.write_metrics(
     out_dir, metrics | {"points by setting": {name: round(float(points[labels[name]]), 2) for name in settings}}
 )

@@ -20,7 +20,8 @@
 # - a frozen encoder beside one whose last blocks are trained as well,
 # - a land-cover map of a scene, written as a GeoTIFF.
 #
-# sensors → datacube → **encoder → segmentation head** → map
+# image → datacube → patches → positions → masking → encoder → decoder → loss → training → embeddings → maps, probes,
+# **heads**
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
@@ -39,12 +40,11 @@ import rasterio
 import torch
 from IPython.display import display
 
-from clay_lib import Clay, data, evaluation, figures, heads, world
+from clay_lib import Clay, data, evaluation, figures, heads, runs, world
 from clay_lib.areas.rasters import checkerboard
 from clay_lib.course import checks
 from clay_lib.evaluation import segmentation
 from clay_lib.heads.finetune import finetune
-from clay_lib.runs import claim, output_folder, write_metrics
 
 # %% tags=["parameters"]
 seed: int = 0  # of the synthetic Earth, of the heads and of every random draw
@@ -74,7 +74,7 @@ bootstraps: int = 1000  # resamplings for each interval
 # split would overestimate the score.
 
 # %%
-out_dir = output_folder(out, "11_finetune_segmentation")
+out_dir = runs.output_folder(out, "11_finetune_segmentation")
 kwargs = dict(classes=classes, ignore=ignore, chips=chips, test_chips=test_chips, size=chip_size, seed=seed)
 train, val, test = data.segmentation_sets(images, labels, sensor, **kwargs)
 names, codes, groups = test.classes, test.codes, test.places["group"]
@@ -238,7 +238,7 @@ one_hot = (truth[:, None] == np.arange(len(names))[:, None, None]).astype(float)
 reference = np.mean([checkerboard(chip, P) for chip in one_hot])
 for way, value in artifact.items():
     print(f"{way:<11} checkerboard {value:.2f} (labels: {reference:.2f})")
-claim(artifact["resize"] < artifact["transposed"], "resizing leaves a weaker checkerboard")
+runs.claim(artifact["resize"] < artifact["transposed"], "resizing leaves a weaker checkerboard")
 
 # %%
 chip = int(examples[0])
@@ -409,6 +409,8 @@ print(f"{grid.shape} -> {upsampled.shape}, equal to torch.nn.Upsample, which the
 # - Training the last blocks takes longer per epoch than training the head alone. Compare both before you choose.
 # - Upsampling by resizing avoids checkerboard artifacts, and overlapping windows make a map without seams.
 #
+# **Exercise.** Set `last_blocks` to 4 and `deeper_epochs` to 8. Is the gain worth the time?
+#
 # Next: [12 Small embeddings](12_shrink_embeddings.ipynb), or back to [07 Linear probes](07_probe_embeddings.ipynb).
 
 # %%
@@ -416,6 +418,6 @@ means = {name: float(table.loc["mean", "IoU"]) for name, table in scores.items()
 metrics = {f"mean IoU, {name}": round(value, 3) for name, value in means.items()}
 metrics |= {f"points over single pixels, {name}": text for name, text in gains.items()}
 metrics |= {f"checkerboard, {way}": round(value, 2) for way, value in artifact.items()}
-write_metrics(out_dir, metrics)
+runs.write_metrics(out_dir, metrics)
 hardest = scores[best].drop(index="mean")["IoU"].idxmin()
 print(f"{best}: mean IoU {means[best]:.2f}; single pixels: {means['single pixels']:.2f}; hardest class: {hardest}")

@@ -20,7 +20,8 @@
 # - accuracy against bytes, with intervals, for float16, int8, principal components, and both together,
 # - how many of a chip's nearest neighbors stay the same, which is what similarity search depends on.
 #
-# sensors → datacube → encoder → **embeddings → archive**
+# image → datacube → patches → positions → masking → encoder → decoder → loss → training → **embeddings** → maps,
+# probes, heads
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
@@ -32,11 +33,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from clay_lib import SENSORS, Clay, areas, data, evaluation, figures
+from clay_lib import SENSORS, Clay, areas, data, evaluation, figures, runs
 from clay_lib.clay import embed_chips
 from clay_lib.course import checks
 from clay_lib.evaluation import probes
-from clay_lib.runs import claim, output_folder, write_metrics
 
 # %% tags=["parameters"]
 seed: int = 0  # of the synthetic Earth and of every random draw
@@ -64,7 +64,7 @@ bootstraps: int = 1000  # resamplings for each interval
 # > return fewer, so every size below is smaller in proportion.
 
 # %%
-out_dir = output_folder(out, "12_shrink_embeddings")
+out_dir = runs.output_folder(out, "12_shrink_embeddings")
 kwargs = dict(size=chip_size, seed=seed, dates=dates)
 train = data.world_chips(sensor, chips, split="train", **kwargs)
 test = data.world_chips(sensor, test_chips, split="test", **kwargs)
@@ -183,7 +183,7 @@ print(f"difference from float32, percentage points: {', '.join(names)}")
 for form in forms[1:]:
     texts = [evaluation.as_text(*loss.loc[(form, name)], form="{:+.1f}") for name in names]
     print(f"{form:<15}{bytes_of[form]:>5} bytes   {'   '.join(texts)}")
-claim(abs(loss.loc[("float16", "kNN-20 cosine"), "difference"]) < 2, "float16 changes almost nothing")
+runs.claim(abs(loss.loc[("float16", "kNN-20 cosine"), "difference"]) < 2, "float16 changes almost nothing")
 
 # %% [markdown]
 # ## Nearest neighbors
@@ -342,6 +342,8 @@ for candidates in (10, 50, 200):
 # - Nearest neighbors are the more sensitive measure: some change although accuracy does not. Measure whichever your
 #   application depends on.
 #
+# **Exercise.** Set `components` to [8, 4, 2]. Which breaks down first, the accuracy or the nearest neighbors?
+#
 # These results hold for the small weights, the synthetic Earth's land-cover classes and few test places. For other
 # weights, set `weights` and run again. `clay embed` writes int8 or float16 vectors:
 # [08 Embedding maps](08_map_embeddings.ipynb) shows how.
@@ -364,7 +366,7 @@ metrics["neighbors kept int8"] = round(float(preserved.loc["int8", "value"]), 4)
 columns = {"knn": scores[names[0]], "linear": scores[names[1]], "neighbors": preserved["value"]}
 for name, values in columns.items():
     metrics[f"{name} by form"] = {form: round(float(values[form]), 4) for form in forms}
-write_metrics(out_dir, metrics)
+runs.write_metrics(out_dir, metrics)
 gigabytes = {
     form: bytes_of[form] / 10 for form in dict.fromkeys(("float32", "int8", smallest))
 }  # 1e8 vectors, 1e9 bytes

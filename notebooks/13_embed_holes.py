@@ -22,22 +22,22 @@
 # - how gaps within a patch are filled,
 # - how far the embedding moves, compared with filling in zeros or the mean.
 #
-# sensors → **datacube → encoder** → decoder → loss → training
+# image → **datacube** → patches → positions → **masking** → encoder → decoder → loss → training → embeddings → maps,
+# probes, heads
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
-# | [03 Masking](03_mask_patches.ipynb) | 0.4 on two cores | nine chips of the synthetic Earth and small weights, both in the repository |
+# | [03 Masking](03_mask_patches.ipynb) | 0.3 on two cores | nine chips of the synthetic Earth and small weights, both in the repository |
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from clay_lib import Clay, data, figures
+from clay_lib import Clay, data, figures, runs
 from clay_lib.encoder import fill_holes
 from clay_lib.evaluation import cloud, removal_study
 from clay_lib.position import position_code
-from clay_lib.runs import claim, output_folder, write_metrics
 
 _ = torch.set_grad_enabled(False)
 
@@ -62,7 +62,7 @@ cover: float = 0.4  # share of the patches under the cloud of the first example
 # Here is a chip under a ragged cloud. Its pixels are NaN, and `Clay.embed` leaves their patches out.
 
 # %%
-out_dir = output_folder(out, "13_embed_holes")
+out_dir = runs.output_folder(out, "13_embed_holes")
 clay = Clay.load(weights)
 encoder, P = clay.model.encoder, clay.model.config.patch_size
 side = chip_size // P
@@ -169,7 +169,7 @@ _ = figures.save(fig, out_dir / "2_removed.png")
 # %%
 half = {rule: medians.loc[("cloud", rule), 0.5] for rule in names}
 average = medians.mean(axis=1).groupby("rule").mean()
-claim(average["left out"] > max(average["mean"], average["zero"]), "leaving out a patch is better than filling it")
+runs.claim(average["left out"] > max(average["mean"], average["zero"]), "leaving out a patch is better than filling it")
 print("a cloud over half of the chip:", ", ".join(f"{names[rule]} {value:.3f}" for rule, value in half.items()))
 
 # %% [markdown]
@@ -180,6 +180,8 @@ print("a cloud over half of the chip:", ", ".join(f"{names[rule]} {value:.3f}" f
 # - Gaps within a patch take the mean of the measured pixels of their band, if at least half of the patch was measured.
 # - Left-out patches change the embedding much less than patches filled with zeros or the mean.
 #
+# **Exercise.** Set `cover` to 0.95. How similar is the embedding still to that of the complete chip?
+#
 # Set NaN, or pass `valid` or `nodata`, and do not fill. Back to the main path: [04 Training](04_train_clay.ipynb).
 
 # %%
@@ -189,4 +191,4 @@ metrics = {
     "class token under a cloud over half, filled with zero, cosine": round(float(half["zero"]), 3),
     "class token under a cloud over half, filled with the mean, cosine": round(float(half["mean"]), 3),
 }
-write_metrics(out_dir, metrics)
+runs.write_metrics(out_dir, metrics)

@@ -6,8 +6,9 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+import yaml
 
-from clay_lib.runs.notebooks import RunResult, is_done, list_notebooks, read_script
+from clay_lib.runs.notebooks import ROOT, RUNS, RunResult, is_done, list_notebooks, read_script
 from clay_lib.runs.parameters import read_parameters
 from clay_lib.runs.profiles import run_profile
 
@@ -66,6 +67,18 @@ def test_notebook_opens_with_title_question_and_parameters(script):
     assert "out" in read_parameters(notebook)
     header = jupytext.read(script).metadata
     assert header.get("kernelspec", {}).get("name") == "python3", "the header lost its kernelspec"
+
+
+def test_first_notebook_is_short():
+    code = [cell.source.splitlines() for cell in read_script(SCRIPTS[0]).cells if cell.cell_type == "code"]
+    assert max(map(len, code)) <= 12 and sum(len([*filter(None, lines)]) for lines in code) <= 60
+
+
+@each
+def test_stated_minutes_are_those_of_the_demo(script):
+    minutes = yaml.safe_load((RUNS / "profiles" / "demo.yaml").read_text())["minutes"][script.stem]
+    assert re.search(rf"\| [^|]*\b{minutes} on two cores", read_script(script).cells[0].source)
+    assert re.search(rf"notebooks/{script.stem}\.ipynb\) \|.*\| {minutes} \|", (ROOT / "README.md").read_text())
 
 
 def run_all(out: Path) -> dict[str, RunResult]:

@@ -6,6 +6,7 @@ from or the mini-world's land cover.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 from rasterio.warp import transform
 
 from clay_lib import figures
 from clay_lib.areas.search import nearest
-from clay_lib.course.widgets import Widget, image_widget
+from clay_lib.course.widgets import Widget, fill_page, image_widget, webp_url
 from clay_lib.data.chips import Chips
 from clay_lib.data.georeference import coarser
 from clay_lib.data.rasters import Scene, write_raster
@@ -141,10 +143,6 @@ def show_map(
     a, _, x, _, e, y = background.transform
     h, w = np.shape(background.values)[:2]
     in_degrees = background.crs == DEGREES
-
-    def on_map(lon, lat):
-        return (lon, lat) if in_degrees else np.array(transform(DEGREES, background.crs, lon, lat))
-
     with figures.styled():
         fig = fig or plt.figure(figsize=(5.6, 5.4))
         ax = fig.subplots()
@@ -155,9 +153,9 @@ def show_map(
             linewidths=[1.8 if n in labels else 0.5 for n in range(len(names))],
         )
         if atlas.outlines is None:
-            ax.scatter(*on_map(atlas.lon, atlas.lat), s=30, c=fills, **rims)
+            ax.scatter(*_on_map(background, atlas.lon, atlas.lat), s=30, c=fills, **rims)
         else:
-            corners = [np.transpose(on_map(*outline.T)) for outline in atlas.outlines]
+            corners = [np.transpose(_on_map(background, *outline.T)) for outline in atlas.outlines]
             ax.add_collection(PolyCollection(corners, facecolors=fills, **rims))
         if in_degrees:
             ax.set(xlabel="longitude (degrees)", ylabel="latitude (degrees)")
@@ -168,6 +166,11 @@ def show_map(
         keys = [Patch(facecolor=colors[name], edgecolor=INK, lw=0.4, label=_short(name)) for name in present]
         fig.legend(handles=keys, loc="outside lower center", ncols=min(4, max(len(keys), 1)), fontsize=8)
     return fig
+
+
+def _on_map(background: Layer, lon: np.ndarray, lat: np.ndarray):
+    """Degrees -> x and y in the background's coordinates."""
+    return (lon, lat) if background.crs == DEGREES else np.array(transform(DEGREES, background.crs, lon, lat))
 
 
 def write_map(path: str | Path, scene: Scene, side: int, kept: np.ndarray, names: Sequence[str]) -> Path:
@@ -192,8 +195,7 @@ def _short(name: str) -> str:
 
 def _still(atlas: Atlas, background: Layer, colors: Mapping[str, str]) -> Figure:
     """The figure without a kernel: neighbors of four chips, and the map that three labels of each known kind give."""
-    kinds = np.arange(len(atlas.lat)) if atlas.truth is None else np.unique(atlas.truth, return_index=True)[1]
-    four = kinds[np.unique(np.linspace(0, len(kinds) - 1, 4).astype(int))].tolist()
+    four = _different(atlas.vectors, 4)
     known = {} if atlas.truth is None else {kind: np.flatnonzero(atlas.truth == kind)[:3] for kind in colors}
     labels = {int(chip): kind for kind, chips in known.items() for chip in chips}
     predictions = refit(atlas.vectors, labels)
@@ -207,6 +209,43 @@ def _still(atlas: Atlas, background: Layer, colors: Mapping[str, str]) -> Figure
     left.suptitle(f"A probe on {len(labels)} labels (black rims): right for {share:.0%} of the others", fontsize=10)
     right.suptitle("Chips, and those with the most similar embeddings (cosine)", fontsize=10)
     return left.figure
+
+
+def _different(vectors: np.ndarray, count: int) -> list[int]:
+    """Chips that differ most: each next one is the least similar to all before it."""
+    unit = vectors - vectors.mean(axis=0)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True).clip(1e-9)
+    chosen = [0]
+    while len(chosen) < min(count, len(unit)):
+        chosen.append(int((unit @ unit[chosen].T).max(axis=1).argmin()))
+    return chosen
+
+
+def _page(atlas: Atlas, background: Layer, colors: Mapping[str, str], still: Figure) -> str:
+    """The map as HTML: click a chip to see its neighbors. Vectors are stored in 8 bits, thumbnails in one image."""
+    a, _, x, _, e, y = background.transform
+    h, w = np.shape(background.values)[:2]
+    size = 1000, round(1000 * abs(e) * h / (a * w))
+    places = np.stack([atlas.lon, atlas.lat], axis=-1)[:, None] if atlas.outlines is None else atlas.outlines
+    X, Y = _on_map(background, *places.reshape(-1, 2).T)
+    shapes = np.stack([size[0] * (X - x) / (a * w), size[1] * (Y - y) / (e * h)], axis=-1).reshape(places.shape)
+    centered = atlas.vectors - atlas.vectors.mean(axis=0)
+    scaled = np.rint(127 * centered / np.abs(centered).max(axis=1, keepdims=True).clip(1e-9)).astype(np.int8)
+    side = min(48, max(atlas.thumbnails[0].shape[:2]))
+    across = int(np.ceil(np.sqrt(len(shapes))))
+    sprite = np.ones((-(-len(shapes) // across) * side, across * side, 3))
+    for n, thumbnail in enumerate(atlas.thumbnails):
+        small = Image.fromarray(np.uint8(255 * np.clip(thumbnail[..., :3], 0, 1))).resize((side, side))
+        row, column = divmod(n, across)
+        sprite[row * side : (row + 1) * side, column * side : (column + 1) * side] = np.asarray(small) / 255
+    names = None if atlas.truth is None else [_short(name) for name in atlas.truth]
+    data = dict(
+        size=" ".join(map(str, size)), shapes=shapes.round(1).tolist(), first=_different(atlas.vectors, 2)[-1],
+        vectors=f"data:application/octet-stream;base64,{base64.b64encode(scaled.tobytes()).decode()}",
+        colors=["#fff"] * len(shapes) if names is None else [to_hex(colors.get(n, "#fff")) for n in atlas.truth],
+        background=webp_url(background.values), sprite=webp_url(sprite), across=across, names=names,
+    )  # fmt: skip
+    return fill_page("click.html", data, still=webp_url(still), alt="Chips, and those with the most similar embeddings")
 
 
 # ---- the widget ----
@@ -231,7 +270,8 @@ class ChipMap(Widget):
         button.on_click(lambda _: self.label(entry.value))
         self.message = ipywidgets.HTML("Click a chip.")
         panel = ipywidgets.VBox([self.message, self.image, ipywidgets.HBox([entry, button])])
-        super().__init__([self.map, panel], _still(atlas, background, self.colors))
+        still = _still(atlas, background, self.colors)
+        super().__init__([self.map, panel], still, _page(atlas, background, self.colors, still))
         self.add_class("clay-chip-map")
 
     def click(self, chip: int) -> None:

@@ -1,10 +1,14 @@
-"""Interactive widgets: a playground for masking, and a slider over wavelength; without a kernel they show a figure."""
+"""Interactive widgets: a playground for masking, and a slider over wavelength; without a kernel they show a figure, or
+HTML that still answers to a slider or a click."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -12,6 +16,7 @@ import numpy as np
 import torch
 from einops import einsum, rearrange
 from matplotlib.figure import Figure
+from PIL import Image
 
 from clay_lib import figures
 from clay_lib.clay import Clay
@@ -23,18 +28,39 @@ from clay_lib.sensors import SENSORS, Sensor
 
 
 class Widget(ipywidgets.VBox):
-    """A box of widgets with a still figure in the same output.
+    """A box of widgets with a still figure in the same output, and a page: HTML for places without a kernel.
 
-    JupyterLab shows the widgets. A saved notebook, an exported page and GitHub have no kernel and show the figure.
+    JupyterLab shows the widgets. A saved notebook, an exported page and GitHub have no kernel and show the page or the
+    figure.
     """
 
-    def __init__(self, children, still: Figure):
+    def __init__(self, children, still: Figure, page: str = ""):
         super().__init__(children)
-        self.still = png(still)
+        self.still, self.page = png(still), page
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
-        return bundle and {**bundle, "image/png": base64.b64encode(self.still).decode()}
+        page = {"text/html": self.page} if self.page else {}
+        return bundle and {**bundle, **page, "image/png": base64.b64encode(self.still).decode()}
+
+
+def fill_page(file: str, data: Mapping, **texts: str) -> str:
+    """The HTML of a file beside this one with its data and texts. still: address of what shows where no script runs."""
+    page = Path(__file__).with_name(file).read_text(encoding="utf-8")
+    for name, text in {**texts, "data": json.dumps(data).replace("<", "\\u003c")}.items():
+        page = page.replace(f"{{{{{name}}}}}", text)
+    return page
+
+
+def webp_url(image: np.ndarray | Figure, quality: int = 75) -> str:
+    """An image [H, W, 3], 0 to 1, or a figure, which is closed, as the address of a WebP file in a page."""
+    if isinstance(image, Figure):
+        picture = Image.open(BytesIO(png(image))).convert("RGB")
+        picture.thumbnail((900, 900))
+    else:
+        picture = Image.fromarray(np.uint8(255 * np.clip(np.asarray(image)[..., :3], 0, 1)))
+    picture.save(buffer := BytesIO(), "WEBP", quality=quality)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def image_widget(name: str, **layout) -> ipywidgets.Image:
@@ -65,7 +91,7 @@ def _control(description: str, *, slider: bool = False) -> dict:
 
 # ---- masking ----
 
-RATIOS = (0.25, 0.5, 0.75, 0.9)  # of the still figure
+RATIOS = (0.1, 0.25, 0.5, 0.6, 0.75, 0.85, 0.95)  # of the page's slider
 GSDS = (0.6, 1.0, 3.0, 5.0, 10.0, 30.0, 100.0, 500.0)  # meters, from aerial cameras to MODIS
 PLACES = {"the Amazon": (-3.0, -60.0), "the Sahara": (24.0, 10.0), "Greenland": (72.0, -40.0)}
 
@@ -134,23 +160,6 @@ def show_reconstruction(
     return figures.reconstruction(result.original, result.hidden, result.pixels, **options)
 
 
-def show_ratios(clay: Clay, pixels, sensor: str | Sensor, **options) -> Figure:
-    """One chip at several mask ratios, the visible patches above the reconstruction; options of `reconstruct`."""
-    sensor = SENSORS.resolve(sensor)
-    results = [reconstruct(clay, pixels, sensor, mask_ratio=ratio, **options) for ratio in RATIOS]
-    bands = options.get("bands") or options.get("available")
-    stretch = dict(sensor=sensor, bands=bands, normalized=True, like=results[0].original)
-    visible = [figures.rgb(r.original, valid=~r.hidden, **stretch) for r in results]
-    filled = [figures.rgb(np.where(r.hidden, r.pixels, r.original), **stretch) for r in results]
-    titles = [f"{ratio:.0%} hidden" for ratio in RATIOS]
-    titles += [f"reconstruction, error {r.error:.2f} (mean {r.baseline:.2f})" for r in results]
-    gsd = options.get("gsd") or sensor.gsd
-    fig = figures.show_row(visible + filled, titles, columns=len(RATIOS), gsd=gsd, size=2.3)
-    for ax in fig.axes:
-        ax.title.set_fontsize(9)
-    return fig
-
-
 def playground(
     clay: Clay,
     pixels,
@@ -193,7 +202,16 @@ def playground(
     left, right = ipywidgets.VBox([hidden, draw, names]), ipywidgets.VBox([size, date, place])
     controls = ipywidgets.HBox([left, right], layout=ipywidgets.Layout(flex_flow="row wrap"))
     own = dict(available=available, gsd=gsd, when=when, lat=lat, lon=lon, seed=seed)
-    return Widget([controls, image], show_ratios(clay, pixels, sensor, **own))
+
+    def still(ratio: float) -> Figure:
+        result = reconstruct(clay, pixels, sensor, mask_ratio=ratio, **own)
+        return show_reconstruction(result, sensor, bands=available, gsd=gsd)
+
+    images, first = [webp_url(still(ratio)) for ratio in RATIOS], RATIOS.index(0.75)
+    data = dict(images=images, first=first, values=[f"{ratio:.0%}" for ratio in RATIOS])
+    alt = "A chip, its visible patches, the reconstruction and the error, by the share of hidden patches"
+    page = fill_page("slider.html", data, name="share of hidden patches", still=images[first], alt=alt)
+    return Widget([controls, image], still(mask_ratio), page)
 
 
 def _dates(when: str | None) -> dict[str, str | None]:

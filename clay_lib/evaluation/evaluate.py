@@ -171,8 +171,8 @@ def evaluate_features(
 ) -> Evaluation:
     """`evaluate` for precomputed features {name: versions [N, D]} of any model.
 
-    Sets whose names begin with "pixel" or "random" are baselines. Test chips of a class without training chips are
-    left out, of a given split with a warning that names the classes.
+    Sets whose names begin with "pixel", "texture" or "random" are baselines. Test chips of a class without training
+    chips are left out, of a given split with a warning that names the classes.
     """
     labels = np.asarray(labels)
     _check_labels(labels)

@@ -31,7 +31,7 @@ from clay_lib.evaluation.intervals import codes, interval, resample
 KNN = {"kNN-5": (5, "euclidean"), "kNN-20 cosine": (20, "cosine")}  # name -> (k, metric)
 PROBES = (*KNN, "linear")
 NEAREST_MEAN = "nearest mean"  # of the classes: the probe for very few chips, without hyperparameters
-BASELINES = ("pixel", "random")  # a feature set whose name starts so is a baseline
+BASELINES = ("pixel", "texture", "random")  # a feature set whose name starts so is a baseline
 C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)  # inverse strengths: wide enough for 6 and for 1024 features
 CASES = ("split", "shots", "probe")  # columns that separate one comparison from another, where present
 METRICS = ("accuracy", "balanced")

@@ -25,7 +25,7 @@ from rasterio.warp import Resampling, calculate_default_transform, reproject, tr
 
 from clay_lib.errors import ContractError
 from clay_lib.figures.images import scale_bar
-from clay_lib.figures.style import MAGNITUDE, styled
+from clay_lib.figures.style import MAGNITUDE, png, styled
 from clay_lib.sensors import METERS_PER_DEGREE
 
 MERCATOR, DEGREES = "EPSG:3857", "EPSG:4326"
@@ -74,11 +74,13 @@ def show_on_map(
     basemap: str | None = None,
     height: str = "480px",
     outlines: Mapping | None = None,
+    still: Figure | None = None,
 ):
     """A leafmap.Map (ipyleaflet) of the layers, the first at the bottom, with a layer list and opacity sliders.
 
     basemap: a name that leafmap knows ("OpenStreetMap"); its tiles need a network, so none is drawn by default.
     outlines: {name: GeoDataFrame} drawn as lines above all layers, the first in orange, the second in blue.
+    still: shown instead where no kernel runs, such as `static_map` of the same layers; it is closed.
     """
     import ipyleaflet  # with leafmap about five seconds
     import ipywidgets
@@ -118,6 +120,9 @@ def show_on_map(
         ipywidgets.jslink((slider, "value"), (layer, "opacity"))  # linked in the browser: works in saved pages too
         sliders.append(slider)
     leaflet.add(ipyleaflet.WidgetControl(widget=ipywidgets.VBox(sliders), position="bottomright"))
+    if still is not None:
+        image, widget = base64.b64encode(png(still)).decode(), leaflet._repr_mimebundle_
+        leaflet._repr_mimebundle_ = lambda **options: {**widget(**options), "image/png": image}
     return leaflet
 
 

@@ -6,6 +6,7 @@ missing or masked pixels are light gray.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write
@@ -35,6 +37,7 @@ MIN_RANGE = 0.2  # standard deviations of the sensor: a flat image stays flat in
 def styled():
     """The project's matplotlib settings as a context: `with styled(): ...`. Every function of figures uses it itself."""
     plt.draw_if_interactive()  # load the backend first: inside the context Jupyter's would lose its "show figures"
+    _describe_in_notebooks()
     return plt.rc_context(
         {
             "figure.dpi": 110,
@@ -56,6 +59,35 @@ def styled():
             "image.interpolation": "nearest",
         }
     )
+
+
+def describe(fig: Figure) -> str:
+    """Alternative text of a figure: its title, then the title, axes and legend of each panel."""
+    parts = [fig.get_suptitle()]
+    for ax in fig.axes:
+        title = " ".join(filter(None, (ax.get_title(loc) for loc in ("left", "center", "right"))))
+        axes = [f"{name}: {text}" for name, text in (("x", ax.get_xlabel()), ("y", ax.get_ylabel())) if text]
+        parts.append(", ".join(filter(None, [title, *axes])))
+    legends = [legend for owner in (*fig.axes, fig) for legend in owner.findobj(Legend)]
+    names = dict.fromkeys(text.get_text() for legend in legends for text in legend.get_texts())
+    text = ". ".join(dict.fromkeys([*filter(None, parts), *([f"Legend: {', '.join(names)}"] if names else [])]))
+    return " ".join(text.split()) or "Figure"
+
+
+def _describe_in_notebooks() -> None:
+    """Let Jupyter store `describe` beside every figure, where exported pages look for alternative text."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    if not getattr(shell, "display_formatter", None):
+        return
+    formatter = shell.display_formatter.formatters["image/png"]
+    if Figure in formatter and not hasattr(draw := formatter.lookup_by_type(Figure), "described"):
+
+        def described(fig):
+            return draw(fig), {"alt": describe(fig)}
+
+        described.described = True
+        formatter.for_type(Figure, described)
 
 
 def save(fig: Figure, path: str | Path) -> Path:

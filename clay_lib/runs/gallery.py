@@ -256,13 +256,17 @@ def pair_notebooks(run: Path, folder: Path = NOTEBOOKS) -> list[Path]:
 
 
 def clean_outputs(notebook):
-    """A copy without live widgets, machine paths and papermill's metadata."""
+    """A copy without live widgets, machine paths and papermill's metadata; figures without alternative text get the
+    heading above them."""
     import nbformat
 
     notebook = copy.deepcopy(notebook)
     for key in ("widgets", "papermill"):
         notebook.metadata.pop(key, None)
+    heading = ""
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = next(iter(re.findall(r"^#+\s+(.+)$", cell.source, re.M)[::-1]), heading)
         cell.metadata.pop("papermill", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = re.sub(r"(?m)^out = .*\n?", "", cell.source)  # where this machine keeps its results
@@ -274,6 +278,7 @@ def clean_outputs(notebook):
                 data["text/plain"] = "(interactive: run this cell to use it)"
             if "image/png" in data:
                 data["image/png"] = _compress(data["image/png"])
+                output.metadata.setdefault("image/png", {}).setdefault("alt", heading or "Figure")
     return notebook
 
 

@@ -202,6 +202,16 @@ def test_gallery_opens_from_disk_with_the_network_off(browser, tmp_path):
             shown = view.page.locator("img[src]")
             widths = shown.evaluate_all("all => all.map(image => image.complete ? image.naturalWidth : 0)")
             assert widths and all(widths), f"{page.name}: {widths.count(0)} of {len(widths)} images do not show"
+            if page.stem == NOTEBOOK:
+                slider = view.page.locator(".clay-slider")
+                before = slider.locator("img").get_attribute("src")
+                slider.locator("input").focus()
+                view.page.keyboard.press("ArrowLeft")
+                assert slider.locator("img").get_attribute("src") != before, "no kernel is needed to move it"
+                chip_map = view.page.locator(".clay-click")
+                chip_map.locator("[data-n='40']").click(force=True)
+                assert "Chip 40" in chip_map.inner_text() and chip_map.locator(".near").count() == 5
+                view.page.screenshot(path=SHOTS / "7_page_without_a_kernel.png", full_page=True)
             if page.name == "index.html":
                 view.page.screenshot(path=SHOTS / f"6_gallery_{width}.png")
                 wide = view.page.evaluate("document.documentElement.scrollWidth")

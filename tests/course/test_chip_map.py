@@ -90,6 +90,7 @@ def test_no_tile_server_and_a_still_figure(widget):
     kinds = [type(layer).__name__ for layer in widget.map.layers]
     assert sorted(kinds) == ["GeoJSON", "ImageOverlay"] and widget.map.layers[0].url.startswith("data:image/png")
     assert "image/png" in widget._repr_mimebundle_() and len(widget.still) < 400_000
+    assert widget.page.count("data:") == 4 and "{{" not in widget.page  # still, background, thumbnails, vectors
 
 
 def test_map_of_names_has_a_pixel_a_tile(tmp_path):

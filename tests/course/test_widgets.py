@@ -89,7 +89,8 @@ def test_moved_control_redraws_the_playground(clay, chip, place):
         before = box.children[1].value
         controls[name].value = value
         assert box.children[1].value != before, name
-    assert {"application/vnd.jupyter.widget-view+json", "image/png"} <= set(box._repr_mimebundle_())
+    assert {"application/vnd.jupyter.widget-view+json", "image/png", "text/html"} <= set(box._repr_mimebundle_())
+    assert box.page.count("data:image/webp") == len(widgets.RATIOS) + 1 and "{{" not in box.page
     assert Image.open(io.BytesIO(box.still)).width > 600 and len(box.still) < 300_000
 
 
