@@ -25,6 +25,7 @@ MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg"
 ERROR_TAG = "papermill-error-cell-tag"  # papermill puts a cell above the first one when a run fails
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LIVE = "live.html"  # beside the index, where `clay live` wrote it: the model itself in the browser
+NO_ALT = 'alt="No description has been provided for this image"'  # nbconvert's
 METRICS_SHOWN = 10  # the others are folded
 
 
@@ -218,7 +219,13 @@ def _export(notebook, path: Path) -> None:
 
     offline = dict(require_js_url="", jquery_url="", mermaid_js_url="", mathjax_url="data:,")
     exporter = HTMLExporter(embed_images=True, **offline)
-    path.write_text(exporter.from_notebook_node(clean_outputs(notebook))[0], encoding="utf-8")
+    notebook = clean_outputs(notebook)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    figures = [o for o in outputs if "image/png" in o.get("data", {}) and "text/html" not in o["data"]]
+    texts = iter(html.escape(figure.metadata["image/png"]["alt"]) for figure in figures)
+    page = exporter.from_notebook_node(notebook)[0]
+    page = re.sub(NO_ALT, lambda _: f'alt="{next(texts, "Figure")}"', page)  # its template reads no alternative text
+    path.write_text(page, encoding="utf-8")
 
 
 # ---- the notebooks in git
