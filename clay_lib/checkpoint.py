@@ -123,7 +123,7 @@ def convert(
     """
     path = Path(out)
     if path.suffix != ".safetensors":
-        raise ContractError("out", out, "a name that ends in .safetensors", "another format meant")
+        raise ContractError("out", out, "a name that ends in .safetensors", "another format")
     file = find_weights(source)
     given = {"heads": heads, "decoder_heads": decoder_heads}
     model = load_model(file, **{name: value for name, value in given.items() if value is not None})

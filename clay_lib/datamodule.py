@@ -268,7 +268,7 @@ class ClayDataModule(L.LightningDataModule):
         self.options = {"crop": crop, "turns": turns, "unknown_share": unknown_share, "shifted_share": shifted_share}
         self.repeats = dict(repeats or {})
         if wrong := {n: r for n, r in self.repeats.items() if n not in train or r < 1}:
-            cause = "a sensor without training chips, or one to leave out"
+            cause = "a sensor without training chips, or 0 to leave one out"
             raise ContractError("repeats", wrong, f"1 or more of {sorted(train)}", cause)
         # State of a run: batches between two validations, number of the last batch, sampler.
         self.every: int | None = None

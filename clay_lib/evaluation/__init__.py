@@ -1,9 +1,9 @@
 """Scores of frozen embeddings, always beside those of simple baselines.
 
-`baselines` are hand-crafted features, `probes` the simple classifiers on any features, `intervals` the bootstrap behind
-every score. `evaluate` combines them for your own labels (`multilabel` for several labels a chip), `segmentation` scores
-classes pixel by pixel, `transfer`, `patches` and `results` measure weights on real data, and `ablation` removes metadata
-or parts of an image. `components` are the principal components of embeddings.
+`baselines` are hand-crafted features, `probes` the simple classifiers on any features, `intervals` the bootstrap of
+every score. `evaluate` combines them for your own labels (`multilabel` for several labels a chip), `segmentation`
+scores classes pixel by pixel, `transfer`, `patches` and `results` measure weights on real data, and `ablation` removes
+metadata or parts of an image. `components` are the principal components of embeddings.
 """
 
 from clay_lib import lazy

@@ -98,8 +98,8 @@ def evaluate(
 ) -> Evaluation:
     """Probe frozen embeddings of chips, beside baselines, over a spatial and a random split.
 
-    chips: Chips, or native values [N, C, H, W] with `metadata` as for `Clay.embed` (sensor, bands, when, gsd, ...); or a
-    LabeledSet of classes, with its own labels and groups, and test another one, matched by the names of the classes.
+    chips: Chips, or native values [N, C, H, W] with `metadata` as for `Clay.embed` (sensor, bands, when, gsd, ...); or
+    a LabeledSet of classes, with its own labels and groups, and test another one, matched by the names of the classes.
     labels: [N] or [N, H, W], see above; of Chips by default the commonest land cover. groups: [N]; of Chips by
     default blocks of 6 x 6 degrees; None: every chip is independent, and there is only the random split.
     test: [N] bool, or a LabeledSet: a given split (then the only one). layers: further blocks of the encoder to read.
@@ -188,7 +188,7 @@ def evaluate_features(
                 warn(f"{(~known).sum()} of {len(tested)} test chips are left out: no training chip of class {lost}")
             tested = tested[known]
             if not len(tested) or len(np.unique(labels[train])) < 2:
-                cause = "the blocks hold a class each: use smaller ones, or fewer seeds"
+                cause = "each block holds one class: use smaller blocks, or fewer seeds"
                 raise ContractError("groups", "a split without test chips", "at least one", cause)
             for count, kept in _shots(labels[train], shots if split != "random" else (), seed):
                 kept = train[kept]

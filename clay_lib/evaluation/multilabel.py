@@ -78,7 +78,7 @@ def evaluate_multilabel(
                         columns = dict(chip=b, group=group[b], truth=labels[b, k].astype(bool), probability=column)
                         tables.append(pd.DataFrame(columns).assign(**case, probe=probe, label=names[k]))
     if not tables:
-        raise ContractError("labels", "none to test", "a label of some chips only", "all chips have it, or none")
+        raise ContractError("labels", "none to test", "labels of some of the chips", "each is on all chips, or on none")
     return MultiLabelEvaluation(pd.concat(tables, ignore_index=True), bootstraps)
 
 

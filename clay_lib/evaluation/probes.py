@@ -292,4 +292,5 @@ def _check_width(train: np.ndarray, test: np.ndarray) -> None:
 
 def _check_length(field: str, values: np.ndarray, n: int) -> None:
     if values.shape != (n,):
-        raise ContractError(field, f"shape {values.shape}", f"({n},)", "labels and chips were selected or sorted apart")
+        cause = "labels and chips were selected or sorted separately"
+        raise ContractError(field, f"shape {values.shape}", f"({n},)", cause)
