@@ -99,7 +99,12 @@ print(json.dumps(results))
 def loaded(*names, cache, endpoint, **environment):
     """{name: hash of the weights, or what the error says}, from a process of its own: the client reads its settings once."""
     clean = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key[:3] != "HF_"}
-    settings = {"HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "HF_HUB_ETAG_TIMEOUT": "2"}
+    settings = {
+        "HF_HOME": str(cache),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_ETAG_TIMEOUT": "2",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     options = dict(env=clean | settings | environment, cwd=Path(__file__).resolve().parents[1])
     done = subprocess.run([sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
