@@ -12,9 +12,10 @@ __getattr__, __dir__, __all__ = lazy(
         "archives": "archives_of find_acquisitions",
         "area": "embed_area",
         "demo": "open_study_area",
+        "embeddings": "open_vectors read_embeddings",
         "local": "serve_archive write_archive",
         "reading": "read_acquisition",
-        "search": "find_similar neighbors_kept open_vectors write_geojson",
+        "search": "find_similar neighbors_kept write_geojson",
         "vectors": "from_int8 shrink to_int8",
     },
 )

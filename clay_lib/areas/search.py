@@ -1,4 +1,4 @@
-"""Similarity search: exact cosine neighbors of a place among the vectors written by `clay embed`.
+"""Similarity search: exact cosine neighbors of a place among embeddings, ours or others'.
 
 The query is a direction in embedding space: the vector of a place, or the mean of several examples minus half the mean
 of negative ones (Rocchio, 1971).
@@ -7,18 +7,15 @@ of negative ones (Rocchio, 1971).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import shapely
 
-from clay_lib.areas.vectors import part_files, read_part
+from clay_lib.areas.embeddings import Vectors, open_vectors
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write
 
@@ -26,7 +23,6 @@ NEGATIVE_WEIGHT = 0.5  # at 1 the part common to all land cancels and hits becom
 EARTH_RADIUS = 6_371_008.8  # m
 BLOCK = 32_768  # rows compared at once, which bounds copies and float64 values in memory
 ROUNDING = 2e-6  # error bound of usearch's single-precision cosines
-COLUMNS, ORIGIN = ["id", "geometry", "time", "sensor"], ["model", "weights", "configuration"]
 
 Example = str | Sequence[float] | np.ndarray
 
@@ -103,115 +99,11 @@ def neighbors_kept(vectors: np.ndarray, small: np.ndarray, *, k: int = 10) -> np
     return np.array(shares)
 
 
-# ---- tables of vectors ----
-
-
-@dataclass(frozen=True, eq=False)
-class Vectors:
-    """A table of embeddings in memory, opened for search."""
-
-    rows: pa.Table  # id, geometry (WKB), time, sensor
-    values: np.ndarray  # [N, D] int8 or float16 as stored, without scales, on which cosines do not depend
-    bounds: np.ndarray  # [4, N] west, south, east, north of the outlines, degrees
-    centers: np.ndarray  # [N, 2] lat, lon
-
-    def at(self, lat: float, lon: float) -> np.ndarray:
-        """Rows whose outline contains a point."""
-        west, south, east, north = self.bounds
-        near = np.flatnonzero((west <= lon) & (lon <= east) & (south <= lat) & (lat <= north))
-        return near[shapely.intersects_xy(self.outlines(near), lon, lat)] if len(near) else near
-
-    def outlines(self, rows: np.ndarray) -> np.ndarray:
-        return shapely.from_wkb(self.rows["geometry"].take(rows).to_numpy())
-
-
-def open_vectors(source: str | Path | pa.Table, *, column: str = "vector", configuration: str = "") -> Vectors:
-    """The vectors in a folder of `embed_area`, in one GeoParquet file or in an Arrow table, read once for many searches.
-
-    column: "vector" or "patch_mean". configuration: the one to open if the folder holds several.
-    Memory: N * D bytes for int8 and about 200 per row, without a float32 copy.
-    Raises ContractError for missing columns, damaged files, NaN, and vectors that are not comparable.
-    """
-    if isinstance(source, pa.Table):
-        return _open(ds.InMemoryDataset(source), "the table", column, configuration)
-    path = Path(source)
-    parts = [path] if path.is_file() else part_files(path / "vectors" if (path / "vectors").is_dir() else path)
-    if not parts:
-        raise ContractError("vectors", f"no GeoParquet in {path}" if path.exists() else f"no such folder: {path}",
-                            "a folder that `clay embed` has filled, or one GeoParquet file",
-                            "a misspelled path, or a job that has not written anything yet")  # fmt: skip
-    try:
-        return _open(ds.dataset([str(part) for part in parts], format="parquet"), str(path), column, configuration)
-    except (pa.ArrowInvalid, OSError):
-        for part in parts:
-            read_part(part)  # raises for the damaged one
-        raise
-
-
-def _open(data: ds.Dataset, name: str, column: str, configuration: str) -> Vectors:
-    missing = [field for field in (*COLUMNS, column) if field not in data.schema.names]
-    if missing or not pa.types.is_fixed_size_list(data.schema.field(column).type):
-        expected = f"{', '.join(missing)} too" if missing else f"{column} as a list of fixed size"
-        raise ContractError("columns", data.schema.names, expected, "a GeoParquet file of another program")
-    selected = pc.field("configuration") == configuration if configuration else None
-    total = data.count_rows(filter=selected)
-    if not total:
-        raise ContractError("vectors", f"no rows{f' of configuration {configuration}' if configuration else ''} in {name}",
-                            "a folder that `clay embed` has filled",
-                            "a job without results so far, or another folder")  # fmt: skip
-    kind = data.schema.field(column).type
-    values = np.empty((total, kind.list_size), kind.value_type.to_pandas_dtype())
-    bounds, centers = np.empty((4, total)), np.empty((total, 2))
-    origin = ["sensor", *(field for field in ORIGIN if field in data.schema.names)]
-    origins, parts, start = [], [], 0
-    for batch in data.to_batches(columns=[*dict.fromkeys([*COLUMNS, *origin, column])], filter=selected):
-        rows = slice(start, start + len(batch))
-        values[rows] = _stored(batch, column)
-        shapes = shapely.from_wkb(batch.column("geometry").to_numpy(zero_copy_only=False))
-        bounds[:, rows] = shapely.bounds(shapes).T
-        # An outline cut at the antimeridian is located by its first part.
-        west, south, east, north = shapely.bounds(shapely.get_geometry(shapes, 0)).T
-        centers[rows] = np.stack([(south + north) / 2, (west + east) / 2], axis=1)
-        origins.append(pa.Table.from_batches([batch.select(origin)]).group_by(origin).aggregate([]))
-        parts.append(batch.select(COLUMNS))
-        start += len(batch)
-    _check_comparable(pa.concat_tables(origins).to_pandas(), name)
-    table = pa.Table.from_batches(parts).combine_chunks()  # taking rows from many chunks is slow
-    return Vectors(table, values, bounds, centers)
-
-
-def _stored(batch: pa.RecordBatch, name: str) -> np.ndarray:
-    """[n, D] view of a fixed-size list column."""
-    column = batch.column(name)
-    flat = column.flatten()  # without the rows that are null
-    values = flat.to_numpy(zero_copy_only=flat.null_count == 0).reshape(-1, column.type.list_size)
-    invalid = column.is_null().to_numpy(False)
-    if not invalid.any() and values.dtype.kind == "f":
-        invalid = np.isnan(values).any(axis=1)
-    if invalid.any():
-        row = batch.column("id")[int(np.flatnonzero(invalid)[0])]
-        raise ContractError(name, f"{'no vector' if column.null_count else 'NaN'} in row {row}",
-                            "finite numbers in every row", "a damaged file")  # fmt: skip
-    return values
-
-
-def _check_comparable(origins: pd.DataFrame, name: str) -> None:
-    """ContractError for several models or weights, or several configurations of one sensor."""
-    for column in origins.columns[:0:-1]:
-        groups = origins.groupby("sensor")[column] if column == "configuration" else [("", origins[column])]
-        mixed = sorted({str(value) for _, group in groups if group.nunique() > 1 for value in group})
-        if mixed:
-            raise ContractError(column, f"{len(mixed)} in {name}: {', '.join(mixed[:4])}",
-                                "one: vectors of different models or settings cannot be compared",
-                                "several jobs wrote to this folder; choose one with configuration= "
-                                "(see OUT/configuration-*.json)")  # fmt: skip
-
-
 # ---- search ----
 
 
 def find_similar(
-    source: Vectors | str | Path | pa.Table,
+    source,
     like: Example | None = None,
     *,
     positives: Sequence[Example] = (),
@@ -225,6 +117,7 @@ def find_similar(
 ) -> gpd.GeoDataFrame:
     """The k rows most similar to a place, best first: rank, id, similarity (cosine, -1..1), time, sensor, geometry; WGS84.
 
+    source: whatever `open_vectors` takes, a folder, a file or a raster, or what it returned, for many searches.
     like, positives, negatives: (lat, lon), the id of a row, or a vector [D]. Of several rows at a point, the one with
     the nearest center is taken, then the latest, preferring rows that fit sensor, dates and area.
     The query is the mean of like and positives minus negative_weight times the mean of negatives, all of length one.
@@ -234,7 +127,7 @@ def find_similar(
     """
     if not (isinstance(k, int | np.integer) and k > 0):
         raise ContractError("k", k, "1, 2, 3, ...", "k is the number of hits")
-    vectors = source if isinstance(source, Vectors) else open_vectors(source)
+    vectors = open_vectors(source)
     keep = _filter(vectors, sensor, dates, area)
     positive = [_example(vectors, example, keep) for example in [*([] if like is None else [like]), *positives]]
     negative = [_example(vectors, example, keep) for example in negatives]
@@ -284,7 +177,7 @@ def search_command(
     Example: clay search OUT --like "46.95,7.44" --k 20 --geojson hits.geojson
 
     Args:
-        out: the results folder of `clay embed`, or one GeoParquet file
+        out: the results folder of `clay embed`, or anybody's GeoParquet, GeoTIFF or Zarr with embeddings
         like: "lat,lon" in degrees, or the id of a row
         positives: further examples, such as '["46.9,7.4", "46.8,7.2"]'
         negatives: examples of places to avoid

@@ -202,7 +202,7 @@ def test_errors(out, tmp_path, rng):
     write_part(tmp_path / "bare", [], ["t1"], SHARED, 24, "int8")
     assert_refused("no rows", tmp_path / "bare", place)
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
-    assert_refused("geometry", tmp_path / "other.parquet", place)
+    assert_refused("lists of numbers", tmp_path / "other.parquet", place)
     vectors = rng.normal(size=(30, 8))
     vectors[17, 3] = np.nan
     assert_refused("NaN in row t0017_2023-06-10", write(tmp_path / "nan", vectors, store="float16"), place)
