@@ -151,6 +151,8 @@ def match_bands(
 
 def recognize_band(label: str, sensor: Sensor, numbers: Mapping[str, str]) -> str | None:
     """The one band that a label means ("B8A", "SR_B4", "band 3 reflectance", "vv", "nir08"), or None."""
+    if label in sensor.band_names:
+        return label
     text = re.sub(r"red_edge_?", "rededge", "_".join(words(label)))
     by_name = {
         name for name in sensor.band_names if re.search(rf"(?<![a-z0-9]){re.escape(name.lower())}(?![a-z0-9])", text)

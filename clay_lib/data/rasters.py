@@ -138,7 +138,10 @@ def read_scene(
         box = _window(window, finest)
         hidden = [_OpenLayer(file, i, "") for file in files if (i := _alpha(file, sensor)) or has_mask(file)]
         try:
-            pixels = np.stack([_read(layer, finest, box) for layer in layers.values()])  # [C, H, W]
+            if len(files) == 1:
+                pixels = read_band(finest, [layer.index for layer in layers.values()], box)  # [C, H, W]
+            else:
+                pixels = np.stack([_read(layer, finest, box) for layer in layers.values()])
             masks = [_read(layer, finest, box) for layer in hidden]
         except (RasterioError, ValueError) as error:
             cause = "a truncated download, or a VRT whose sources moved"
@@ -499,14 +502,14 @@ def _south_up(file: rasterio.DatasetReader) -> bool:
     return down and file.crs is not None
 
 
-def read_band(file: rasterio.DatasetReader, index: int, box: Window | None = None) -> np.ndarray:
-    """[H, W] of a 1-based band (0: the file's mask), on a window of its rows from north to south."""
+def read_band(file: rasterio.DatasetReader, index: int | list[int], box: Window | None = None) -> np.ndarray:
+    """[H, W] of a 1-based band (0: the file's mask), [C, H, W] of several, on a window of rows from north to south."""
     read = partial(file.read, index) if index else partial(file.read_masks, 1)
     if not _south_up(file):
         return read(window=box)
     if box is not None:
         box = Window(box.col_off, file.height - box.row_off - box.height, box.width, box.height)
-    return read(window=box)[::-1]
+    return read(window=box)[..., ::-1, :]
 
 
 def _read(layer: _OpenLayer, finest, box: Window) -> np.ndarray:
