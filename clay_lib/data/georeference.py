@@ -26,6 +26,9 @@ from clay_lib.sensors import METERS_PER_DEGREE
 if TYPE_CHECKING:
     import xarray
 
+NO_CRS = (
+    "y ascends with the rows, but there is no CRS: rows are taken as from north to south; with a CRS they are flipped"
+)
 MOST_OBLONG = 1.5  # longer over shorter side of a pixel on the ground; degrees at latitude 48
 
 

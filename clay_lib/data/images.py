@@ -29,7 +29,7 @@ from clay_lib.data.bands import (
     radar_holes,
 )
 from clay_lib.datacube import as_valid
-from clay_lib.errors import ContractError
+from clay_lib.errors import ContractError, warn
 from clay_lib.sensors import SENSORS, Sensor
 
 if TYPE_CHECKING:
@@ -255,12 +255,15 @@ def decode_image(value) -> np.ndarray:
 
 
 def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None, when) -> Image:
-    from clay_lib.data.georeference import position  # arrays need no raster library
+    from clay_lib.data.georeference import NO_CRS, position  # arrays need no raster library
 
     read = _read_dataset if hasattr(source, "data_vars") else _read_dataarray
     values, fills, units, names, first, axes = read(source, sensor, bands, when)
     place = position(first, axes)
-    if place and _ascends(first, axes["y"]):  # south-up, as from NetCDF; row numbers without a CRS do not count
+    ascends = _ascends(first, axes["y"])
+    if ascends and not place and not _counts(first.coords[axes["y"]].values):
+        warn(f"{_source_name(source)}: {NO_CRS}")
+    if ascends and place:  # south-up, as from NetCDF
         values, first = values[..., ::-1, :], first.isel({axes["y"]: slice(None, None, -1)})
         place = position(first, axes)
     fills = [_fill_value(own) if fill is None else fill for own in fills]
@@ -411,6 +414,11 @@ def _ascends(array: xarray.DataArray, y: Hashable) -> bool:
     """Whether y ascends with the rows."""
     values = array.coords[y].values if y in array.coords else np.empty(0)
     return len(values) > 1 and values.dtype.kind in "iuf" and values[-1] > values[0]
+
+
+def _counts(values: np.ndarray) -> bool:
+    """Whether coordinates are numbers of rows, or their centers."""
+    return float(values[0]) in (0.0, 0.5, 1.0) and float(values[1] - values[0]) == 1.0
 
 
 # ---- windows of large images ----

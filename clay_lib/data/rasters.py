@@ -35,7 +35,7 @@ from clay_lib.data.bands import (
     radar_holes,
     words,
 )
-from clay_lib.data.georeference import crs_text, lat_lon, locate, warn_of_points
+from clay_lib.data.georeference import NO_CRS, crs_text, lat_lon, locate, warn_of_points
 from clay_lib.errors import ContractError, first_line, number, warn
 from clay_lib.files import atomic_write
 from clay_lib.sensors import SENSORS, Sensor
@@ -415,8 +415,11 @@ def _open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[lis
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         files = [stack.enter_context(open_raster(p)) for p in paths]
         layers = _layers(files, many, sensor)
-        for file in [file for file in files if file.crs is None and (file.gcps[0] or file.rpcs)][:1]:
-            warn_of_points(file.name, rpcs=not file.gcps[0])
+        for file in [file for file in files if file.crs is None][:1]:
+            if file.gcps[0] or file.rpcs:
+                warn_of_points(file.name, rpcs=not file.gcps[0])
+            elif _ascends(file.transform):
+                warn(f"{file.name}: {NO_CRS}")
         matched = match_bands(
             [layer.label for layer in layers], sensor, bands, paths[0], partial(_sample, layers), when
         )
@@ -497,9 +500,12 @@ def north_up(file: rasterio.DatasetReader) -> Affine:
 
 
 def _south_up(file: rasterio.DatasetReader) -> bool:
-    transform = file.transform  # the identity stands for none
-    down = transform.e > 0 and transform.b == transform.d == 0 and not transform.is_identity
-    return down and file.crs is not None
+    return file.crs is not None and _ascends(file.transform)
+
+
+def _ascends(transform: Affine) -> bool:
+    """Whether y ascends with the rows; the identity stands for no transform."""
+    return transform.e > 0 and transform.b == transform.d == 0 and not transform.is_identity
 
 
 def read_band(file: rasterio.DatasetReader, index: int | list[int], box: Window | None = None) -> np.ndarray:

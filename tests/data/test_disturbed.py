@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from rasterio.errors import NotGeoreferencedWarning
 
 from clay_lib import SENSORS, Clay, ContractError
+from clay_lib.sensors import METERS_PER_DEGREE
 from clay_lib.world.earth import MiniWorld
 
-SIDE, WHEN, CRS = 24, "2023-06-10", "EPSG:32636"
-LEFT, TOP = 618_000.0, 9_624_000.0
+SIDE, WHEN = 24, "2023-06-10"
+CORNERS = {"EPSG:32636": (618_000.0, 9_624_000.0), "EPSG:4326": (34.0625, -3.4)}  # left, top
 NAMES = {  # other names of the same bands, in the sensor's own order
     "sentinel-2-l2a": [
         "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12".split(),
@@ -32,6 +33,7 @@ NAMES = {  # other names of the same bands, in the sensor's own order
     "landsat-c2l2-sr": ["SR_B4 SR_B3 SR_B2 SR_B5 SR_B6 SR_B7".split()],
     "sentinel-1-rtc": [["VV", "VH"]],
     "naip": [["Red", "Green", "Blue", "NIR"]],
+    "linz": [["Red", "Green", "Blue"]],
 }
 
 
@@ -41,7 +43,7 @@ class Stored:
 
     sensor: str
     seed: int
-    container: str  # GeoTIFF, folder, array, xarray
+    container: str  # GeoTIFF, folder, PNG, JPEG, array, xarray
     order: tuple[int, ...]  # band of the sensor at each place
     names: str  # own, other, unknown, none
     south_up: bool
@@ -49,7 +51,7 @@ class Stored:
     scale: float  # stored = native / scale - offset / scale, as the header says
     offset: float
     hole: str  # none, tagged, zeros, nan, inf
-    crs: bool
+    crs: str | None
     date: str  # none, tag, given
     layout: tuple[int, str, str]  # tile side (0: strips), compression, interleave
 
@@ -62,15 +64,17 @@ def stored(draw) -> Stored:
     # without names a changed order cannot be distinguished from another scene
     order = draw(st.permutations(range(count))) if names in ("own", "other") else range(count)
     radar = sensor == "sentinel-1-rtc"
-    dtype = (
-        "float32" if radar else draw(st.sampled_from(["uint8"] if sensor == "naip" else ["uint16", "int32", "float32"]))
-    )
+    aerial = sensor in ("naip", "linz")
+    dtype = "float32" if radar else draw(st.sampled_from(["uint8"] if aerial else ["uint16", "int32", "float32"]))
+    containers = ["GeoTIFF", "folder", "array", "xarray"] + ["PNG"] * aerial + ["JPEG"] * (sensor == "linz")
+    container = draw(st.sampled_from(containers))
     scaled = sensor == "sentinel-2-l2a" and draw(st.booleans())
     holes = ["none", "tagged", "zeros"] + (["nan", "inf"] if dtype == "float32" else [])
+    holes = ["none"] if container == "JPEG" else holes  # its losses blur a fill
     return Stored(
         sensor=sensor,
         seed=draw(st.integers(0, 4)),
-        container=draw(st.sampled_from(["GeoTIFF", "folder", "array", "xarray"])),
+        container=container,
         order=tuple(order),
         names=names,
         south_up=draw(st.booleans()),
@@ -78,7 +82,7 @@ def stored(draw) -> Stored:
         scale=0.5 if scaled else 1.0,
         offset=-1000.0 if scaled else 0.0,
         hole=draw(st.sampled_from(holes)),
-        crs=draw(st.booleans()),
+        crs=draw(st.sampled_from([None, *CORNERS])),
         date=draw(st.sampled_from(["none", "tag", "given"])),
         layout=(
             draw(st.sampled_from([0, 16])),
@@ -120,30 +124,42 @@ def write(case: Stored, values: np.ndarray, folder: Path):
     if case.container == "xarray":
         attrs = {"scale_factor": case.scale, "add_offset": case.offset} if case.scale != 1 else {}
         attrs |= {"_FillValue": 0} if case.hole == "tagged" else {}
-        y = TOP - sensor.gsd * (np.arange(SIDE) + 0.5)
-        coords = {"x": LEFT + sensor.gsd * (np.arange(SIDE) + 0.5), "y": y[::up]} | ({"band": names} if names else {})
-        coords |= {"spatial_ref": ((), 0, {"crs_wkt": rasterio.CRS.from_user_input(CRS).wkt})} if case.crs else {}
+        a, _, left, _, e, top = tuple(grid(case))[:6]
+        x, y = (start + step * (np.arange(SIDE) + 0.5) for start, step in ((left, a), (top, e)))
+        coords = {"x": x, "y": y[::up]} | ({"band": names} if names else {})
+        coords |= {"spatial_ref": ((), 0, {"crs_wkt": rasterio.CRS.from_user_input(case.crs).wkt})} if case.crs else {}
         return xr.DataArray(array[:, ::up], coords, ("band", "y", "x"), attrs=attrs), options
     stem = "scene"
-    if case.container == "GeoTIFF" or not names:
-        return write_file(case, array[:, ::up], folder / f"{stem}.tif", names), options
+    if case.container != "folder" or not names:
+        ending = {"PNG": "png", "JPEG": "jpg"}.get(case.container, "tif")
+        return write_file(case, array[:, ::up], folder / f"{stem}.{ending}", names), options
     for name, band in zip(names, array[:, ::up], strict=True):
         write_file(case, band[None], folder / stem / f"{stem}_{name}.tif", None)
     return folder / stem, options
 
 
+def grid(case: Stored) -> rasterio.Affine:
+    """The north-up transform; square pixels on the ground."""
+    (left, top), gsd = CORNERS[case.crs or "EPSG:32636"], SENSORS[case.sensor].gsd
+    if case.crs != "EPSG:4326":
+        return rasterio.Affine(gsd, 0, left, 0, -gsd, top)
+    return rasterio.Affine(gsd / METERS_PER_DEGREE / np.cos(np.radians(top)), 0, left, 0, -gsd / METERS_PER_DEGREE, top)
+
+
 def write_file(case: Stored, array: np.ndarray, path: Path, names) -> Path:
     path.parent.mkdir(exist_ok=True)
-    gsd, (tile, compression, interleave) = SENSORS[case.sensor].gsd, case.layout
-    transform = rasterio.Affine(gsd, 0, LEFT, 0, -gsd, TOP)
+    (tile, compression, interleave), transform = case.layout, grid(case)
     if case.south_up:
-        transform = rasterio.Affine(gsd, 0, LEFT, 0, gsd, TOP - gsd * SIDE)
-    profile = dict(driver="GTiff", count=len(array), height=SIDE, width=SIDE, dtype=array.dtype, interleave=interleave)
+        transform = transform @ rasterio.Affine(1, 0, 0, 0, -1, SIDE)
+    profile = dict(driver="GTiff", interleave=interleave, compress=compression)
     profile |= dict(tiled=True, blockxsize=tile, blockysize=tile) if tile else {}
-    profile |= dict(compress=compression) if compression != "none" else {}
-    profile |= dict(crs=CRS, transform=transform) if case.crs else {}
+    if case.container in ("PNG", "JPEG"):
+        profile = dict(driver=case.container) | (dict(QUALITY=100) if case.container == "JPEG" else {})
+    profile |= dict(count=len(array), height=SIDE, width=SIDE, dtype=array.dtype)
+    profile |= dict(crs=case.crs, transform=transform) if case.crs or case.south_up else {}
     profile |= dict(nodata=0) if case.hole == "tagged" else {}
-    profile |= dict(photometric="minisblack", alpha="unspecified") if len(array) == 4 else {}
+    if len(array) == 4 and profile["driver"] == "GTiff":
+        profile |= dict(photometric="minisblack", alpha="unspecified")
     with rasterio.open(path, "w", **profile) as file:
         file.write(array)
         if case.date == "tag":
@@ -159,21 +175,24 @@ def check(case: Stored) -> None:
     sensor, values = SENSORS[case.sensor], true_scene(case.sensor, case.seed).copy()
     if case.hole != "none":
         values[:, :8, 8:16] = np.nan
-    is_file = case.container in ("GeoTIFF", "folder")
+    is_file = case.container not in ("array", "xarray")
     truth = dict(when=WHEN) if case.date == "given" or (case.date == "tag" and is_file) else {}
     if case.crs and case.container != "array":
-        half = sensor.gsd * SIDE / 2
-        lon, lat = pyproj.Transformer.from_crs(CRS, "EPSG:4326", always_xy=True).transform(LEFT + half, TOP - half)
+        place = pyproj.Transformer.from_crs(case.crs, "EPSG:4326", always_xy=True)
+        lon, lat = place.transform(*(grid(case) @ (SIDE / 2, SIDE / 2)))
         truth |= dict(lat=lat, lon=lon)
-    expected = clay().embed(values, sensor, check=False, **truth).chip[0]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         source, options = write(case, values, Path(folder))
-        if case.south_up and not case.crs and case.container != "array":
-            return  # without a CRS nothing tells whether rows count from north or south
-        if case.sensor == "naip" and case.hole == "zeros" and case.container in ("array", "xarray"):
+        if case.container == "JPEG":  # what is left after its losses is the truth, in the sensor's order
+            with rasterio.open(source) as file:
+                values = file.read()[np.argsort(case.order), :: -1 if case.south_up else 1].astype(np.float32)
+        expected = clay().embed(values, sensor, check=False, **truth).chip[0]
+        if case.dtype == "uint8" and case.hole == "zeros" and case.container in ("array", "xarray"):
             return  # black may be measured in 8 bits: only in files is black in all bands a border
         known = case.names != "unknown" and case.hole in ("none", "tagged", "nan")  # must be read, not only reported
+        if case.south_up and not case.crs and case.container != "array":
+            known = False  # nothing tells whether rows count from north or south
         if case.container == "array":  # `bands=` takes the sensor's own names alone
             known = known and case.names != "other"
         try:
