@@ -116,7 +116,7 @@ sys.exit(cli.main(["run", "--profile", {str(tmp_path / "tiny.yaml")!r}]))
 
 
 def test_mini_world_file_reads_as_a_scene(tmp_path, capsys):
-    from clay_lib.data.rasters import read_scene
+    from clay_lib.data.scenes import read_scene
 
     path = tmp_path / "deep" / "town.tif"
     argv = ["world", str(path), "--land_cover", "50", "--sensor", "modis", "--size", "64", "--when", "2023-02-03T11:00"]

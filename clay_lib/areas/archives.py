@@ -341,7 +341,7 @@ def acquisition_from_file(
 ) -> Acquisition:
     """A raster file, a folder of single-band files or a list of them as an acquisition of `sensor`, in native numbers.
 
-    bands, scale, offset: as in `data.rasters.read_scene`. Only headers are read. Raises ContractError for bands that
+    bands, scale, offset: as in `data.scenes.read_scene`. Only headers are read. Raises ContractError for bands that
     cannot be named and for files without a place on Earth.
     """
     sensor = SENSORS.resolve(sensor)

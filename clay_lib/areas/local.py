@@ -43,7 +43,7 @@ from starlette.staticfiles import StaticFiles
 from clay_lib.areas.archives import choose_archive
 from clay_lib.areas.items import BASELINE_OFFSET, Archive
 from clay_lib.data.georeference import bounds_wgs84, coarser
-from clay_lib.data.rasters import Scene, read_scene
+from clay_lib.data.scenes import Scene, read_scene
 from clay_lib.datacube import parse_when
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, write_json

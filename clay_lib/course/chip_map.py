@@ -26,8 +26,8 @@ from clay_lib.areas.search import nearest
 from clay_lib.course.widgets import Widget, fill_page, image_widget, webp_url
 from clay_lib.data.chips import Chips
 from clay_lib.data.georeference import coarser
-from clay_lib.data.rasters import Scene, write_raster
-from clay_lib.data.scenes import DEGREES_A_PIXEL
+from clay_lib.data.rasters import write_raster
+from clay_lib.data.scenes import DEGREES_A_PIXEL, Scene
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.probes import fit_linear, standardize
 from clay_lib.figures.images import scale_bar

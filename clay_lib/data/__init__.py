@@ -10,14 +10,14 @@ from clay_lib import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "label_files": "burn_labels class_folders points_on_scene raster_pairs",
+        "label_files": "class_folders points_on_scene raster_pairs segmentation_sets",
         "chips": "Chips world_chips",
         "check": "Inspection check_image inspect_image",
         "images": "open_image",
         "labels": "IGNORE world_set",
         "georeference": "coarser",
-        "rasters": "read_scene write_raster",
-        "scenes": "crop cut_chips open_scene segmentation_sets",
+        "rasters": "write_raster",
+        "scenes": "crop cut_chips open_scene read_scene",
         "splits": "random_split spatial_blocks split_by_blocks",
         "store": "ChipStore write_chips",
     },

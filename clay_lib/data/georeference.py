@@ -1,4 +1,4 @@
-"""Where a grid of pixels lies on Earth: center, ground distance, box in degrees, and the antimeridian.
+"""Where a grid of pixels lies on Earth: center, ground distance, box in degrees, the antimeridian, features on it.
 
 A grid is a CRS and the transform (a, b, c, d, e, f) from pixel corners to its coordinates. Both come from a raster's
 header, or from the coordinates of xarray (`position`).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyproj
 import shapely
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
+from rasterio.features import rasterize
 from rasterio.transform import Affine, array_bounds
 from rasterio.warp import transform as reproject
 from rasterio.warp import transform_bounds
@@ -24,7 +25,10 @@ from clay_lib.errors import ContractError, first_line, warn
 from clay_lib.sensors import METERS_PER_DEGREE
 
 if TYPE_CHECKING:
+    import geopandas
     import xarray
+
+    from clay_lib.data.rasters import Header
 
 NO_CRS = (
     "y ascends with the rows, but there is no CRS: rows are taken as from north to south; with a CRS they are flipped"
@@ -124,15 +128,6 @@ def center_longitude(shape: shapely.Geometry) -> float:
     return float(middle if middle <= 180 else middle - 360)
 
 
-def check_polygons(shapes, field: str, source: str = "") -> None:
-    """ContractError for the first shape of a GeoSeries that crosses itself."""
-    for count, shape in enumerate(shapes, start=1):
-        if shape is not None and not shape.is_valid:
-            found = f"{source}feature {count} of {len(shapes)}: {shapely.is_valid_reason(shape)}"
-            cause = "crossing edges: GeoSeries.make_valid() fixes them"
-            raise ContractError(field, found, "polygons that do not cross themselves", cause)
-
-
 def warn_of_points(name: str, *, rpcs: bool = False) -> None:
     """Of an image that has control points or RPCs in place of a grid, with the command that makes one."""
     points, option = ("RPCs", "-rpc") if rpcs else ("ground control points", "-tps")
@@ -147,6 +142,69 @@ def crs_text(crs) -> str:
     """EPSG:CODE where the CRS has one, else WKT."""
     code = crs.to_epsg()
     return f"EPSG:{code}" if code else crs.to_wkt()
+
+
+# ---- vector features on a grid ----
+
+
+def read_features(path: Path) -> geopandas.GeoDataFrame:
+    """Polygons or points of a GeoJSON, GeoPackage or shapefile."""
+    import geopandas
+
+    try:
+        frame = geopandas.read_file(path)
+    except Exception as error:  # of GDAL's and of geopandas' readers
+        expected = "GeoJSON, GeoPackage or a shapefile"
+        raise ContractError("labels", f"{path}: {error}", expected, "another file") from None
+    if frame.crs is None:
+        raise ContractError("labels", f"{path.name} without a CRS", "a CRS", "a shapefile without its .prj file")
+    return integers_with_gaps(frame)
+
+
+def integers_with_gaps(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """Columns that gaps alone made floats, as integers."""
+    columns = [c for c in frame.columns if c != frame.geometry.name and frame[c].dtype.kind == "f"]
+    whole = [c for c in columns if frame[c].isna().any() and (frame[c].dropna() % 1 == 0).all()]
+    return frame.astype(dict.fromkeys(whole, "Int64"))
+
+
+def check_polygons(shapes, field: str, source: str = "") -> None:
+    """ContractError for the first shape of a GeoSeries that crosses itself."""
+    for count, shape in enumerate(shapes, start=1):
+        if shape is not None and not shape.is_valid:
+            found = f"{source}feature {count} of {len(shapes)}: {shapely.is_valid_reason(shape)}"
+            cause = "crossing edges: GeoSeries.make_valid() fixes them"
+            raise ContractError(field, found, "polygons that do not cross themselves", cause)
+
+
+def place_features(frame: geopandas.GeoDataFrame, header: Header, path: Path, fill: float) -> geopandas.GeoDataFrame:
+    """The features in an image's CRS; with a warning where those of several numbers lie in one pixel."""
+    if header.crs is None:
+        cause = "a PNG, or a lost header"
+        raise ContractError("images", f"{header.path} without a CRS", "a georeferenced image", cause)
+    frame = frame.to_crs(header.crs)
+    last, first = (burn(part, header, fill) for part in (frame, frame.iloc[::-1]))
+    if overlap := int(((last != first) & ~np.isnan(last)).sum()):
+        warn(f"{overlap} pixels lie in features of several classes: the last feature in {path.name} counts")
+    return frame
+
+
+def burn(
+    frame: geopandas.GeoDataFrame, header: Header, fill: float, box: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
+    """[H, W] of a box (column, row, width, height) of an image: the features' "number", fill where there is none.
+
+    A pixel belongs to the last polygon that holds its center, or point that lies in it. Float32 if fill is NaN, else int32.
+    """
+    left, top, width, height = box or (0, 0, header.width, header.height)
+    transform = Affine(*header.transform) @ Affine.translation(left, top)
+    inside = shapely.box(*array_bounds(height, width, transform))
+    frame = frame.iloc[np.sort(frame.sindex.query(inside))]
+    dtype = np.float32 if np.isnan(fill) else np.int32
+    if not len(frame):
+        return np.full((height, width), fill, dtype)
+    features = zip(frame.geometry, frame["number"], strict=True)
+    return rasterize(features, (height, width), fill=fill, transform=transform, dtype=dtype)
 
 
 # ---- coordinates of xarray ----

@@ -35,7 +35,7 @@ from clay_lib.sensors import SENSORS, Sensor
 if TYPE_CHECKING:
     import xarray
 
-    from clay_lib.data.rasters import Scene
+    from clay_lib.data.scenes import Scene
 
 SHAPES = "[C, H, W] or [B, C, H, W]"
 URL_SCHEMES = ("file", "http", "https", "s3", "gs", "az", "zip", "tar")
@@ -92,7 +92,7 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
 
     source: numbers of any dtype and device, [C, H, W] or [B, C, H, W]; a DataArray with a band, a y and an x dimension
     in any order and at most one more (the batch, such as time); a Dataset with a variable a band; or what
-    `rasters.read_scene` reads. CRS and pixel size of xarray come from its grid mapping coordinate (rioxarray, odc-stac,
+    `scenes.read_scene` reads. CRS and pixel size of xarray come from its grid mapping coordinate (rioxarray, odc-stac,
     CF) and its x and y; rows from south to north are flipped. A scale factor and offset in xarray's attributes, or undone
     on opening (its encoding), count as a raster header's do (`bands.header_units`).
     bands: of a source that names its bands, those to take, in that order; of one that does not, the names of its bands
@@ -220,7 +220,7 @@ def _from_files(source, sensor: Sensor, bands: Bands, fill: float | None, readin
             expected = f"a file, a folder, or an address that begins with one of {', '.join(URL_SCHEMES)}"
             cause = f"{scheme[1]} is not supported: download the file first"
             raise ContractError("path", str(path), expected, cause)
-    from clay_lib.data.rasters import read_scene  # arrays need no raster library
+    from clay_lib.data.scenes import read_scene  # arrays need no raster library
 
     return _from_scene(read_scene(source, sensor, bands=bands, **reading), sensor, None, fill)
 

@@ -15,31 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import shapely
-from rasterio.features import rasterize
-from rasterio.transform import Affine, array_bounds, rowcol
+from rasterio.transform import Affine, rowcol
 from rasterio.windows import Window
 
 from clay_lib.data.bands import Bands
-from clay_lib.data.georeference import check_polygons
-from clay_lib.data.labels import IGNORE, LabeledSet, Sample, place_table, whole_numbers
-from clay_lib.data.rasters import (
-    Header,
-    Scene,
-    find_layers,
-    list_rasters,
-    open_raster,
-    read_band,
-    read_header,
-    read_padded,
-    read_scene,
-    write_raster,
-)
+from clay_lib.data.georeference import burn, check_polygons, integers_with_gaps, place_features, read_features
+from clay_lib.data.labels import IGNORE, LabeledSet, Sample, place_table, whole_numbers, world_set
+from clay_lib.data.rasters import Header, find_layers, list_rasters, open_raster, read_band, read_header
+from clay_lib.data.scenes import Scene, read_padded, read_scene
+from clay_lib.data.splits import spatial_blocks
 from clay_lib.errors import ContractError, warn
 from clay_lib.sensors import SENSORS, Sensor
 
 VECTOR_ENDINGS = (".geojson", ".json", ".gpkg", ".shp")
-UNLABELED = 65535  # in a raster of burnt labels
 
 
 def class_folders(
@@ -56,7 +44,7 @@ def class_folders(
     classes: names in the order of their numbers; of a test folder those of training, train.classes, some of which it
     may lack. None: the names of the subfolders, sorted.
     size: pixels a side, of the center of larger images; smaller ones are missing at their border. None: the first
-    image's longer side. bands: as `rasters.read_scene` takes them.
+    image's longer side. bands: as `scenes.read_scene` takes them.
     """
     sensor, folder = SENSORS.resolve(sensor), Path(folder)
     subfolders = sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
@@ -113,8 +101,8 @@ def raster_pairs(
     for image, label in pairs:
         header = read_header(image)
         if _is_vector(label):
-            features = place_features(frames[label], header, label, codes is not None)
-            read_label = partial(burn, features, header, codes is not None)
+            fill = np.nan if codes is None else IGNORE
+            read_label = partial(burn, place_features(frames[label], header, label, fill), header, fill)
         else:
             _check_same_grid(header, read_header(label))
             read_label = partial(_read_labels, label, codes, ignore)
@@ -155,7 +143,7 @@ def label_grids(pairs: Sequence[tuple[Path, Path]], column: str | None = None) -
     for image, label in pairs:
         header = read_header(image)
         if _is_vector(label):
-            grids.append(burn(place_features(frames[label], header, label, True), header, True) + 1)
+            grids.append(burn(place_features(frames[label], header, label, IGNORE), header, IGNORE) + 1)
             continue
         _check_same_grid(header, read_header(label))
         values, blank, fill = read_codes(label)
@@ -211,16 +199,8 @@ def points_on_scene(
 
 def _scene_set(first: Scene, classes, places: pd.DataFrame, read) -> LabeledSet:
     """Labels of chips, from files whose bands and ground distance are those of the scene `first`."""
-    return LabeledSet(
-        sensor=first.sensor,
-        bands=first.bands,
-        gsd=first.gsd,
-        classes=tuple(classes),
-        dense=False,
-        places=places,
-        read=read,
-        in_decibel=first.in_decibel,
-    )
+    files = dict(sensor=first.sensor, bands=first.bands, gsd=first.gsd, in_decibel=first.in_decibel)
+    return LabeledSet(**files, classes=tuple(classes), dense=False, places=places, read=read)
 
 
 def _common_layout(paths: Sequence[Path], sensor: Sensor, when) -> dict[str, int] | None:
@@ -248,7 +228,7 @@ def _check_ground_distance(headers: Sequence[Header], first: Scene) -> None:
 
 
 def _labeled_points(points, label: str, header: Header):
-    """The points that carry a label; a column of floats that holds integers and gaps becomes integers."""
+    """The points that carry a label."""
     if label not in points:
         raise ContractError("label", repr(label), f"one of {list(points.columns)}", "a misspelling")
     if points.crs is None or header.crs is None:
@@ -261,13 +241,9 @@ def _labeled_points(points, label: str, header: Header):
     labeled = points[label].notna()
     if not labeled.any():
         raise ContractError("label", f"{label!r} without a value", "labels", "another column")
-    if labeled.all():
-        return points
-    warn(f"{(~labeled).sum()} of {len(points)} points have no label in {label!r} and are left out")
-    points = points[labeled]
-    if points[label].dtype.kind == "f" and (points[label] % 1 == 0).all():  # as tables hold integers with gaps
-        points = points.assign(**{label: points[label].astype(int)})
-    return points
+    if not labeled.all():
+        warn(f"{(~labeled).sum()} of {len(points)} points have no label in {label!r} and are left out")
+    return integers_with_gaps(points)[labeled]
 
 
 def _is_vector(path: Path) -> bool:
@@ -370,7 +346,7 @@ def read_vectors(paths: Sequence[Path], column: str | None, codes: Mapping[int, 
     """
     frames = {}
     for path in dict.fromkeys(map(Path, paths)):
-        frame = _read_vector(path)
+        frame = read_features(path)
         name = _class_column(frame, column, path.name)
         check_polygons(frame.geometry, "labels", f"{path.name}, ")
         frame = frame[frame[name].notna() & frame.geometry.notna() & ~frame.geometry.is_empty]
@@ -382,7 +358,7 @@ def read_vectors(paths: Sequence[Path], column: str | None, codes: Mapping[int, 
         names = sorted(values, key=lambda value: (isinstance(value, str), value))
         counted = all(isinstance(value, (int, np.integer)) for value in names)
         codes = {int(value) if counted else k: str(value) for k, value in enumerate(names)}
-    number = {key: k for k, pair in enumerate(codes.items()) for key in reversed(pair)}  # by code, else by name
+    number = {key: k for k, pair in enumerate(codes.items()) for key in pair}  # by code or by name
     if unknown := sorted({str(value) for value in values if value not in number and str(value) not in number}):
         cause = "a class without a name in classes=, or another column"
         raise ContractError("labels", f"{unknown[:5]} in {column or 'the column'}", f"one of {dict(codes)}", cause)
@@ -391,79 +367,55 @@ def read_vectors(paths: Sequence[Path], column: str | None, codes: Mapping[int, 
     return frames, dict(codes)
 
 
-def _read_vector(path: Path):
-    import geopandas
-
-    try:
-        frame = geopandas.read_file(path)
-    except Exception as error:  # of GDAL's and of geopandas' readers
-        expected = "GeoJSON, GeoPackage or a shapefile"
-        raise ContractError("labels", f"{path}: {error}", expected, "another file") from None
-    if frame.crs is None:
-        raise ContractError("labels", f"{path.name} without a CRS", "a CRS", "a shapefile without its .prj file")
-    gaps = [c for c in frame.columns if c != frame.geometry.name and frame[c].dtype.kind == "f"]
-    whole = [c for c in gaps if (frame[c].dropna() % 1 == 0).all() and frame[c].notna().any()]
-    frame[whole] = frame[whole].astype("Int64")  # integers that gaps alone made floats
-    return frame
-
-
 def _class_column(frame, column: str | None, name: str) -> str:
     """The column of the classes: the one named, else the only one of text or integers."""
     columns = [c for c in frame.columns if c != frame.geometry.name]
-    if column is not None:
-        if column not in columns:
-            raise ContractError("column", repr(column), f"one of {columns}", "a misspelled name")
-        return column
     fits = [c for c in columns if frame[c].dtype.kind in "iuOTU"]
-    if len(fits) != 1:
+    if column is not None and column not in columns:
+        raise ContractError("column", repr(column), f"one of {columns}", "a misspelled name")
+    if column is None and len(fits) != 1:
         found, cause = f"{len(fits)} columns of text or integers in {name}", "the classes' column is not the only one"
         raise ContractError("column", found, f"column=, one of {columns}", cause)
-    return fits[0]
+    return column or fits[0]
 
 
-def place_features(frame, header: Header, path: Path, classified: bool):
-    """The features in the image's CRS; with a warning where those of several classes lie in one pixel."""
-    if header.crs is None:
-        cause = "a PNG, or a lost header"
-        raise ContractError("images", f"{header.path} without a CRS", "a georeferenced image", cause)
-    frame = frame.to_crs(header.crs)
-    last, first = (burn(part, header, classified) for part in (frame, frame.iloc[::-1]))
-    if overlap := int(((last != first) & ~np.isnan(last)).sum()):
-        warn(f"{overlap} pixels lie in features of several classes: the last feature in {path.name} counts")
-    return frame
+def segmentation_sets(
+    images: str | Path = "",
+    labels: str | Path = "",
+    sensor: str = "sentinel-2-l2a",
+    *,
+    classes: str = "",
+    ignore: int | None = 0,
+    column: str | None = None,
+    chips: int = 440,
+    test_chips: int = 220,
+    size: int = 64,
+    seed: int = 0,
+) -> tuple[LabeledSet, LabeledSet, LabeledSet]:
+    """Train, val and test of your own rasters and their labels; without a path, of the synthetic Earth's land cover.
 
-
-def burn(frame, header: Header, classified: bool, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """[H, W] of a box (column, row, width, height) of the image: class numbers, IGNORE outside, or values, NaN outside."""
-    left, top, width, height = box or (0, 0, header.width, header.height)
-    transform = Affine(*header.transform) @ Affine.translation(left, top)
-    west, south, east, north = array_bounds(height, width, transform)
-    frame = frame.iloc[np.sort(frame.sindex.query(shapely.box(west, south, east, north)))]
-    fill, dtype = (IGNORE, np.int32) if classified else (np.nan, np.float32)
-    if not len(frame):
-        return np.full((height, width), fill, dtype)
-    features = zip(frame.geometry, frame["number"], strict=True)
-    return rasterize(features, (height, width), fill=fill, transform=transform, dtype=dtype)
-
-
-def burn_labels(
-    labels: str | Path, scene: str | Path, out: str | Path, *, column: str | None = None
-) -> tuple[Path, dict[int, str]]:
-    """Write vector labels as a label raster on the scene's grid; returns it and {code: class name}.
-
-    labels, column: as for `raster_pairs`. Pixels without a feature are nodata. Raises ContractError for a polygon that
-    crosses itself, for an unknown column, and where nothing lies on the scene.
+    labels, ignore and column: as for `raster_pairs`. classes: such as "1 water, 2 forest"; of vector labels, by default
+    those in the file. chips: train and val together, and test_chips,
+    of the synthetic Earth. Parts lie in different places, and the groups of test may be resampled for intervals: places,
+    rasters, or blocks of about 2 km where there are fewer than six rasters.
     """
-    header, path = read_header(scene), Path(labels)
-    frames, codes = read_vectors([path], column)
-    values = burn(place_features(frames[path], header, path, codes is not None), header, codes is not None)
-    if not (labeled := values != IGNORE if codes else np.isfinite(values)).any():
-        cause = "another place, features smaller than a pixel, or latitude and longitude swapped"
-        raise ContractError("labels", f"nothing of {path.name} on {scene}", "features on the scene", cause)
-    georeference = dict(crs=header.crs.to_string(), transform=header.transform)
-    if codes is None:
-        return write_raster(out, values, nodata=np.nan, **georeference), {}
-    if not all(0 <= code < UNLABELED for code in codes):
-        raise ContractError("labels", f"codes to {max(codes)}", f"0 to {UNLABELED - 1}", "a column of identifiers")
-    numbers = np.array([*codes, UNLABELED])[np.where(labeled, values, -1)].astype(np.uint16)
-    return write_raster(out, numbers, nodata=UNLABELED, **georeference), codes
+    if not images:
+        from clay_lib.world.earth import CLASSES
+
+        pool, test = (
+            replace(world_set(sensor, count, split=split, size=size, seed=seed), codes=tuple(CLASSES))
+            for count, split in ((chips, "train"), (test_chips, "test"))
+        )
+        return *pool.split((0.85, 0.15), degrees=6.0, seed=seed), test
+    names = dict(part.strip().split(" ", 1) for part in classes.split(",")) if classes else None
+    names = names and {int(code): name for code, name in names.items()}
+    pool = raster_pairs(images, labels, sensor, classes=names, ignore=ignore, column=column, size=size)
+    if not pool.classes:
+        cause = 'label rasters without classes="1 water, 2 forest"'
+        raise ContractError("classes", "values", "the number and the name of each class", cause)
+    by = "groups" if pool.places["group"].nunique() >= 6 else "blocks"
+    train, val, test = pool.split((0.6, 0.15, 0.25), by=by, degrees=0.02, seed=seed)
+    if by == "blocks":
+        blocks = spatial_blocks(test.places["lat"], test.places["lon"], 0.02)
+        test = replace(test, places=test.places.assign(group=blocks))
+    return train, val, test

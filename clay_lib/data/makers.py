@@ -228,7 +228,7 @@ class SceneMaker:
 
 
 def _cut_scene(maker: SceneMaker, numbers: range) -> MakerOutput | None:
-    from clay_lib.data.rasters import read_scene
+    from clay_lib.data.scenes import read_scene
 
     kept, footprints, splits = [], [], []
     for n in numbers:

@@ -1,13 +1,16 @@
-"""Raster files to arrays and back: bands, missing pixels, ground distance and place."""
+"""Raster files: opened, their bands found, their headers read, and arrays written. `scenes` reads them.
+
+Rows of an opened file count from north to south: those of a south-up file are flipped on reading.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,15 +31,12 @@ from clay_lib.data.bands import (
     has_offset,
     header_date,
     header_units,
-    looks_like_decibel,
     match_bands,
-    missing_pixels,
     product_name,
-    radar_holes,
     words,
 )
-from clay_lib.data.georeference import NO_CRS, crs_text, lat_lon, locate, warn_of_points
-from clay_lib.errors import ContractError, first_line, number, warn
+from clay_lib.data.georeference import NO_CRS, lat_lon, locate, warn_of_points
+from clay_lib.errors import ContractError, first_line, warn
 from clay_lib.files import atomic_write
 from clay_lib.sensors import SENSORS, Sensor
 
@@ -45,55 +45,7 @@ DATASET_ENDINGS = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
 RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".img", *IMAGE_ENDINGS)
 
 
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """One raster of one sensor. pixels [C, H, W]: native numbers, in the file's dtype unless scaled, fill included.
-
-    transform: (a, b, c, d, e, f) from pixel corner to CRS; gsd: meters; lat, lon: center in WGS84 degrees;
-    missing [C, H, W]: True where a band was not measured; in_decibel: radar that is in dB already; labels [H, W]: land
-    cover, where it is known; origin: where the file says what, as in images.Image.
-    """
-
-    pixels: np.ndarray
-    bands: tuple[str, ...]
-    sensor: Sensor
-    crs: str | None
-    transform: tuple[float, ...] | None
-    gsd: float
-    lat: float | None
-    lon: float | None
-    when: str | None
-    missing: np.ndarray
-    in_decibel: bool = False
-    path: str = ""
-    labels: np.ndarray | None = None
-    origin: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def metadata(self) -> dict:
-        """What `Clay.embed` and `Clay.reconstruct` take beside the pixels and the sensor."""
-        return {name: getattr(self, name) for name in ("bands", "gsd", "when", "lat", "lon", "in_decibel")}
-
-    @property
-    def valid(self) -> np.ndarray:
-        """[H, W]: True where every band was measured."""
-        return ~self.missing.any(axis=0)
-
-    def measured(self) -> np.ndarray:
-        """Pixels float32 [C, H, W], NaN where nothing was measured: what `Clay` takes."""
-        return np.where(self.missing, np.float32(np.nan), self.pixels.astype(np.float32))
-
-    def filled(self) -> np.ndarray:
-        """Pixels float32 [C, H, W] whose missing ones hold their band's mean, for a file that can hold no NaN."""
-        pixels = self.pixels.astype(np.float32)
-        if not self.valid.any():
-            cause = f"{self.path} holds only fill here: take another window"
-            raise ContractError("pixels", "no valid pixel", "at least one", cause)
-        means = pixels[:, self.valid].mean(axis=1, dtype=np.float64).astype(np.float32)
-        return np.where(self.valid, pixels, means[:, None, None])
-
-
-class _OpenLayer(NamedTuple):
+class OpenLayer(NamedTuple):
     """One band of an open file, and the text that may name it."""
 
     file: rasterio.DatasetReader
@@ -101,109 +53,42 @@ class _OpenLayer(NamedTuple):
     label: str
     reason: str = ""  # why it was taken for its band
 
+    @property
+    def nodata(self) -> float | None:
+        """The header's, or 0 where an offset is added to the stored numbers, after which the fill is no longer 0."""
+        fill = self.file.nodatavals[self.index - 1]
+        return 0.0 if fill is None and (_is_original(self.file) or self.file.offsets[self.index - 1]) else fill
 
-def read_scene(
-    path: str | Path | Sequence[str | Path],
-    sensor: str | Sensor,
-    *,
-    bands: Bands = None,
-    when: str | None = None,
-    in_decibel: bool | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-    window: tuple[int, int, int, int] | None = None,
-) -> Scene:
-    """A GeoTIFF, VRT, JPEG or PNG, or a folder or list of single-band files, as a Scene of `sensor`.
+    def units(self, sensor: Sensor) -> tuple[float, float]:
+        """(scale, offset) from the stored numbers to native ones, by the header."""
+        scale, offset = self.file.scales[self.index - 1], self.file.offsets[self.index - 1]
+        if _is_original(self.file) and has_offset(self.file.name) and (scale, offset) == (1, 0):
+            return 1.0, float(OFFSET)
+        return header_units(scale, offset, sensor)
 
-    bands: {sensor band: 1-based number}, or names: those to take where the file describes its bands, else in file
-    order with None for a band to leave out. Without it, in this order: the bands' descriptions (or single-band files'
-    names), the sensor's own band count in its own order, a known product's layout (12- and 13-band Sentinel-2 in
-    ESA's order, or with B8A last by their spectra; Landsat from band 1). Bands may be a subset of the sensor's.
-    scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it. None:
-    as the file's header says (`bands.header_units`), 1 and 0 where it is silent; given ones replace the header's.
-    when: ISO 8601, UTC; None: as a product's name says, or its header. Of a .SAFE folder, level and baseline count too: its offset of
-    1000 is removed. in_decibel: radar in dB; None goes by the sign of the median. window: (column, row, width, height) in pixels.
-    Numbered Landsat bands are read as Landsat 8's, or as Landsat 4-7's where the file's name begins so (LE07, LT05).
-    Files of coarser bands over the same footprint are resampled to the finest grid, bilinear. Rows go from north to
-    south: those of a south-up file are flipped.
-    Raises ContractError for anything that cannot be read or named.
-    """
-    sensor = SENSORS.resolve(sensor)
-    given = None
-    if scale is not None or offset is not None:
-        given = number("scale", 1.0 if scale is None else scale), number("offset", 0.0 if offset is None else offset)
-    with _open_layers(path, sensor, bands, when) as (paths, layers):
-        files = list(dict.fromkeys(layer.file for layer in layers.values()))
-        finest = max(files, key=lambda file: file.width * file.height)
-        box = _window(window, finest)
-        hidden = [_OpenLayer(file, i, "") for file in files if (i := _alpha(file, sensor)) or has_mask(file)]
-        try:
-            if len(files) == 1:
-                pixels = read_band(finest, [layer.index for layer in layers.values()], box)  # [C, H, W]
-            else:
-                pixels = np.stack([_read(layer, finest, box) for layer in layers.values()])
-            masks = [_read(layer, finest, box) for layer in hidden]
-        except (RasterioError, ValueError) as error:
-            cause = "a truncated download, or a VRT whose sources moved"
-            found = f"{paths[0]}: {first_line(error)}"
-            raise ContractError("path", found, "a raster that can be read to its end", cause) from None
-        nodata = [_nodata(layer.file, layer.index) for layer in layers.values()]
-        units = np.array([_units(layer, sensor) for layer in layers.values()], np.float32)  # [C, 2]: scale, offset
-        stated = any(set(file.scales) != {1.0} or any(file.offsets) for file in files)
-        crs = finest.crs
-        dated = header_date(finest.tags())
-        georeferenced = crs is not None or not finest.transform.is_identity
-        corner = Affine.translation(box.col_off, box.row_off)
-        transform = north_up(finest) @ corner if georeferenced else None
-
-    missing = missing_pixels(pixels, nodata, sensor) | (pixels == 0).all(axis=0)  # untagged fill, as in `clay embed`
-    for mask in masks:
-        missing |= mask == 0
-    if given is not None:
-        if stated and not np.allclose(units, given, rtol=1e-4):
-            header = "native = value * {:g} + {:g}".format(*units[0])
-            warn(f"{paths[0]}: its header gives {header}, replaced by the given {given[0]:g} and {given[1]:g}")
-        units[:] = given
-    elif not stated and (units == (1, 0)).all() and sensor.name.startswith("sentinel-2") and has_offset(paths[0]):
-        if missing.all() or pixels[~missing].min() >= -OFFSET:
-            warn(
-                f"{paths[0]}: its name says a baseline whose numbers carry an offset of 1000, and no pixel is below 1000: "
-                f"pass offset={OFFSET} where it is still in, offset=0 where it was removed"
-            )
-    if (units != (1, 0)).any():
-        pixels = pixels.astype(np.float32) * units[:, :1, None] + units[:, 1:, None]
-    if sensor.decibel and in_decibel is None:
-        in_decibel = looks_like_decibel(np.where(missing, np.nan, pixels))
-    if sensor.decibel:
-        missing |= radar_holes(pixels, bool(in_decibel))
-    lat, lon, gsd = (None, None, sensor.gsd) if crs is None else locate(crs, transform, *pixels.shape[1:])
-    folder = path if isinstance(path, (str, Path)) else Path(paths[0]).parent
-    named = product_name(paths[0]).get("when")
-    count = f"{len(paths)} files" if len(paths) > 1 else f"{finest.count} bands"
-    origin = {name: layer.reason for name, layer in layers.items()} | {
-        "source": f"{finest.driver}, {count} of {finest.dtypes[0]}",
-        "when": "given" if when else "the product's name" if named else "its header",
-        "lat": "" if crs is None else crs_text(crs) if crs.to_epsg() else "its CRS",
-        "units": "" if (units == (1, 0)).all() else "native = stored * {:g} + {:g}".format(*units[0]),
-    }
-    return Scene(
-        pixels=pixels,
-        bands=tuple(layers),
-        sensor=sensor,
-        crs=None if crs is None else crs_text(crs),
-        transform=None if transform is None else tuple(transform)[:6],
-        gsd=gsd,
-        lat=lat,
-        lon=lon,
-        when=when or named or dated,
-        missing=missing,
-        in_decibel=bool(in_decibel) and sensor.decibel,
-        path=str(paths[0] if len(paths) == 1 else folder),
-        origin=origin,
-    )
+    def read(self, finest: rasterio.DatasetReader, box: Window) -> np.ndarray:
+        """[H, W] on a window of the finest file's grid, to which coarser files are resampled."""
+        file = self.file
+        if file is finest or (file.shape == finest.shape and file.transform.almost_equals(finest.transform, 1e-6)):
+            return read_band(file, self.index, box)
+        slack = max(abs(file.transform.a), abs(file.transform.e))
+        same_footprint = file.crs == finest.crs and np.allclose(file.bounds, finest.bounds, atol=slack, rtol=0)
+        if not same_footprint or finest.crs is None or _south_up(file) or _south_up(finest):
+            cause = "files of two scenes in one folder, or a band cropped, flipped or reprojected differently"
+            raise ContractError("path", str(_header(file)), f"the footprint of {_header(finest)}", cause)
+        if self.index and file.nodatavals[self.index - 1] is None and self.nodata is not None:
+            # GDAL does not know of this fill, and would interpolate between it and its neighbors
+            grid = dict(crs=finest.crs, transform=finest.transform, width=finest.width, height=finest.height)
+            options = dict(src_nodata=self.nodata, nodata=self.nodata, resampling=Resampling.bilinear)
+            with WarpedVRT(file, **options, **grid) as warped:
+                return warped.read(self.index, window=box)
+        read = partial(file.read, self.index) if self.index else partial(file.read_masks, 1)
+        part = from_bounds(*finest.window_bounds(box), transform=file.transform)
+        shape = (int(box.height), int(box.width))
+        return read(window=part, out_shape=shape, resampling=Resampling.bilinear, boundless=False)
 
 
-# ---- headers and windows ----
+# ---- headers ----
 
 
 @dataclass(frozen=True)
@@ -265,29 +150,13 @@ def _header(file: rasterio.DatasetReader) -> Header:
 def find_layers(path, sensor: str | Sensor, bands: Bands = None, when=None) -> dict[str, Layer]:
     """{band: Layer} of a file, a folder of single-band files or a list of them: as `read_scene`, headers alone."""
     sensor, found = SENSORS.resolve(sensor), {}
-    with _open_layers(path, sensor, bands, when) as (_, layers):
+    with open_layers(path, sensor, bands, when) as (_, layers):
         for name, layer in layers.items():
-            file, i, (scale, offset) = layer.file, layer.index, _units(layer, sensor)
-            stored = dict(index=i, dtype=file.dtypes[i - 1], nodata=_nodata(file, i), scale=scale, offset=offset)
-            found[name] = Layer(**vars(_header(file)), **stored, masked=bool(_alpha(file, sensor)) or has_mask(file))
+            file, i, (scale, offset) = layer.file, layer.index, layer.units(sensor)
+            stored = dict(index=i, dtype=file.dtypes[i - 1], nodata=layer.nodata, scale=scale, offset=offset)
+            masked = bool(alpha_band(file, sensor)) or has_mask(file)
+            found[name] = Layer(**vars(_header(file)), **stored, masked=masked)
     return found
-
-
-def read_padded(
-    path: str | Path, box: tuple[int, int, int, int], sensor: str | Sensor, bands: Bands = None, when=None
-) -> Scene:
-    """A box (column, row, width, height) that may extend past the raster: float32, NaN where not measured or beyond.
-
-    lat, lon and gsd are of the part that lies on the raster.
-    """
-    header, (left, top, width, height) = read_header(path), box
-    x, y, w, h = header.clip(box)
-    scene = read_scene(path, sensor, bands=bands, when=when, window=(x, y, w, h))
-    around = ((0, 0), (y - top, top + height - y - h), (x - left, left + width - x - w))
-    transform = scene.transform and tuple(Affine(*header.transform) @ Affine.translation(left, top))[:6]
-    missing = np.pad(scene.missing, around, constant_values=True)
-    pixels = np.pad(scene.measured(), around, constant_values=np.nan)
-    return replace(scene, pixels=pixels, missing=missing, transform=transform)
 
 
 # ---- writing ----
@@ -408,7 +277,7 @@ def _dataset(path, variables: Sequence[str] = ()) -> ContractError:
 
 
 @contextmanager
-def _open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[list[str], dict[str, _OpenLayer]]]:
+def open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[list[str], dict[str, OpenLayer]]]:
     """(paths, {sensor band: open layer}) of a file, a folder or a list of files."""
     paths, many = _raster_paths(path)
     with ExitStack() as stack, warnings.catch_warnings():
@@ -427,24 +296,24 @@ def _open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[lis
         yield paths, {name: layers[i]._replace(reason=reasons[name]) for name, i in matched.items()}
 
 
-def _layers(files, many: bool, sensor: Sensor) -> list[_OpenLayer]:
+def _layers(files, many: bool, sensor: Sensor) -> list[OpenLayer]:
     """All bands of all files in order, alpha left out."""
     stems = [Path(file.name).stem for file in files]
     shared = set.intersection(*({*words(stem)} for stem in stems)) if len(stems) > 1 else set()
     layers = []
     for file, stem in zip(files, stems, strict=True):
         own = " ".join(word for word in words(stem) if word not in shared)  # words in every file name identify no band
-        alpha = _alpha(file, sensor)
+        alpha = alpha_band(file, sensor)
         for index in file.indexes:
             if index != alpha:
                 text = file.descriptions[index - 1] or ""
                 if alpha and file.count == len(sensor.bands):  # what is left cannot go by its number of bands
                     text = text or sensor.band_names[index - 1]
-                layers.append(_OpenLayer(file, index, f"{text} {own}".strip() if many and file.count == 1 else text))
+                layers.append(OpenLayer(file, index, f"{text} {own}".strip() if many and file.count == 1 else text))
     return layers
 
 
-def _sample(layers: Sequence[_OpenLayer]) -> np.ndarray:
+def _sample(layers: Sequence[OpenLayer]) -> np.ndarray:
     """[C, n, n]: at most 64 x 64 pixels of each layer's center, the same whatever window is read later."""
     side = min(64, *(min(layer.file.shape) for layer in layers))
     return np.stack([_center(layer.file, layer.index, side) for layer in layers])
@@ -461,21 +330,7 @@ def _is_original(file) -> bool:
     return file.driver.startswith("JP2") and bool(product_name(file.name).get("baseline"))
 
 
-def _nodata(file, index: int) -> float | None:
-    """The header's, or 0 where an offset is added to the stored numbers, after which the fill is no longer 0."""
-    fill = file.nodatavals[index - 1]
-    return 0.0 if fill is None and (_is_original(file) or file.offsets[index - 1]) else fill
-
-
-def _units(layer: _OpenLayer, sensor: Sensor) -> tuple[float, float]:
-    """(scale, offset) from the stored numbers to native ones, by the header."""
-    file, i = layer.file, layer.index - 1
-    if _is_original(file) and has_offset(file.name) and (file.scales[i], file.offsets[i]) == (1, 0):
-        return 1.0, float(OFFSET)
-    return header_units(file.scales[i], file.offsets[i], sensor)
-
-
-def _alpha(file, sensor: Sensor) -> int:
+def alpha_band(file, sensor: Sensor) -> int:
     """The 1-based alpha band, or 0. GDAL calls the last of four 8-bit bands alpha unasked: near infrared to a 4-band
     sensor, unless it holds nothing but 0 and 255."""
     bands = [i for i, meaning in enumerate(file.colorinterp, start=1) if meaning == ColorInterp.alpha]
@@ -516,38 +371,3 @@ def read_band(file: rasterio.DatasetReader, index: int | list[int], box: Window 
     if box is not None:
         box = Window(box.col_off, file.height - box.row_off - box.height, box.width, box.height)
     return read(window=box)[..., ::-1, :]
-
-
-def _read(layer: _OpenLayer, finest, box: Window) -> np.ndarray:
-    """[H, W] of one layer on the window of the finest file's grid."""
-    file = layer.file
-    if file is finest or (file.shape == finest.shape and file.transform.almost_equals(finest.transform, 1e-6)):
-        return read_band(file, layer.index, box)
-    slack = max(abs(file.transform.a), abs(file.transform.e))
-    same_footprint = file.crs == finest.crs and np.allclose(file.bounds, finest.bounds, atol=slack, rtol=0)
-    if not same_footprint or finest.crs is None or _south_up(file) or _south_up(finest):
-        cause = "files of two scenes in one folder, or a band cropped, flipped or reprojected differently"
-        raise ContractError("path", str(_header(file)), f"the footprint of {_header(finest)}", cause)
-    fill = _nodata(file, layer.index) if layer.index else None
-    if fill is not None and file.nodatavals[layer.index - 1] is None:  # unknown to GDAL, which would interpolate it
-        grid = dict(crs=finest.crs, transform=finest.transform, width=finest.width, height=finest.height)
-        with WarpedVRT(file, src_nodata=fill, nodata=fill, resampling=Resampling.bilinear, **grid) as warped:
-            return warped.read(layer.index, window=box)
-    read = partial(file.read, layer.index) if layer.index else partial(file.read_masks, 1)
-    part = from_bounds(*finest.window_bounds(box), transform=file.transform)
-    shape = (int(box.height), int(box.width))
-    return read(window=part, out_shape=shape, resampling=Resampling.bilinear, boundless=False)
-
-
-def _window(window, file) -> Window:
-    if window is None:
-        return Window(0, 0, file.width, file.height)
-    try:
-        column, row, width, height = (int(v) for v in window)
-        inside = 0 <= column < column + width <= file.width and 0 <= row < row + height <= file.height
-    except (TypeError, ValueError):
-        inside = False
-    if not inside:
-        expected = f"(column, row, width, height) within {file.width} columns x {file.height} rows"
-        raise ContractError("window", repr(window), expected, "rows and columns swapped, or a window past the edge")
-    return Window(column, row, width, height)

@@ -1,26 +1,228 @@
-"""Scenes for the notebooks: your own raster or a place of the synthetic Earth, and chips cut from them."""
+"""Scenes: rasters read with bands, missing pixels, units, place and date, and places of the synthetic Earth."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from einops import rearrange
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from rasterio.transform import Affine
-from rasterio.warp import transform
+from rasterio.warp import transform as reproject
+from rasterio.windows import Window
 
+from clay_lib.data.bands import (
+    OFFSET,
+    Bands,
+    has_offset,
+    header_date,
+    looks_like_decibel,
+    missing_pixels,
+    product_name,
+    radar_holes,
+)
 from clay_lib.data.chips import Chips, shared_world
-from clay_lib.data.georeference import locate
-from clay_lib.data.label_files import raster_pairs
-from clay_lib.data.labels import LabeledSet, world_set
-from clay_lib.data.rasters import Scene, read_header, read_scene, write_raster
-from clay_lib.data.splits import spatial_blocks
-from clay_lib.errors import ContractError
-from clay_lib.sensors import SENSORS
+from clay_lib.data.georeference import crs_text, locate
+from clay_lib.data.rasters import (
+    OpenLayer,
+    alpha_band,
+    has_mask,
+    north_up,
+    open_layers,
+    read_band,
+    read_header,
+    write_raster,
+)
+from clay_lib.errors import ContractError, first_line, number, warn
+from clay_lib.sensors import SENSORS, Sensor
 
 DEGREES_A_PIXEL = 1e-4  # where a scene without a CRS is drawn on a map
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One raster of one sensor. pixels [C, H, W]: native numbers, in the file's dtype unless scaled, fill included.
+
+    transform: (a, b, c, d, e, f) from pixel corner to CRS; gsd: meters; lat, lon: center in WGS84 degrees;
+    missing [C, H, W]: True where a band was not measured; in_decibel: radar that is in dB already; labels [H, W]: land
+    cover, where it is known; origin: where the file says what, as in images.Image.
+    """
+
+    pixels: np.ndarray
+    bands: tuple[str, ...]
+    sensor: Sensor
+    crs: str | None
+    transform: tuple[float, ...] | None
+    gsd: float
+    lat: float | None
+    lon: float | None
+    when: str | None
+    missing: np.ndarray
+    in_decibel: bool = False
+    path: str = ""
+    labels: np.ndarray | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def metadata(self) -> dict:
+        """What `Clay.embed` and `Clay.reconstruct` take beside the pixels and the sensor."""
+        return {name: getattr(self, name) for name in ("bands", "gsd", "when", "lat", "lon", "in_decibel")}
+
+    @property
+    def valid(self) -> np.ndarray:
+        """[H, W]: True where every band was measured."""
+        return ~self.missing.any(axis=0)
+
+    def measured(self) -> np.ndarray:
+        """Pixels float32 [C, H, W], NaN where nothing was measured: what `Clay` takes."""
+        return np.where(self.missing, np.float32(np.nan), self.pixels.astype(np.float32))
+
+    def filled(self) -> np.ndarray:
+        """Pixels float32 [C, H, W] whose missing ones hold their band's mean, for a file that can hold no NaN."""
+        pixels = self.pixels.astype(np.float32)
+        if not self.valid.any():
+            cause = f"{self.path} holds only fill here: take another window"
+            raise ContractError("pixels", "no valid pixel", "at least one", cause)
+        means = pixels[:, self.valid].mean(axis=1, dtype=np.float64).astype(np.float32)
+        return np.where(self.valid, pixels, means[:, None, None])
+
+
+def read_scene(
+    path: str | Path | Sequence[str | Path],
+    sensor: str | Sensor,
+    *,
+    bands: Bands = None,
+    when: str | None = None,
+    in_decibel: bool | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
+    window: tuple[int, int, int, int] | None = None,
+) -> Scene:
+    """A GeoTIFF, VRT, JPEG or PNG, or a folder or list of single-band files, as a Scene of `sensor`.
+
+    bands: {sensor band: 1-based number}, or names: those to take where the file describes its bands, else in file
+    order with None for a band to leave out. Without it, in this order: the bands' descriptions (or single-band files'
+    names), the sensor's own band count in its own order, a known product's layout (12- and 13-band Sentinel-2 in
+    ESA's order, or with B8A last by their spectra; Landsat from band 1). Bands may be a subset of the sensor's.
+    scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it. None:
+    as the file's header says (`bands.header_units`), 1 and 0 where it is silent; given ones replace the header's.
+    when: ISO 8601, UTC; None: as a product's name says, or its header. Of a .SAFE folder, level and baseline count too: its offset of
+    1000 is removed. in_decibel: radar in dB; None goes by the sign of the median. window: (column, row, width, height) in pixels.
+    Numbered Landsat bands are read as Landsat 8's, or as Landsat 4-7's where the file's name begins so (LE07, LT05).
+    Files of coarser bands over the same footprint are resampled to the finest grid, bilinear. Rows go from north to
+    south: those of a south-up file are flipped.
+    Raises ContractError for anything that cannot be read or named.
+    """
+    sensor = SENSORS.resolve(sensor)
+    given = None
+    if scale is not None or offset is not None:
+        given = number("scale", 1.0 if scale is None else scale), number("offset", 0.0 if offset is None else offset)
+    with open_layers(path, sensor, bands, when) as (paths, layers):
+        files = list(dict.fromkeys(layer.file for layer in layers.values()))
+        finest = max(files, key=lambda file: file.width * file.height)
+        box = _window(window, finest)
+        hidden = [OpenLayer(file, i, "") for file in files if (i := alpha_band(file, sensor)) or has_mask(file)]
+        try:
+            if len(files) == 1:
+                pixels = read_band(finest, [layer.index for layer in layers.values()], box)  # [C, H, W]
+            else:
+                pixels = np.stack([layer.read(finest, box) for layer in layers.values()])
+            masks = [layer.read(finest, box) for layer in hidden]
+        except (RasterioError, ValueError) as error:
+            cause = "a truncated download, or a VRT whose sources moved"
+            found = f"{paths[0]}: {first_line(error)}"
+            raise ContractError("path", found, "a raster that can be read to its end", cause) from None
+        nodata = [layer.nodata for layer in layers.values()]
+        units = np.array([layer.units(sensor) for layer in layers.values()], np.float32)  # [C, 2]: scale, offset
+        stated = any(set(file.scales) != {1.0} or any(file.offsets) for file in files)
+        crs = finest.crs
+        dated = header_date(finest.tags())
+        georeferenced = crs is not None or not finest.transform.is_identity
+        corner = Affine.translation(box.col_off, box.row_off)
+        transform = north_up(finest) @ corner if georeferenced else None
+
+    missing = missing_pixels(pixels, nodata, sensor) | (pixels == 0).all(axis=0)  # untagged fill, as in `clay embed`
+    for mask in masks:
+        missing |= mask == 0
+    if given is not None:
+        if stated and not np.allclose(units, given, rtol=1e-4):
+            header = "native = value * {:g} + {:g}".format(*units[0])
+            warn(f"{paths[0]}: its header gives {header}, replaced by the given {given[0]:g} and {given[1]:g}")
+        units[:] = given
+    elif not stated and (units == (1, 0)).all() and sensor.name.startswith("sentinel-2") and has_offset(paths[0]):
+        if missing.all() or pixels[~missing].min() >= -OFFSET:
+            warn(
+                f"{paths[0]}: its name says a baseline whose numbers carry an offset of 1000, and no pixel is below 1000: "
+                f"pass offset={OFFSET} where it is still in, offset=0 where it was removed"
+            )
+    if (units != (1, 0)).any():
+        pixels = pixels.astype(np.float32) * units[:, :1, None] + units[:, 1:, None]
+    if sensor.decibel and in_decibel is None:
+        in_decibel = looks_like_decibel(np.where(missing, np.nan, pixels))
+    if sensor.decibel:
+        missing |= radar_holes(pixels, bool(in_decibel))
+    lat, lon, gsd = (None, None, sensor.gsd) if crs is None else locate(crs, transform, *pixels.shape[1:])
+    folder = path if isinstance(path, (str, Path)) else Path(paths[0]).parent
+    named = product_name(paths[0]).get("when")
+    count = f"{len(paths)} files" if len(paths) > 1 else f"{finest.count} bands"
+    origin = {name: layer.reason for name, layer in layers.items()} | {
+        "source": f"{finest.driver}, {count} of {finest.dtypes[0]}",
+        "when": "given" if when else "the product's name" if named else "its header",
+        "lat": "" if crs is None else crs_text(crs) if crs.to_epsg() else "its CRS",
+        "units": "" if (units == (1, 0)).all() else "native = stored * {:g} + {:g}".format(*units[0]),
+    }
+    return Scene(
+        pixels=pixels,
+        bands=tuple(layers),
+        sensor=sensor,
+        crs=None if crs is None else crs_text(crs),
+        transform=None if transform is None else tuple(transform)[:6],
+        gsd=gsd,
+        lat=lat,
+        lon=lon,
+        when=when or named or dated,
+        missing=missing,
+        in_decibel=bool(in_decibel) and sensor.decibel,
+        path=str(paths[0] if len(paths) == 1 else folder),
+        origin=origin,
+    )
+
+
+def read_padded(
+    path: str | Path, box: tuple[int, int, int, int], sensor: str | Sensor, bands: Bands = None, when=None
+) -> Scene:
+    """A box (column, row, width, height) that may extend past the raster: float32, NaN where not measured or beyond.
+
+    lat, lon and gsd are of the part that lies on the raster.
+    """
+    header, (left, top, width, height) = read_header(path), box
+    x, y, w, h = header.clip(box)
+    scene = read_scene(path, sensor, bands=bands, when=when, window=(x, y, w, h))
+    around = ((0, 0), (y - top, top + height - y - h), (x - left, left + width - x - w))
+    transform = scene.transform and tuple(Affine(*header.transform) @ Affine.translation(left, top))[:6]
+    missing = np.pad(scene.missing, around, constant_values=True)
+    pixels = np.pad(scene.measured(), around, constant_values=np.nan)
+    return replace(scene, pixels=pixels, missing=missing, transform=transform)
+
+
+def _window(window, file) -> Window:
+    if window is None:
+        return Window(0, 0, file.width, file.height)
+    try:
+        column, row, width, height = (int(v) for v in window)
+        inside = 0 <= column < column + width <= file.width and 0 <= row < row + height <= file.height
+    except (TypeError, ValueError):
+        inside = False
+    if not inside:
+        expected = f"(column, row, width, height) within {file.width} columns x {file.height} rows"
+        raise ContractError("window", repr(window), expected, "rows and columns swapped, or a window past the edge")
+    return Window(column, row, width, height)
+
+
+# ---- scenes for the notebooks, and chips cut from them ----
 
 
 def open_scene(
@@ -91,7 +293,7 @@ def cut_chips(scene: Scene, side: int, *, min_valid: float = 0.5) -> tuple[Chips
         lat = lon = np.full((5, len(kept)), np.nan)
     else:
         a, b, c, d, e, f = scene.transform
-        places = transform(scene.crs, "EPSG:4326", (a * x + b * y + c).ravel(), (d * x + e * y + f).ravel())
+        places = reproject(scene.crs, "EPSG:4326", (a * x + b * y + c).ravel(), (d * x + e * y + f).ravel())
         lon, lat = (np.reshape(v, x.shape) for v in places)
         corners = np.stack([lon[:4], lat[:4]], axis=-1)
     chips = Chips(scene.sensor.name, tiles[kept], labels, lat[4], lon[4], np.full(len(kept), scene.when or ""))
@@ -131,48 +333,6 @@ def most_measured(valid: np.ndarray, height: int, width: int) -> tuple[int, int]
     rows, columns = np.nonzero(inside == inside.max())
     distance = np.hypot(rows - (inside.shape[0] - 1) / 2, columns - (inside.shape[1] - 1) / 2)
     return int(rows[distance.argmin()]), int(columns[distance.argmin()])
-
-
-def segmentation_sets(
-    images: str | Path = "",
-    labels: str | Path = "",
-    sensor: str = "sentinel-2-l2a",
-    *,
-    classes: str = "",
-    ignore: int | None = 0,
-    column: str | None = None,
-    chips: int = 440,
-    test_chips: int = 220,
-    size: int = 64,
-    seed: int = 0,
-) -> tuple[LabeledSet, LabeledSet, LabeledSet]:
-    """Train, val and test of your own rasters and their labels; without a path, of the synthetic Earth's land cover.
-
-    labels, ignore and column: as for `raster_pairs`. classes: such as "1 water, 2 forest"; of vector labels, by default
-    those in the file. chips: train and val together, and test_chips,
-    of the synthetic Earth. Parts lie in different places, and the groups of test may be resampled for intervals: places,
-    rasters, or blocks of about 2 km where there are fewer than six rasters.
-    """
-    if not images:
-        from clay_lib.world.earth import CLASSES
-
-        pool, test = (
-            replace(world_set(sensor, count, split=split, size=size, seed=seed), codes=tuple(CLASSES))
-            for count, split in ((chips, "train"), (test_chips, "test"))
-        )
-        return *pool.split((0.85, 0.15), degrees=6.0, seed=seed), test
-    names = dict(part.strip().split(" ", 1) for part in classes.split(",")) if classes else None
-    names = names and {int(code): name for code, name in names.items()}
-    pool = raster_pairs(images, labels, sensor, classes=names, ignore=ignore, column=column, size=size)
-    if not pool.classes:
-        cause = 'label rasters without classes="1 water, 2 forest"'
-        raise ContractError("classes", "values", "the number and the name of each class", cause)
-    by = "groups" if pool.places["group"].nunique() >= 6 else "blocks"
-    train, val, test = pool.split((0.6, 0.15, 0.25), by=by, degrees=0.02, seed=seed)
-    if by == "blocks":
-        blocks = spatial_blocks(test.places["lat"], test.places["lon"], 0.02)
-        test = replace(test, places=test.places.assign(group=blocks))
-    return train, val, test
 
 
 def world(

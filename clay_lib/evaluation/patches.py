@@ -10,7 +10,7 @@ from einops import rearrange
 
 from clay_lib.clay import Clay
 from clay_lib.data.label_files import label_grids, list_files
-from clay_lib.data.rasters import read_scene
+from clay_lib.data.scenes import read_scene
 from clay_lib.errors import ContractError, warn
 from clay_lib.evaluation import evaluate, probes
 from clay_lib.evaluation.intervals import codes, interval, resample

@@ -23,7 +23,7 @@ import pandas as pd
 from clay_lib.clay import Clay, reconstruction_scores
 from clay_lib.data.chips import world_chips
 from clay_lib.data.label_files import label_grids
-from clay_lib.data.rasters import read_scene
+from clay_lib.data.scenes import read_scene
 from clay_lib.errors import ContractError
 from clay_lib.evaluation import baselines, evaluate, probes
 from clay_lib.evaluation.patches import probe_patches, read_rasters

@@ -9,7 +9,8 @@ import numpy as np
 from clay_lib.data.bands import Bands
 from clay_lib.data.check import check_image
 from clay_lib.data.images import blend_ramp
-from clay_lib.data.rasters import Header, Scene, read_header, read_padded, read_scene, write_raster
+from clay_lib.data.rasters import Header, read_header, write_raster
+from clay_lib.data.scenes import Scene, read_padded, read_scene
 from clay_lib.errors import ContractError
 from clay_lib.heads.finetune import Finetuned, check_compatible
 

@@ -9,7 +9,7 @@ from odc.geo.geobox import GeoBox
 
 from clay_lib.areas.archives import find_acquisitions
 from clay_lib.areas.local import serve_archive, write_archive
-from clay_lib.data.rasters import Scene
+from clay_lib.data.scenes import Scene
 from clay_lib.sensors import SENSORS
 from clay_lib.world.earth import Place
 

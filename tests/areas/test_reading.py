@@ -18,7 +18,8 @@ from clay_lib.areas import reading
 from clay_lib.areas.archives import acquisition_from_file, archives_of, find_acquisitions
 from clay_lib.areas.reading import cloud_mask, read_acquisition
 from clay_lib.data.check import inspect_image
-from clay_lib.data.rasters import read_scene, write_raster
+from clay_lib.data.rasters import write_raster
+from clay_lib.data.scenes import read_scene
 from clay_lib.errors import ContractError
 from clay_lib.sensors import SENSORS
 

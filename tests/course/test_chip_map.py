@@ -15,8 +15,7 @@ from clay_lib.course.chip_map import (
     write_map,
 )
 from clay_lib.data.chips import Chips
-from clay_lib.data.rasters import read_scene
-from clay_lib.data.scenes import cut_chips, open_scene
+from clay_lib.data.scenes import cut_chips, open_scene, read_scene
 from clay_lib.figures.maps import Layer
 from clay_lib.world.earth import MiniWorld
 

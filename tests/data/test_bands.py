@@ -11,7 +11,8 @@ from clay_lib.data import bands
 from clay_lib.data.bands import header_date, match_bands, missing_pixels
 from clay_lib.data.check import inspect_image
 from clay_lib.data.images import open_image
-from clay_lib.data.rasters import read_scene, write_raster
+from clay_lib.data.rasters import write_raster
+from clay_lib.data.scenes import read_scene
 
 S2, S1, LINZ, L2 = (SENSORS[name] for name in ("sentinel-2-l2a", "sentinel-1-rtc", "linz", "landsat-c2l2-sr"))
 TEN = dict(zip(S2.band_names, range(10), strict=True))

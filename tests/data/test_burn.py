@@ -6,8 +6,7 @@ import pytest
 import shapely
 
 from clay_lib import ContractError
-from clay_lib.data import burn_labels, raster_pairs
-from clay_lib.data.rasters import read_header, write_raster
+from clay_lib.data import raster_pairs, write_raster
 
 UTM = dict(crs="EPSG:32633", transform=(10.0, 0, 500_000.0, 0, -10.0, 5_000_000.0))
 WHEAT, MAIZE = shapely.box(500_000, 4_999_840, 500_080, 5_000_000), shapely.box(500_080, 4_999_920, 500_160, 5_000_000)
@@ -33,10 +32,6 @@ def test_polygons_of_every_format_are_labels(ending, scene, tmp_path):
     assert data.classes == ("maize", "wheat") and np.array_equal(data[0].label, expected)
     named = raster_pairs(scene, tmp_path / f"fields.{ending}", "sentinel-2-l2a", classes=["wheat", "maize"], size=8)
     assert len(named) == 3 and [named[i].label.max() for i in range(3)] == [0, 1, 0], "the caller's order"
-    raster, classes = burn_labels(tmp_path / f"fields.{ending}", scene, tmp_path / "labels.tif")
-    assert classes == {0: "maize", 1: "wheat"} and read_header(raster).transform == read_header(scene).transform
-    again = raster_pairs(scene, raster, "sentinel-2-l2a", classes=classes, size=16)
-    assert again.classes == data.classes and np.array_equal(again[0].label, expected)
 
 
 def test_points_overlaps_and_numbers_as_classes(scene, tmp_path):
@@ -73,10 +68,9 @@ def test_wrong_labels_raise(scene, tmp_path):
         "feature 2 of 2: Self-intersection": (frame_of([WHEAT, bow_tie], ["a", "b"]), None),
         "2 columns of text or integers": (frame_of([WHEAT, MAIZE], ["a", "b"], number=[1, 2]), None),
         "one of .'crop'.": (frame_of([WHEAT], ["a"]), "crops"),
-        "nothing of case.gpkg": (frame_of([shapely.box(0, 0, 9, 9)], ["a"]), None),
+        "every pixel ignored": (frame_of([shapely.box(0, 0, 9, 9)], ["a"]), None),
     }
     for message, (frame, column) in cases.items():
         frame.to_file(tmp_path / "case.gpkg")
         with pytest.raises(ContractError, match=message):
-            burn_labels(tmp_path / "case.gpkg", scene, tmp_path / "c.tif", column=column)
-    assert not (tmp_path / "c.tif").exists()
+            raster_pairs(scene, tmp_path / "case.gpkg", "sentinel-2-l2a", classes=None, column=column)

@@ -14,7 +14,8 @@ from real_files import EXPECTED, FILES
 from clay_lib import SENSORS, Band, Clay, ClayConfig, ContractError, Sensor
 from clay_lib import __main__ as cli
 from clay_lib.data.check import ContractWarning, check_image, inspect_image, possible_sensors
-from clay_lib.data.rasters import read_scene, write_raster
+from clay_lib.data.rasters import write_raster
+from clay_lib.data.scenes import read_scene
 from clay_lib.world.earth import CLASSES, MiniWorld
 
 EARTH = MiniWorld(0)

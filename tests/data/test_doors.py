@@ -22,7 +22,8 @@ from clay_lib.data.check import inspect_image
 from clay_lib.data.georeference import center_longitude, outline
 from clay_lib.data.images import open_image
 from clay_lib.data.label_files import class_folders, raster_pairs
-from clay_lib.data.rasters import Header, read_scene, write_raster
+from clay_lib.data.rasters import Header, write_raster
+from clay_lib.data.scenes import read_scene
 from clay_lib.datacube import parse_when
 
 S2, L2, NAIP, LINZ = (SENSORS[name] for name in ("sentinel-2-l2a", "landsat-c2l2-sr", "naip", "linz"))

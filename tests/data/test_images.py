@@ -18,7 +18,8 @@ from clay_lib import SENSORS, ContractError
 from clay_lib.areas.archives import acquisition_from_file
 from clay_lib.areas.reading import read_acquisition
 from clay_lib.data.images import open_image
-from clay_lib.data.rasters import read_scene, write_raster
+from clay_lib.data.rasters import write_raster
+from clay_lib.data.scenes import read_scene
 
 S2, NAIP, LINZ = (SENSORS[name] for name in ("sentinel-2-l2a", "naip", "linz"))
 UTM = dict(crs="EPSG:32736", transform=(10.0, 0.0, 617300.0, 0.0, -10.0, 9625100.0))

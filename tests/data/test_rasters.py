@@ -15,7 +15,8 @@ from clay_lib.areas.archives import acquisition_from_file
 from clay_lib.areas.reading import read_acquisition
 from clay_lib.data.bands import product_name
 from clay_lib.data.georeference import bounds_wgs84, coarser
-from clay_lib.data.rasters import read_header, read_padded, read_scene, write_raster
+from clay_lib.data.rasters import read_header, write_raster
+from clay_lib.data.scenes import read_padded, read_scene
 
 UTM = dict(crs="EPSG:32736", transform=(10.0, 0.0, 617300.0, 0.0, -10.0, 9625100.0))
 EXPECTED = {  # file: shape, gsd (m), lat, lon, medians of bands

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from clay_lib import ContractError
+from clay_lib.data.label_files import segmentation_sets
 from clay_lib.data.rasters import write_raster
-from clay_lib.data.scenes import center_window, crop, cut_chips, most_measured, open_scene, segmentation_sets
+from clay_lib.data.scenes import center_window, crop, cut_chips, most_measured, open_scene
 
 
 def test_synthetic_scene_and_its_file_are_the_same(tmp_path):

@@ -9,7 +9,8 @@ import torch
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.data.label_files import raster_pairs
-from clay_lib.data.rasters import read_header, read_padded, write_raster
+from clay_lib.data.rasters import read_header, write_raster
+from clay_lib.data.scenes import read_padded
 from clay_lib.heads.finetune import Finetuned, FinetuneSettings, finetune
 from clay_lib.heads.predict import predict_raster, predict_scene
 
