@@ -190,6 +190,9 @@ def test_a_date_before_landsat_8_means_the_older_band_numbers():
         ("MCD43A4.A2018185.h10v07.006.2018194033728_B01.tif", "2018-07-04"),
         ("LE70220491999322EDC01_stack.tif", "1999-11-18"),
         ("m_3607717_sw_18_1_20161399.tif", None),
+        ("data/LC08_L2SP_022049_20200322_20200822_02_T1.tif", "2020-03-22"),
+        ("data/S1A_IW_GRDH_1SDV_20200101T054321_x.tif", "2020-01-01T05:43:21"),
+        ("data/a.tif", None),
     ],
 )
 def test_dates_in_names_of_products(name, when):

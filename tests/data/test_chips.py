@@ -1,7 +1,5 @@
 """Chips in memory: content hashes, unknown metadata, and the cache of the mini-world."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

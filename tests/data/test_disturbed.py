@@ -1,7 +1,5 @@
 """One true scene, stored in hundreds of ways: the same embedding, a clear error or a warning, never a silent misreading."""
 
-from __future__ import annotations
-
 import tempfile
 import warnings
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ import shapely.geometry
 import torch
 import xarray as xr
 from odc.geo.geobox import GeoBox
+from safe_folders import safe_folder
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.areas.archives import acquisition_from_file, choose_archive
@@ -58,20 +59,6 @@ def data_array(values, **attrs):
     return xr.DataArray(values, coords, ("band", "y", "x"), attrs=attrs)
 
 
-def safe_folder(folder, values):
-    granule = folder / f"{PRODUCT}.SAFE" / "GRANULE/L2A_T36MXE_A041600_20230610T075501/IMG_DATA"
-    for band, number in (FINE | COARSE).items():
-        step = 1 if band in FINE else 2
-        path = granule / f"R{step * 10}m" / f"T36MXE_20230610T074621_B{number}_{step * 10}m.jp2"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stored = values[[S2.band_names.index(band)], ::step, ::step]
-        layout = dict(driver="JP2OpenJPEG", count=1, height=SIDE // step, width=SIDE // step, dtype="uint16", crs=CRS)
-        transform = rasterio.Affine(*NORTH_UP) @ rasterio.Affine.scale(step)
-        with rasterio.open(path, "w", **layout, transform=transform, QUALITY="100", REVERSIBLE="YES") as file:
-            file.write(stored)
-    return folder / f"{PRODUCT}.SAFE"
-
-
 def from_item(folder, scene):
     """The acquisition of a STAC item as Earth Search lays it out."""
     write_archive(folder, sensors=(), rasters={S2.name: [scene]})
@@ -111,8 +98,10 @@ def test_one_scene_is_the_same_at_every_door(clay, tmp_path):
     assert (scene.gsd, scene.when, scene.crs, scene.transform) == (GSD, WHEN, CRS, NORTH_UP)
     truth = embedding(clay, values, **place)
 
+    stored = {number: values[S2.band_names.index(band)] for band, number in (FINE | COARSE).items()}
+    safe = safe_folder(tmp_path / f"{PRODUCT}.SAFE", stored, PLACE)
     doors = {"array": values, "tensor": torch.from_numpy(values), "xarray": array, "Dataset": array.to_dataset("band"),
-             "GeoTIFF": path, "folder": folder, "SAFE": safe_folder(tmp_path, values), "Scene": scene}  # fmt: skip
+             "GeoTIFF": path, "folder": folder, "SAFE": safe, "Scene": scene}  # fmt: skip
     for name, source in doors.items():
         image = open_image(source, S2)
         same(image.pixels, image.bands, expected)
@@ -200,6 +189,8 @@ def test_alpha_of_the_header_is_a_mask_and_not_near_infrared(tmp_path, transpare
     assert image.bands == (("red", "green", "blue") if dropped else NAIP.band_names)
     assert np.isnan(image.pixels[0, :, :4]).all() == dropped and np.isfinite(image.pixels[0, :, 4:]).all()
     assert set(acquisition_from_file(tmp_path / "a.tif", NAIP).bands) == set(image.bands)
+    rgb = open_image(tmp_path / "a.tif", LINZ)  # to a sensor of three bands it is always a mask
+    assert rgb.bands == LINZ.band_names and (np.isnan(rgb.pixels[0]) == (values[3] == 0)).all()
 
 
 def test_control_points_without_a_grid_are_reported_at_every_door(tmp_path):

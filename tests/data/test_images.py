@@ -1,7 +1,6 @@
 """Images of any source: the same pixels, with their names, place, date and missing pixels."""
 
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import pyproj
@@ -239,31 +238,7 @@ def test_sources_that_are_no_image_are_refused(source, kwargs, message):
         open_image(source, sensor, **kwargs)
 
 
-# ---- real files ----
-
-
-@pytest.mark.parametrize(
-    "sensor, file",
-    [
-        ("sentinel-2-l2a", "sentinel-2-l2a/38D_378R_2_3.tif"),
-        ("sentinel-1-rtc", "sentinel-1-rtc/38D_378R_2_3.tif"),
-        ("naip", "naip/NAIP-VA-b*.tiff"),
-        ("modis", "modis"),
-        ("linz", "aerial-rgb/OSBS_029.tif"),
-    ],
-)
-def test_real_files_as_files_and_as_xarray(realdata, sensor, file):
-    path = sorted(map(str, realdata.glob(file))) if "*" in file else Path(realdata / file)
-    scene, image = read_scene(path, sensor), open_image(path, sensor)
-    assert (image.bands, image.gsd, image.lat, image.lon) == (scene.bands, scene.gsd, scene.lat, scene.lon)
-    assert image.in_decibel == scene.in_decibel == (sensor == "sentinel-1-rtc")
-    np.testing.assert_array_equal(np.isfinite(image.pixels[0]), ~scene.missing)
-    np.testing.assert_array_equal(image.pixels[0][~scene.missing], scene.pixels[~scene.missing].astype(np.float32))
-    a, _, c, _, _, f = scene.transform
-    array = data_array(scene.pixels, scene.bands, scene.crs, (c, f), a)
-    again = open_image(array.where(~scene.missing) if scene.missing.any() else array, sensor)
-    np.testing.assert_array_equal(again.pixels, image.pixels)
-    assert (again.gsd, again.lat, again.lon) == pytest.approx((image.gsd, image.lat, image.lon), abs=1e-6)
+# ---- what headers and names say ----
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Labeled sets of every source return the numbers, labels and places that were written."""
 
-from __future__ import annotations
-
 import geopandas as gpd
 import numpy as np
 import pandas as pd

@@ -1,7 +1,5 @@
 """Chip makers: the mini-world by land cover, and scenes cut along their grid."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import shapely

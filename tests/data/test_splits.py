@@ -1,7 +1,5 @@
 """Splits and sampling: disjoint blocks, and the published sampling table."""
 
-from __future__ import annotations
-
 import geopandas
 import numpy as np
 import pytest

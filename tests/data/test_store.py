@@ -1,7 +1,5 @@
 """Chip stores: round trips through this reader and zarr's own, damage, and several writers."""
 
-from __future__ import annotations
-
 import pickle
 from dataclasses import dataclass, replace
 from functools import partial

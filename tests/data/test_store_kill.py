@@ -1,7 +1,5 @@
 """Writers killed with SIGKILL at random moments: the store opens, holds complete chips only, and a rerun completes it."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,4 +1,4 @@
-"""Vector labels burnt on a scene's grid, from every format, and read back as a labeled set."""
+"""Vector labels of every format as the labels of a scene."""
 
 import geopandas
 import numpy as np
