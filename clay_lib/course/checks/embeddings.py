@@ -103,13 +103,11 @@ def unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _archive() -> np.ndarray:
-    rng = np.random.default_rng(218)
-    return (rng.normal(size=(16, 5)) + [2.0, 0.5, 0, 0, 0]) * np.exp(rng.normal(size=(16, 1)))
+ARCHIVE = (normal(1, 16, 5).numpy() + [2.0, 0.5, 0, 0, 0]) * normal(2, 16, 1).exp().numpy()
 
 
 @check(
-    cases=[(_archive(), np.array([11, 2, 7]), np.array([5, 14]), 4)],
+    cases=[(ARCHIVE, np.array([11, 2, 7]), np.array([5, 14]), 4)],
     mistakes={
         "The examples are among the hits: take them out, right and wrong ones.": ("*liked, *disliked", ""),
         "Subtract half of the wrong examples' mean, not all or nothing of it.": [("0.5", "0"), ("0.5", "1")],
@@ -131,14 +129,12 @@ def tent(n):
     return np.minimum(np.arange(n), np.arange(n)[::-1]) + 0.5
 
 
-def _tiles() -> np.ndarray:
-    tiles = normal(6, 5, 4, 6).numpy() + 3 * np.arange(1, 6)[:, None, None]
-    tiles[1, 2, 1], tiles[3, 1, 4], tiles[2, 3, 3:5] = np.nan, np.nan, np.nan  # the second is in no other tile
-    return tiles
+TILES = normal(6, 5, 4, 6).numpy() + 3 * np.arange(1, 6)[:, None, None]
+TILES[1, 2, 1], TILES[3, 1, 4], TILES[2, 3, 3:5] = np.nan, np.nan, np.nan  # the second is in no other tile
 
 
 @check(
-    cases=[(_tiles(), np.array([[0, 0], [0, 4], [2, 1], [3, 4], [4, 3]]), (8, 10))],
+    cases=[(TILES, np.array([[0, 0], [0, 4], [2, 1], [3, 4], [4, 3]]), (8, 10))],
     mistakes={
         "All tiles count equally: weight cells by distance.": ("tent(h), tent(w)", "np.ones(h), np.ones(w)"),
         "The last tile lies over the others: take their weighted mean.": ("+=", "="),
@@ -184,14 +180,13 @@ def check_rounded(vectors, bits):
     return np.rint(vectors / scale) * scale
 
 
-def _two_areas() -> tuple[np.ndarray, np.ndarray]:
-    mix = normal(2, 6, 6).numpy() * [3, 2, 1.5, 1, 0.6, 0.4]
-    train = normal(3, 30, 6).numpy() @ mix.T + 2
-    return train, normal(4, 11, 6).numpy() @ (mix + 0.6 * normal(5, 6, 6).numpy()).T + 2 + normal(9, 6).numpy()
+MIX = normal(2, 6, 6).numpy() * [3, 2, 1.5, 1, 0.6, 0.4]
+TRAIN = normal(3, 30, 6).numpy() @ MIX.T + 2
+TEST = normal(4, 11, 6).numpy() @ (MIX + 0.6 * normal(5, 6, 6).numpy()).T + 2 + normal(9, 6).numpy()  # another area
 
 
 @check(
-    cases=[(*_two_areas(), k) for k in (1, 2, 4)],
+    cases=[(TRAIN, TEST, k) for k in (1, 2, 4)],
     read=number,
     mistakes={
         "This is the share of train: measure on test.": ("along =", "test = train; along ="),

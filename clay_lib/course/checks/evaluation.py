@@ -16,21 +16,20 @@ from clay_lib.course.checks.engine import as_tensor, attempt, check, normal, num
 # ---- 07: a vote of neighbors, a split, a bootstrap interval
 
 
-def _chips() -> tuple:
-    rng = np.random.default_rng(653)  # no test chip with a tie
-    train_x, test_x = rng.normal(size=(40, 3)) * [1, 2, 1], rng.normal(size=(13, 3)) * [1, 2, 1]
-    return train_x, rng.choice([10, 20, 40, 90], 40), test_x
+RNG = np.random.default_rng(653)  # no test chip with a tie
+CHIPS, CHIPS_OF_TEST = RNG.normal(size=(40, 3)) * [1, 2, 1], RNG.normal(size=(13, 3)) * [1, 2, 1]
+LABELED = CHIPS, RNG.choice([10, 20, 40, 90], 40), CHIPS_OF_TEST
 
 
 @check(
-    cases=[(*_chips(), 5)],
+    cases=[(*LABELED, 5)],
     mistakes={
         "The farthest vote: sort distances from the smallest up.": (":k]", "-k:]"),
         "Only the nearest votes; all k should.": (":k]", ":1]"),
         "A label is a name: count votes, take no mean.": ("stats.mode(labels, axis=1).mode", "labels.mean(1)"),
         "This is the number of votes: answer with the label.": (").mode", ").count"),
     },
-    edge_cases={"With one neighbor": (*_chips(), 1)},
+    edge_cases={"With one neighbor": (*LABELED, 1)},
     praise="The simplest probe there is: no training, one number to choose.",
 )
 def check_vote(train_x, train_y, test_x, k):
@@ -126,15 +125,12 @@ INTERVAL_MISTAKES = {
 }
 
 
-def _errors() -> np.ndarray:
-    errors = normal(2, 4, 7).double().numpy() * [[0.1], [0.05], [0.2], [0.15]] + [[0.5], [0.8], [1.1], [1.7]]
-    for setting, failed in enumerate(([], [3], [0, 1, 5], [2, 3, 4, 6])):
-        errors[setting, failed] = np.nan
-    return errors
+ERRORS = normal(2, 4, 7).double().numpy() * [[0.1], [0.05], [0.2], [0.15]] + [[0.5], [0.8], [1.1], [1.7]]
+ERRORS[1, 3], ERRORS[2, [0, 1, 5]], ERRORS[3, [2, 3, 4, 6]] = np.nan, np.nan, np.nan  # runs that failed
 
 
 @check(
-    cases=[(_errors(),)],
+    cases=[(ERRORS,)],
     mistakes={
         "You count failed runs among the seeds.": ("np.isfinite(errors).sum(1)", "errors.shape[1]"),
         "Failed runs count as 0: leave them out.": ("mean, n =", "errors = np.nan_to_num(errors); mean, n ="),
@@ -243,14 +239,12 @@ def check_place_codes(lat, lon):
     return code
 
 
-def _embeddings() -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(3)
-    full = (rng.normal(size=(7, 5)) + [1.2, 0, 0, 0, 0.4]) * np.exp(0.8 * rng.normal(size=(7, 1)))
-    return full, (full + 0.6 * rng.normal(size=(7, 5))) * np.exp(0.8 * rng.normal(size=(7, 1)))
+FULL = (normal(3, 7, 5).numpy() + [1.2, 0, 0, 0, 0.4]) * (0.8 * normal(4, 7, 1)).exp().numpy()
+LESS = (FULL + 0.6 * normal(5, 7, 5).numpy()) * (0.8 * normal(6, 7, 1)).exp().numpy()
 
 
 @check(
-    cases=[_embeddings()],
+    cases=[(FULL, LESS)],
     read=number,
     mistakes={
         "This is how far each chip moved: divide by that of different chips.": (" / (1 - different.mean())", ""),
