@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from clay_lib.errors import ContractError
 
@@ -17,19 +16,6 @@ WAIT = 30  # s until a scheduler must have answered
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_resident() -> int:
-    """Highest resident memory of this process so far, in bytes.
-
-    Linux's ru_maxrss of a new process begins with its parent's, so its own value is read from /proc.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def progress_bar(*, disable: bool = False, **options):

@@ -1,4 +1,4 @@
-"""Where tests find what the project does not ship: goldens and real imagery, beside the checkout."""
+"""What all tests share: folders beside the checkout, the shipped weights, and the same random numbers every time."""
 
 import os
 from pathlib import Path
@@ -25,6 +25,14 @@ def goldens() -> Path:
 @pytest.fixture(scope="session")
 def realdata() -> Path:
     return _folder("realdata")
+
+
+@pytest.fixture(scope="session")
+def mini():
+    """The shipped weights."""
+    from clay_lib import Clay
+
+    return Clay.load("clay-mini")
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import pickle
-import subprocess
 import sys
 import types
 from collections import defaultdict
@@ -15,6 +14,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from processes import run_script
 from released import released_settings, write_released
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -380,11 +380,10 @@ def test_teacher_is_not_loaded_into_memory(tmp_path):
     script = """
 import sys
 from clay_lib.checkpoint import load_model
-from clay_lib.cluster import peak_resident
+from processes import peak_resident
 model = load_model(sys.argv[1])
 print(sum(4 * tensor.numel() for tensor in model.state_dict().values()), peak_resident())
 """
-    done = subprocess.run([sys.executable, "-c", script, tmp_path / "w.ckpt"], capture_output=True, check=True)
-    own, peak = map(int, done.stdout.split())  # bytes, in a process that does nothing else
+    own, peak = map(int, run_script(script, tmp_path / "w.ckpt").split())  # bytes, in a process that does nothing else
     assert own == 4 * sum(shape.numel() for shape in shapes.values())
     assert own < peak < 2 * own + BOUND

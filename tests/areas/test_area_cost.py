@@ -1,16 +1,13 @@
 """Cost of embedding an area: constant memory, parallel reading and embedding, tiles close to one large image."""
 
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import shapely
 import torch
+from processes import run_script
 from test_area import CLAY, S2, SIZE, make_scene
 
 from clay_lib import Clay
@@ -28,13 +25,12 @@ PEAK = """
 import sys
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_area import run
 from clay_lib.areas import jobs
-from clay_lib.cluster import peak_resident
+from processes import peak_resident
 jobs.BLOCK = 256
-result = run(Path(sys.argv[3]), Path(sys.argv[2]), workers=2)
+result = run(Path(sys.argv[2]), Path(sys.argv[1]), workers=2)
 print(peak_resident() >> 20, result.jobs)
 """
 # GDAL's block cache grows to a share of the machine's memory for any area; a low limit is reached immediately.
@@ -46,10 +42,7 @@ def test_memory_does_not_grow_with_the_area(tmp_path):
     peaks = []
     for side in (1024, 2048):
         scene = make_scene(tmp_path / f"{side}.tif", side=side, hole=False)
-        command = [sys.executable, "-c", PEAK, str(Path(__file__).parent), str(scene), str(tmp_path / f"out{side}")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | CACHE)
-        assert done.returncode == 0, done.stderr[-2000:]
-        peak, tiles = map(int, done.stdout.split()[-2:])
+        peak, tiles = map(int, run_script(PEAK, scene, tmp_path / f"out{side}", **CACHE).split()[-2:])
         peaks.append((tiles, peak))
     print("(tiles, peak MB):", peaks)
     assert peaks[1][0] > 3.5 * peaks[0][0] and peaks[1][1] < 1.15 * peaks[0][1], peaks

@@ -1,12 +1,10 @@
 """Embedding jobs that are killed repeatedly, or whose workers are: every tile once, identical results."""
 
 import hashlib
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import rasterio
+from processes import run_script
 from test_area import make_scene, run
 
 from clay_lib.areas import vectors
@@ -15,8 +13,8 @@ SMALL = """
 import os, random, signal, sys, threading, time
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
 from pathlib import Path
+from processes import forked
 from test_area import run
 from clay_lib.areas import jobs, vectors
 DENSE = dict(dense="cog", overlap=16, components=2, batch_size=4, crs="EPSG:3035")
@@ -30,19 +28,10 @@ import clay_lib.areas.rasters, clay_lib.areas.archives, distributed, odc.stac, r
 
 KILLS = 8
 jobs.PART_ROWS, jobs.BLOCK = 16, 128
-scene, killed, complete = map(Path, sys.argv[2:5])
+scene, killed, complete = map(Path, sys.argv[1:4])
 
-def child(out):
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        run(out, scene, workers=2, **DENSE)
-        os._exit(0)
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-        os._exit(1)
+def embed(out):
+    run(out, scene, workers=2, **DENSE)
 
 def rows():
     ids = [name for path in vectors.part_files(killed) for name in vectors.read_part(path, ["id"])["id"].to_pylist()]
@@ -50,12 +39,12 @@ def rows():
     return len(ids)
 
 start = time.time()
-assert os.waitpid(child(complete), 0)[1] == 0
+assert os.waitpid(forked(embed, complete), 0)[1] == 0
 duration = time.time() - start
 kills, rng, reached = 0, random.Random(0), []
 for attempt in range(10 * KILLS):
     # Every third is killed at a random time after its start, the others shortly after they have published a part.
-    pid, parts, start = child(killed), len(vectors.part_files(killed)), time.time()
+    pid, parts, start = forked(embed, killed), len(vectors.part_files(killed)), time.time()
     moment = start + rng.uniform(0.0, 0.4) * duration if kills % 3 == 0 else None
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -108,7 +97,7 @@ def main():
         killer = threading.Thread(target=kill_workers, args=(cluster,))
         killer.start()
         try:
-            result = run(Path(sys.argv[3]), Path(sys.argv[2]), scheduler=cluster.scheduler_address, **DENSE)
+            result = run(Path(sys.argv[2]), Path(sys.argv[1]), scheduler=cluster.scheduler_address, **DENSE)
         finally:
             over.set()
             killer.join()
@@ -120,16 +109,12 @@ if __name__ == "__main__":
 )
 
 
-def run_script(code, tmp_path, *folders):
+def run_on_scene(code, tmp_path, *folders):
     """(words printed by a script with a scene and folders as arguments, scene)."""
     scene = make_scene(tmp_path / "scene.tif", side=464)
     script = tmp_path / "job.py"
     script.write_text(code)
-    command = [sys.executable, script, Path(__file__).parent, scene, *(tmp_path / name for name in folders)]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    print(done.stdout)
-    return done.stdout.split(), scene
+    return run_script(script, scene, *(tmp_path / name for name in folders)).split(), scene
 
 
 def hashes(out):
@@ -146,7 +131,7 @@ def hashes(out):
 
 @pytest.mark.slow
 def test_killed_jobs_resume_with_identical_results(tmp_path):
-    (kills, _, states, *_), _ = run_script(KILLED, tmp_path, "killed", "complete")
+    (kills, _, states, *_), _ = run_on_scene(KILLED, tmp_path, "killed", "complete")
     assert int(kills) >= 3 and int(states) >= 2  # killed while parts were missing
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "complete")
     partials = [path for path in (tmp_path / "killed").rglob("*.parquet") if path.name.startswith(".part-")]
@@ -156,7 +141,7 @@ def test_killed_jobs_resume_with_identical_results(tmp_path):
 @pytest.mark.slow
 def test_blocks_of_killed_workers_are_read_again(tmp_path):
     """With the address of a scheduler and worker processes."""
-    (kills, *_), scene = run_script(WORKERS, tmp_path, "killed")
+    (kills, *_), scene = run_on_scene(WORKERS, tmp_path, "killed")
     assert int(kills) >= 2
     run(tmp_path / "complete", scene, dense="cog", overlap=16, components=2, batch_size=4, crs="EPSG:3035")
     assert hashes(tmp_path / "killed")["ids"] == hashes(tmp_path / "complete")["ids"]

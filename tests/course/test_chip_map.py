@@ -3,18 +3,11 @@
 import numpy as np
 import pytest
 import rasterio
+from fakes import fake_chips
 from PIL import Image
 
-from clay_lib.course.chip_map import (
-    agreement,
-    chip_map,
-    neighbors,
-    refit,
-    scene_background,
-    world_background,
-    write_map,
-)
-from clay_lib.data.chips import Chips
+from clay_lib.course import agreement, neighbors, refit, scene_background, world_background, write_map
+from clay_lib.course.chip_map import chip_map
 from clay_lib.data.scenes import cut_chips, open_scene, read_scene
 from clay_lib.figures.maps import Layer
 from clay_lib.world.earth import MiniWorld
@@ -32,16 +25,7 @@ def vectors():
 
 @pytest.fixture
 def widget(vectors):
-    rng = np.random.default_rng(1)
-    chips = Chips(
-        "naip",
-        rng.integers(0, 255, (N, 4, 8, 8)).astype(np.uint8),
-        np.zeros((N, 8, 8), np.uint8),
-        rng.uniform(-50, 70, N),
-        rng.uniform(-170, 170, N),
-        np.full(N, "2020-01-01"),
-    )
-    return chip_map(chips, vectors, GROUND, truth=NAMES)
+    return chip_map(fake_chips("naip", N, 8), vectors, GROUND, truth=NAMES)
 
 
 def test_neighbors_are_the_most_similar_others(vectors):

@@ -131,11 +131,8 @@ def test_exercises_in_git_are_up_to_date(script):
     assert path.is_file() and path.read_text() == exercises.exercise_text(script), "make exercises, and commit it"
 
 
-def test_every_notebook_has_exercises():
+def test_every_notebook_has_exercises_and_they_have_theirs():
     assert {f"{number:02d}" for number in range(1, 13)} <= {script.stem[:2] for script in SCRIPTS}
-
-
-def test_no_exercises_without_a_notebook():
     assert {p.stem for p in (NOTEBOOKS / "exercises").glob("*.ipynb")} == {script.stem for script in SCRIPTS}
 
 

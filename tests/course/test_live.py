@@ -8,7 +8,6 @@ import torch
 from test_browser import SHOTS, RecordedPage, browser  # noqa: F401  a fixture
 
 from clay_lib.checkpoint import load_model
-from clay_lib.clay import Clay
 from clay_lib.course.live import OUTPUTS, LiveModel, example, write_live, write_model
 from clay_lib.data import read_scene, write_raster
 from clay_lib.encoder import unpatchify
@@ -37,9 +36,8 @@ def test_graph_agrees_with_the_autoencoder(tmp_path):
 def page(browser, tmp_path_factory):  # noqa: F811
     if not shutil.which("npm"):
         pytest.skip("npm, which fetches ONNX Runtime Web, is not installed")
-    path = write_live(
-        load_model("clay-mini"), tmp_path_factory.mktemp("live") / "live.html", {"sentinel-2-l2a": 3, "naip": 2}
-    )
+    out = tmp_path_factory.mktemp("live") / "live.html"
+    path = write_live(load_model("clay-mini"), out, {"sentinel-2-l2a": 3, "naip": 2})
     recorded = RecordedPage(browser, path.as_uri())
     recorded.page.goto(path.as_uri())
     recorded.page.evaluate("clay.start")
@@ -52,15 +50,14 @@ SHOWN = """() => { const {chip, state, result, all} = clay.state(); return {
   chip: [...all.chip], reconstruction: [...result.reconstruction]} }"""
 
 
-def test_numbers_agree_with_torch(page):
+def test_numbers_agree_with_torch(page, mini):
     shown = {name: torch.tensor(values) for name, values in page.page.evaluate(SHOWN).items()}
-    clay = Clay.load("clay-mini", precision="exact")
-    cube = clay.cube(np.zeros((10, 128, 128)), "sentinel-2-l2a", check=False)
+    cube = mini.cube(np.zeros((10, 128, 128)), "sentinel-2-l2a", check=False)
     visible = [k for k in range(256) if k not in shown["hidden"].tolist()]
     inputs = dict(pixels=shown["pixels"].view(1, 10, 128, 128), time=shown["time"][None], latlon=shown["latlon"][None])
     inputs |= dict(gsd=torch.tensor([10.0]), waves=cube.waves, output_waves=cube.waves, visible=torch.tensor(visible))
     with torch.no_grad():
-        _, _, rows = LiveModel(clay.model)(**inputs)
+        _, _, rows = LiveModel(mini.model)(**inputs)
     image = unpatchify(rows, grid=(16, 16), patch_size=8, size=(128, 128))
     assert len(visible) == 64
     assert (image.flatten() - shown["reconstruction"]).abs().max() < 1e-3
@@ -93,27 +90,21 @@ def test_controls_change_the_answer(page):
     page.screenshot(path=SHOTS / "live.png", full_page=True)
 
 
-def test_a_file_of_ones_own_is_read(page, tmp_path):
+def test_a_file_of_ones_own_is_read(page, mini, tmp_path):
     from clay_lib.data.scenes import world
 
     world(str(tmp_path / "scene.tif"), sensor="sentinel-2-l2a")
     scene = read_scene(tmp_path / "scene.tif", "sentinel-2-l2a")
     until_changed(page.page, lambda: page.page.locator("#file").set_input_files(tmp_path / "scene.tif"))
-    size, gsd, pixels = page.page.evaluate(
-        "(({chip}) => [chip.size, chip.gsd, [...chip.pixels.slice(0, 50)]])(clay.state())"
-    )
+    read = "(({chip}) => [chip.size, chip.gsd, [...chip.pixels.slice(0, 50)]])(clay.state())"
+    size, gsd, pixels = page.page.evaluate(read)
     top, left = ((n - 128) // 2 if n > 128 else 0 for n in scene.pixels.shape[-2:])
-    first = (
-        Clay.load("clay-mini", precision="exact")
-        .cube(scene.pixels, scene.sensor, check=False)
-        .pixels[0, 0, top, left : left + 50]
-    )
+    first = mini.cube(scene.pixels, scene.sensor, check=False).pixels[0, 0, top, left : left + 50]
     assert gsd == 10 and size == [min(n, 128) for n in scene.pixels.shape[-2:]]
     assert np.abs(np.array(pixels) - first.numpy()).max() < 1e-4
 
-    write_raster(
-        tmp_path / "odd.tif", np.zeros((5, 8, 8), "float32"), crs="EPSG:32633", transform=(10, 0, 5e5, 0, -10, 5e6)
-    )
-    page.page.locator("#file").set_input_files(tmp_path / "odd.tif")
+    place = dict(crs="EPSG:32633", transform=(10, 0, 5e5, 0, -10, 5e6))
+    odd = write_raster(tmp_path / "odd.tif", np.zeros((5, 8, 8), "float32"), **place)
+    page.page.locator("#file").set_input_files(odd)
     page.page.wait_for_function("document.querySelector('#message').className === 'bad'")
     assert "it has 5 bands" in page.page.inner_text("#message")

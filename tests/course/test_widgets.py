@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError
 from clay_lib.course import widgets
-from clay_lib.files import DATA
 from clay_lib.world.earth import MiniWorld
 
 SENSOR = SENSORS["sentinel-2-l2a"]
@@ -19,11 +18,6 @@ SENSOR = SENSORS["sentinel-2-l2a"]
 def observe(sensor):
     world = MiniWorld(0)
     return world.observe(world.place(40, 1, "test"), sensor, "2023-06-10T10:30", 64)
-
-
-@pytest.fixture(scope="module")
-def clay():
-    return Clay.load(DATA / "weights" / "clay-mini.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +38,9 @@ def place(chip):
 # ---- masking ----
 
 
-def test_reconstruction_is_that_of_clay(clay, chip, place):
-    result = widgets.reconstruct(clay, chip.pixels, SENSOR, mask_ratio=0.6, seed=3, **place)
-    expected = clay.reconstruct(chip.pixels, SENSOR, mask_ratio=0.6, seed=3, **place)
+def test_reconstruction_is_that_of_clay(mini, chip, place):
+    result = widgets.reconstruct(mini, chip.pixels, SENSOR, mask_ratio=0.6, seed=3, **place)
+    expected = mini.reconstruct(chip.pixels, SENSOR, mask_ratio=0.6, seed=3, **place)
     np.testing.assert_array_equal(result.hidden, expected.mask[0])
     np.testing.assert_allclose(result.pixels, SENSOR.normalize(expected.pixels[0]), atol=1e-3)
     truth, hidden = SENSOR.normalize(chip.pixels.astype(np.float32)), result.hidden
@@ -55,34 +49,34 @@ def test_reconstruction_is_that_of_clay(clay, chip, place):
     assert result.baseline == pytest.approx(np.abs(truth[:, hidden] - mean).mean(), rel=1e-4)
 
 
-def test_every_option_reaches_the_model(clay, chip, place):
+def test_every_option_reaches_the_model(mini, chip, place):
     options = dict(mask_ratio=0.6, **place)
-    before = widgets.reconstruct(clay, chip.pixels, SENSOR, **options)
-    np.testing.assert_array_equal(before.pixels, widgets.reconstruct(clay, chip.pixels, SENSOR, **options).pixels)
+    before = widgets.reconstruct(mini, chip.pixels, SENSOR, **options)
+    np.testing.assert_array_equal(before.pixels, widgets.reconstruct(mini, chip.pixels, SENSOR, **options).pixels)
     for change in (dict(gsd=100.0), dict(lat=72.0, lon=-40.0), dict(when="2023-12-15T10:30"), dict(when=None)):
-        after = widgets.reconstruct(clay, chip.pixels, SENSOR, **{**options, **change})
+        after = widgets.reconstruct(mini, chip.pixels, SENSOR, **{**options, **change})
         np.testing.assert_array_equal(after.hidden, before.hidden)
         assert np.abs(after.pixels - before.pixels).max() > 1e-3, change
-    two = widgets.reconstruct(clay, chip.pixels, SENSOR, bands=["nir", "red"], **options)
+    two = widgets.reconstruct(mini, chip.pixels, SENSOR, bands=["nir", "red"], **options)
     np.testing.assert_array_equal(two.original, before.original[SENSOR.indices(["nir", "red"])])
-    assert (widgets.reconstruct(clay, chip.pixels, SENSOR, **options, seed=1).hidden != before.hidden).any()
-    assert np.isnan(widgets.reconstruct(clay, chip.pixels, SENSOR, mask_ratio=0.0, **place).error)
+    assert (widgets.reconstruct(mini, chip.pixels, SENSOR, **options, seed=1).hidden != before.hidden).any()
+    assert np.isnan(widgets.reconstruct(mini, chip.pixels, SENSOR, mask_ratio=0.0, **place).error)
     with pytest.raises(ContractError, match="name those it has"):
-        widgets.playground(clay, chip.pixels[:3], SENSOR, **place)
+        widgets.playground(mini, chip.pixels[:3], SENSOR, **place)
 
 
-def test_missing_pixels_do_not_count(clay, chip, place):
+def test_missing_pixels_do_not_count(mini, chip, place):
     holes = chip.pixels.astype(np.float32)
     holes[:, 10:13, 20:60] = holes[:, 32:48, :24] = np.nan
-    result = widgets.reconstruct(clay, holes, SENSOR, mask_ratio=0.6, **place)
-    expected = clay.reconstruct(holes, SENSOR, mask_ratio=0.6, **place)
+    result = widgets.reconstruct(mini, holes, SENSOR, mask_ratio=0.6, **place)
+    expected = mini.reconstruct(holes, SENSOR, mask_ratio=0.6, **place)
     np.testing.assert_array_equal(result.hidden, expected.mask[0])
     difference = np.abs(result.pixels - SENSOR.normalize(holes))[:, result.hidden]
     assert np.isnan(difference).any() and result.error == pytest.approx(np.nanmean(difference), rel=1e-4)
 
 
-def test_moved_control_redraws_the_playground(clay, chip, place):
-    box = widgets.playground(clay, chip.pixels, SENSOR, mask_ratio=0.6, **place)
+def test_moved_control_redraws_the_playground(mini, chip, place):
+    box = widgets.playground(mini, chip.pixels, SENSOR, mask_ratio=0.6, **place)
     controls = {control.description: control for side in box.children[0].children for control in side.children}
     assert not controls["hidden"].continuous_update, "no redraw before the mouse lets go"
     for name, value in {"hidden": 0.9, "bands": ("nir", "red"), "place": "Greenland", "date": "2023-12"}.items():
@@ -94,8 +88,8 @@ def test_moved_control_redraws_the_playground(clay, chip, place):
     assert Image.open(io.BytesIO(box.still)).width > 600 and len(box.still) < 300_000
 
 
-def test_playground_accepts_radar(clay):
-    box = widgets.playground(clay, observe("sentinel-1-rtc").pixels, "sentinel-1-rtc")
+def test_playground_accepts_radar(mini):
+    box = widgets.playground(mini, observe("sentinel-1-rtc").pixels, "sentinel-1-rtc")
     assert box.still and box.children[1].value
 
 

@@ -1,12 +1,9 @@
 """A target cache whose writers are killed repeatedly ends with every target once, like one filled without a kill."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from processes import run_script
 from test_targets import random_chips
 
 from clay_lib.data.targets import TargetCache
@@ -17,14 +14,14 @@ import os, random, signal, sys, time
 import numpy as np
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
 import tqdm.auto
 from clay_lib.data import targets
+from processes import forked
 from test_targets import Counting, random_chips
 
 KILLS, CHIPS, FLIPS = 25, 400, (0, 1, 2, 3)
 targets.PART_ROWS = 24
-chips, folder = random_chips(n=CHIPS, size=8), sys.argv[2]
+chips, folder = random_chips(n=CHIPS, size=8), sys.argv[1]
 chips.hashes
 
 class Slow(Counting):
@@ -32,17 +29,8 @@ class Slow(Counting):
         time.sleep(0.002)
         return super().forward(rgb)
 
-def child(folder):
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        targets.fill_targets(chips, Slow(64), folder, batch_size=4, flips=FLIPS, progress=False)
-        os._exit(0)
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-        os._exit(1)
+def fill(folder):
+    targets.fill_targets(chips, Slow(64), folder, batch_size=4, flips=FLIPS, progress=False)
 
 def count_targets():
     """Number of targets in the parts, each of them checked."""
@@ -59,11 +47,11 @@ def count_targets():
     return len(targets_of_sensor.keys)
 
 began = time.time()
-assert os.waitpid(child(sys.argv[3]), 0)[1] == 0
+assert os.waitpid(forked(fill, sys.argv[2]), 0)[1] == 0
 complete = time.time() - began
 kills, rng, reached = 0, random.Random(0), []
 for attempt in range(20 * KILLS):
-    pid, moment = child(folder), time.time() + (rng.uniform(0.0, 0.07) * complete if kills < KILLS else 1e9)
+    pid, moment = forked(fill, folder), time.time() + (rng.uniform(0.0, 0.07) * complete if kills < KILLS else 1e9)
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done or time.time() > moment:
@@ -85,12 +73,9 @@ print(kills, "kills,", len(set(reached) - {0}), "states between:", reached, roun
 @pytest.mark.slow
 def test_kills_lose_and_repeat_no_target(tmp_path):
     killed, complete = tmp_path / "killed", tmp_path / "complete"
-    command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(killed), str(complete)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    print(done.stdout)
-    kills, _, states = done.stdout.split()[:3]
-    assert int(kills) >= 20 and int(states) >= 5, done.stdout  # during the work, not before or after it
+    printed = run_script(DRIVER, killed, complete, timeout=600)
+    kills, _, states = printed.split()[:3]
+    assert int(kills) >= 20 and int(states) >= 5, printed  # during the work, not before or after it
 
     chips = random_chips(n=400, size=8)
     for flip in range(4):

@@ -35,7 +35,6 @@ from clay_lib.evaluation.transfer import (
     reconstruct_world,
     transfer,
 )
-from clay_lib.files import DATA
 
 TINY = ClayConfig(32, 1, 2, 16, 2, 16, 1, 2, 8, 2, teacher_dim=8)
 RGB = dict(sensor="naip", bands=["red", "green", "blue"])
@@ -285,13 +284,6 @@ def test_the_mini_world_is_probed_and_reconstructed(clay):
 
 
 # -- real data -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def mini():
-    path = DATA / "weights" / "clay-mini.safetensors"
-    assert path.stat().st_size < 20e6
-    return Clay.load(path)
 
 
 def test_shipped_weights_beat_the_baselines_on_real_images(mini, realdata):

@@ -1,14 +1,12 @@
 """Fine-tuning: heads learn planted labels, frozen weights stay frozen, and files restore the trained state."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import run_script
 
 from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, ContractError
 from clay_lib.data.labels import IGNORE, LabeledSet, Sample, place_table, world_set
@@ -245,13 +243,12 @@ def _blank(read, n):
 @pytest.mark.slow
 def test_a_head_on_a_frozen_encoder_beats_single_pixels_on_other_land():
     """Shipped small weights, 440 chips of the mini-world: mean IoU at least ten points above a forest of single pixels."""
-    weights = Path(__file__).resolve().parents[2] / "data" / "weights" / "clay-mini.safetensors"
     pool, test = (world_set("sentinel-2-l2a", n, split=s, size=64, seed=0) for n, s in ((440, "train"), (220, "test")))
     train, val = pool.split((0.85, 0.15), degrees=6.0, seed=0)
     assert not set(train.places["group"]) & set(test.places["group"])
     truth = np.stack([test[i].label for i in range(len(test))])
     classify = pixel_classifier(train, kind="forest", seed=0)
-    clay = Clay.load(weights)
+    clay = Clay.load("clay-mini")
     settings = FinetuneSettings(epochs=12, batch_size=16, lr=3e-3, balance=0.25)
     layers = spread_layers(clay.model.config.depth, 3)
     tuned = finetune(clay, train, val, settings=settings, layers=layers, bands=len(train.bands), **CPU)
@@ -268,7 +265,7 @@ LARGE = """
 import sys
 import numpy as np, torch
 from clay_lib import Clay, ClayConfig, SENSORS
-from clay_lib.cluster import peak_resident
+from processes import peak_resident
 from clay_lib.data.labels import LabeledSet, Sample, place_table
 from clay_lib.heads.finetune import FinetuneSettings, finetune
 from clay_lib.model import ClayMAE
@@ -292,8 +289,6 @@ print(peak_resident() / 2**30)
 @pytest.mark.parametrize("unfreeze", [0, 2])
 def test_the_large_model_takes_a_step_in_eight_gigabytes(unfreeze):
     """A 256 x 256 chip of ten bands, 1024 tokens: a head's training step and a prediction, frozen and with the last two blocks."""
-    run = subprocess.run([sys.executable, "-c", LARGE, str(unfreeze)], capture_output=True, text=True, timeout=900)
-    assert run.returncode == 0, run.stderr
-    peak = float(run.stdout.split()[-1])
+    peak = float(run_script(LARGE, unfreeze).split()[-1])
     print(f"peak {peak:.2f} GiB with {unfreeze} trained blocks")
     assert peak * 2**30 < 8e9

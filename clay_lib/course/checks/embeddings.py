@@ -79,7 +79,6 @@ def check_three_colors(patches):
 
 # ---- 08: maps of embeddings
 
-
 POINTS = np.array([612_345.0, 645, -1_234, -20, 630]), np.array([47.0, -5_200_300, -8, 2_600, 630])
 
 
@@ -157,7 +156,6 @@ def check_blend(tiles, corners, shape):
 
 
 # ---- 12: small embeddings
-
 
 LONG_AND_SHORT = (normal(1, 4, 7).numpy() - [[0], [0.5], [0], [0]]) * [[1], [20], [0], [3]]
 

@@ -15,7 +15,6 @@ from clay_lib.course.checks.engine import as_tensor, attempt, check, normal, num
 
 # ---- 07: a vote of neighbors, a split, a bootstrap interval
 
-
 RNG = np.random.default_rng(653)  # no test chip with a tie
 CHIPS, CHIPS_OF_TEST = RNG.normal(size=(40, 3)) * [1, 2, 1], RNG.normal(size=(13, 3)) * [1, 2, 1]
 LABELED = CHIPS, RNG.choice([10, 20, 40, 90], 40), CHIPS_OF_TEST
@@ -211,7 +210,6 @@ def check_paired(table, first, second):
 
 
 # ---- 10: what metadata changes
-
 
 NAN = float("nan")
 PLACES = torch.tensor([[46.9, NAN, 0.0, -33.4, NAN, 61.2], [7.4, 151.0, 0.0, NAN, NAN, -149.9]])
