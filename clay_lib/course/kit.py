@@ -13,9 +13,10 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
+from clay_lib.course.live import live
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, make_folder
-from clay_lib.runs.gallery import write_site
+from clay_lib.runs.gallery import LIVE, write_site
 from clay_lib.runs.notebooks import ROOT, is_done, read_script
 from clay_lib.runs.profiles import choose_notebooks, run_profile
 
@@ -62,6 +63,10 @@ def kit(
             results = run_profile(profile, notebooks=todo, out=runs, folder=home / "notebooks")
         if not all(result.ok for result in results):
             return 1
+    try:
+        live(out=str(home / "gallery" / LIVE))
+    except ContractError as error:
+        print(f"the gallery is made without its live page: {error}")
     write_site(str(runs), str(home / "gallery"), notebooks=home / "notebooks")
     if wheels:
         _download_wheels(home)
@@ -150,9 +155,9 @@ KIT_PAGE = """# The notebooks without a network
 Copy this folder to the laptop, which needs Python 3.11 or newer and `make`. Then, in the folder:
 
 ```bash
-PIP_NO_INDEX=1 PIP_FIND_LINKS="$PWD/wheels" make lab   # 1. builds .venv from the wheels here, opens the first notebook
-make demo                                              # 2. runs all notebooks headless
-.venv/bin/python -m http.server -d gallery 8000        # 3. or simply open gallery/index.html: it needs no Python at all
+PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels make lab      # 1. builds .venv from the wheels here, opens the first notebook
+make demo                                          # 2. runs all notebooks headless
+.venv/bin/python -m http.server -d gallery 8000    # 3. or simply open gallery/index.html: it needs no Python at all
 ```
 
 The wheels are those of Python {python} on {platform}. Where `wheels/` is missing, or for another machine, leave the two

@@ -1,5 +1,11 @@
 """A kit holds what its notebooks need, reports what is missing, and is not made twice."""
 
+import os
+import re
+import subprocess
+import sys
+import zipfile
+
 import pytest
 
 from clay_lib import ContractError
@@ -13,6 +19,19 @@ pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a kit is m
 def test_unfinished_kit_is_not_checked(tmp_path):
     with pytest.raises(ContractError, match="make kit"):
         kit.kit(str(tmp_path / "none"), check=True)
+
+
+def test_pip_finds_the_wheels_of_a_kit_in_a_folder_with_spaces(tmp_path):
+    home = tmp_path / "USB stick"
+    (home / "wheels").mkdir(parents=True)
+    with zipfile.ZipFile(home / "wheels" / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+    command = re.search("PIP_NO_INDEX.*make lab", kit.KIT_PAGE)[0]
+    pip = command.replace("make lab", f"{sys.executable} -m pip download -q -d found tiny")
+    done = subprocess.run(pip, shell=True, cwd=home, env=os.environ | {"PIP_CONFIG_FILE": os.devnull}, timeout=60)
+    assert done.returncode == 0 and (home / "found" / "tiny-1.0-py3-none-any.whl").is_file()
 
 
 @pytest.mark.slow
