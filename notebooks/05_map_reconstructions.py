@@ -154,8 +154,8 @@ def normalize(native):
 counted = mask & image.valid
 error = np.abs(normalize(rebuilt) - normalize(pixels))  # [C, H, W]
 error_map = np.where(counted, error.mean(axis=0), np.nan).astype(np.float32)
-look = dict(sensor=image.sensor, bands=image.bands, in_decibel=image.in_decibel)
-kwargs = dict(gsd=image.gsd, valid=image.valid, units="standard deviations", **look)
+rendering = dict(sensor=image.sensor, bands=image.bands, in_decibel=image.in_decibel)
+kwargs = dict(gsd=image.gsd, valid=image.valid, units="standard deviations", **rendering)
 scores = {"mean absolute error of hidden pixels": float(np.nanmean(error_map))}
 fig = figures.reconstruction(pixels, mask, rebuilt, error, scores=scores, **kwargs)
 _ = figures.save(fig, out_dir / "1_reconstruction.png")
@@ -216,7 +216,7 @@ assert image.crs is None or (written.crs, written.transform) == (image.crs, tupl
 # %%
 if image.crs:
     place = (image.crs, image.transform)
-    rgb = dict(look, like=pixels)
+    rgb = dict(rendering, like=pixels)
     layers = [
         figures.Layer("original", figures.rgb(pixels, **rgb), *place, valid=image.valid),
         figures.Layer("visible patches", figures.rgb(pixels, valid=~mask, **rgb), *place, valid=image.valid),

@@ -104,21 +104,23 @@ def against_bytes(
         fig, ax = plt.subplots(figsize=(7.6, 4.2))
         for k, kind in enumerate(kinds):
             part, color = table[table["kind"] == kind].sort_values("bytes"), style.PALETTE[k % len(style.PALETTE)]
+            x = part["bytes"] * 2.0 ** (0.1 * (k - (len(kinds) - 1) / 2))  # equal bytes stand side by side
             ends = np.abs(np.stack([part["value"] - part["low"], part["high"] - part["value"]]))
-            ax.errorbar(part["bytes"], part["value"], yerr=ends, fmt="o-", color=color, lw=1.2, ms=6, capsize=3,
+            ax.errorbar(x, part["value"], yerr=ends, fmt="o-", color=color, lw=1.2, ms=6, capsize=3,
                         elinewidth=1.2, label=kind)  # fmt: skip
-            for row in part.itertuples():
-                side = -1 if k == len(kinds) - 1 else 1  # the last family's names go left, clear of the others
-                ax.annotate(row.name, (row.bytes, row.value), xytext=(6 * side, 5 if k % 2 else -12), fontsize=8,
-                            ha="left" if side > 0 else "right", textcoords="offset points", color=color)  # fmt: skip
+            for place, row in zip(x, part.itertuples(), strict=True):
+                ax.annotate(row.name, (place, row.high), xytext=(0, 4), textcoords="offset points", rotation=90,
+                            ha="center", va="bottom", fontsize=8, color=color)  # fmt: skip
         if baseline:
             ax.axhline(baseline[1], color=style.BASELINE, lw=1.2, ls="--", zorder=1)
             ax.annotate(baseline[0], (0.01, baseline[1]), xycoords=("axes fraction", "data"), xytext=(0, 3),
                         textcoords="offset points", ha="left", fontsize=8, color=style.BASELINE_TEXT)  # fmt: skip
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
-        ax.margins(x=0.12)
-        ax.set(xlabel="bytes of a vector", ylabel=ylabel)
+        ax.margins(x=0.06)
+        ax.set(
+            xlabel="bytes of a vector", ylabel=ylabel, ylim=(None, 1.22 * table["high"].max() - 0.22 * ax.get_ylim()[0])
+        )
         ax.set_title(title)
         _grid(ax, "y")
         fig.legend(loc="outside lower right", ncols=len(kinds))
