@@ -105,16 +105,19 @@ known = sorted({band.wavelength for sensor in SENSORS.values() for band in senso
 groups = {"visible and\nnear infrared": 0.65, "short-wave\ninfrared": 1.85, "radar": 3.75}
 with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
-for ax, name, lines in zip(axes, ("sine", "cosine"), wave_code(axis).T.split(64), strict=True):
-    for i in range(0, 64, 4):
-        ax.plot(axis, lines[i], color=plt.get_cmap("viridis")(i / 63), lw=1.6)
-    ax.scatter(known, [-1.12] * len(known), marker="|", s=60, color="black")
-    for group, wave in groups.items():
-        ax.text(wave, -1.22, group, ha="center", va="top", fontsize=8.5)
-    ax.set(
-        title=f"{name} of wavelength x 10000^(-i/63)", xlabel="wavelength (µm)", ylim=(-1.6, 1.08), yticks=[-1, 0, 1]
-    )
-fig.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 63), "viridis"), ax=axes, label="i")
+    for ax, name, lines in zip(axes, ("sine", "cosine"), wave_code(axis).T.split(64), strict=True):
+        for i in range(0, 64, 4):
+            ax.plot(axis, lines[i], color=plt.get_cmap("viridis")(i / 63), lw=1.6)
+        ax.scatter(known, [-1.12] * len(known), marker="|", s=60, color="black")
+        for group, wave in groups.items():
+            ax.text(wave, -1.22, group, ha="center", va="top", fontsize=8.5)
+        ax.set(
+            title=f"{name} of wavelength x 10000^(-i/63)",
+            xlabel="wavelength (µm)",
+            ylim=(-1.6, 1.08),
+            yticks=[-1, 0, 1],
+        )
+    fig.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 63), "viridis"), ax=axes, label="i")
 _ = figures.save(fig, out_dir / "1_wavelength_code.png")
 
 # %% [markdown]
@@ -297,11 +300,11 @@ marks = {"blue": 0.48, "green": 0.56, "red": 0.66, "near infrared": 0.86, "short
 positions = [int((axis - wave).abs().argmin()) for wave in marks.values()]
 with figures.styled():
     fig, ax = plt.subplots(figsize=(6.4, 5.2))
-drawn = ax.imshow(single @ single.T, cmap="RdBu_r", vmin=-1, vmax=1)
-ax.set_yticks(positions, [f"{name}  {wave:.2f}" for name, wave in marks.items()])
-ax.set_xticks(positions, [f"{wave:.2f}" for wave in marks.values()], rotation=60)
-ax.set(xlabel="wavelength (µm)", title="Similarity of kernels at any two wavelengths")
-fig.colorbar(drawn, ax=ax, label="cosine similarity")
+    drawn = ax.imshow(single @ single.T, cmap="RdBu_r", vmin=-1, vmax=1)
+    ax.set_yticks(positions, [f"{name}  {wave:.2f}" for name, wave in marks.items()])
+    ax.set_xticks(positions, [f"{wave:.2f}" for wave in marks.values()], rotation=60)
+    ax.set(xlabel="wavelength (µm)", title="Similarity of kernels at any two wavelengths")
+    fig.colorbar(drawn, ax=ax, label="cosine similarity")
 _ = figures.save(fig, out_dir / "6_any_two_wavelengths.png")
 
 # %% [markdown]

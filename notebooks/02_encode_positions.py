@@ -138,14 +138,14 @@ def first_row(gsd):
 
 with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.9), sharey=True)
-for ax, gsd in zip(axes, (10.0, 30.0), strict=True):
-    drawn = ax.imshow(first_row(gsd), aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1, interpolation="antialiased")
-    ax.set(title=f"GSD {gsd:g} m", xlabel="number within the code")
-    ax.set_xticks([quarter * (k + 0.5) for k in range(4)], ["sin x", "cos x", "sin y", "cos y"])
-    for k in range(1, 5):
-        ax.axvline(quarter * k - 0.5, color="black", lw=0.8)
-axes[0].set_ylabel("column of the patch, x")
-fig.colorbar(drawn, ax=axes, label="code")
+    for ax, gsd in zip(axes, (10.0, 30.0), strict=True):
+        drawn = ax.imshow(first_row(gsd), aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1, interpolation="antialiased")
+        ax.set(title=f"GSD {gsd:g} m", xlabel="number within the code")
+        ax.set_xticks([quarter * (k + 0.5) for k in range(4)], ["sin x", "cos x", "sin y", "cos y"])
+        for k in range(1, 5):
+            ax.axvline(quarter * k - 0.5, color="black", lw=0.8)
+    axes[0].set_ylabel("column of the patch, x")
+    fig.colorbar(drawn, ax=axes, label="code")
 _ = figures.save(fig, out_dir / "2_code.png")
 
 # %% [markdown]
@@ -172,12 +172,12 @@ released, geometric = (
 )
 with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
-ax.plot(released, color=figures.PALETTE[3], lw=2.2, label="released")
-ax.plot(geometric, color=figures.PALETTE[0], lw=2.2, label="geometric")
-ax.axhline(math.pi, color="#9a9a9a", ls="--", lw=1.2, label="pi: half a turn per patch")
-ax.set(yscale="log", xlabel="number within a quarter of the code", ylabel="radians per patch")
-ax.set_title("Frequencies at a GSD of 10 m")
-ax.legend(loc="lower left")
+    ax.plot(released, color=figures.PALETTE[3], lw=2.2, label="released")
+    ax.plot(geometric, color=figures.PALETTE[0], lw=2.2, label="geometric")
+    ax.axhline(math.pi, color="#9a9a9a", ls="--", lw=1.2, label="pi: half a turn per patch")
+    ax.set(yscale="log", xlabel="number within a quarter of the code", ylabel="radians per patch")
+    ax.set_title("Frequencies at a GSD of 10 m")
+    ax.legend(loc="lower left")
 _ = figures.save(fig, out_dir / "3_frequencies.png")
 low, high = (released[[-1, 0]] / 10).tolist()
 print(f"released: {low:.3f} to {high:.3f} x GSD; geometric: {geometric[-1] / 10:.4f} to {geometric[0] / 10:.3f} x GSD")
@@ -193,13 +193,16 @@ apparent = (10 + math.pi) % (2 * math.pi) - math.pi
 axis, x = torch.linspace(0, 14, 1500), torch.arange(15)
 with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 2.8))
-ax.plot(axis, (10 * axis).sin(), color="#c8c8c8", lw=1, label="sin(10 x)")
-ax.plot(axis, (apparent * axis).sin(), color=figures.PALETTE[0], lw=1.4, label=f"sin({apparent:.2f} x)")
-ax.plot(x, (10.0 * x).sin(), "o", color=figures.PALETTE[3], ms=5, label="code of the patches")
-ax.set(
-    xlabel="column of the patch, x", ylabel="code", ylim=(-1.1, 1.1), title="Two waves with equal values at all patches"
-)
-fig.legend(loc="outside lower center", ncols=3)
+    ax.plot(axis, (10 * axis).sin(), color="#c8c8c8", lw=1, label="sin(10 x)")
+    ax.plot(axis, (apparent * axis).sin(), color=figures.PALETTE[0], lw=1.4, label=f"sin({apparent:.2f} x)")
+    ax.plot(x, (10.0 * x).sin(), "o", color=figures.PALETTE[3], ms=5, label="code of the patches")
+    ax.set(
+        xlabel="column of the patch, x",
+        ylabel="code",
+        ylim=(-1.1, 1.1),
+        title="Two waves with equal values at all patches",
+    )
+    fig.legend(loc="outside lower center", ncols=3)
 _ = figures.save(fig, out_dir / "4_aliasing.png")
 torch.testing.assert_close((10.0 * x).sin(), (apparent * x).sin(), rtol=0, atol=1e-4)
 
@@ -228,11 +231,11 @@ _ = figures.save(fig, out_dir / "5_similarity.png")
 profiles = {kind: maps[kind, 10.0][side // 2, side // 2 :] for kind in kinds}  # the central row, to the right
 with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 3.0))
-for color, (kind, values) in zip((figures.PALETTE[3], figures.PALETTE[0]), profiles.items(), strict=True):
-    ax.plot(values, "o-", ms=4, color=color, label=kind)
-ax.set(xlabel="distance from the center, patches", ylabel="cosine", ylim=(-0.02, 1.05))
-ax.set_title("Along the central row, 10 m")
-fig.legend(loc="outside upper right", ncols=2)
+    for color, (kind, values) in zip((figures.PALETTE[3], figures.PALETTE[0]), profiles.items(), strict=True):
+        ax.plot(values, "o-", ms=4, color=color, label=kind)
+    ax.set(xlabel="distance from the center, patches", ylabel="cosine", ylim=(-0.02, 1.05))
+    ax.set_title("Along the central row, 10 m")
+    fig.legend(loc="outside upper right", ncols=2)
 _ = figures.save(fig, out_dir / "6_profile.png")
 next_patch, best = profiles["released"][1].item(), int(profiles["released"][1:].argmax()) + 1
 print(f"released, 10 m: next patch {next_patch:.2f}; most similar at {best} patches, {profiles['released'][best]:.2f}")
@@ -272,15 +275,15 @@ weeks = {name: datacube.time_code(f"2023-{m:02}-15T10:30")[0, :2] for m, name in
 hours = {f"{hour} h": datacube.time_code(f"2023-06-10T{hour:02d}:00")[0, 2:] for hour in range(0, 24, 2)}
 with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(7.8, 4.1))
-for ax, points in zip(axes, (weeks, hours), strict=True):
-    for name, point in points.items():
-        ax.plot(*point, "o", color=figures.PALETTE[0])
-        ax.annotate(name, 1.2 * point, ha="center", va="center", fontsize=9)
-    ax.plot(0, 0, "x", color=figures.PALETTE[3], ms=8, mew=2)
-    ax.annotate("unknown", (0, -0.16), ha="center", color=figures.PALETTE[3], fontsize=9)
-    ax.set(aspect="equal", xlim=(-1.45, 1.45), ylim=(-1.4, 1.4), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
-axes[0].set(title="Year: the 15th of each month", xlabel="sine of the week", ylabel="cosine of the week")
-axes[1].set(title="Day", xlabel="sine of the hour", ylabel="cosine of the hour")
+    for ax, points in zip(axes, (weeks, hours), strict=True):
+        for name, point in points.items():
+            ax.plot(*point, "o", color=figures.PALETTE[0])
+            ax.annotate(name, 1.2 * point, ha="center", va="center", fontsize=9)
+        ax.plot(0, 0, "x", color=figures.PALETTE[3], ms=8, mew=2)
+        ax.annotate("unknown", (0, -0.16), ha="center", color=figures.PALETTE[3], fontsize=9)
+        ax.set(aspect="equal", xlim=(-1.45, 1.45), ylim=(-1.4, 1.4), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+    axes[0].set(title="Year: the 15th of each month", xlabel="sine of the week", ylabel="cosine of the week")
+    axes[1].set(title="Day", xlabel="sine of the hour", ylabel="cosine of the hour")
 _ = figures.save(fig, out_dir / "7_circles.png")
 
 # %% [markdown]

@@ -161,13 +161,13 @@ runs.claim(cosine75 > unrelated, "a quarter of the patches identifies a chip")
 # %%
 with figures.styled():
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
-ax.plot(shares, cosines.median(dim=1).values, "o-", color=figures.PALETTE[0], label="median of eight chips")
-low, high = cosines.quantile(torch.tensor([0.25, 0.75]), dim=1)
-ax.fill_between(shares, low, high, color=figures.PALETTE[0], alpha=0.15, lw=0, label="their middle half")
-ax.axhline(unrelated, color="#9a9a9a", ls="--", lw=1.2, label="different chips, median")
-ax.set(xlabel="share of hidden patches", ylabel="cosine to the complete chip", xlim=(0, 1), ylim=(None, 1.02))
-ax.set_title("Class token of a masked chip")
-ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    ax.plot(shares, cosines.median(dim=1).values, "o-", color=figures.PALETTE[0], label="median of eight chips")
+    low, high = cosines.quantile(torch.tensor([0.25, 0.75]), dim=1)
+    ax.fill_between(shares, low, high, color=figures.PALETTE[0], alpha=0.15, lw=0, label="their middle half")
+    ax.axhline(unrelated, color="#9a9a9a", ls="--", lw=1.2, label="different chips, median")
+    ax.set(xlabel="share of hidden patches", ylabel="cosine to the complete chip", xlim=(0, 1), ylim=(None, 1.02))
+    ax.set_title("Class token of a masked chip")
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 _ = figures.save(fig, out_dir / "2_class_token.png")
 
 # %% [markdown]
@@ -227,17 +227,17 @@ work = [block_flops(L - int(share * L)) / block_flops(L) for share in shares]
 # %%
 with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.4))
-axes[0].plot(shares, work, "o-", color=figures.PALETTE[0], label="work of the encoder's blocks")
-axes[0].plot(shares, adjacent, "s-", color=figures.PALETTE[1], label="hidden patches next to a visible one")
-axes[0].set(title="Cost, and how much can be copied", ylabel="share", ylim=(0, 1.3), yticks=(0, 0.25, 0.5, 0.75, 1))
-for color, marker, (sensor, error) in zip(figures.PALETTE[2:], "^D", errors.items(), strict=False):
-    axes[1].plot(shares, error, f"{marker}-", color=color, label=sensor)
-axes[1].set(title="Error of copying the nearest visible patch", ylabel="standard deviations")
-axes[1].set_ylim(0, 1.3 * max(map(max, errors.values())))
-for ax in axes:
-    ax.axvline(0.75, color="#9a9a9a", ls="--", lw=1.2)
-    ax.legend(loc="upper left", fontsize=8.5)
-    ax.set(xlabel="share of hidden patches (dashed: 75 %)", xlim=(0, 1))
+    axes[0].plot(shares, work, "o-", color=figures.PALETTE[0], label="work of the encoder's blocks")
+    axes[0].plot(shares, adjacent, "s-", color=figures.PALETTE[1], label="hidden patches next to a visible one")
+    axes[0].set(title="Cost, and how much can be copied", ylabel="share", ylim=(0, 1.3), yticks=(0, 0.25, 0.5, 0.75, 1))
+    for color, marker, (sensor, error) in zip(figures.PALETTE[2:], "^D", errors.items(), strict=False):
+        axes[1].plot(shares, error, f"{marker}-", color=color, label=sensor)
+    axes[1].set(title="Error of copying the nearest visible patch", ylabel="standard deviations")
+    axes[1].set_ylim(0, 1.3 * max(map(max, errors.values())))
+    for ax in axes:
+        ax.axvline(0.75, color="#9a9a9a", ls="--", lw=1.2)
+        ax.legend(loc="upper left", fontsize=8.5)
+        ax.set(xlabel="share of hidden patches (dashed: 75 %)", xlim=(0, 1))
 _ = figures.save(fig, out_dir / "3_why_75.png")
 
 # %% [markdown]

@@ -170,9 +170,9 @@ taken_by = np.concatenate([[name] * len(c) for name, c in by_sensor.items()])
 # %%
 with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(10.6, 3.9))
-title = f"{sensor}, two dates"
-figures.scatter(tsne(earth_vectors), seasons, colors=season_colors, title=title, legend="season", ax=axes[0])
-figures.scatter(tsne(all_vectors), taken_by, title="one date, several sensors", legend="sensor", ax=axes[1])
+    title = f"{sensor}, two dates"
+    figures.scatter(tsne(earth_vectors), seasons, colors=season_colors, title=title, legend="season", ax=axes[0])
+    figures.scatter(tsne(all_vectors), taken_by, title="one date, several sensors", legend="sensor", ax=axes[1])
 _ = figures.save(fig, out_dir / "2_season_sensor.png")
 
 # %% [markdown]

@@ -210,17 +210,17 @@ lost.round(1)
 # %%
 with figures.styled():
     fig, axes = plt.subplots(1, len(PROBES), figsize=(8.4, 0.55 * len(settings) + 1.6), sharey=True, sharex=True)
-for ax, probe in zip(axes, PROBES, strict=True):
-    for k, case in enumerate(predictions):
-        part = lost.xs((case, probe), level=("case", "probe")).loc[list(labels.values())]
-        y, color = np.arange(len(settings)) + 0.16 * (2 * k - 1), figures.PALETTE[k]
-        ends = [part["points"] - part["low"], part["high"] - part["points"]]
-        ax.errorbar(part["points"], y, xerr=ends, fmt="os"[k], color=color, label=case, capsize=3)
-    ax.axvline(0, color="#9a9a9a", ls="--", lw=1.2)
-    ax.set(title=probe, xlabel="points compared with all metadata")
-axes[0].set_yticks(range(len(settings)), labels.values())
-axes[0].invert_yaxis()
-fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    for ax, probe in zip(axes, PROBES, strict=True):
+        for k, case in enumerate(predictions):
+            part = lost.xs((case, probe), level=("case", "probe")).loc[list(labels.values())]
+            y, color = np.arange(len(settings)) + 0.16 * (2 * k - 1), figures.PALETTE[k]
+            ends = [part["points"] - part["low"], part["high"] - part["points"]]
+            ax.errorbar(part["points"], y, xerr=ends, fmt="os"[k], color=color, label=case, capsize=3)
+        ax.axvline(0, color="#9a9a9a", ls="--", lw=1.2)
+        ax.set(title=probe, xlabel="points compared with all metadata")
+    axes[0].set_yticks(range(len(settings)), labels.values())
+    axes[0].invert_yaxis()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
 _ = figures.save(fig, out_dir / "lost.png")
 
 # %% [markdown]

@@ -151,14 +151,14 @@ names = {"left out": "left out", "zero": "filled with zero", "mean": "filled wit
 shapes = {"scattered": "Scattered patches removed", "cloud": "One connected cloud removed"}
 with figures.styled():
     fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
-for ax, (shape, title) in zip(axes, shapes.items(), strict=True):
-    for (rule, name), marker, color in zip(names.items(), "os^", figures.PALETTE, strict=False):
-        rows = study[(study["shape"] == shape) & (study["rule"] == rule)].groupby("share")["class_token"]
-        ax.plot(shares, rows.median(), f"{marker}-", color=color, label=name)
-        ax.fill_between(shares, rows.quantile(0.25), rows.quantile(0.75), color=color, alpha=0.15, lw=0)
-    ax.set(title=title, xlabel="share of removed patches", xlim=(0, 1))
-axes[0].set_ylabel("cosine to the complete chip")
-axes[1].legend(loc="lower left", fontsize=8.5)
+    for ax, (shape, title) in zip(axes, shapes.items(), strict=True):
+        for (rule, name), marker, color in zip(names.items(), "os^", figures.PALETTE, strict=False):
+            rows = study[(study["shape"] == shape) & (study["rule"] == rule)].groupby("share")["class_token"]
+            ax.plot(shares, rows.median(), f"{marker}-", color=color, label=name)
+            ax.fill_between(shares, rows.quantile(0.25), rows.quantile(0.75), color=color, alpha=0.15, lw=0)
+        ax.set(title=title, xlabel="share of removed patches", xlim=(0, 1))
+    axes[0].set_ylabel("cosine to the complete chip")
+    axes[1].legend(loc="lower left", fontsize=8.5)
 _ = figures.save(fig, out_dir / "2_removed.png")
 
 # %% [markdown]
