@@ -73,8 +73,8 @@ _ = figures.save(fig, out_dir / "1_image.png")
 # from the rest. This is how it was trained, on other places and without any labels. From left to right: the image, what
 # the model sees, what it makes of it, and its error.
 #
-# > **On a laptop.** The released model was trained on 70 million images for weeks. These weights are its small sibling,
-# > trained for an hour on the synthetic Earth. The code is the same for both.
+# > **On a laptop.** The released model was trained with 160 GPUs on 70 million images. These weights are its small
+# > sibling, trained on the synthetic Earth with the cores of a laptop. The code is the same for both.
 
 # %%
 side = min(64, *pixels.shape[1:])  # pixels: the small weights were trained on squares of 64

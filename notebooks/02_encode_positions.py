@@ -163,8 +163,10 @@ print(f"columns 0, 3, 6, ... at 10 m equal columns 0, 1, 2, ... at 30 m: {count}
 #
 # Transformers normally use frequencies from 1 down to 1/10,000: the high ones distinguish neighbors, the low ones the
 # left from the right of the image. The formula of the released weights divides the exponent by the width of the code
-# once more. At a GSD of 10 m all frequencies are then close to 10 radians per patch. The released weights need this
-# formula; `frequencies="geometric"` in the configuration selects the usual one for models that you train yourself.
+# once more. At a GSD of 10 m all frequencies are then close to 10 radians per patch.
+#
+# > **On a laptop.** The released weights need this formula. Models trained here, clay-mini among them, use the usual
+# > frequencies: `frequencies="geometric"` in the configuration.
 
 # %%
 released, geometric = (

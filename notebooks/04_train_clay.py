@@ -325,7 +325,7 @@ if teacher_network:
 #
 # Four test chips. The first column is what the encoder sees, and the last one the truth; between them are
 # reconstructions at four moments of the training. The column `clay-mini` shows the weights that the other notebooks
-# use: the same network after 18,000 steps. Visible patches are drawn as they are.
+# use: the same network, trained much longer. Visible patches are drawn as they are.
 
 # %%
 predictions = {f"step {m}": snapshots.taken[m] for m in moments}  # [B, L, C*P*P]
@@ -469,7 +469,7 @@ checks.check_rate(rate)
 # and what worse?
 #
 # The weights file holds its own configuration, so `Clay.load` needs only its name. The other notebooks use `clay-mini`:
-# the same network, trained for 18,000 steps on more chips, by `clay train --config data/weights/clay-mini.yaml`. To
+# the same network, trained much longer and on more chips, by `clay train --config data/weights/clay-mini.yaml`. To
 # compare, set their parameter `weights` to the name of your file.
 #
 # Next: [05 Maps of reconstructions](05_map_reconstructions.ipynb).

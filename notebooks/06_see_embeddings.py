@@ -68,6 +68,9 @@ kind: str = "patch mean"  # the vector of a chip: "patch mean" or "class token"
 # A **scene** is a large image, a **chip** a small one. On the synthetic Earth the chips lie at test places, which no
 # training has used: eleven land-cover classes in turn, every place on two random dates. Of your own scene, the tiles
 # are the chips; they have no labels.
+#
+# > **On a laptop.** The embeddings are those of clay-mini for chips of 64 x 64 pixels. The released encoder returns
+# > 1,024 numbers for each chip, usually of 256 x 256.
 
 # %%
 out_dir = runs.output_folder(out, "06_see_embeddings")

@@ -59,6 +59,9 @@ bootstraps: int = 1000  # resamplings of every interval
 # The class of a chip is its most common land cover. Classes alternate, so a constant answer is right once in eleven:
 # that is chance. Training and test places come from different blocks of the world, three by six degrees each, and keep
 # 50 km from the border of their block. No test chip has a neighbor in training.
+#
+# > **On a laptop.** Land cover of the synthetic Earth stands in for labels of real images, and clay-mini for the
+# > released weights. The method is the same, the numbers are not.
 
 # %%
 out_dir = runs.output_folder(out, "07_probe_embeddings")
@@ -426,8 +429,8 @@ checks.check_interval(interval)
 # ## What you have learned
 #
 # - A score needs baselines beside it, an interval around it, and a difference to the best baseline.
-# - On the synthetic Earth the small weights are not clearly better than random convolutions. They are a small model after
-#   one hour of training on one core: these cells answer the same question for any weights, through `weights`.
+# - Simple baselines are strong: whether a model is better than the best of them is answered by the paired difference, for
+#   any weights, through `weights`.
 # - A random split of repeated places overstates every score; split by land.
 #
 # **Exercise.** Set `chips` to 110. Which features lose most when the probes have few training chips?

@@ -66,6 +66,9 @@ bootstraps: int = 1000  # resamples for each interval
 # place and the time. Place and time have a code for **unknown**, zeros, which training used for a part of its samples.
 # Wavelengths and pixel size have no such code. Wavelengths are switched off by giving all bands their mean wavelength.
 # The pixel size is replaced by a wrong one, a tenth of the true one, which tests only whether the model uses it.
+#
+# > **On a laptop.** The answers are those of clay-mini on the synthetic Earth. The released weights were trained with
+# > real places and dates, and may depend on them more.
 
 # %%
 out_dir = runs.output_folder(out, "10_switch_metadata")
