@@ -193,24 +193,6 @@ def _short(name: str) -> str:
     return name
 
 
-def _still(atlas: Atlas, background: Layer, colors: Mapping[str, str]) -> Figure:
-    """The figure without a kernel: neighbors of four chips, and the map that three labels of each known kind give."""
-    four = _different(atlas.vectors, 4)
-    known = {} if atlas.truth is None else {kind: np.flatnonzero(atlas.truth == kind)[:3] for kind in colors}
-    labels = {int(chip): kind for kind, chips in known.items() for chip in chips}
-    predictions = refit(atlas.vectors, labels)
-    if predictions is None:
-        return show_neighbors(atlas, four)
-    with figures.styled():
-        left, right = plt.figure(figsize=(10.6, 5.2)).subfigures(1, 2, width_ratios=(1, 1))
-    show_map(atlas, background, predictions, colors, labels, left)
-    show_neighbors(atlas, four, names=atlas.truth, fig=right)
-    share = agreement(predictions, atlas.truth, labels)
-    left.suptitle(f"A probe on {len(labels)} labels (black rims): right for {share:.0%} of the others", fontsize=10)
-    right.suptitle("Chips, and those with the most similar embeddings (cosine)", fontsize=10)
-    return left.figure
-
-
 def _different(vectors: np.ndarray, count: int) -> list[int]:
     """Chips that differ most: each next one is the least similar to all before it."""
     unit = vectors - vectors.mean(axis=0)
@@ -270,7 +252,7 @@ class ChipMap(Widget):
         button.on_click(lambda _: self.label(entry.value))
         self.message = ipywidgets.HTML("Click a chip.")
         panel = ipywidgets.VBox([self.message, self.image, ipywidgets.HBox([entry, button])])
-        still = _still(atlas, background, self.colors)
+        still = show_neighbors(atlas, _different(atlas.vectors, 4), names=atlas.truth)
         super().__init__([self.map, panel], still, _page(atlas, background, self.colors, still))
         self.add_class("clay-chip-map")
 
