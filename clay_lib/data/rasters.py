@@ -76,11 +76,10 @@ class OpenLayer(NamedTuple):
         if not same_footprint or finest.crs is None or _south_up(file) or _south_up(finest):
             cause = "files of two scenes in one folder, or a band cropped, flipped or reprojected differently"
             raise ContractError("path", str(_header(file)), f"the footprint of {_header(finest)}", cause)
-        if self.index and file.nodatavals[self.index - 1] is None and self.nodata is not None:
-            # GDAL does not know of this fill, and would interpolate between it and its neighbors
+        if self.index and file.nodatavals[self.index - 1] is None:
+            # GDAL does not know of a fill of zeros, and would interpolate between it and its neighbors
             grid = dict(crs=finest.crs, transform=finest.transform, width=finest.width, height=finest.height)
-            options = dict(src_nodata=self.nodata, nodata=self.nodata, resampling=Resampling.bilinear)
-            with WarpedVRT(file, **options, **grid) as warped:
+            with WarpedVRT(file, src_nodata=0, nodata=0, resampling=Resampling.bilinear, **grid) as warped:
                 return warped.read(self.index, window=box)
         read = partial(file.read, self.index) if self.index else partial(file.read_masks, 1)
         part = from_bounds(*finest.window_bounds(box), transform=file.transform)

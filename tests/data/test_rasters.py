@@ -120,12 +120,17 @@ def test_folder_of_single_bands(tmp_path):
 
 
 def test_coarser_files_are_resampled_to_the_finest_grid(tmp_path):
-    ramp = np.tile(np.arange(20, dtype=np.float32), (12, 1))
+    ramp = np.tile(np.arange(1, 21, dtype=np.float32), (12, 1))
+    ramp[:4, 8:] = 0  # untagged fill
     write_raster(tmp_path / "B04.tif", ramp, **UTM)
-    write_raster(tmp_path / "B11.tif", ramp[::2, ::2] + 0.5, crs=UTM["crs"], transform=coarser(UTM["transform"], 2))
+    coarse = np.where(ramp > 0, ramp + 0.5, 0)[::2, ::2]
+    write_raster(tmp_path / "B11.tif", coarse, crs=UTM["crs"], transform=coarser(UTM["transform"], 2))
     scene = read_scene(tmp_path, "sentinel-2-l2a")
     assert scene.pixels.shape == (2, 12, 20) and scene.gsd == 10
-    np.testing.assert_allclose(scene.pixels[1, :, 1:-1], ramp[:, 1:-1], atol=1e-5)
+    assert (scene.missing == (ramp == 0)).all()
+    inner = (slice(None), slice(1, 7)), (slice(5, None), slice(1, -1))  # where no neighbor is fill or beyond the border
+    for part in inner:
+        np.testing.assert_allclose(scene.pixels[1][part], ramp[part], atol=1e-5)
     window = read_scene(tmp_path, "sentinel-2-l2a", window=(4, 2, 8, 6))
     np.testing.assert_allclose(window.pixels, scene.pixels[:, 2:8, 4:12], atol=1e-5)
     assert window.transform[2] == UTM["transform"][2] + 40 and window.transform[5] == UTM["transform"][5] - 20
