@@ -53,6 +53,7 @@ class AreaResult:
     seconds: float = 0.0
     model_seconds: float = 0.0
     waited_seconds: float = 0.0  # the model idle, waiting for pixels
+    effect: dict[str, tuple[float, float]] | None = None  # of place and date, see `jobs.position_effect`
 
     def vectors(self):
         """The vectors as a geopandas GeoDataFrame."""
@@ -70,6 +71,10 @@ class AreaResult:
                 f"at the period of tiles {seams['tiles']:.2f} and of two patches {seams['patches']:.2f} times that "
                 "of neighboring frequencies"
             )
+        for name, (cosine, share) in (self.effect or {}).items():
+            other = {"place": "the antipode", "date": "a date half a year later"}[name]
+            lines.append(f"{name}: the same pixels given {other} have a cosine of {cosine:.3f}; squared, the difference "
+                         f"is {share:.0%} of that between tiles (--without {name} embeds without it)")  # fmt: skip
         times = f"{self.model_seconds:.1f} s in the model and {self.waited_seconds:.1f} s waiting for pixels"
         return "\n".join([*lines, f"{self.seconds:.1f} s, of which {times}"])
 
@@ -251,7 +256,7 @@ def embed_area(
         if grid is not None:
             paths += (vectors.write_in_crs(out, metadata["configuration"], str(grid.crs)),)
     return AreaResult(out, metadata["configuration"], len(jobs), tally.rows, tally.empty, skipped, paths, seams,
-                      time.perf_counter() - start, tally.model_seconds, tally.waited_seconds)  # fmt: skip
+                      time.perf_counter() - start, tally.model_seconds, tally.waited_seconds, tally.effect)  # fmt: skip
 
 
 def embed(

@@ -38,6 +38,7 @@ VERSION = 2  # of the processing between a file's pixels and a vector
 PART_ROWS, PART_SECONDS = 1024, 60.0  # rows and age at which a part is published; a kill loses no more than that
 # Common at the edges of scenes and under clouds; the column valid_share has the numbers.
 EXPECTED_WARNINGS = "(?s).*(their result is NaN|of the pixels missing)"
+EFFECT_TILES = 4  # tiles on which the effect of place and date is measured
 MAX_FAILURES = 20  # failed tiles after which the job stops, if they are the majority
 
 
@@ -202,6 +203,7 @@ class Tally:
     bytes_read: int = 0  # of pixels, uncompressed
     model_seconds: float = 0.0
     waited_seconds: float = 0.0  # the model idle, waiting for pixels
+    effect: dict[str, tuple[float, float]] | None = None  # of place and date, see `position_effect`
 
 
 def embed_jobs(
@@ -259,6 +261,9 @@ def embed_jobs(
                             f"{warning.message} (reported once, first in the batch of tile {batch[0].tile.id})",
                             warning.category,
                         )
+                known = [(*pair, row) for pair, row in zip(read, results, strict=True) if isinstance(row, dict)]
+                if tally.effect is None and len(known) > 1:
+                    tally.effect = position_effect(clay, known, settings)
                 done = []
                 for (job, pair), row in zip(read, results, strict=True):
                     if isinstance(row, Exception):
@@ -295,10 +300,7 @@ def embed_batch(clay: Clay, read: Sequence[tuple], settings: Settings, overlap: 
         return results
     padded = np.stack([read[k][1][0] for k in valid])  # [B, C, size + 2 o, size + 2 o]
     pixels, jobs = padded[..., core, core], [read[k][0] for k in valid]
-    lat, lon = map(list, zip(*(job.tile.center for job in jobs), strict=True))
-    place = {} if "place" in settings.without else dict(lat=lat, lon=lon)
-    place |= {} if "date" in settings.without else dict(when=[job.time for job in jobs])
-    options = dict(bands=read[valid[0]][1][1], min_valid=settings.min_valid, gsd=jobs[0].tile.gsd, **place)
+    options = _options(jobs, read[valid[0]][1][1], settings)
     try:
         chips = clay.embed(pixels, jobs[0].acquisition.sensor, **options)
         patches = (clay.embed(padded, jobs[0].acquisition.sensor, **options) if o else chips).patches  # [B, h, w, D]
@@ -325,6 +327,40 @@ def embed_batch(clay: Clay, read: Sequence[tuple], settings: Settings, overlap: 
                 patches=None if overlap is None else patches[n].cpu().numpy().astype(np.float16),
             )
     return results
+
+
+def _options(jobs: Sequence[Job], bands: Sequence[str], settings: Settings) -> dict:
+    """What `Clay.embed` takes beside the pixels of the jobs."""
+    lat, lon = map(list, zip(*(job.tile.center for job in jobs), strict=True))
+    place = {} if "place" in settings.without else dict(lat=lat, lon=lon)
+    place |= {} if "date" in settings.without else dict(when=[job.time for job in jobs])
+    return dict(bands=bands, min_valid=settings.min_valid, gsd=jobs[0].tile.gsd, **place)
+
+
+def position_effect(clay: Clay, batch: Sequence[tuple], settings: Settings) -> dict[str, tuple[float, float]]:
+    """How much of the vectors is the code of place or date: {"place", "date": (cosine, share)}.
+
+    batch: (job, (pixels, bands), row) of tiles. The same pixels are given the antipode, or a date half a year later.
+    cosine: mean between the vectors with the true and the other one. share: their mean squared distance over that between
+    different tiles; NaN for a single tile.
+    """
+    jobs, read, rows = zip(*batch[:EFFECT_TILES], strict=True)
+    vectors = np.stack([row["vector"] for row in rows])  # [B, D]
+    between = np.square(vectors[:, None] - vectors).sum(-1).sum() / max(len(jobs) * (len(jobs) - 1), 1)
+    core = slice((read[0][0].shape[-1] - settings.size) // 2, (read[0][0].shape[-1] + settings.size) // 2)
+    pixels, options, effect = np.stack([p[:, core, core] for p, _ in read]), _options(jobs, read[0][1], settings), {}
+    others = {"place": {}, "date": {}}
+    if "lat" in options:
+        others["place"] = dict(lat=[-lat for lat in options["lat"]], lon=[(lon % 360) - 180 for lon in options["lon"]])
+    if all(options.get("when") or [None]):
+        others["date"] = dict(when=[when + timedelta(days=182) for when in options["when"]])
+    for name, other in others.items():
+        if other:
+            moved = clay.embed(pixels, jobs[0].acquisition.sensor, **options | other, check=False).chip.cpu().numpy()
+            lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(moved, axis=1)
+            share = np.square(vectors - moved).sum(-1).mean() / between if between > 0 else np.nan
+            effect[name] = float(np.mean((vectors * moved).sum(-1) / lengths)), float(share)
+    return effect
 
 
 def check_failures(tally: Tally, total: int) -> None:

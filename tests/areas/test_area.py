@@ -144,6 +144,41 @@ def test_different_bands_are_different_configurations(full_scene, tmp_path):
         open_vectors(tmp_path / "out")
 
 
+def test_place_and_date_are_measured_and_can_be_left_out(full_scene, tmp_path):
+    plain, out = run(tmp_path / "plain", full_scene), tmp_path / "out"
+    assert set(plain.effect) == {"place", "date"} and "--without place" in str(plain)
+    assert all(-1 < cosine < 1 and share > 0 for cosine, share in plain.effect.values())
+    without = run(out, full_scene, without="date, place")
+    assert without.effect == {} and without.configuration != plain.configuration
+    (description,) = out.glob("configuration-*.json")
+    assert json.loads(description.read_text())["without"] == "date,place"
+    acquisition = acquisition_from_file(full_scene, S2)
+    row = without.vectors().query("valid_share == 1").iloc[0]
+    (tile,) = [t for t in tiles_of(acquisition.footprint, grid_of(acquisition.archive, SIZE)) if t.id == row["tile"]]
+    pixels = read_acquisition(acquisition, tile.geobox()).to_array().values  # without coordinates
+    np.testing.assert_allclose(row["vector"], CLAY.embed(pixels, S2, gsd=10).chip[0].numpy(), atol=4e-3)
+    with pytest.raises(ContractError, match="take another folder"):
+        run(out, full_scene)
+    with pytest.raises(ContractError, match="place, date or place,date"):
+        run(out, full_scene, without="time")
+
+
+def test_bands_scale_and_offset_of_a_scene_are_given_as_to_the_model(full_scene, tmp_path):
+    out, names = tmp_path / "out", SENSORS[S2].band_names
+    with rasterio.open(full_scene) as file:
+        order = [9, *range(9)]
+        shares = (file.read()[order].astype(np.float32) + 1000) / 10_000
+    other = write_raster(tmp_path / "shares.tif", shares, crs=PLACE["crs"], transform=PLACE["transform"])
+    given = dict(bands=[names[k] for k in order], scale=10_000.0, offset=-1000.0)
+    run(tmp_path / "plain", full_scene)
+    result = run(out, other, **given)
+    first, second = (vectors.as_matrix(vectors.read_vectors(folder)) for folder in (tmp_path / "plain", out))
+    np.testing.assert_allclose(first, second, atol=8e-3)
+    assert run(out, other, **given).rows == 0 and run(out, other, **given | dict(offset=-900.0)).rows == result.rows
+    with pytest.raises(ContractError, match="an archive states its own"):
+        embed_area(CLAY, S2, (14, 50, 14.1, 50.1), WHEN, out, scale=2.0)
+
+
 def test_untagged_zeros_are_nodata_at_any_batch_size(scene, tmp_path):
     with rasterio.open(scene) as file:
         untagged = write_raster(tmp_path / "untagged.tif", file.read(), **PLACE)
