@@ -286,8 +286,8 @@ def read_points(
 ) -> tuple[np.ndarray, np.ndarray, dict]:
     """Pixels [C, H, W] with NaN where missing, labels [H, W], and the scene's metadata for `probe_points`.
 
-    labels: a label raster on the scene's grid, or vector labels. reading: bands, scale, offset and when, as `read_scene`
-    takes them.
+    labels: a label raster on the scene's grid, or vector labels. reading: bands, scale, offset and when, as for
+    `read_scene`.
     """
     image, (classes,) = read_scene(scene, sensor, **reading), label_grids([(Path(scene), Path(labels))], column)
     metadata = {name: getattr(image, name) for name in ("gsd", "when", "lat", "lon", "in_decibel")}

@@ -95,7 +95,7 @@ def predict_raster(
 ) -> Path:
     """`predict_scene`, written as a GeoTIFF with the georeference of the scene.
 
-    Classes: two bands, the class's number in codes (by default that of the label files, else 0, 1, 2 and so on), and its
+    Classes: two bands, the class's number in codes (by default that of the label files, else 0, 1, 2 and so on) and its
     probability in percent; uint8 with nodata 255, or uint16 with the largest free number where a code is above 254.
     Values: one float32 band, NaN where not measured. The names of the classes are in the description of band 1.
     """
