@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clay_lib.clay import Clay
 from clay_lib.cluster import forecast_table, timed
 from clay_lib.data.chips import encode, native, world_chips
 from clay_lib.data.makers import Maker, Part, WorldMaker, missing_parts, scenes_in
@@ -21,6 +24,7 @@ from clay_lib.datacube import make_datacube
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.baselines import texture_statistics
 from clay_lib.files import filesystem
+from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.teacher import RELEASED, load_teacher, stand_in_teacher, teacher_view
 
@@ -333,6 +337,18 @@ PACKAGES = {  # where they are named otherwise than their module
     "efficientnet_lite_pytorch": EFFICIENTNET,
 }
 
+STARTS = {"clay_lib.birth:born": "clay_lib.clay:cosine_initialized"}  # former names
+
+
+def find_start(name: str, config: ClayConfig, seed: int) -> ClayMAE | None:
+    """Initial weights of a run: from a file, or from a function of configuration and seed; None: random ones."""
+    if not name:
+        return None
+    if not is_function(name):
+        return Clay.load(name).model
+    start = find_function("start", STARTS.get(name, name), "a file of weights")(config, seed)
+    return getattr(start, "model", start)
+
 
 @contextmanager
 def missing_package(field: str, value: str) -> Iterator[None]:
@@ -386,3 +402,13 @@ def find_function(field: str, path: str, alternatives: str) -> Callable:
         cause = "a misspelled name, or a package that is not installed"
         expected = f"{alternatives}, or package.module:function"
         raise ContractError(field, f"{path}: {error}", expected, cause) from None
+
+
+def check_names(values: Mapping, owner: type | Callable, where: str) -> None:
+    """ContractError for a key that is no argument of the function or dataclass, with the nearest one."""
+    known: Iterable[str] = [f.name for f in fields(owner)] if is_dataclass(owner) else owner.__kwdefaults__
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            expected = f"{where}{near[0]}" if near else f"one of {[*known]}"
+            raise ContractError(f"configuration: {where}{name}", "no such key", expected, "a misspelled key")

@@ -7,14 +7,13 @@ python -m clay_lib.runs.pretrain run.yaml      on a machine without jsonargparse
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,22 +23,23 @@ import yaml
 from torch import nn
 
 from clay_lib.clay import Clay
-from clay_lib.cluster import forecast_lines
+from clay_lib.cluster import forecast_lines, idle_cores
 from clay_lib.data.chips import Chips, world_chips
 from clay_lib.data.store import ChipStore
 from clay_lib.data.targets import TargetCache
 from clay_lib.datamodule import Batch, ClayDataModule, PlannedBatches, SensorBatches, batches_per_epoch, noise_batch
 from clay_lib.encoder import patchify, unpatchify
 from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, check_ranges
-from clay_lib.files import make_folder, write_json
+from clay_lib.files import make_folder, read_json, write_json
 from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.precision import arithmetic, check_precision, choose
-from clay_lib.runs.prepare import find_function, find_logger, find_teacher, is_function
+from clay_lib.runs.prepare import check_names, find_logger, find_start, find_teacher
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
 from clay_lib.training import ClayModule, TrainSettings, check_unchanged
 from clay_lib.training import train as run_training
 
 Size = Annotated[int, Range(0)]
+WEIGHTS = "weights.safetensors"
 CHANGEABLE = ("workers", "on_damage")  # data options that may differ when a run resumes
 
 
@@ -196,7 +196,7 @@ def train(
             float16. A run resumes in the one that it was started in
         devices: processes on each node; null: all GPUs, or one CPU process
         nodes: number of cluster nodes
-        threads: CPU threads of a process; 0: torch's default
+        threads: CPU threads of a process; 0: as many cores as other processes leave free when the run is started
         log_every: steps between rows in metrics.csv
         val_every: steps between validations; null: every epoch
         pictures_every: steps between figures of reconstructions; 0: none
@@ -212,27 +212,31 @@ def train(
     check_ranges(request, train)
     check_ranges(request["data"], DataChoice, "data.")
     check_ranges(request["settings"], TrainSettings, "settings.")
-    if threads:
-        torch.set_num_threads(threads)
     devices, nodes = _processes(devices, nodes)
-    ranks = (devices or 1) * (nodes or 1)
+    ranks, folder = (devices or 1) * (nodes or 1), Path(out)
+    stored, report = _stored(folder), read_json(folder / "run.json")
+    if threads := threads or _threads(stored, devices or 1):
+        torch.set_num_threads(threads)
+    request["threads"] = threads
+    is_first_rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    per_epoch = batches_per_epoch(data.counts(), data.repeats, data.batch_size * ranks)
+    if epochs is not None:
+        settings = replace(settings, max_steps=max(1, round(epochs * per_epoch / settings.accumulate)))
+    finished = stored == request and report.get("steps") == settings.max_steps and (folder / WEIGHTS).is_file()
+    if finished and not forecast:
+        return _done(report, folder) if is_first_rank else 0
     network = find_teacher(teacher)
     cache = TargetCache(data.targets) if data.targets and network is None else None
     target_source = network or cache
     config = model.config(None if target_source is None else target_source.dim)
-    per_epoch = batches_per_epoch(data.counts(), data.repeats, data.batch_size * ranks)
-    if epochs is not None:
-        settings = replace(settings, max_steps=max(1, round(epochs * per_epoch / settings.accumulate)))
     if forecast:
         print(forecast_training(config, settings, data, network, per_epoch, ranks, accelerator, precision))
         return 0
 
     chips = data.load(settings.seed, network)
-    folder = Path(out)
-    is_first_rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     if is_first_rank:
         make_folder(folder)
-        _check_same_data(folder, request)
+        _check_same_data(folder, request, stored)
         (folder / "config.yaml").write_text(yaml.safe_dump(request, sort_keys=False))
         print(summary(config, network))
     callbacks = ()
@@ -264,7 +268,7 @@ def train(
     if trained.signal is not None:
         print(f"stopped by signal {trained.signal} after {trained.steps} steps; run the same command to resume")
         return 128 + trained.signal
-    weights = Clay(trained.model).save(folder / "weights.safetensors", dtype=getattr(torch, weights_dtype))
+    Clay(trained.model).save(folder / WEIGHTS, dtype=getattr(torch, weights_dtype))
     total = trained.steps * settings.accumulate * data.batch_size * ranks
     report = {
         "steps": trained.steps,
@@ -278,21 +282,13 @@ def train(
         "seed": settings.seed,
     }
     write_json(folder / "run.json", report)
-    print(f"{trained.steps} steps, {total:,} chips, {report['hours']:.2f} h; weights in {weights}")
+    return _done(report, folder)
+
+
+def _done(report: Mapping, folder: Path) -> int:
+    total, hours = report["chips seen"], report["hours"]
+    print(f"{report['steps']} steps, {total:,} chips, {hours:.2f} h; weights in {folder / WEIGHTS}")
     return 0
-
-
-STARTS = {"clay_lib.birth:born": "clay_lib.clay:cosine_initialized"}  # former names
-
-
-def find_start(name: str, config: ClayConfig, seed: int) -> ClayMAE | None:
-    """Initial weights of a run: from a file, or from a function of configuration and seed; None: random ones."""
-    if not name:
-        return None
-    if not is_function(name):
-        return Clay.load(name).model
-    start = find_function("start", STARTS.get(name, name), "a file of weights")(config, seed)
-    return getattr(start, "model", start)
 
 
 def forecast_training(
@@ -427,16 +423,6 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def check_names(values: Mapping, owner: type | Callable, where: str) -> None:
-    """ContractError for a key that is no argument of the function or dataclass, with the nearest one."""
-    known: Iterable[str] = [f.name for f in fields(owner)] if is_dataclass(owner) else owner.__kwdefaults__
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            expected = f"{where}{near[0]}" if near else f"one of {[*known]}"
-            raise ContractError(f"configuration: {where}{name}", "no such key", expected, "a misspelled key")
-
-
 def _processes(devices: int | None, nodes: int | None) -> tuple[int | None, int | None]:
     """Processes a node, and nodes: as requested, or else as set by torchrun."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -445,11 +431,23 @@ def _processes(devices: int | None, nodes: int | None) -> tuple[int | None, int 
     return devices, nodes
 
 
-def _check_same_data(folder: Path, request: dict[str, Any]) -> None:
+def _stored(folder: Path) -> dict[str, Any]:
+    """The configuration with which a run was started; empty if there is none."""
+    path = folder / "config.yaml"
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+def _threads(stored: Mapping, processes: int) -> int:
+    """The threads that a run was started with, since they may change its last bits; 0: torch's default."""
+    if stored or "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
+        return stored.get("threads", 0)
+    return max(1, idle_cores() // processes)
+
+
+def _check_same_data(folder: Path, request: dict[str, Any], old: Mapping) -> None:
     """A run resumes with the chips, teacher and processes that it was started with: its batches depend on them."""
-    if not (folder / "config.yaml").is_file() or not any((folder / "checkpoints").glob("*.ckpt")):
+    if not old or not any((folder / "checkpoints").glob("*.ckpt")):
         return
-    old = yaml.safe_load((folder / "config.yaml").read_text())
     pairs = {f"data.{k}": (old["data"].get(k), v) for k, v in request["data"].items() if k not in CHANGEABLE}
     check_unchanged(pairs | {k: (old.get(k), request[k]) for k in ("teacher", "devices", "nodes")})
 
