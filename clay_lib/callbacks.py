@@ -69,6 +69,9 @@ class Checkpoints(L.Callback):
             scheduler = trainer.lr_scheduler_configs[0].scheduler
             scheduler.load_state_dict({"lr_lambdas": []} | self.saved["scheduler"])
             torch.set_rng_state(self.saved["rng"])
+            for callback in trainer.callbacks:
+                if state := self.saved.get("callbacks", {}).get(callback.state_key):
+                    callback.load_state_dict(state)
         self.step, self.began, self.written = module.step, time.monotonic(), time.monotonic()
         self.saved = None  # frees its memory
         with suppress(ValueError):  # only the main thread receives signals
@@ -115,6 +118,7 @@ class Checkpoints(L.Callback):
             "optimizer": trainer.optimizers[0].state_dict(),
             "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
             "rng": torch.get_rng_state(),
+            "callbacks": {c.state_key: state for c in trainer.callbacks if (state := c.state_dict())},
             **module.snapshot(),
         }
         last = self.folder / LAST

@@ -14,8 +14,29 @@ WAIT = 30  # s until a scheduler must have answered
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, by its affinity and the limits of its container or control group."""
+    from dask.system import cpu_count
+
+    return cpu_count()
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free on the machine, at most the limit of the container or control group."""
+    import psutil
+    from distributed.system import memory_limit
+
+    return min(psutil.virtual_memory().available, memory_limit())
+
+
+def idle_cores() -> int:
+    """Cores that other processes leave free, at least one, measured for half a second.
+
+    A thread that waits for one on a busy core makes many small steps ten times slower than a single thread does.
+    """
+    import psutil
+
+    busy = psutil.cpu_percent(interval=0.5) / 100 * (os.cpu_count() or 1)
+    return max(1, min(cores(), round((os.cpu_count() or 1) - busy)))
 
 
 def progress_bar(*, disable: bool = False, **options):
@@ -57,6 +78,8 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
         else:
             count = workers or max(4, cores())
             n_workers, threads = (count, 1) if processes else (1, count)
+            if processes:
+                _require_main_guard()
             cluster = LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=threads,
@@ -67,6 +90,15 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
             )
         with cluster, Client(cluster) as client:
             yield client
+
+
+def _require_main_guard() -> None:
+    """ContractError in a script whose import by a worker process would start the same work again."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script and Path(script).suffix == ".py" and "__name__" not in Path(script).read_text(encoding="utf-8"):
+        expected = 'if __name__ == "__main__": before what the script does'
+        cause = "each worker process imports the script, which would begin the same work"
+        raise ContractError("script", f"{script} without a main guard", expected, cause)
 
 
 def slurm_cluster(jobs: int, **options):

@@ -260,6 +260,12 @@ class Snapshots(L.Callback):
         self.taken: dict[int, Tensor] = {}
         self.mask: Tensor | None = None  # [B, L], 1 = masked
 
+    def state_dict(self) -> dict:
+        return {"taken": self.taken, "mask": self.mask}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.taken, self.mask = state["taken"], state["mask"]
+
     def on_train_start(self, trainer: L.Trainer, module: ClayModule) -> None:
         self._take(module)
 

@@ -295,7 +295,7 @@ kwargs = dict(teacher=teacher_network, start=first_model.model, progress=False)
 kwargs["callbacks"] = (snapshots, runs.report_metric("val/loss"))  # for searches; elsewhere it does nothing
 kwargs["log_every"] = max(1, min(20, max_steps // 10))
 kwargs["check_val_every_n_epoch"] = max(1, max_steps // batches.batches_per_epoch() // 5)
-trained = training.train(config, short, batches, out=out_dir, **kwargs)
+trained = training.train(config, short, batches, out=out_dir, resume=runs.in_sweep(), **kwargs)
 clay = Clay(trained.model)
 clay.save(CACHE / weights)
 print(f"{max_steps} steps of {batch_size} chips; weights in data/cache/{weights}")

@@ -9,7 +9,7 @@ from clay_lib import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "notebooks": "RUNS claim output_folder report report_metric write_metrics",
+        "notebooks": "RUNS claim in_sweep output_folder report report_metric write_metrics",
         "specification": "make_sweep read_sweep",
         "sweep": "run_sweep",
         "tables": "over_seeds best differences one_at_a_time",

@@ -9,6 +9,7 @@ The percent script is the source, so outputs kept beside it cannot be stale. A r
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
@@ -37,6 +38,7 @@ NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / "papermill_runs"
 FIGURES = (".png", ".jpg", ".jpeg", ".svg")
 REPORTED, PRUNE = "reported.jsonl", "prune"  # in a run's folder: values by step; a file that stops the run
+MODULES = "modules.txt"  # in a run's folder: the modules of clay_lib that it imported
 CLAIMS = "claims.txt"  # in a run's folder: claims of the notebook that did not hold, a line each
 RUN_FOLDER = "CLAY_RUN_FOLDER"  # the kernel's environment variable
 START_ATTEMPTS = 3  # only a kernel that died before its first cell is started again
@@ -83,6 +85,14 @@ def claim(holds: bool, message: str) -> None:
     print(f"Warning: this did not hold: {message}", file=sys.stderr)
     with open(Path(folder, CLAIMS), "a", encoding="utf-8") as file:
         file.write(" ".join(message.split()) + "\n")
+
+
+def in_sweep() -> bool:
+    """Whether a sweep runs this notebook: `train(..., resume=in_sweep())` resumes a run that was killed.
+
+    A sweep keeps the checkpoints of an unfinished run as long as its parameters and clay_lib stay the same.
+    """
+    return RUN_FOLDER in os.environ
 
 
 def report(step: int, value: float) -> None:
@@ -183,15 +193,14 @@ def run_notebook(
 
     make_folder(out)
     executed = out_dir / f"{script.stem}.ipynb"
-    stale = [
-        p
-        for p in out.iterdir()
-        if p.name in ("metrics.json", "run.json", REPORTED, PRUNE, CLAIMS) or p.suffix in FIGURES
-    ]
+    stale = [p for p in out.iterdir() if p.name in ("metrics.json", "run.json") or p.suffix in FIGURES]
     for path in (executed, executed.with_suffix(".html"), *stale):
         path.unlink(missing_ok=True)
 
-    started, peak, died, environment = time.time(), 0.0, False, _environment(threads, env)
+    modules = out / MODULES
+    modules.unlink(missing_ok=True)
+    started, peak, died = time.time(), 0.0, False
+    environment = _environment(threads, {"CLAY_MODULES": str(modules), **(env or {})})
     for attempt in range(START_ATTEMPTS):
         failed, error = None, None
         with tempfile.TemporaryDirectory(prefix="k") as prefix, open(out / "log.txt", "w", encoding="utf-8") as log:
@@ -230,7 +239,8 @@ def run_notebook(
     reached = max(read_reported(out).items(), default=None)
     record = {**asdict(result), "finished": time.strftime("%Y-%m-%d %H:%M"), "bytes": size, "reached": reached}
     record["warnings"] = _lines(out / CLAIMS)
-    record["precision"] = environment["CLAY_PRECISION"]
+    record |= {"precision": environment["CLAY_PRECISION"], "threads": threads}
+    record["modules"] = module_hashes(_lines(modules))
     write_json(out / "run.json", {**record, **provenance(), **(extra or {})})
     return result
 
@@ -247,6 +257,12 @@ def is_done(executed: Path, out: Path | None = None) -> bool:
 _LAUNCH = """
 import faulthandler, os, runpy, sys
 faulthandler.enable(os.dup(2))
+class Imports:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "clay_lib":
+            print(name, file=open(os.environ["CLAY_MODULES"], "a"))
+sys.meta_path.insert(0, Imports)
 if sys.platform == "linux":
     import ctypes
     ctypes.CDLL(None).prctl(1, 9)
@@ -368,7 +384,7 @@ def provenance() -> dict:
 
     library: a hash of clay_lib's own files, which also distinguishes uncommitted states.
     """
-    return {"git": _git_state(), "library": _library_hash(), "environment": _environment_versions()}
+    return {"git": _git_state(), "library": library_hash(), "environment": _environment_versions()}
 
 
 def _git_state() -> dict:
@@ -382,7 +398,31 @@ def _git_state() -> dict:
     return {"commit": commit.removesuffix("-dirty"), "changed": commit.endswith("-dirty")} if commit else {}
 
 
-def _library_hash() -> str:
+def module_hashes(names: Iterable[str]) -> dict[str, str]:
+    """8 hexadecimal digits for the code of each module of clay_lib, and for its table NAME.yaml; "": there is none."""
+    hashes = {}
+    for name in sorted(set(names)):
+        path = LIBRARY.parent / name.replace(".", "/")
+        files = [path.with_suffix(".py"), path / "__init__.py", path.with_suffix(".yaml")]
+        hashes[name] = "".join(_hash(file, file.stat().st_mtime_ns) for file in files if file.is_file())
+    return hashes
+
+
+@cache
+def _hash(path: Path, changed_at: int) -> str:
+    text = path.read_text(encoding="utf-8")
+    return hashlib.sha256((meaning(text) if path.suffix == ".py" else text).encode()).hexdigest()[:8]
+
+
+def meaning(source: str) -> str:
+    """Code as the text of its syntax tree, so that comments and formatting make no difference."""
+    try:
+        return ast.dump(ast.parse(source))
+    except SyntaxError:  # lines of IPython such as %matplotlib
+        return source
+
+
+def library_hash() -> str:
     """12 hexadecimal digits of SHA-256 over clay_lib's sources."""
     digest = hashlib.sha256()
     for path in sorted([*LIBRARY.rglob("*.py"), *LIBRARY.rglob("*.yaml")]):

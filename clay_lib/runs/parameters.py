@@ -6,6 +6,7 @@ papermill only warns of an unknown parameter and never checks types.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -26,15 +27,14 @@ def check_parameters(annotations: Mapping[str, ast.expr], values: Mapping[str, o
     """Refuse names that the notebook does not have and values that are not of its types."""
     for name, value in values.items():
         if name not in annotations:
-            cause = "YAML reads on, off, yes and no as true and false: put the name in quotes"
-            cause = cause if isinstance(name, bool) else "a misspelled name, or one meant for another notebook"
+            cause = "a misspelled name, or one meant for another notebook"
             expected = f"one of {sorted(annotations)}"
             raise ContractError(f"parameter {name!r}", f"no such parameter in {where}", expected, cause)
         try:
             convert(value, annotations[name])
         except TypeError:
-            cause = "a value meant for another parameter"
-            cause = "text in a number; YAML reads 1e-3 as text, write 1.0e-3" if isinstance(value, str) else cause
+            cause = "text in a number" if isinstance(value, str) else "a value meant for another parameter"
+            cause = "a number that is not finite" if isinstance(value, float) and not math.isfinite(value) else cause
             found, expected = f"{value!r} ({type(value).__name__})", ast.unparse(annotations[name])
             raise ContractError(f"parameter {name!r} of {where}", found, expected, cause) from None
 
@@ -59,7 +59,7 @@ def convert(value: object, annotation: ast.expr) -> object:
         case ast.Name(id="int"):
             _require(isinstance(value, int) and not isinstance(value, bool))
         case ast.Name(id="float"):
-            _require(isinstance(value, (int, float)) and not isinstance(value, bool))
+            _require(isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value))
             return float(value)
         case ast.Name(id="str" | "bool" | "dict" as name):
             _require(type(value).__name__ == name)

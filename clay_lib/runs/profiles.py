@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import yaml
-from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt, register_type
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from ruamel.yaml import YAML, MappingNode, Node, SequenceNode, YAMLError
+from ruamel.yaml.resolver import VersionedResolver
 
 from clay_lib.errors import ContractError
 from clay_lib.files import find_weights, read_json
@@ -21,23 +22,20 @@ from clay_lib.runs.parameters import check_parameters, read_parameters
 from clay_lib.sensors import SENSORS
 
 T = TypeVar("T")
+STRICT = ConfigDict(extra="forbid")
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[int, Field(strict=True, gt=0)]
+Duration = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 
-class Value:
-    """Any value, as it stands in the file: jsonargparse would read the text "3" as a number for typing.Any."""
-
-
-register_type(Value, lambda v: v, lambda v: v, type_check=lambda value, kind: True, fail_already_registered=False)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Profile:
     """Parameter values for a headless run, from papermill_runs/profiles/NAME.yaml."""
 
-    threads: PositiveInt | None = None  # of torch and BLAS; None: all cores
-    minutes: dict[str, float] = field(default_factory=dict)  # notebook: expected duration
-    common: dict[str, Value] = field(default_factory=dict)  # for every notebook that has the parameter
-    notebooks: dict[str, dict[str, Value]] = field(default_factory=dict)  # for one notebook
+    threads: Positive | None = None  # of torch and BLAS; None: all cores
+    minutes: dict[str, Duration] = field(default_factory=dict)  # notebook: expected duration
+    common: dict[str, Any] = field(default_factory=dict)  # for every notebook that has the parameter
+    notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)  # for one notebook
     name: str = ""
 
     def values(self, notebook: str, annotations: Mapping[str, object]) -> dict[str, object]:
@@ -46,82 +44,120 @@ class Profile:
         return common | self.notebooks.get(notebook, {})
 
 
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.2: `1e-3` is a number, `010` ten, `no` and dates are text. Repeated keys and numbers that are not finite
-    are refused; YAML itself would keep the last of two keys."""
+# ---- YAML files
 
-    yaml_implicit_resolvers = {}  # those of YAML 1.1 go; CORE follows
 
-    def compose_mapping_node(self, anchor):
-        node, keys = super().compose_mapping_node(anchor), set()
-        for key, _ in node.value:
-            if (key.tag, str(key.value)) in keys:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} a second time", problem_mark=key.start_mark)
-            keys.add((key.tag, str(key.value)))
-        return node
+class _Resolver(VersionedResolver):
+    """YAML 1.2, in which dates and 2023_06 are text."""
 
-    def construct_number(self, node):
+    def resolve(self, kind, value, implicit):
+        tag = super().resolve(kind, value, implicit)
+        is_text = isinstance(value, str) and implicit[0] and ("_" in value or str(tag).endswith("timestamp"))
+        return self.DEFAULT_SCALAR_TAG if is_text else tag
+
+
+class Mistakes:
+    """What is wrong with a file, collected and raised as one ContractError with line numbers.
+
+    where: how messages name the file. content, node: its values and, with their places in it, its syntax tree.
+    """
+
+    def __init__(self, where: str, content: object = None, node: Node | None = None):
+        self.where, self.content, self.node = where, content, node
+        self.errors: list[ContractError] = []
+
+    @classmethod
+    def of_file(cls, path: Path, where: str) -> Mistakes:
+        """For the YAML file at `path`; ContractError if it cannot be read, or has a key twice."""
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Resolver = _Resolver
         try:
-            return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
-        except ValueError:
-            if node.value.lower().lstrip("+-") in (".inf", ".nan"):
-                raise yaml.MarkedYAMLError(
-                    problem="a number that is not finite", problem_mark=node.start_mark
-                ) from None
-            return float(node.value)
+            text = path.read_text(encoding="utf-8")
+            mistakes = cls(where, yaml.load(text), yaml.compose(text))
+        except (YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            found = re.sub(
+                r'found (duplicate key "[^"]*").*', r"\1", f"{getattr(error, 'problem', error)}".split("\n")[0]
+            )
+            found += f", line {mark.line + 1}" if mark else ""
+            cause = "a wrong indent, a missing quote, or a repeated key"
+            raise ContractError(where, found, "keys with values, in YAML", cause) from None
+        return mistakes
+
+    def add(self, path: Sequence, field: str, found: object, expected: object, cause: str) -> None:
+        """path: the keys and numbers that lead to the place in the file."""
+        line = _line(self.node, path)
+        where = f"{self.where}, line {line}" if line else self.where
+        self.errors.append(ContractError(f"{where}: {field}", found, expected, cause))
+
+    @contextmanager
+    def at(self, *path, fatal: bool = False) -> Iterator[None]:
+        """Collect a ContractError that is raised in this block; fatal: nothing can be checked after it."""
+        try:
+            yield
+        except ContractError as error:
+            self.add(path, error.field, error.found, error.expected, error.cause)
+            if fatal:
+                self.check()
+
+    def check(self) -> None:
+        """Raise what was collected."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            texts = [str(error).removeprefix(self.where).lstrip(", :") for error in self.errors]
+            lines = "".join(f"\n  {text}" for text in sorted(texts, key=_leading_number))
+            raise ContractError(self.where, f"{len(self.errors)} mistakes", "none", f"each in its line{lines}")
 
 
-CORE = {  # of YAML 1.2: the pattern of a tag's values, and their first characters
-    "null": (r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    "merge": (r"<<$", ["<"]),
-    "bool": (r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    "float": (
-        r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+|0x[0-9a-fA-F]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
-        list("-+.0123456789"),
-    ),
-}
-for _tag, (_pattern, _first) in CORE.items():
-    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-_Yaml.add_constructor("tag:yaml.org,2002:float", _Yaml.construct_number)
+def _leading_number(text: str) -> int:
+    return int((re.match(r"line (\d+)", text) or [0, 0])[1])
 
 
-def read_mapping(path: Path, where: str) -> object:
-    """A YAML file's content. ContractError, whose message begins with `where`, for bad YAML and repeated keys."""
+def _line(node: Node | None, path: Sequence) -> int | None:
+    """The line of the innermost key or item of a path that the file has."""
+    line = None
+    for step in path:
+        if isinstance(node, MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(step)), None)
+        elif isinstance(node, SequenceNode) and isinstance(step, int) and step < len(node.value):
+            found = node.value[step], node.value[step]
+        else:
+            found = None
+        if found is None:  # merged from an anchor, or missing
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
+
+
+def parse_config(kind: type[T], mistakes: Mistakes, **instead) -> T:
+    """A dataclass from a file's mapping, checked by pydantic. Mistakes are collected, and what is wrong left out, so
+    that the rest can be checked too; instead: values of required keys that are wrong."""
+    names, content = [name for name in kind.__dataclass_fields__ if name != "name"], mistakes.content
+    if not isinstance(content, Mapping):
+        mistakes.add((), "keys", content, f"some of {names}", "an empty file, or a list")
+        mistakes.check()
+    content = {key: value for key, value in content.items() if value is not None}
     try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.load(file, _Yaml)  # a safe loader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        cause = "a wrong indent, a missing quote, or a repeated key"
-        raise ContractError(where, " ".join(str(error).split()), "keys with values, in YAML", cause) from None
-
-
-def parse_config(kind: type[T], content: object, where: str) -> T:
-    """A dataclass from a mapping, checked by jsonargparse. where: the beginning of an error's message."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
-    keys = [name for name in kind.__dataclass_fields__ if name != "name"]
-    if not isinstance(content, Mapping) or set(content) - set(keys):
-        found = sorted(set(content) - set(keys), key=str) if isinstance(content, Mapping) else content
-        raise ContractError(f"{where}: keys", found, f"some of {keys}", "an empty file, or a misspelled key")
-    try:
-        config = parser.parse_object({key: value for key, value in content.items() if value is not None})
-    except ArgumentError as error:
-        cause = "a missing key, a wrong indent or dash, or a text in place of a number"
-        raise ContractError(where, _reason(error), "the keys and types of papermill_runs/README.md", cause) from None
-    return kind(**vars(parser.instantiate(config)))
-
-
-def _reason(error: Exception) -> str:
-    """jsonargparse's message in one line, without its class paths and the types that a Union tried in vain."""
-    text = re.sub(r"Problem with given class_path '[^']*': |Parser key |typing\.", "", " ".join(str(error).split()))
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    key, _, tried = text.partition(": Does not validate against any of the Union subtypes")
-    if not tried:
-        return text
-    reasons, _, rest = tried.partition(" Given value type: ")
-    reasons = [reason for reason in reasons.split(" - ")[1:] if "NoneType" not in reason]
-    value = rest.partition("Given value: ")[2]
-    return f"{key}: {'; '.join(reasons)}" + ("" if value.startswith("Namespace") else f", given {value}")
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        for wrong in error.errors():
+            path, found, expected = wrong["loc"], repr(wrong["input"]), wrong["msg"].removeprefix("Input should be ")
+            cause = "a wrong indent or dash, or a text in place of a number"
+            if wrong["type"] == "unexpected_keyword_argument":
+                found, cause = "no such key", "a misspelled key"
+                expected = f"one of {names}" if len(path) == 1 else "a key as in papermill_runs/README.md"
+            elif wrong["type"] == "missing":
+                found, expected, cause = "nothing", "this key", "a missing key, or one that is misspelled"
+            mistakes.add(path, ": ".join(map(str, path)), found, expected, cause)
+        wrong = {wrong["loc"][0] for wrong in error.errors()}
+        try:
+            return TypeAdapter(kind).validate_python(
+                instead | {key: value for key, value in content.items() if key not in wrong}
+            )
+        except ValidationError:  # a required key is missing
+            mistakes.check()
+            raise
 
 
 def read_profile(profile: str | Path) -> Profile:
@@ -130,8 +166,11 @@ def read_profile(profile: str | Path) -> Profile:
     if not path.is_file():
         names = sorted(p.stem for p in (RUNS / "profiles").glob("*.yaml"))
         raise ContractError("profile", profile, f"one of {names} or a path to a .yaml file", "a misspelled name")
-    where = f"profile {path.name}"
-    return replace(parse_config(Profile, read_mapping(path, where) or {}, where), name=path.stem)
+    mistakes = Mistakes.of_file(path, f"profile {path.name}")
+    mistakes.content = mistakes.content or {}
+    values = parse_config(Profile, mistakes)
+    mistakes.check()
+    return replace(values, name=path.stem)
 
 
 def run_profile(

@@ -2,77 +2,75 @@
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import hashlib
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
 from clay_lib.errors import ContractError
-from clay_lib.runs.notebooks import NOTEBOOKS, RUNS, list_notebooks, read_script
+from clay_lib.runs.notebooks import NOTEBOOKS, RUNS, list_notebooks, meaning, read_script
 from clay_lib.runs.parameters import check_parameters, convert, declared_metrics, read_defaults, read_parameters
-from clay_lib.runs.profiles import Value, parse_config, read_mapping, read_profile
+from clay_lib.runs.profiles import STRICT, Duration, Mistakes, Natural, Positive, parse_config, read_profile
 
-Settings = list[dict[str, Value]]
-Seeds = NonNegativeInt | list[Value] | dict[str, list[Value]]
+Settings = list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Budget:
     """Limits: runs in all, and minutes after which one start begins no further run."""
 
-    runs: PositiveInt | None = None
-    minutes: PositiveFloat | None = None
+    runs: Positive | None = None
+    minutes: Duration | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Search:
     """Trials chosen by Optuna. over: for each parameter a list of choices or {low, high}, with log: true or a step."""
 
-    trials: PositiveInt
-    over: dict[str, Value]
+    trials: Positive
+    over: dict[str, Any]
     sampler: Literal["tpe", "random"] = "tpe"
     prune: Literal["hyperband", "median"] | None = None  # by the values that the notebook reports
-    prune_after: NonNegativeInt = 0  # the step up to which no run is stopped
-    seed: NonNegativeInt = 0  # of the sampler
+    prune_after: Natural = 0  # the step up to which no run is stopped
+    seed: Natural = 0  # of the sampler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Confirm:
     """New seeds for the best trials of a search."""
 
-    top: PositiveInt
-    seeds: Seeds
+    top: Positive
+    seeds: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Specification:
     """The keys of a sweep's file."""
 
-    notebook: str | int  # a number, a name or a path
+    notebook: Any  # a number, a name or a path
     metrics: dict[str, Literal["min", "max"]]  # the first one ranks
     profile: str | None = None  # values to start from
-    fixed: dict[str, Value] = field(default_factory=dict)
-    grid: dict[str, list[Value]] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
     list: Settings = field(default_factory=list)
-    random: Value | None = None  # former random draws
+    random: Any | None = None  # former random draws
     search: Search | None = None
     confirm: Confirm | None = None
-    seeds: Seeds | None = None
+    seeds: Any = None  # a number of them, a list, or {parameter: list}
     budget: Budget = Budget()
-    timeout: PositiveFloat | None = None  # seconds a run
-    threads: PositiveInt | None = None  # of a kernel
-    stop_after_failures: PositiveInt | None = None
+    timeout: Duration | None = None  # seconds a run
+    threads: Positive | None = None  # of a kernel
+    stop_after_failures: Positive | None = None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One point of a sweep. key: the hash of the notebook's code and all parameters, and its folder's name."""
 
@@ -81,7 +79,7 @@ class Run:
     parameters: dict  # all of the notebook's but `out`
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """A checked specification. runs: all settings with the first seed, then with the second, so that a partial sweep
     covers all settings."""
@@ -103,6 +101,7 @@ class Sweep:
     make_run: Callable[[dict], Run]  # of settings
     search: Search | None = None  # its trials become known one by one: `runs` is empty
     confirm: Confirm | None = None
+    file: Path | None = None  # that holds the specification
 
     @property
     def varied(self) -> list[str]:
@@ -119,57 +118,64 @@ def read_sweep(path: str | Path) -> Sweep:
     if not path.is_file():
         examples = sorted(p.stem for p in (RUNS / "sweeps").glob("*.yaml"))
         raise ContractError("sweep", path, f"a YAML file, such as those of {examples}", "a misspelled path")
-    return make_sweep(read_mapping(path, f"sweep {path.stem!r}"), name=path.stem, folder=path.parent)
+    mistakes = Mistakes.of_file(path, f"sweep {path.stem!r}")
+    sweep = make_sweep(mistakes.content, name=path.stem, folder=path.parent, mistakes=mistakes)
+    return replace(sweep, file=path.resolve())
 
 
-def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS) -> Sweep:
+def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS, mistakes: Mistakes | None = None) -> Sweep:
     """The same from a mapping, as a notebook may hold it. folder: where a relative path to the notebook begins."""
+    mistakes = mistakes or Mistakes(f"sweep {name!r}", content)
     profiles = {p.stem for p in (RUNS / "profiles").glob("*.yaml")}
     if not re.fullmatch(r"[\w][\w.-]*", name) or name in profiles | {"profiles", "sweeps", "lab", "pretrain"}:
         expected = "letters, digits, - and _; no profile's name"
         raise ContractError("sweep's name", name, expected, "results go to papermill_runs/NAME")
-    spec = parse_config(Specification, content, f"sweep {name!r}")
-    script = find_notebook(f"{spec.notebook:02d}" if isinstance(spec.notebook, int) else spec.notebook, folder)
-    notebook = read_script(script)
-    annotations, defaults = read_parameters(notebook), read_defaults(notebook)
-    if "out" not in annotations:
-        found = f"{script.name} without parameter out"
-        raise _invalid(name, "notebook", found, 'out: str = ""', "it writes to a fixed place")
-    _check_metrics(spec.metrics, notebook, script, name)
-    for key in ("grid", "list"):
-        if key in content and not content[key]:
-            raise _invalid(name, key, "nothing", "values", f"an empty {key}")
-    profile = read_profile(spec.profile) if spec.profile else None
-    base = profile.values(script.stem, annotations) if profile else {}
-    base = {k: v for k, v in base.items() if k != "out"} | spec.fixed
-    check_parameters(annotations, base, script.stem)
-
-    if spec.random:
-        cause = "random draws are a search now, with ranges {low, high, log: true} under `over`"
-        raise _invalid(name, "random", "a key", "search: {sampler: random, trials: 20, over: ...}", cause)
-    seed, seeds = _seeds(spec.seeds, name)
-    search, confirm = spec.search, spec.confirm
+    spec = parse_config(Specification, mistakes, metrics={})
+    with mistakes.at("notebook", fatal=True):
+        script = find_notebook(f"{spec.notebook:02d}" if isinstance(spec.notebook, int) else str(spec.notebook), folder)
+        notebook = read_script(script)
+        annotations, defaults = read_parameters(notebook), read_defaults(notebook)
+        if "out" not in annotations:
+            found = f"{script.name} without parameter out"
+            raise ContractError("notebook", found, 'out: str = ""', "it writes to a fixed place")
+    base, profile = {}, None
+    with mistakes.at("profile", fatal=True):
+        if spec.profile:
+            profile = read_profile(spec.profile)
+            base = {k: v for k, v in profile.values(script.stem, annotations).items() if k != "out"}
+            check_parameters(annotations, base, script.stem)
+    for part in ("metrics", "grid", "list", "random"):
+        with mistakes.at(part):
+            _check_part(part, content)
+    patterns = declared_metrics(notebook)
+    for metric in spec.metrics:
+        with mistakes.at("metrics", metric):
+            _check_metric(metric, patterns, script)
+    search, confirm, seed, seeds = spec.search, spec.confirm, None, []
+    with mistakes.at("seeds"):
+        seed, seeds = _seeds(spec.seeds)
     if search:
-        search = replace(search, over=_ranges(search.over, annotations, script.stem, name))
-        seed, confirm = _confirmation(spec, name, defaults | base)
+        search = replace(search, over=_ranges(search.over, annotations, script.stem, mistakes))
+        with mistakes.at("search"):
+            seed, confirm = _confirmation(spec, defaults | base | spec.fixed)
     elif confirm:
-        raise _invalid(name, "confirm", "no search", "search: {trials: 40, over: ...}", "a grid takes `seeds`")
+        cause = "a grid takes `seeds`"
+        mistakes.add(("confirm",), "confirm", "no search", "search: {trials: 40, over: ...}", cause)
+    _check_values(spec, {seed: confirm.seeds if confirm else seeds} if seed else {}, annotations, script.stem, mistakes)
+    mistakes.check()
+
     axes = [[{seed: value} for value in seeds]] if seeds else []
-    axes += [_grid(spec.grid, name)] if spec.grid else []
+    axes += [[dict(zip(spec.grid, point, strict=True)) for point in itertools.product(*spec.grid.values())]]
     axes += [spec.list] if spec.list else []
-    confirmed = [{seed: None}] if confirm else []
-    _check_axes([*axes, confirmed, [search.over] if search else [], [spec.fixed]], name)
-    code = code_of(notebook)
+    code, base = code_of(notebook), defaults | base | spec.fixed
 
     def make_run(settings: dict) -> Run:
-        check_parameters(annotations, settings, script.stem)
-        values = {**defaults, **base, **settings}
-        values = {k: convert(v, annotations[k]) for k, v in values.items() if k != "out"}
+        values = {k: convert(v, annotations[k]) for k, v in (base | settings).items() if k != "out"}
         return Run(key_of(code, values), {k: values[k] for k in settings}, values)
 
     points = [] if search else itertools.product(*axes)
     runs = [make_run({k: v for axis in point for k, v in axis.items()}) for point in points]
-    _check_distinct(runs, name)
+    _check_distinct(runs, mistakes)
     within_budget = tuple(runs[: spec.budget.runs])
     return Sweep(
         name=name,
@@ -209,15 +215,7 @@ def find_notebook(name: str, folder: Path) -> Path:
 def code_of(notebook) -> list[str]:
     """The code cells, without the one that holds defaults: all that decides a run's outcome besides its parameters."""
     cells = (c for c in notebook.cells if c.cell_type == "code")
-    return [_meaning(c.source) for c in cells if "parameters" not in c.metadata.get("tags", [])]
-
-
-def _meaning(source: str) -> str:
-    """A cell's syntax tree as text, so that comments and formatting do not make another run of it."""
-    try:
-        return ast.dump(ast.parse(source))
-    except SyntaxError:  # lines of IPython such as %matplotlib
-        return source
+    return [meaning(c.source) for c in cells if "parameters" not in c.metadata.get("tags", [])]
 
 
 def key_of(code: Sequence[str], parameters: Mapping[str, object]) -> str:
@@ -226,7 +224,39 @@ def key_of(code: Sequence[str], parameters: Mapping[str, object]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _ranges(over: Mapping[str, object], annotations: Mapping, where: str, name: str) -> dict[str, list | dict]:
+def _check_part(part: str, content: Mapping) -> None:
+    if part == "random":
+        if part in content:
+            cause = "random draws are a search now, with ranges {low, high, log: true} under `over`"
+            raise ContractError(part, "a key", "search: {sampler: random, trials: 20, over: ...}", cause)
+    elif part in content and not content[part]:
+        expected = "{loss: min, accuracy: max}" if part == "metrics" else "values"
+        raise ContractError(part, "nothing", expected, f"an empty {part}")
+
+
+def _check_values(spec: Specification, seeds: Mapping, annotations: Mapping, where: str, mistakes: Mistakes) -> None:
+    """Each value by the annotation of its parameter, and each parameter in one part of the specification."""
+    values = [(("fixed", name), [value]) for name, value in spec.fixed.items()]
+    values += [(("grid", name), several) for name, several in spec.grid.items()]
+    values += [(("list", i, name), [value]) for i, setting in enumerate(spec.list) for name, value in setting.items()]
+    values += [(("search", "over", name), []) for name in (spec.search.over if spec.search else ())]
+    values += [(("confirm" if spec.search else "seeds", name), several) for name, several in seeds.items()]
+    parts: dict[str, str] = {}
+    for path, several in values:
+        part, name = path[0], path[-1]
+        with mistakes.at(*path):
+            if name == "out":
+                raise ContractError("parameter 'out'", "a value", "none", "the sweep gives every run its folder")
+            if parts.setdefault(name, part) != part:
+                cause = f"it stands in two parts of the specification, {parts[name]} and {part}"
+                raise ContractError(f"parameter {name!r}", "two values", "one place", cause)
+            if part == "grid" and not several:
+                raise ContractError(f"grid: {name}", "[]", "a list with at least one value", "an empty list")
+            for value in several:
+                check_parameters(annotations, {name: value}, where)
+
+
+def _ranges(over: Mapping[str, object], annotations: Mapping, where: str, mistakes: Mistakes) -> dict:
     """The ranges of a search, checked, with values of the parameters' own types."""
     checked = {}
     for parameter, values in over.items():
@@ -242,80 +272,57 @@ def _ranges(over: Mapping[str, object], annotations: Mapping, where: str, name: 
                 ends = [low, high]
             case _:
                 expected = "a list of choices, or {low: 1, high: 9} with step: 2, or with log: true if low is above 0"
-                raise _invalid(name, f"search: {parameter}", values, expected, "low above high, or a misspelled key")
-        for value in ends:
-            check_parameters(annotations, {parameter: value}, where)
-        ends = [convert(value, annotations[parameter]) for value in ends]
-        checked[parameter] = {**values, "low": ends[0], "high": ends[1]} if isinstance(values, Mapping) else ends
+                cause = "low above high, or a misspelled key"
+                mistakes.add(("search", "over", parameter), f"search: {parameter}", values, expected, cause)
+                continue
+        with mistakes.at("search", "over", parameter):
+            for value in ends:
+                check_parameters(annotations, {parameter: value}, where)
+            ends = [convert(value, annotations[parameter]) for value in ends]
+            checked[parameter] = {**values, "low": ends[0], "high": ends[1]} if isinstance(values, Mapping) else ends
     return checked
 
 
-def _confirmation(spec: Specification, name: str, values: Mapping[str, object]) -> tuple[str | None, Confirm | None]:
+def _confirmation(spec: Specification, values: Mapping[str, object]) -> tuple[str | None, Confirm | None]:
     """(parameter, confirmation) of a search. So many seeds, if no list is given, follow that of the trials."""
     for key in ("grid", "list", "seeds"):
         if getattr(spec, key):
             cause = "a search takes its parameters from `over`; `confirm` repeats the best trials with new seeds"
-            raise _invalid(name, f"search, {key}", "both", "one of them", cause)
+            raise ContractError(f"search, {key}", "both", "one of them", cause)
     if spec.confirm is None:
         return None, None
-    parameter, seeds = _seeds(spec.confirm.seeds, name)
+    parameter, seeds = _seeds(spec.confirm.seeds)
     if not isinstance(spec.confirm.seeds, (list, Mapping)) and isinstance(values.get(parameter), int):
         seeds = [values[parameter] + 1 + seed for seed in seeds]
     return parameter, replace(spec.confirm, seeds=seeds)
 
 
-def _check_metrics(metrics: Mapping[str, str], notebook, script: Path, name: str) -> None:
+def _check_metric(metric: str, patterns: list[str] | None, script: Path) -> None:
     """Refuse a metric that the notebook's source does not declare, if it declares any."""
-    if not metrics:
-        raise _invalid(name, "metrics", metrics, "{loss: min, accuracy: max}", "a name without its direction")
-    patterns = declared_metrics(notebook)
-    for metric in metrics if patterns is not None else ():
-        if not any(re.fullmatch(pattern, metric) for pattern in patterns):
-            names = [re.sub(r"\\(.)", r"\1", p.removesuffix("( / .*)?")).replace(".*", "...") for p in patterns]
-            found = f"none of that name in {script.stem}"
-            cause = "a misspelled name, or one that the notebook no longer writes"
-            raise _invalid(name, f"metric {metric!r}", found, f"one of {names}", cause)
+    if patterns is not None and not any(re.fullmatch(pattern, metric) for pattern in patterns):
+        names = [re.sub(r"\\(.)", r"\1", p.removesuffix("( / .*)?")).replace(".*", "...") for p in patterns]
+        cause = "a misspelled name, or one that the notebook no longer writes"
+        raise ContractError(f"metric {metric!r}", f"none of that name in {script.stem}", f"one of {names}", cause)
 
 
-def _seeds(setting: int | list | Mapping | None, name: str) -> tuple[str | None, list]:
+def _seeds(setting: object) -> tuple[str | None, list]:
     """(parameter, seeds) of `3`, `[0, 1]` or `{draw: [0, 1]}`."""
     if setting is None:
         return None, []
     is_named = isinstance(setting, Mapping) and len(setting) == 1
     parameter, seeds = next(iter(setting.items())) if is_named else ("seed", setting)
-    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
+    seeds = [*range(seeds)] if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
     if not isinstance(seeds, list) or not seeds:
         expected = "a number of seeds, a list of them, or {PARAMETER: list}"
-        raise _invalid(name, "seeds", setting, expected, "an empty list")
+        raise ContractError("seeds", setting, expected, "an empty list, or another type")
     return parameter, seeds
 
 
-def _grid(grid: Mapping[str, list], name: str) -> list[dict]:
-    for key, values in grid.items():
-        if not values:
-            raise _invalid(name, f"grid: {key}", values, "a list with at least one value", "an empty list")
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def _check_axes(axes: Sequence[Sequence[Mapping]], name: str) -> None:
-    """Refuse a parameter that stands in two parts of a specification, and `out`."""
-    named = [{key for point in axis for key in point} for axis in axes]
-    for key, count in Counter(key for names in named for key in names).items():
-        if key == "out":
-            raise _invalid(name, "parameter 'out'", "a value", "none", "the sweep gives every run its folder")
-        if count > 1:
-            cause = "it stands in two parts of the specification"
-            raise _invalid(name, f"parameter {key!r}", "two values", "one place", cause)
-
-
-def _check_distinct(runs: Sequence[Run], name: str) -> None:
+def _check_distinct(runs: Sequence[Run], mistakes: Mistakes) -> None:
     first: dict[str, Run] = {}
     for run in runs:
         if first.setdefault(run.key, run) is not run:
             found = f"{first[run.key].settings} and {run.settings}"
             cause = "a value listed twice, or one that equals the fixed or default value"
-            raise _invalid(name, "two runs of one hash", found, "runs that differ", cause)
-
-
-def _invalid(name: str, key: str, found: object, expected: str, cause: str) -> ContractError:
-    return ContractError(f"sweep {name!r}: {key}", found, expected, cause)
+            mistakes.add((), "two runs of one hash", found, "runs that differ", cause)
+            mistakes.check()

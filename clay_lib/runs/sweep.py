@@ -5,30 +5,35 @@ The only state is the runs' folders, so the same command continues where the las
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import shlex
 import shutil
 import subprocess
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from clay_lib.cluster import cores, dask_client
+from clay_lib.cluster import cores, dask_client, free_memory
 from clay_lib.errors import ContractError
 from clay_lib.files import locked, make_folder, read_json, write_json
-from clay_lib.runs.notebooks import RUN_FOLDER, RUNS, read_script, run_notebook
+from clay_lib.runs.notebooks import (
+    REPORTED,
+    RUN_FOLDER,
+    RUNS,
+    library_hash,
+    module_hashes,
+    read_script,
+    run_notebook,
+)
 from clay_lib.runs.parameters import declared_metrics
-from clay_lib.runs.profiles import read_profile
+from clay_lib.runs.progress import Forecast, Progress, outcome, plan
 from clay_lib.runs.search import Study, known_runs
 from clay_lib.runs.specification import Run, Sweep, read_sweep
-from clay_lib.runs.tables import ENDED, read_ledger, read_run, runs_without, write_ledger
+from clay_lib.runs.tables import ENDED, read_ledger, read_run, write_ledger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,11 +51,12 @@ def sweep(
     scheduler: str = "",
     workers: int = 0,
     retry_failed: bool = False,
+    redo_changed: bool = False,
     report: bool = False,
 ) -> int:
     """Run a notebook over a grid, a list or a search of parameters; the same command resumes after a kill.
 
-    Example: clay sweep papermill_runs/sweeps/example.yaml --dry-run
+    Example: clay sweep papermill_runs/sweeps/copy_neighbours.yaml --dry-run
 
     Args:
         file: the specification; papermill_runs/README.md describes it
@@ -58,6 +64,7 @@ def sweep(
         scheduler: address of a running Dask scheduler, or slurm; empty: workers on this machine
         workers: how many runs at a time; 0: as many as cores (or GPUs) and memory allow
         retry_failed: run failed runs again
+        redo_changed: run finished runs again, if a module of clay_lib that they imported has changed since
         report: only write the page of the file's present specification; without a file, one page of all sweeps
     """
     from clay_lib.runs.reports import write_report
@@ -68,8 +75,8 @@ def sweep(
         raise ContractError("report, dry_run", "both", "one of them", "a dry run writes nothing, not even a page")
     spec, failed, incomplete = read_sweep(file) if file else None, False, False
     if spec and not report:
-        options = dict(workers=workers, scheduler=scheduler, retry_failed=retry_failed, dry_run=dry_run)
-        table = run_sweep(spec, **options, runs=RUNS)
+        options = dict(retry_failed=retry_failed, redo_changed=redo_changed, dry_run=dry_run, runs=RUNS)
+        table = run_sweep(spec, workers=workers, scheduler=scheduler, **options)
         failed = not dry_run and table["status"].isin(["failed", "died"]).any()
         incomplete = not dry_run and (table["status"].isin(ENDED + ("pruned",)).sum() < len(spec.runs))
     elif spec and (RUNS / spec.name / "sweep.json").is_file():
@@ -86,6 +93,7 @@ def run_sweep(
     workers: int = 0,
     scheduler: str = "",
     retry_failed: bool = False,
+    redo_changed: bool = False,
     dry_run: bool = False,
     runs: Path = RUNS,
 ) -> pd.DataFrame:
@@ -96,32 +104,46 @@ def run_sweep(
     """
     spec = spec if isinstance(spec, Sweep) else read_sweep(spec)
     home = Path(runs).resolve() / spec.name
+    check_owner(spec, home)
     study, planned = None, len(spec.runs)
     if spec.search:
+        if redo_changed:
+            cause = "later trials follow from the old results; a copy of the file under another name searches again"
+            raise ContractError("redo_changed", "a search", "a grid or a list", cause)
         study = Study(spec, home, retry_failed=retry_failed, write=not dry_run)
         spec, planned = replace(spec, runs=study.runs()), study.planned
-    rows = {run.key: read_run(home / run.key) for run in spec.runs}
-    states = {key: row["status"] if row else "new" for key, row in rows.items()}
+    rows = {run.key: row for run in spec.runs if (row := read_run(home / run.key))}
+    done = [row for row in rows.values() if row["status"] == "done"]
     keep = {"done", "pruned"} if retry_failed else {"done", "pruned", "failed"}
-    todo = [run for run in spec.runs if states[run.key] not in keep]
+    changed = changed_modules(done)
+    redo = {*changed} if redo_changed else set()
+    todo = [run for run in spec.runs if run.key in redo or run.key not in rows or rows[run.key]["status"] not in keep]
     left = len(todo) + planned - len(spec.runs)
-    _check_metrics(spec, [row for row in rows.values() if row and row["status"] == "done"])
-    count = workers or _worker_count(spec, left, [row["peak_mb"] or 0 for row in rows.values() if row])
-    print(_forecast(spec, states, planned, left, Path(runs), count, retry_failed), flush=True)
+    _check_metrics(spec, done)
+    count = workers or _worker_count(spec, left, [row["peak_mb"] or 0 for row in rows.values()])
+    threads = spec.threads or (None if scheduler else max(1, cores() // count))
+    forecast = Forecast(spec, Path(runs), threads)
+    minutes = forecast.minutes([] if study else todo, left, count) if left else 0.0
+    time = f"with {count} worker{'s' * (count > 1)}, " + (
+        "duration not yet measured" if minutes is None else f"about {minutes:.1f} min {forecast.source}"
+    )
+    print(plan(spec, home, rows, changed, planned, left, time, retry_failed), flush=True)
     if not dry_run:
         # Drivers on several machines may share a search: its runs and its study have locks of their own.
         with nullcontext() if study or not left else locked(home / ".lock", "sweep"):
             write_summary(spec, home)
             if left:
-                _run_all(spec, home, study, iter(todo) if study is None else study.draw(), left, count, scheduler)
+                waiting = iter(todo) if study is None else study.draw()
+                progress = Progress(spec, [] if study else todo, left, forecast)
+                workers = dict(workers=min(count, left), scheduler=scheduler, threads=threads)
+                _run_all(spec, home, study, waiting, progress, redo, **workers)
         if study:
             spec = replace(spec, runs=study.runs())
             write_summary(spec, home)
-            rows = [run.key for run in spec.runs]
     table = read_ledger(runs, spec.name)
-    table = table[table["run"].isin(list(rows))].reset_index(drop=True)
+    table = table[table["run"].isin([run.key for run in spec.runs])].reset_index(drop=True)
     if not dry_run:
-        print(_outcome(spec, table, planned, retry_failed), flush=True)
+        print(outcome(spec, table, planned, retry_failed), flush=True)
     return table
 
 
@@ -129,24 +151,32 @@ def run_sweep(
 
 
 def _run_all(
-    spec: Sweep, home: Path, study: Study | None, runs: Iterator[Run | None], total: int, count: int, scheduler: str
+    spec: Sweep,
+    home: Path,
+    study: Study | None,
+    runs: Iterator[Run | None],
+    progress: Progress,
+    redo: set[str],
+    *,
+    workers: int,
+    scheduler: str,
+    threads: int | None,
 ) -> None:
     """Submit runs while workers are free, and print a line as each one ends.
 
-    runs: None stands for nothing to do until another one has ended. total: how many there may be.
+    runs: None stands for nothing to do until another one has ended. redo: keys of finished runs to run again.
     """
     import distributed
 
     local, gpus = not scheduler, _gpus()
-    threads = spec.threads or (max(1, cores() // count) if local else None)
     deadline = time.time() + 60 * spec.minutes if spec.minutes else None
-    with dask_client(scheduler, workers=min(count, total), processes=True) as client:  # jobs, under SLURM
+    with dask_client(scheduler, workers=workers, processes=True) as client:  # jobs, under SLURM
         _wait_for_workers(client, scheduler)
-        progress = _Progress(spec, total, sum(client.nthreads().values()) or count)
+        progress.workers = sum(client.nthreads().values()) or workers
         futures, submitted, failures = {}, 0, 0
         eager = study or spec.stop_after_failures  # these decide when a worker is free
         while True:
-            slots = (sum(client.nthreads().values()) or count) * (1 if eager else 2)
+            slots = (sum(client.nthreads().values()) or workers) * (1 if eager else 2)
             over = (deadline and time.time() > deadline) or failures >= (spec.stop_after_failures or math.inf)
             while len(futures) < slots and not over and (run := next(runs, None)):
                 task = Task(
@@ -159,6 +189,7 @@ def _run_all(
                     timeout=spec.timeout,
                     gpus=gpus if local else (),
                     deadline=deadline,
+                    redo=run.key in redo,
                 )
                 # A pair as key makes one group of all runs, which Dask assigns one at a time.
                 future = client.submit(run_task, task, key=(str(home), run.key), pure=False, priority=-submitted)
@@ -227,19 +258,36 @@ def _gpus() -> tuple[str, ...]:
 
 def _worker_count(spec: Sweep, todo: int, peaks: Sequence[float]) -> int:
     """One worker a GPU, else one for each `threads` cores, and no more than memory and runs allow."""
-    import psutil
-
-    by_memory = psutil.virtual_memory().available / 2**20 / (max(peaks, default=0) or KERNEL_MB)
+    by_memory = free_memory() / 2**20 / (max(peaks, default=0) or KERNEL_MB)
     by_device = len(_gpus()) or cores() // (spec.threads or 1)
     return max(1, min(by_device, int(by_memory), todo))
+
+
+def check_owner(spec: Sweep, home: Path) -> None:
+    """Refuse a file whose name another one has taken: both would write to the same folder."""
+    owner = read_json(home / "sweep.json").get("file")
+    if spec.file and owner and Path(owner) != spec.file and Path(owner).is_file():
+        cause = "two files of one name would mix their results: rename one of them"
+        raise ContractError(f"sweep {spec.name!r}", f"{home}, where {owner} keeps its runs", "a name of its own", cause)
 
 
 def write_summary(spec: Sweep, home: Path) -> None:
     """sweep.json: what the report needs besides the runs."""
     keys = [run.key for run in spec.runs]
     summary = {"runs": keys, "metrics": spec.metrics, "seed": spec.seed, "varied": spec.varied}
+    summary["file"] = str(spec.file) if spec.file else None
     summary["confirmed"] = spec.confirm.seeds if spec.confirm else []
     write_json(home / "sweep.json", {**summary, "specification": spec.specification})
+
+
+def changed_modules(rows: Sequence[Mapping]) -> dict[str, list[str]]:
+    """Key of a run: the modules of clay_lib that it imported and that are different now."""
+    changed, present = {}, library_hash()
+    for row in rows:
+        names = [name for name, code in module_hashes(row["modules"]).items() if code != row["modules"][name]]
+        if names or (not row["modules"] and row["library"] != present):  # of a version that did not record them
+            changed[row["run"]] = names or ["clay_lib"]
+    return changed
 
 
 # ---- on a worker
@@ -258,6 +306,7 @@ class Task:
     timeout: float | None
     gpus: tuple[str, ...]  # shared among the workers of one machine; empty: as the worker was started
     deadline: float | None  # Unix time after which no run begins
+    redo: bool = False  # although it is finished
 
 
 def run_task(task: Task) -> dict | None:
@@ -272,18 +321,22 @@ def run_task(task: Task) -> dict | None:
         row = read_run(folder)
         for _ in range(KERNEL_ATTEMPTS):
             recent = row is not None and record.exists() and record.stat().st_mtime > started
-            if row is not None and (row["status"] in ("done", "pruned") or (recent and row["status"] == "failed")):
-                break  # `recent`: done by another worker that had been considered dead
+            ended = row is not None and row["status"] in (
+                ("done", "pruned", "failed") if recent else ("done", "pruned")
+            )
+            if ended and (recent or not task.redo):  # recent: by another worker that had been considered dead
+                break
             if task.deadline and time.time() > task.deadline:
                 return None
-            _clear(folder)
-            settings, parameters = task.run.settings, task.run.parameters
-            request = {"sweep": task.sweep, "notebook": Path(task.script).stem}
-            write_json(folder / "parameters.json", {**request, "settings": settings, "parameters": parameters})
+            settings = task.run.settings
+            request = {"sweep": task.sweep, "notebook": Path(task.script).stem, "library": library_hash()}
+            request |= {"settings": settings, "parameters": task.run.parameters}
+            _clear(folder, request)
+            write_json(folder / "parameters.json", request)
             run_notebook(
                 Path(task.script),
                 folder,
-                parameters,
+                task.run.parameters,
                 timeout=task.timeout,
                 threads=task.threads,
                 out=folder,
@@ -297,9 +350,12 @@ def run_task(task: Task) -> dict | None:
     return row
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, request: Mapping) -> None:
+    """Remove what an earlier attempt left, but for the checkpoints of one with the same parameters and clay_lib."""
+    same = read_json(folder / "parameters.json") == json.loads(json.dumps(request))
+    kept = (".lock", *(("checkpoints", "log", REPORTED) if same else ()))
     for path in folder.iterdir():
-        if path.name != ".lock":
+        if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -308,104 +364,6 @@ def _own_gpu(gpus: Sequence[str]) -> dict[str, str]:
     from distributed import get_worker
 
     return {"CUDA_VISIBLE_DEVICES": gpus[int(get_worker().name) % len(gpus)]} if gpus else {}
-
-
-# ---- messages
-
-
-class _Progress:
-    """Prints a line for each run that ended."""
-
-    def __init__(self, spec: Sweep, total: int, workers: int):
-        self.spec, self.total, self.workers, self.count, self.seconds = spec, total, workers, 0, 0.0
-        self.failures: Counter = Counter()
-
-    def __call__(self, run: Run, row: dict | None) -> None:
-        self.count += 1
-        if row is None:  # past the deadline
-            return
-        metric = next(iter(self.spec.metrics))
-        value = row["metrics"].get(metric)
-        score = f"{metric} {value:.4g}" if isinstance(value, float) else ""
-        seconds = row["seconds"] or 0
-        self.seconds += seconds
-        left = self.seconds / self.count * (self.total - self.count) / self.workers / 60
-        plain = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in run.settings.items()}
-        settings = " ".join(f"{k}={v}" for k, v in plain.items()) or "as given"
-        state = {"done": "ok", "pruned": "pruned"}.get(row["status"]) or row["status"].upper()
-        head = f"{self.count:>4}/{self.total}  {run.key}  {settings}"
-        print(f"{head}  {state} {seconds:.1f} s  {score}  ({left:.1f} min left)", flush=True)
-        if row["warnings"]:
-            print(f"      did not hold: {row['warnings']}", flush=True)
-        if row["status"] not in ("done", "pruned"):
-            message = f"in {row['failed_cell'] or 'no cell'}: {row['error']}"
-            self.failures[message] += 1
-            again = self.failures[message] > 1
-            print(f"      {'the same failure' if again else message}\n      see {row['folder']}", flush=True)
-
-
-def _forecast(spec: Sweep, states: dict, planned: int, todo: int, runs: Path, workers: int, retry: bool) -> str:
-    """Number of runs and minutes, from earlier runs (of this sweep, if there are any), else as a profile states them."""
-    counts = Counter(states.values())
-    parts = [f"{counts['done']} done"] + [
-        f"{counts[s]} {s}" for s in ("pruned", "failed", "died", "unfinished") if counts[s]
-    ]
-    if spec.over_budget:
-        parts.append(f"{spec.over_budget} beyond the budget of runs")
-    if counts["failed"] and not retry:
-        parts[-1] += "; failed ones are kept: --retry-failed"
-    earlier = read_ledger(runs)
-    earlier = earlier[(earlier["status"] == "done") & (earlier["notebook"] == spec.script.stem)]
-    own = earlier[earlier["sweep"] == spec.name]
-    if len(earlier):
-        similar = own if len(own) else earlier
-        minutes, source = similar["seconds"].mean() / 60, f"by {len(similar)} earlier runs"
-    else:
-        minutes = spec.expected_minutes or read_profile("demo").minutes.get(spec.script.stem)
-        source = "by the profile" if spec.expected_minutes else "by the demo profile"
-    duration = "duration not yet measured" if minutes is None else f"about {todo * minutes / workers:.1f} min {source}"
-    limit = f", of which {spec.minutes:g} are allowed" if spec.minutes else ""
-    others = int((~own["run"].isin(list(states))).sum())
-    kept = (
-        f"\n{others} finished runs in its folder are of other settings, or another state of the notebook: not counted"
-    )
-    return (
-        f"sweep {spec.name}: {planned} runs of {spec.script.stem} ({', '.join(parts)}); "
-        f"{todo} to do with {workers} worker{'s' * (workers > 1)}, {duration}{limit}"
-    ) + (kept if others and not spec.search else "")
-
-
-def _outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> str:
-    if table.empty:
-        return f"{planned} not started: the same command continues"
-    counts = Counter(table["status"])
-    minutes = table["seconds"].sum() / 60
-    pruned = f", {counts['pruned']} pruned" if counts["pruned"] else ""
-    lines = [f"{counts['done']} of {planned} runs done{pruned}, {minutes:.1f} min of kernels in total"]
-    lines += runs_without(table, spec.metrics)
-    lost = table[table["status"].isin(["failed", "died"])]
-    for (status, cell, error), group in lost.groupby(["status", "failed_cell", "error"], sort=False, dropna=False):
-        row = group.iloc[0]
-        count = f"{len(group)} runs, such as " if len(group) > 1 else ""
-        lines.append(f"{status.upper()} {count}{row['run']} in {cell if isinstance(cell, str) else 'no cell'}: {error}")
-        lines.append(f"  again: {_command(spec, row)}")
-    if len(warned := table[table["warnings"].fillna("") != ""]):
-        for message, group in warned.groupby("warnings", sort=False):
-            lines.append(
-                f"WARNING in {len(group)} run{'s' * (len(group) > 1)}, such as {group['run'].iloc[0]}: {message}"
-            )
-    if counts["failed"] and not retried:
-        lines.append("failed runs are kept as they are; --retry-failed runs them again")
-    if missing := planned - sum(counts[status] for status in ("done", "pruned", "failed", "died")):
-        lines.append(f"{missing} not started or cut short: the same command continues")
-    return "\n".join(lines)
-
-
-def _command(spec: Sweep, row: pd.Series) -> str:
-    """What runs one run of a table again by itself."""
-    parameters = read_json(Path(row["folder"], "parameters.json"))["parameters"]
-    values = shlex.quote(yaml.safe_dump(parameters, default_flow_style=True, width=math.inf).strip())  # for YAML 1.1
-    return f"jupytext --to ipynb {shlex.quote(str(spec.script))} -o - | papermill - run.ipynb -y {values}"
 
 
 def _check_metrics(spec: Sweep, rows: Sequence[dict]) -> None:

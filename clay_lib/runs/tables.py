@@ -54,6 +54,8 @@ def read_run(folder: Path) -> dict | None:
         "warnings": "; ".join(record.get("warnings", [])),
         **{key: record.get(key) for key in ("failed_cell", "error", "seconds", "peak_mb", "finished", "precision")},
         "library": record.get("library"),
+        "modules": record.get("modules", {}),
+        "threads": record.get("threads"),
         "reached_step": reached[0],
         "reached": reached[1],
         "commit": git.get("commit"),
@@ -92,7 +94,7 @@ def read_ledger(runs: Path = RUNS, sweep: str | None = None) -> pd.DataFrame:
             present = read_json(path.parents[1] / "sweep.json").get("runs", [])
             values = {f"parameter {k}": "none" if v is None else v for k, v in row.pop("parameters").items()}
             values |= {f"{'text' if isinstance(v, str) else 'metric'} {k}": v for k, v in row.pop("metrics").items()}
-            del row["settings"]
+            del row["settings"], row["modules"]
             rows.append({**row, "asked": row["run"] in present, **values})
     table = pd.DataFrame(rows)
     first = ["sweep", "run", "status", "asked", "notebook"]

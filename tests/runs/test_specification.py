@@ -7,7 +7,7 @@ import yaml
 
 from clay_lib import ContractError
 from clay_lib.runs.notebooks import RUNS, read_script
-from clay_lib.runs.parameters import check_parameters, declared_metrics
+from clay_lib.runs.parameters import declared_metrics
 from clay_lib.runs.specification import make_sweep, read_sweep
 
 SCRIPT = """# %% tags=["parameters"]
@@ -101,21 +101,21 @@ WRONG = [
     ({"fixed": {"pace": 1.0}}, "'pace'"),
     ({"notebook": "gone.py"}, "gone.py"),
     ({"notebook": "99_gone"}, "99_gone"),
-    ({"notebook": None}, "required: notebook"),
+    ({"notebook": None}, "notebook: found nothing"),
     ({"profile": "nowhere"}, "nowhere"),
     ({"metrics": {"los": "min"}}, "'los'"),
     ({"metrics": {"loss": "least"}}, "min"),
-    ({"metrics": {}}, "direction"),
-    ({"metrics": None}, "required: metrics"),
-    ({"grids": {"rate": [1]}}, "'grids'"),
+    ({"metrics": {}}, "empty metrics"),
+    ({"metrics": None}, "metrics: found nothing"),
+    ({"grids": {"rate": [1]}}, "grids: found no such key"),
     ({"seeds": []}, "empty list"),
     ({"seeds": ["one"]}, "int"),
-    ({"seeds": True}, "given True"),
+    ({"seeds": True}, "found True"),
     ({"list": [3]}, "dict"),
     ({"list": []}, "empty list"),
-    ({"budget": {"runs": 0}}, "v>0"),
-    ({"budget": {"hours": 1}}, "'hours'"),
-    ({"timeout": -1}, "v>0"),
+    ({"budget": {"runs": 0}}, "greater than 0"),
+    ({"budget": {"hours": 1}}, "hours: found no such key"),
+    ({"timeout": -1}, "line 12: timeout: found -1; expected greater than 0"),
 ]
 
 
@@ -132,10 +132,10 @@ def test_wrong_specification_gives_one_clear_message(folder, change, message):
     ("text", "message"),
     [
         ("", "notebook"),
-        ("grid: [", "indent"),
+        ("grid: [", "wrong indent"),
         ("- a\n", "notebook"),
-        ("seeds: 2\nseeds: 3\n", "key 'seeds' a second time.*line 2"),
-        ("grid:\n  rate: [1.0]\n  rate: [2.0]\n", "key 'rate' a second time.*line 3"),
+        ("seeds: 2\nseeds: 3\n", 'key "seeds".*line 2'),
+        ("grid:\n  rate: [1.0]\n  rate: [2.0]\n", 'key "rate".*line 3'),
         (None, "misspelled path"),
     ],
 )
@@ -148,7 +148,7 @@ def test_wrong_file_raises(folder, text, message):
 
 def test_profile_refuses_repeated_keys_and_merges_anchors(folder):
     (folder / "own.yaml").write_text("notebooks:\n  tiny: {steps: 9}\n  tiny: {kind: c}\n")
-    with pytest.raises(ContractError, match="^[^\n]*key 'tiny' a second time[^\n]*$"):
+    with pytest.raises(ContractError, match='^[^\n]*duplicate key "tiny"[^\n]*$'):
         make(folder, profile=str(folder / "own.yaml"))
     (folder / "own.yaml").write_text("common: &all {steps: 9, kind: c}\nnotebooks:\n  tiny: {<<: *all, kind: d}\n")
     parameters = make(folder, profile=str(folder / "own.yaml"), grid={"rate": [0.1]}, seeds=None).runs[0].parameters
@@ -174,7 +174,7 @@ def test_numbers_are_those_of_yaml_1_2(folder):
     assert [run.settings["rate"] for run in sweep.runs[::2]] == [0.001, 20.0]
     assert [run.settings["steps"] for run in sweep.runs[:2]] == [10, 16] and sweep.runs[0].parameters["kind"] == "no"
     (folder / "numbers.yaml").write_text(text.replace("2E1", ".nan"))
-    with pytest.raises(ContractError, match="not finite.*line 4"):
+    with pytest.raises(ContractError, match="line 4.*found nan.*finite"):
         read_sweep(folder / "numbers.yaml")
 
 
@@ -199,7 +199,34 @@ def test_metrics_are_read_from_the_source_if_it_declares_them(folder):
     assert make(folder, metrics={"anything": "max"}).metrics
 
 
-def test_unquoted_off_as_parameter_name_is_explained(tmp_path):
-    """`off: [...]` without quotes is False in YAML 1.1."""
-    with pytest.raises(ContractError, match="put the name in quotes"):
-        check_parameters({"off": None}, {False: ["place"]}, "10_switch_metadata")
+MANY = """notebook: tiny.py
+metrics: {loss: least}
+fixed:
+  pace: 1
+grid:
+  rate: [0.1, fast]
+  kind: [a]
+  steps: []
+seeds: two
+grids: 3
+budget:
+  hours: 1
+"""
+
+
+def test_all_mistakes_of_a_file_are_listed_with_their_lines(folder):
+    (folder / "many.yaml").write_text(MANY)
+    with pytest.raises(ContractError) as caught:
+        read_sweep(folder / "many.yaml")
+    head, *lines = str(caught.value).splitlines()
+    assert "7 mistakes" in head
+    found = [line.split(": found")[0].strip() for line in lines]
+    assert found == [
+        "line 2: metrics: loss",
+        "line 4: parameter 'pace'",
+        "line 6: parameter 'rate' of tiny",
+        "line 8: grid: steps",
+        "line 9: seeds",
+        "line 10: grids",
+        "line 12: budget: hours",
+    ]

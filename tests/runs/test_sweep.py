@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +15,7 @@ from clay_lib import ContractError
 from clay_lib import __main__ as cli
 from clay_lib.files import locked
 from clay_lib.runs import notebooks, sweep, tables
+from clay_lib.runs.progress import Forecast
 from clay_lib.runs.sweep import Task, run_task
 
 NASTY = [
@@ -219,7 +223,7 @@ def test_poor_result_is_kept_with_a_warning_and_failures_are_grouped(tmp_path, c
     assert "papermill - run.ipynb -y" in printed and "1 not started" in printed
     (tmp_path / "c.yaml").write_text(text.replace("0.1, 0.6", "1e-05"))
     sweep.run_sweep(tmp_path / "c.yaml", runs=tmp_path / "runs", dry_run=True)
-    assert "2 finished runs in its folder are of other settings" in capsys.readouterr().out
+    assert "2 finished runs are of other settings, kept and not counted: rate=0.1; rate=0.6" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="outside"):
         notebooks.claim(False, "outside a sweep it is an error")
 
@@ -231,3 +235,65 @@ def test_minutes_that_end_leave_runs_and_an_exit_code_of_their_own(tmp_path, mon
     monkeypatch.setattr(sweep, "RUNS", tmp_path / "runs")
     assert cli.main(["sweep", str(tmp_path / "b.yaml"), "--workers", "1"]) == sweep.INCOMPLETE == 3
     assert "3 not started" in capsys.readouterr().out
+
+
+def test_runs_of_another_library_or_notebook_are_named_and_run_again_on_request(tmp_path, capsys):
+    (tmp_path / "claiming.py").write_text(CLAIMING)
+    (tmp_path / "s.yaml").write_text("notebook: claiming.py\nmetrics: {loss: min}\ngrid: {rate: [0.1, 0.2]}\n")
+    table = sweep.run_sweep(tmp_path / "s.yaml", workers=1, runs=tmp_path / "runs")
+    record = Path(table["folder"][0], "run.json")
+    stored = json.loads(record.read_text())
+    assert "clay_lib.runs.notebooks" in stored["modules"] and "clay_lib.training" not in stored["modules"]
+    stored["modules"]["clay_lib.runs.notebooks"] = "before"
+    record.write_text(json.dumps(stored))
+    sweep.run_sweep(tmp_path / "s.yaml", runs=tmp_path / "runs", dry_run=True)
+    printed = capsys.readouterr().out
+    assert (
+        "0 to do" in printed and "1 finished runs are of another state of clay_lib (runs.notebooks changed" in printed
+    )
+    again = sweep.run_sweep(tmp_path / "s.yaml", workers=1, runs=tmp_path / "runs", redo_changed=True)
+    assert "1 to do" in capsys.readouterr().out and (again["status"] == "done").all()
+    assert [old == new for old, new in zip(table["seconds"], again["seconds"], strict=True)] == [False, True]
+    (tmp_path / "claiming.py").write_text(CLAIMING.replace("rate < 0.5", "rate < 0.4"))
+    sweep.run_sweep(tmp_path / "s.yaml", runs=tmp_path / "runs", dry_run=True)
+    printed = capsys.readouterr().out
+    assert "2 finished runs are of another state of the notebook" in printed and "of clay_lib" not in printed
+
+
+def test_two_files_of_one_name_never_share_a_folder(home, tmp_path):
+    folder, *_ = home
+    for name in ("tiny.py", "eight.yaml"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(ContractError, match="rename one of them"):
+        sweep.run_sweep(tmp_path / "eight.yaml", runs=folder / "runs", dry_run=True)
+    moved = replace(sweep.read_sweep(folder / "eight.yaml"), file=tmp_path / "gone" / "eight.yaml")
+    sweep.write_summary(moved, tmp_path / "runs" / "eight")
+    sweep.run_sweep(tmp_path / "eight.yaml", runs=tmp_path / "runs", dry_run=True)  # the first file was moved
+
+
+def test_forecast_follows_the_most_similar_runs_and_those_of_this_start(home):
+    folder, table, *_ = home
+    spec = sweep.read_sweep(folder / "eight.yaml")
+    forecast = Forecast(spec, folder / "runs", threads=1)
+    done = table[table["status"] == "done"].set_index("run")["seconds"]
+    first = next(run for run in spec.runs if run.key in done)
+    assert forecast.seconds(first) == done[first.key]
+    other = next(run for run in spec.runs if run.key not in done)
+    before = forecast.seconds(other)
+    forecast.ended(first, 3 * done[first.key])  # this machine is slower now
+    assert forecast.seconds(other) == pytest.approx(3 * before)
+    assert forecast.minutes([first], 3, workers=2) == pytest.approx(2 * 3 * done[first.key] / 60)  # two rounds
+    unmeasured = Forecast(spec, folder / "elsewhere", threads=1)
+    assert unmeasured.minutes(spec.runs, 8, 2) is None
+    unmeasured.ended(first, 30)
+    assert unmeasured.minutes(spec.runs, 8, 2) == pytest.approx(2)
+
+
+def test_script_without_a_main_guard_gives_one_clear_error(home):
+    folder, *_ = home
+    code = "import sys; from pathlib import Path; from clay_lib.runs import run_sweep\n"
+    code += "run_sweep(sys.argv[1], runs=Path(sys.argv[2]), workers=1)\n"
+    (folder / "unguarded.py").write_text(code)
+    command = [sys.executable, folder / "unguarded.py", folder / "eight.yaml", folder / "unguarded"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and 'if __name__ == "__main__"' in done.stderr and len(done.stderr.splitlines()) < 40

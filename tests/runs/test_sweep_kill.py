@@ -14,8 +14,10 @@ import psutil
 import pytest
 import yaml
 
+from clay_lib.callbacks import read_checkpoint
 from clay_lib.files import read_json
 from clay_lib.runs import sweep, tables
+from clay_lib.runs.notebooks import read_reported
 from clay_lib.runs.specification import read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,3 +211,65 @@ def test_external_scheduler_gives_the_same_ledger(tmp_path):
     same = [c for c in local if c not in own]
     assert len(local) == 6 and (local["status"] == "done").all()
     assert local[same].equals(external[same])
+
+
+TRAINING = """# %% tags=["parameters"]
+seed: int = 0
+out: str = ""
+lr: float = 1e-3
+pause: float = 0.0
+
+# %%
+import time
+import torch
+from clay_lib import ClayConfig, data, training
+from clay_lib.callbacks import newest_checkpoint
+from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
+from clay_lib.runs import in_sweep, output_folder, report, report_metric, write_metrics
+from lightning.pytorch.callbacks import LambdaCallback
+
+chips = {"sentinel-1-rtc": data.world_chips("sentinel-1-rtc", 8, size=32, seed=0)}
+watched = PlannedBatches(chips, augment=False)[next(iter(SensorBatches({"sentinel-1-rtc": 2}, batch_size=2)))]
+
+# %%
+folder = output_folder(out, "training")
+first = (newest_checkpoint(folder / "checkpoints") or {"step": 0})["step"]
+snapshots = training.Snapshots(watched, (0, 2, 6))
+wait = LambdaCallback(on_train_batch_end=lambda trainer, module, *_: time.sleep(pause * (module.step > 3)))
+trained = training.train(
+    ClayConfig.named("tiny", depth=1, decoder_depth=1),
+    training.TrainSettings(lr=lr, max_steps=6, seed=seed),
+    ClayDataModule(chips, chips, batch_size=2, seed=seed),
+    out=folder, resume=in_sweep(), checkpoint_steps=1, val_every=1, progress=False,
+    callbacks=(snapshots, report_metric("val/loss"), wait),
+)
+weights = torch.cat([w.flatten() for w in trained.model.state_dict().values()])
+pictures = torch.stack([snapshots.taken[step] for step in (0, 2, 6)])
+sums = {"weights": weights.double().sum().item(), "pictures": pictures.double().sum().item()}
+write_metrics(folder, {"loss": trained.history["val/loss"].iloc[-1], "first step": first, "steps": trained.steps, **sums})
+"""
+
+
+@pytest.mark.slow
+def test_run_killed_in_the_middle_of_a_training_resumes_from_its_checkpoint_with_the_same_numbers(tmp_path):
+    (tmp_path / "training.py").write_text(TRAINING)
+    spec = {"notebook": "training.py", "metrics": {"loss": "min"}, "threads": 1, "grid": {"lr": [1e-3]}}
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(spec | {"fixed": {"pause": 1.0}}))
+    driver, last = start(tmp_path / "t.yaml", tmp_path / "runs", workers=1), None
+    while last is None or not last.is_file():
+        assert driver.poll() is None
+        time.sleep(0.05)
+        last = next(tmp_path.glob("runs/t/*/checkpoints/previous.ckpt"), None)
+    while read_checkpoint(last)["step"] < 3:  # the next steps take a second each
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    killed = sweep.run_sweep(tmp_path / "t.yaml", workers=1, runs=tmp_path / "runs").iloc[0]
+    again = sweep.run_sweep(tmp_path / "t.yaml", workers=1, runs=tmp_path / "alone").iloc[0]
+    assert killed["metric first step"] >= 3 and again["metric first step"] == 0 and killed["metric steps"] == 6
+    for name in ("loss", "weights", "pictures"):
+        assert killed[f"metric {name}"] == again[f"metric {name}"]
+    reported = [read_reported(row["folder"]) for row in (killed, again)]
+    assert reported[0] == reported[1] and len(reported[0]) >= 5
+    histories = [Path(row["folder"], "log/metrics.csv").read_bytes() for row in (killed, again)]
+    assert histories[0] == histories[1]
