@@ -1,10 +1,12 @@
 """Atomic file writes, on disk and on object stores; locks; JSON; file hashes; folders of data and weights."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import secrets
+import shutil
 import site
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from clay_lib.errors import ContractError
 
+FULL = 2**20  # free bytes below which a disk is full
 PARTIAL = ".part-"  # start of the name of an unfinished file, which keeps the ending of the finished one
 
 # Where notebooks and commands keep their files: CLAY_DATA, or data/ of the checkout, or data/ of the current folder.
@@ -40,9 +43,9 @@ def make_folder(path: str | Path) -> Path:
 def atomic_write(path: str | Path, write: Callable[[Path], object], *, overwrite: bool = True) -> Path:
     """Let `write` fill a file beside `path`, and rename it to `path` once it has reached the disk.
 
-    Folders are created. If `write` raises, the previous file stays and nothing else is left. Without overwrite:
-    FileExistsError if the name exists, even if another process creates it at the same moment. ContractError where the
-    path is a folder, or below a file.
+    Folders are created. If `write` raises, the previous file stays and nothing else is left; a full disk is an OSError
+    whichever library writes. Without overwrite: FileExistsError if the name exists, even if another process creates it
+    at the same moment. ContractError where the path is a folder, or below a file.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -57,6 +60,10 @@ def atomic_write(path: str | Path, write: Callable[[Path], object], *, overwrite
             os.replace(partial, path)
         else:
             _rename_new(partial, path)
+    except RuntimeError as error:  # torch's own, which does not name the cause
+        if shutil.disk_usage(path.parent).free < FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
     return path

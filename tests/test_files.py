@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,17 @@ def test_failed_write_keeps_the_previous_file(tmp_path):
     with pytest.raises(OSError, match="No space"):
         atomic_write(path, fail)
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"] and path.read_text() == "old"
+
+
+def test_a_full_disk_is_named_whatever_the_library_says(tmp_path, monkeypatch):
+    def fail(partial):
+        raise RuntimeError("[enforce fail at inline_container.cc:862]")
+
+    with pytest.raises(RuntimeError, match="enforce fail"):
+        atomic_write(tmp_path / "a.ckpt", fail)
+    monkeypatch.setattr("clay_lib.files.shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
+    with pytest.raises(OSError, match=r"\[Errno 28\].*a.ckpt"):
+        atomic_write(tmp_path / "a.ckpt", fail)
 
 
 def test_partial_file_keeps_the_suffix_for_writers_that_need_it(tmp_path):

@@ -22,7 +22,7 @@ from clay_lib.runs.tables import ENDED, read_ledger, read_run
 def export_sweep(file: str, *, to: Literal["csv", "mlflow", "tensorboard"] = "csv", out: str = "") -> int:
     """Write a sweep's runs for other tools; again, it adds the runs that ended since.
 
-    Example: clay sweep export papermill_runs/sweeps/example.yaml --to mlflow
+    Example: clay sweep export papermill_runs/sweeps/copy_neighbours.yaml --to mlflow
 
     Args:
         file: the specification

@@ -10,6 +10,7 @@ The percent script is the source, so outputs kept beside it cannot be stale. A r
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import json
 import logging
@@ -210,6 +211,7 @@ def run_notebook(
             except PapermillExecutionError as exception:
                 failed = _describe_cell(notebook, exception.source)
                 error = f"{exception.ename}: {exception.evalue}".strip()
+                died = f"[Errno {errno.ENOSPC}]" in error  # a full disk is not the fault of a cell
             except Exception as exception:  # the kernel died or never started: its last cell is on disk
                 failed = _running_cell(notebook, executed)
                 error, died = watch.message or f"{type(exception).__name__}: {exception}", True

@@ -158,7 +158,7 @@ def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS, mistake
         search = replace(search, over=_ranges(search.over, annotations, script.stem, mistakes))
         with mistakes.at("search"):
             seed, confirm = _confirmation(spec, defaults | base | spec.fixed)
-    elif confirm:
+    elif confirm and "search" not in content:
         cause = "a grid takes `seeds`"
         mistakes.add(("confirm",), "confirm", "no search", "search: {trials: 40, over: ...}", cause)
     _check_values(spec, {seed: confirm.seeds if confirm else seeds} if seed else {}, annotations, script.stem, mistakes)

@@ -141,6 +141,12 @@ def test_dead_kernel_is_a_failure_with_its_cell(write, tmp_path, capfd):
     assert "Fatal" not in capfd.readouterr().err
 
 
+def test_a_full_disk_is_not_the_fault_of_a_cell(write, tmp_path):
+    script = write("01_full", "\n# %%\nraise OSError(28, 'No space left on device')\n")
+    result = run_notebook(script, tmp_path / "out", {})
+    assert not result.ok and result.died and result.failed_cell.startswith("cell 3 of 4")  # a sweep runs it again
+
+
 @pytest.mark.parametrize(("deaths", "ok"), [(2, True), (3, False)])
 def test_only_a_kernel_that_never_started_is_retried(write, tmp_path, monkeypatch, deaths, ok):
     script, execute, tries = write("01_good"), notebooks._execute, []

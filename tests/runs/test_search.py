@@ -214,7 +214,7 @@ WRONG = [
     ({"search": {"trials": 3, "over": {"rate": {"low": 0, "high": 1, "log": True}}}}, "above 0"),
     ({"search": {"trials": 3, "over": {"rate": {"low": 0.1, "high": 1, "lgo": True}}}}, "misspelled"),
     ({"search": {"trials": 3, "over": {"depth": {"low": 0.5, "high": 2}}}}, "int"),
-    ({"search": {"trials": 0, "over": OVER}}, "v>0"),
+    ({"search": {"trials": 0, "over": OVER}}, "greater than 0"),
     ({"search": {"trials": 3, "over": OVER, "sampler": "best"}}, "tpe"),
     ({"search": {"trials": 3, "over": OVER}, "grid": {"wait": [0.1]}}, "one of them"),
     ({"search": {"trials": 3, "over": OVER}, "seeds": 3}, "confirm"),

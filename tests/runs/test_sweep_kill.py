@@ -56,10 +56,10 @@ def specify(folder: Path, **changes) -> Path:
     return folder / "many.yaml"
 
 
-def start(path: Path, runs: Path, workers: int = 2, scheduler: str = "") -> subprocess.Popen:
+def start(path: Path, runs: Path, workers: int = 2, scheduler: str = "", env=()) -> subprocess.Popen:
     script = path.parent / "driver.py"
     script.write_text(DRIVER)
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **dict(env)}
     return subprocess.Popen(
         [sys.executable, script, path, runs, str(workers), scheduler], env=env, start_new_session=True
     )
@@ -185,14 +185,14 @@ def _completed(runs: Path, expected: dict, before: dict) -> dict:
 
 
 @pytest.mark.slow
-def test_external_scheduler_gives_the_same_ledger(tmp_path):
+def test_two_workers_of_an_external_scheduler_give_the_same_ledger(tmp_path):
     path = specify(tmp_path, grid={"rate": [0.1, 0.2, 0.3]}, seeds=2)
     elsewhere, dask = tmp_path / "elsewhere", Path(sys.executable).with_name("dask")
     elsewhere.mkdir()
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     file = elsewhere / "scheduler.json"
     scheduler = [dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file]
-    worker = [dask, "worker", "--scheduler-file", file, "--nworkers", "1", "--nthreads", "2", "--no-dashboard"]
+    worker = [dask, "worker", "--scheduler-file", file, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
     quiet = dict(cwd=elsewhere, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     both = [subprocess.Popen(command, **quiet) for command in (scheduler, worker)]
     try:
@@ -211,6 +211,30 @@ def test_external_scheduler_gives_the_same_ledger(tmp_path):
     same = [c for c in local if c not in own]
     assert len(local) == 6 and (local["status"] == "done").all()
     assert local[same].equals(external[same])
+
+
+@pytest.mark.slow
+def test_slurm_jobs_are_submitted_run_and_cancelled(tmp_path):
+    """A stand-in for SLURM: sbatch runs the script that it is given, scancel ends it."""
+    pytest.importorskip("dask_jobqueue")
+    path = specify(tmp_path, grid={"rate": [0.1, 0.2]}, seeds=2)
+    queue = tmp_path / "queue"
+    queue.mkdir()
+    sbatch = 'id=$$; cp "$1" $id.sh; setsid bash $id.sh > $id.out 2>&1 & echo $! > $id.pid'
+    (queue / "sbatch").write_text(f"#!/bin/bash\ncd {queue}\n{sbatch}\necho Submitted batch job $id\n")
+    (queue / "scancel").write_text(f"#!/bin/bash\nkill -- -$(cat {queue}/$1.pid); touch {queue}/$1.cancelled\n")
+    for name in ("sbatch", "scancel"):
+        (queue / name).chmod(0o755)
+    settings = yaml.safe_load((ROOT / "papermill_runs/sweeps/slurm/jobqueue.yaml").read_text())
+    settings["jobqueue"]["slurm"] |= {"memory": "1GB", "interface": None}
+    (tmp_path / "jobqueue.yaml").write_text(yaml.safe_dump(settings))
+    env = {"PATH": f"{queue}:{os.environ['PATH']}", "DASK_CONFIG": str(tmp_path / "jobqueue.yaml")}
+    assert start(path, tmp_path / "runs", 2, "slurm", env).wait(timeout=600) == 0
+    table = tables.read_ledger(tmp_path / "runs")
+    assert len(table) == 4 and (table["status"] == "done").all()
+    scripts = [(queue / name).read_text() for name in sorted(os.listdir(queue)) if name.endswith(".sh")]
+    assert len(scripts) == 2 and all("#SBATCH --gpus-per-task=1" in text and "-p regular" in text for text in scripts)
+    assert len([*queue.glob("*.cancelled")]) == 2
 
 
 TRAINING = """# %% tags=["parameters"]
