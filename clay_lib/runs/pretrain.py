@@ -57,9 +57,6 @@ class ModelChoice:
 
     def config(self, teacher_dim: int | None) -> ClayConfig:
         """The model's configuration, with a projection as wide as the teacher's output."""
-        if "ladder" in self.changes:
-            field = "configuration: model.changes.ladder"
-            raise ContractError(field, "no such key", "model.changes.frequencies", "the key's former name")
         check_names(self.changes, ClayConfig, "model.changes.")
         width = {} if teacher_dim is None else {"teacher_dim": teacher_dim}
         return ClayConfig.named(self.size, **{**width, **self.changes})
@@ -239,9 +236,7 @@ def train(
         _check_same_data(folder, request, stored)
         (folder / "config.yaml").write_text(yaml.safe_dump(request, sort_keys=False))
         print(summary(config, network))
-    callbacks = ()
-    if pictures_every:
-        callbacks = (ReconstructionFigures(chips, folder / "pictures", every=pictures_every),)
+    pictures = [ReconstructionFigures(chips, folder / "pictures", every=pictures_every)] if pictures_every else []
     trained = run_training(
         config,
         settings,
@@ -258,7 +253,7 @@ def train(
         val_every=val_every,
         checkpoint_steps=checkpoint_steps,
         checkpoint_minutes=checkpoint_minutes,
-        callbacks=callbacks,
+        callbacks=tuple(pictures),
         logger=find_logger(logger, folder) or False,
         num_nodes=nodes or 1,
         **({"strategy": "ddp"} if ranks > 1 else {}),
@@ -405,8 +400,7 @@ def summary(config: ClayConfig, teacher: nn.Module | None = None) -> str:
     with torch.device("meta"):
         model = ClayMAE(config)
     parts = {"encoder": model.encoder, "decoder": model.decoder, "projection": model.proj, "trained": model}
-    if teacher is not None:
-        parts["teacher"] = teacher
+    parts |= {} if teacher is None else {"teacher": teacher}
     lines = [f"  {name:<12}{sum(p.numel() for p in part.parameters()):>14,}" for name, part in parts.items()]
     return "\n".join(["parameters", *lines]) + ("" if teacher is None else "  frozen")
 

@@ -282,12 +282,12 @@ def write_summary(spec: Sweep, home: Path) -> None:
 
 def changed_modules(rows: Sequence[Mapping]) -> dict[str, list[str]]:
     """Key of a run: the modules of clay_lib that it imported and that are different now."""
-    changed, present = {}, library_hash()
+    library, now = library_hash(), module_hashes(name for row in rows for name in row["modules"])
+    changed = {row["run"]: [name for name, code in row["modules"].items() if code != now[name]] for row in rows}
     for row in rows:
-        names = [name for name, code in module_hashes(row["modules"]).items() if code != row["modules"][name]]
-        if names or (not row["modules"] and row["library"] != present):  # of a version that did not record them
-            changed[row["run"]] = names or ["clay_lib"]
-    return changed
+        if not row["modules"] and row["library"] != library:  # of a version that did not record them
+            changed[row["run"]] = ["clay_lib"]
+    return {key: names for key, names in changed.items() if names}
 
 
 # ---- on a worker

@@ -37,7 +37,7 @@ class TestCommand:
         path.write_text(yaml.safe_dump(values))
         return path
 
-    def test_starts_resumes_and_saves_weights(self, config, tmp_path, capsys):
+    def test_starts_resumes_and_saves_weights(self, config, tmp_path, capsys, monkeypatch):
         assert main(["train", "--config", str(config)]) == 0
         assert main(["train", "--config", str(config), "--settings.max_steps", "6"]) == 0
         printed, out = capsys.readouterr().out, tmp_path / "run"
@@ -46,12 +46,24 @@ class TestCommand:
         assert rows["step"].tolist() == [2, 4, 4, 6, 6] and rows["train/representation"].notna().sum() == 3
         assert Clay.load(out / "weights.safetensors").model.config == replace(MICRO, teacher_dim=64)
         assert len(list((out / "pictures").glob("*.png"))) == 2
-        assert main(["train", "--config", str(out / "config.yaml")]) == 0  # the same run, which is finished
+        with monkeypatch.context() as nothing_is_loaded:
+            nothing_is_loaded.setattr("clay_lib.runs.pretrain.find_teacher", None)
+            assert main(["train", "--config", str(out / "config.yaml")]) == 0  # the same run, which is finished
         assert "6 steps, 24 chips" in capsys.readouterr().out
         assert pd.read_csv(out / "log" / "metrics.csv").equals(rows)
         assert json.loads((out / "run.json").read_text())["steps"] == 6
         assert main(["train", "--config", str(config), "--data.batch_size", "2"]) == 2  # its batches would differ
         assert "data.batch_size 2; expected data.batch_size 4" in capsys.readouterr().err
+
+    def test_threads_are_those_that_were_idle_when_the_run_was_started(self, config, tmp_path, monkeypatch):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        before, used = torch.get_num_threads(), []
+        for idle, steps in ((1, "2"), (2, "4")):
+            monkeypatch.setattr("clay_lib.runs.pretrain.idle_cores", lambda idle=idle: idle)
+            assert main(["train", "--config", str(config), "--settings.max_steps", steps]) == 0
+            used.append(torch.get_num_threads())
+        torch.set_num_threads(before)
+        assert used == [1, 1] and yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["threads"] == 1
 
     @pytest.mark.parametrize(
         "option",

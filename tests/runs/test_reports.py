@@ -116,7 +116,7 @@ def test_setting_that_lost_a_seed_is_compared_on_shared_seeds(swept, lost, capsy
     page = (swept.folder / "runs" / "s" / "report.html").read_text()
     assert "opt a (1 lost)" in labels and "on the seeds that both have" in page
     assert ("1 of 6 finished runs have no number as loss" in page) == (lost is not None)
-    printed = sweep._outcome(spec, table, 6, False)
+    printed = sweep.outcome(spec, table, 6, False)
     assert ("no number as loss" in printed) == (lost is not None)
 
 
