@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from clay_lib.files import locked, make_folder
 from clay_lib.runs.notebooks import PRUNE, read_reported
-from clay_lib.runs.specification import Run, Sweep, key_of
+from clay_lib.runs.specification import Run, Sweep, check_owner, key_of
 from clay_lib.runs.tables import ENDED, read_run
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ class Study:
 
 def known_runs(spec: Sweep, home: Path) -> Sweep:
     """The sweep with the runs that its search has drawn so far; any other sweep unchanged."""
+    check_owner(spec, home)
     return replace(spec, runs=Study(spec, home, write=False).runs()) if spec.search else spec
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from clay_lib.errors import ContractError
+from clay_lib.files import read_json
 from clay_lib.runs.notebooks import NOTEBOOKS, RUNS, list_notebooks, meaning, read_script
 from clay_lib.runs.parameters import check_parameters, convert, declared_metrics, read_defaults, read_parameters
 from clay_lib.runs.profiles import STRICT, Duration, Mistakes, Natural, Positive, parse_config, read_profile
@@ -196,6 +197,14 @@ def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS, mistake
         search=search,
         confirm=confirm,
     )
+
+
+def check_owner(spec: Sweep, home: Path) -> None:
+    """Refuse a file whose name another one has taken: both would write to the same folder."""
+    owner = read_json(home / "sweep.json").get("file")
+    if spec.file and owner and Path(owner) != spec.file and Path(owner).is_file():
+        cause = "two files of one name would mix their results: rename one of them"
+        raise ContractError(f"sweep {spec.name!r}", f"{home}, where {owner} keeps its runs", "a name of its own", cause)
 
 
 def find_notebook(name: str, folder: Path) -> Path:

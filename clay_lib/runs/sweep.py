@@ -32,7 +32,7 @@ from clay_lib.runs.notebooks import (
 from clay_lib.runs.parameters import declared_metrics
 from clay_lib.runs.progress import Forecast, Progress, outcome, plan
 from clay_lib.runs.search import Study, known_runs
-from clay_lib.runs.specification import Run, Sweep, read_sweep
+from clay_lib.runs.specification import Run, Sweep, check_owner, read_sweep
 from clay_lib.runs.tables import ENDED, read_ledger, read_run, write_ledger
 
 if TYPE_CHECKING:
@@ -261,14 +261,6 @@ def _worker_count(spec: Sweep, todo: int, peaks: Sequence[float]) -> int:
     by_memory = free_memory() / 2**20 / (max(peaks, default=0) or KERNEL_MB)
     by_device = len(_gpus()) or cores() // (spec.threads or 1)
     return max(1, min(by_device, int(by_memory), todo))
-
-
-def check_owner(spec: Sweep, home: Path) -> None:
-    """Refuse a file whose name another one has taken: both would write to the same folder."""
-    owner = read_json(home / "sweep.json").get("file")
-    if spec.file and owner and Path(owner) != spec.file and Path(owner).is_file():
-        cause = "two files of one name would mix their results: rename one of them"
-        raise ContractError(f"sweep {spec.name!r}", f"{home}, where {owner} keeps its runs", "a name of its own", cause)
 
 
 def write_summary(spec: Sweep, home: Path) -> None:

@@ -260,12 +260,14 @@ def test_runs_of_another_library_or_notebook_are_named_and_run_again_on_request(
     assert "2 finished runs are of another state of the notebook" in printed and "of clay_lib" not in printed
 
 
-def test_two_files_of_one_name_never_share_a_folder(home, tmp_path):
+def test_two_files_of_one_name_never_share_a_folder(home, tmp_path, monkeypatch):
     folder, *_ = home
     for name in ("tiny.py", "eight.yaml"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(ContractError, match="rename one of them"):
         sweep.run_sweep(tmp_path / "eight.yaml", runs=folder / "runs", dry_run=True)
+    monkeypatch.setattr(sweep, "RUNS", folder / "runs")
+    assert cli.main(["sweep", str(tmp_path / "eight.yaml"), "--report"]) == 2
     moved = replace(sweep.read_sweep(folder / "eight.yaml"), file=tmp_path / "gone" / "eight.yaml")
     sweep.write_summary(moved, tmp_path / "runs" / "eight")
     sweep.run_sweep(tmp_path / "eight.yaml", runs=tmp_path / "runs", dry_run=True)  # the first file was moved
