@@ -69,9 +69,6 @@ class Checkpoints(L.Callback):
             scheduler = trainer.lr_scheduler_configs[0].scheduler
             scheduler.load_state_dict({"lr_lambdas": []} | self.saved["scheduler"])
             torch.set_rng_state(self.saved["rng"])
-            for callback in trainer.callbacks:
-                if state := self.saved.get("callbacks", {}).get(callback.state_key):
-                    callback.load_state_dict(state)
         self.step, self.began, self.written = module.step, time.monotonic(), time.monotonic()
         self.saved = None  # frees its memory
         with suppress(ValueError):  # only the main thread receives signals

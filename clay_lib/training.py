@@ -336,6 +336,9 @@ def train(
         _check_same_run(saved["hyper_parameters"], dict(module.hparams))
         module.restore(saved)
         module.first_step = saved["step"]
+        for callback in callbacks:
+            if state := saved.get("callbacks", {}).get(callback.state_key):
+                callback.load_state_dict(state)
     elif start is not None:
         if start.config != config:
             raise ContractError("start", start.config, config, "weights of another size")

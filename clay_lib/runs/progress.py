@@ -6,8 +6,8 @@ import heapq
 import json
 import math
 import shlex
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from clay_lib.runs.tables import read_run, runs_without
 if TYPE_CHECKING:
     import pandas as pd
 
-RECENT_RUNS, SAMPLE = 300, 200  # at most so many are read, and forecast one by one
+RECENT_RUNS, SAMPLE = 300, 50  # at most so many are read, and forecast one by one
 
 
 class Forecast:
@@ -36,7 +36,7 @@ class Forecast:
         rows = [row for path in paths if (row := read_run(path.parent)) and row["status"] == "done"]
         rows = [row for row in rows if (row["notebook"], row["machine"]) == (spec.script.stem, machine)]
         self.earlier = [(self._settings(row["parameters"], row["threads"]), row["seconds"]) for row in rows]
-        self.ratios: list[tuple[set[str], float]] = []
+        self.ratios: deque[tuple[set[str], float]] = deque(maxlen=RECENT_RUNS)
         stated = spec.expected_minutes or read_profile("demo").minutes.get(spec.script.stem)
         self.stated = 60 * stated * max(1, cores() / (threads or 1)) if stated else None  # measured with all cores
         self.source = f"by {len(rows)} earlier runs" if rows else "as the profile states"
@@ -57,19 +57,21 @@ class Forecast:
 
     def minutes(self, runs: Sequence[Run], count: int, workers: int) -> float | None:
         """Of `count` runs, of which some are known, on so many workers; None: not yet measured."""
-        sample = [self.seconds(run) for run in runs[:SAMPLE] or [self.spec.make_run({})]]
+        sample = [self.seconds(run) for run in runs[:: 1 + len(runs) // SAMPLE] or [self.spec.make_run({})]]
         if None in sample:
             return None
-        free = [0.0] * workers  # when each worker is
+        half = sum(sample) / len(sample) / 2 if self.ratios else 0.0  # done of the runs under way, which are counted
+        free = [*[-half] * (workers - 1), 0.0]  # when each worker is
         for i in range(count):
             heapq.heapreplace(free, free[0] + sample[i % len(sample)])
         return max(free) / 60
 
 
-def _of_similar(settings: set[str], known: Sequence[tuple[set[str], float]]) -> float | None:
+def _of_similar(settings: set[str], known: Iterable[tuple[set[str], float]]) -> float | None:
     """The mean value of those that share the most settings; None: there are none."""
-    shared = [len(settings & other) for other, _ in known]
-    values = [value for (_, value), n in zip(known, shared, strict=True) if n == max(shared)]
+    shared = [(len(settings & other), value) for other, value in known]
+    most = max(shared, default=(0, 0.0))[0]
+    values = [value for count, value in shared if count == most]
     return sum(values) / len(values) if values else None
 
 
@@ -120,23 +122,25 @@ def plan(
         f"sweep {spec.name}: {planned} runs of {spec.script.stem} ({', '.join(parts)}); {left} to do {time}{limit}"
     ]
     if changed:
-        modules = sorted({name.removeprefix("clay_lib.") for names in changed.values() for name in names})
-        lines.append(
-            f"{len(changed)} finished runs are of another state of clay_lib ({', '.join(modules)} changed since): "
-            "--redo-changed runs them again"
-        )
+        modules = _few(sorted({name.removeprefix("clay_lib.") for names in changed.values() for name in names}))
+        state = f"another state of clay_lib (changed: {modules})"
+        lines.append(f"{_finished(len(changed))} of {state}: --redo-changed runs them again")
+    folders = [] if spec.search else [p.parent for p in home.glob("*/run.json") if p.parent.name not in rows]
+    others = [row for folder in folders if (row := read_run(folder)) and row["status"] == "done"]
     present = {json.dumps(run.parameters) for run in spec.runs}
-    for state in ("other settings", "another state of the notebook") if not spec.search else ():
-        others = [
-            row for path in home.glob("*/run.json") if path.parent.name not in rows and (row := read_run(path.parent))
-        ]
-        others = [row for row in others if row["status"] == "done"]
-        others = [row for row in others if (json.dumps(row["parameters"]) in present) == (state != "other settings")]
-        if others:
-            names = "; ".join(_settings_text(row["settings"]) for row in others[:3])
-            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            lines.append(f"{len(others)} finished runs are of {state}, kept and not counted: {names}{more}")
+    for state, known in (("other settings", False), ("another state of the notebook", True)):
+        settings = [_settings_text(r["settings"]) for r in others if (json.dumps(r["parameters"]) in present) == known]
+        if settings:
+            lines.append(f"{_finished(len(settings))} of {state}, kept and not counted: {_few(settings)}")
     return "\n".join(lines)
+
+
+def _finished(count: int) -> str:
+    return f"{count} finished {'run is' if count == 1 else 'runs are'}"
+
+
+def _few(names: Sequence[str]) -> str:
+    return "; ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _settings_text(settings: Mapping) -> str:

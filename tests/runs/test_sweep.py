@@ -249,7 +249,7 @@ def test_runs_of_another_library_or_notebook_are_named_and_run_again_on_request(
     sweep.run_sweep(tmp_path / "s.yaml", runs=tmp_path / "runs", dry_run=True)
     printed = capsys.readouterr().out
     assert (
-        "0 to do" in printed and "1 finished runs are of another state of clay_lib (runs.notebooks changed" in printed
+        "0 to do" in printed and "1 finished run is of another state of clay_lib (changed: runs.notebooks)" in printed
     )
     again = sweep.run_sweep(tmp_path / "s.yaml", workers=1, runs=tmp_path / "runs", redo_changed=True)
     assert "1 to do" in capsys.readouterr().out and (again["status"] == "done").all()
@@ -282,13 +282,15 @@ def test_forecast_follows_the_most_similar_runs_and_those_of_this_start(home):
     assert forecast.seconds(first) == done[first.key]
     other = next(run for run in spec.runs if run.key not in done)
     before = forecast.seconds(other)
+    assert forecast.minutes([first], 3, workers=2) == pytest.approx(2 * done[first.key] / 60)  # two rounds
     forecast.ended(first, 3 * done[first.key])  # this machine is slower now
     assert forecast.seconds(other) == pytest.approx(3 * before)
-    assert forecast.minutes([first], 3, workers=2) == pytest.approx(2 * 3 * done[first.key] / 60)  # two rounds
+    assert forecast.minutes([first], 3, workers=1) == pytest.approx(3 * 3 * done[first.key] / 60)
     unmeasured = Forecast(spec, folder / "elsewhere", threads=1)
     assert unmeasured.minutes(spec.runs, 8, 2) is None
     unmeasured.ended(first, 30)
-    assert unmeasured.minutes(spec.runs, 8, 2) == pytest.approx(2)
+    assert unmeasured.minutes(spec.runs, 8, 1) == pytest.approx(4)
+    assert unmeasured.minutes(spec.runs, 7, 2) == pytest.approx(1.75)  # one of them is half done
 
 
 def test_script_without_a_main_guard_gives_one_clear_error(home):

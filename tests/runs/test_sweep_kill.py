@@ -295,5 +295,9 @@ def test_run_killed_in_the_middle_of_a_training_resumes_from_its_checkpoint_with
         assert killed[f"metric {name}"] == again[f"metric {name}"]
     reported = [read_reported(row["folder"]) for row in (killed, again)]
     assert reported[0] == reported[1] and len(reported[0]) >= 5
+    Path(again["folder"], "run.json").unlink()  # as if it had been killed after its training
+    later = sweep.run_sweep(tmp_path / "t.yaml", workers=1, runs=tmp_path / "alone").iloc[0]
+    same = ["metric loss", "metric weights", "metric pictures"]
+    assert later["metric first step"] == 6 and later[same].equals(again[same])
     histories = [Path(row["folder"], "log/metrics.csv").read_bytes() for row in (killed, again)]
     assert histories[0] == histories[1]
