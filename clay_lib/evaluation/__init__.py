@@ -2,8 +2,9 @@
 
 `baselines` are hand-crafted features, `probes` the simple classifiers on any features, `intervals` the bootstrap of
 every score. `evaluate` combines them for your own labels (`multilabel` for several labels a chip), `segmentation`
-scores classes pixel by pixel, `transfer`, `patches` and `results` measure weights on real data, and `ablation` removes
-metadata or parts of an image. `components` are the principal components of embeddings.
+scores classes pixel by pixel, `transfer`, `patches` and `results` measure weights on real data, `reconstruction`
+hidden patches beside interpolation, and `ablation` removes metadata or parts of an image. `components` are the
+principal components of embeddings.
 """
 
 from clay_lib import lazy
@@ -16,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy(
         "intervals": "as_text interval resample",
         "evaluate": "Evaluation evaluate_features",
         "segmentation": "class_scores",
+        "reconstruction": "reconstruction_table",
         "ablation": "cloud removal_study",
         "components": "fit_components principal_components",
     },

@@ -74,6 +74,44 @@ def random_convolutions(
     return torch.cat(rows).numpy()
 
 
+WINDOWS = 10_000  # on which to whiten
+ZCA_RIDGE = 0.1  # added to every direction's variance
+
+
+def whitened_convolutions(
+    pixels: np.ndarray, *, n_filters: int = 256, seed: int = 0, side: int = 3, bias: float = 1.0
+) -> np.ndarray:
+    """Texture by filters that are whitened windows of the chips: normalized pixels [N, C, H, W] -> [N, 2 * n_filters].
+
+    The method of MOSAIKS (Rolf et al. 2021) and of torchgeo's RCF: windows of side x side pixels, drawn at random from these chips, whitened by ZCA
+    and scaled to unit norm; responses to the whitened image beyond +bias and -bias; then the mean over the chip.
+    """
+    pixels = _check_pixels(pixels)
+    N, C, H, W = pixels.shape
+    if min(H, W) < side:
+        cause = "chips too small, or other axes than [N, C, H, W]"
+        raise ContractError("whitened_convolutions", f"{H} x {W} pixels", f"at least {side} x {side}", cause)
+    rng = np.random.default_rng(seed)
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(2, 3))  # [N, C, H', W', s, s]
+    chip, y, x = (rng.integers(n, size=WINDOWS) for n in (N, *windows.shape[2:4]))
+    drawn = torch.from_numpy(windows[chip, :, y, x].reshape(WINDOWS, -1)).double()  # [WINDOWS, C*s*s]
+    mean = drawn.mean(0)
+    variance, directions = torch.linalg.eigh(torch.cov(drawn.T))
+    whitening = (directions / (variance.clamp(min=0) + ZCA_RIDGE).sqrt()) @ directions.T  # [C*s*s, C*s*s]
+    chosen = F.normalize((drawn[:n_filters] - mean) @ whitening)
+    filters = chosen @ whitening  # of the image as it is
+    offset = (-filters @ mean).float()
+    filters = filters.float().view(-1, C, side, side)
+    step, rows = max(1, 2**22 // (n_filters * H * W)), []
+    for start in range(0, N, step):
+        response = F.conv2d(torch.from_numpy(pixels[start : start + step]), filters, offset)  # [n, filters, H', W']
+        response = F.softshrink(response, bias)
+        both = response.mean((2, 3))
+        above = F.relu(response, inplace=True).mean((2, 3))
+        rows.append(torch.cat([above, above - both], dim=1))
+    return torch.cat(rows).numpy()
+
+
 def _check_pixels(pixels) -> np.ndarray:
     pixels = check_finite("pixels", np.asarray(pixels), 4, "[N, C, H, W]", "one chip without its batch axis")
     return np.ascontiguousarray(pixels, np.float32)

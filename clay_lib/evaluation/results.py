@@ -20,6 +20,7 @@ from clay_lib.errors import ContractError
 from clay_lib.evaluation import patches, transfer
 from clay_lib.evaluation.evaluate import Evaluation
 from clay_lib.evaluation.intervals import as_text
+from clay_lib.evaluation.reconstruction import reconstruction_table
 from clay_lib.files import DATA, atomic_write, find_weights, sha256
 
 REAL = Path(os.environ.get("CLAY_REALDATA") or Path(__file__).resolve().parents[3] / "shared" / "realdata")
@@ -52,7 +53,7 @@ def results(
 
     Args:
         weights: a file of weights: a path, or a name in data/weights
-        only: studies by name, separated by commas: world, ucmerced, landsat, landcover
+        only: studies by name, separated by commas: world, ucmerced, landsat, landcover, reconstruction
         data: the folder of real data, with ucmerced, landsat-sr, sentinel-2-l2a and landcover; empty: CLAY_REALDATA,
             or shared/realdata beside the checkout. Studies whose data are absent keep their rows of the last run
         seeds: from 0, of splits, random weights, random filters and shots
@@ -178,6 +179,16 @@ def _landcover(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
     return table.assign(gap=gap.where(table["split"] == "rasters"))
 
 
+def _reconstruction(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
+    table = reconstruction_table(clay, seeds=seeds)
+    names = {"model": "{}", "interpolation": "{} of interpolation"}
+    kept = table[table["method"].isin(names) & ~((table["method"] == "interpolation") & (table["measure"] == "error"))]
+    probe = [names[method].format(measure) for method, measure in zip(kept["method"], kept["measure"], strict=True)]
+    split = kept["size"].astype(str) + " px"
+    kept = kept.rename(columns={"sensor": "features", "value": "score", "chips": "n_test"})
+    return kept.assign(split=split, probe=probe, kind="model", metric="ratio or correlation", n_train=0)
+
+
 STUDIES = {
     "world": Study(
         "Land cover of the mini-world",
@@ -210,6 +221,15 @@ STUDIES = {
         "other half (windows). Balanced accuracy; intervals over windows.",
         ("sentinel-2-l2a", "landcover"),
         _landcover,
+    ),
+    "reconstruction": Study(
+        "Hidden patches of the mini-world",
+        "110 chips of each sensor of test land, three quarters of the patches hidden. error: mean absolute error of "
+        "hidden pixels over that of interpolation from the visible ones by inverse distance, so that below 100 is "
+        "better. means: correlation of the hidden patches' means within a chip; detail: of the pixels inside them "
+        "without their means. Beside them the correlations that interpolation reaches; intervals over chips.",
+        (),
+        _reconstruction,
     ),
 }
 SPLITS = {

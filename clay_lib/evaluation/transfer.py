@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from clay_lib.clay import Clay, reconstruction_scores
+from clay_lib.clay import Clay
 from clay_lib.data.chips import world_chips
 from clay_lib.data.label_files import label_grids
 from clay_lib.data.scenes import read_scene
 from clay_lib.errors import ContractError
 from clay_lib.evaluation import baselines, evaluate, probes
 from clay_lib.evaluation.patches import probe_patches, read_rasters
-from clay_lib.sensors import SENSORS, WORLD_SENSORS
+from clay_lib.evaluation.reconstruction import reconstruction_table
+from clay_lib.sensors import SENSORS
 
 RGB = ("red", "green", "blue")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
@@ -97,7 +98,7 @@ def transfer(
         pixels, classes, metadata = read_points(points, labels, sensor or "landsat-c2l2-sr", **reading)
         evaluation = probe_points(clay, pixels, classes, **metadata, seeds=seeds)
     elif world:
-        print(reconstruct_world(clay, seeds=seeds).round(3).to_string(index=False))
+        print(reconstruction_table(clay, seeds=seeds).round(3).to_string(index=False))
         evaluation = probe_world(clay, seeds=seeds)
     if rasters:
         options = dict(sensor=sensor or "sentinel-2-l2a", bands=bands)
@@ -209,6 +210,8 @@ def probe_images(
         x = SENSORS[sensor].normalize(part.pixels, bands).astype(np.float32)
         sets[f"pixel statistics, {size} px"] = [baselines.pixel_statistics(x)]
         sets[f"random convolutions, {size} px"] = [baselines.random_convolutions(x, seed=k) for k in range(seeds)]
+        whitened = [baselines.whitened_convolutions(x, seed=k) for k in range(seeds)]
+        sets[f"random convolutions with ZCA, {size} px"] = whitened
         if np.issubdtype(part.pixels.dtype, np.uint8):
             sets[f"pixel histogram, {size} px"] = [baselines.color_histogram(part.pixels)]
     sets["random weights, class token"] = [x[keys["class token"]] for x in random]
@@ -318,21 +321,3 @@ def probe_world(
     place = np.unique(np.stack([test, lat, lon]), axis=1, return_inverse=True)[1].ravel()
     options = dict(groups=place, test=test, own_groups=place)
     return _evaluate_both(sets, labels, **options, seeds=seeds, bootstraps=bootstraps)
-
-
-def reconstruct_world(
-    clay: Clay, *, chips: int = 110, sizes: tuple[int, ...] = (64, 128), seeds: int = 5
-) -> pd.DataFrame:
-    """Error of hidden pixels over that of guessing each chip's visible mean, three quarters hidden, by sensor.
-
-    ratio: mean over `seeds` random masks; low and high: the smallest and the largest of them.
-    """
-    rows = []
-    for sensor in WORLD_SENSORS:
-        for size in sizes:
-            part = world_chips(sensor, chips, split="test", size=size)
-            means = [reconstruction_scores(clay, part, seed=k)[["error", "mean_error"]].mean() for k in range(seeds)]
-            ratios, error = [m["error"] / m["mean_error"] for m in means], np.mean([m["error"] for m in means])
-            row = {"sensor": sensor, "size": size, "ratio": np.mean(ratios), "low": min(ratios), "high": max(ratios)}
-            rows.append(row | {"error": error, "chips": chips, "draws": seeds})
-    return pd.DataFrame(rows)

@@ -8,7 +8,12 @@ from PIL import Image
 
 from clay_lib import ContractError
 from clay_lib.evaluation import probes
-from clay_lib.evaluation.baselines import color_histogram, pixel_statistics, random_convolutions
+from clay_lib.evaluation.baselines import (
+    color_histogram,
+    pixel_statistics,
+    random_convolutions,
+    whitened_convolutions,
+)
 
 
 def test_features_by_hand():
@@ -28,7 +33,25 @@ def test_features_by_hand():
     np.testing.assert_allclose(histogram[:, 2::4], (values // 25 == 2).mean((2, 3)))
 
 
+def test_whitened_convolutions_have_filters_of_edges():
+    """On smooth images a whitened filter responds little to brightness and much to contrast."""
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(np.cumsum(rng.normal(size=(12, 3, 24, 20)), axis=2), axis=3).astype(np.float32) / 20
+    one, again, other = (whitened_convolutions(smooth, n_filters=8, seed=seed) for seed in (0, 0, 1))
+    assert one.shape == (12, 16) and np.array_equal(one, again) and not np.allclose(one, other)
+    brighter, plain = (whitened_convolutions(x, n_filters=8) for x in (smooth + 5, smooth))
+    np.testing.assert_allclose(brighter, plain, atol=1e-3)  # the windows' mean is removed
+    fine, coarse = rng.normal(size=smooth.shape), np.broadcast_to(rng.normal(size=(12, 3, 1, 1)), smooth.shape)
+    mixed = np.concatenate([smooth + 0.3 * fine, smooth + 0.3 * coarse])
+    ratios = []
+    for x in (whitened_convolutions(mixed, n_filters=64, bias=0.0), random_convolutions(mixed, n_filters=64)[:, :64]):
+        ratios.append(x[:12].mean() / x[12:].mean())  # the same change, as noise and as brightness
+    assert ratios[0] > 1.15 > ratios[1]
+
+
 def test_wrong_input_raises():
+    with pytest.raises(ContractError, match="at least 3 x 3"):
+        whitened_convolutions(np.zeros((1, 3, 2, 2)))
     with pytest.raises(ContractError, match="NaN or infinity in 2 of 2 chips"):
         pixel_statistics(np.full((2, 3, 8, 8), np.nan))
     with pytest.raises(ContractError, match="\\[N, C, H, W\\]"):
