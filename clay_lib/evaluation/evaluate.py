@@ -23,7 +23,7 @@ from einops import rearrange
 
 from clay_lib.clay import Clay
 from clay_lib.data.chips import Chips
-from clay_lib.data.labels import LabeledSet
+from clay_lib.data.labels import LabeledSet, whole_numbers
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
 from clay_lib.errors import ContractError, warn
 from clay_lib.evaluation import baselines, probes
@@ -209,6 +209,8 @@ def _check_labels(labels: np.ndarray) -> None:
         found = f"{missing.sum()} of {labels.size} without a class (NaN, None or -1)"
         cause = "unlabeled chips: leave them out, chips[known] and labels[known]; pixels without a class: 0"
         raise ContractError("labels", found, "a class for each", cause)
+    if labels.dtype.kind == "f":
+        whole_numbers(labels, "evaluate")
     if len(names := np.unique(labels)) < 2:
         cause = "a subset or a column with one class alone"
         raise ContractError("labels", f"one class, {names.tolist()}", "two classes or more", cause)

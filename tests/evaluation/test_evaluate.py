@@ -82,6 +82,7 @@ def test_more_shots_score_higher():
         (["crop", None, "crop", "town"], "1 of 4 without a class"),
         ([-1, 0, 1, -1], "2 of 4 without a class"),
         (["crop"] * 4, "one class, .'crop'."),
+        ([0.5, 1.0, 1.0, 0.5], "0.5 in 2 of 4 labels; expected whole numbers of classes"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels, message):
