@@ -442,7 +442,7 @@ checks.check_band_parts(parts_of)
 # - Bands attend to each other, so the kernel of a band also depends on the other bands of the image.
 #
 # **Exercise.** Move the slider from 0.65 to 0.75 µm, across the red edge. Which kernels change most, and what does that
-# part of the spectrum tell about plants?
+# part of the spectrum say about plants?
 #
 # A token describes the content of a patch but not yet where the patch lies. That is the task of the position code, in
 # [02 Position encoding](02_encode_positions.ipynb).

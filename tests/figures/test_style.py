@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from clay_lib import figures
-from clay_lib.figures.style import MISSING
+from clay_lib.figures.style import MISSING, describe
 from clay_lib.sensors import SENSORS, to_decibel
 
 RNG = np.random.default_rng(0)
@@ -54,3 +54,10 @@ def test_saved_twice_is_the_same_file_and_the_global_style_is_unchanged(tmp_path
     ]
     assert files[0] == files[1] and b"Software" not in files[0]
     assert dict(matplotlib.rcParams) == before
+
+
+def test_alternative_text_names_titles_axes_and_legend():
+    fig = figures.matrix(np.eye(3), title="Confusion", xlabel="predicted class", names=["a", "b", "c"])
+    fig.axes[0].plot([0], [0], label="a dot")
+    fig.axes[0].legend()
+    assert describe(fig).startswith("Confusion, x: predicted class") and describe(fig).endswith("Legend: a dot")
