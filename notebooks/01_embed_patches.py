@@ -117,7 +117,7 @@ with figures.styled():
             ylim=(-1.6, 1.08),
             yticks=[-1, 0, 1],
         )
-    fig.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 63), "viridis"), ax=axes, label="i")
+    fig.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 63), "viridis"), ax=axes, label="number of the frequency, i")
 _ = figures.save(fig, out_dir / "1_wavelength_code.png")
 
 # %% [markdown]
