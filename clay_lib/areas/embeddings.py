@@ -118,71 +118,61 @@ def _from_table(source, column: str, configuration: str) -> Vectors:
 
 
 def _open(data: ds.Dataset, name: str, column: str, configuration: str) -> Vectors:
-    schema = data.schema
-    column = _column_of_vectors(schema, column)
-    geo = json.loads((schema.metadata or {}).get(b"geo", b"{}"))
+    column, names = _column_of_vectors(data.schema, column), data.schema.names
+    geo = json.loads((data.schema.metadata or {}).get(b"geo", b"{}"))
     shape = geo.get("primary_column", "geometry")
-    points = next((pair for pair in POINTS if {*pair} <= {*schema.names}), None)
-    if shape not in schema.names and points is None:
-        raise ContractError("columns", schema.names, "geometry too", "a table without the places of its vectors")
-    key, when = (next((n for n in names if n in schema.names), None) for names in (IDS, TIMES))
-    origin = [field for field in ("sensor", *ORIGIN) if field in schema.names]
+    place = next((pair for pair in ((shape,), *POINTS) if {*pair} <= {*names}), None)
+    if place is None:
+        raise ContractError("columns", names, "geometry too", "a table without the places of its vectors")
+    crs = CRS.from_user_input(geo.get("columns", {}).get(shape, {}).get("crs") or "EPSG:4326")
     selected = pc.field("configuration") == configuration if configuration else None
     total = data.count_rows(filter=selected)
     if not total:
         found = f"no rows{f' of configuration {configuration}' if configuration else ''} in {name}"
-        raise ContractError(
-            "vectors", found, "a folder that `clay embed` has filled", "a job without results so far, or another folder"
-        )
-    places = [shape] if shape in schema.names else list(points)
-    crs = CRS.from_user_input(geo.get("columns", {}).get(shape, {}).get("crs") or "EPSG:4326")
-    in_degrees = crs.to_authority() in (("EPSG", "4326"), ("OGC", "CRS84"))
+        cause = "a job without results so far, or another folder"
+        raise ContractError("vectors", found, "a folder that `clay embed` has filled", cause)
+    key, when = (next((n for n in candidates if n in names), None) for candidates in (IDS, TIMES))
+    origin = [field for field in ("sensor", *ORIGIN) if field in names]
+    used = [*dict.fromkeys([column, *place, *origin, *filter(None, (key, when))])]
     bounds, centers = np.empty((4, total)), np.empty((total, 2))
     origins, parts, values, start = [], [], None, 0
-    for batch in data.to_batches(
-        columns=[*dict.fromkeys([*filter(None, (key, when)), *places, *origin, column])], filter=selected
-    ):
-        rows, count = slice(start, start + len(batch)), len(batch)
-        if not count:
-            continue
-        ids = batch.column(key).cast(pa.string()) if key else pa.array(map(str, range(start, start + count)))
+    for batch in filter(len, data.to_batches(columns=used, filter=selected)):
+        rows = slice(start, start + len(batch))
+        ids = batch.column(key).cast(pa.string()) if key else pa.array(map(str, range(rows.start, rows.stop)))
         stored = _stored(batch, column, ids)
         values = np.empty((total, stored.shape[1]), stored.dtype) if values is None else values
         if stored.shape[1] != values.shape[1]:
-            raise ContractError(
-                column, f"{stored.shape[1]} and {values.shape[1]} numbers", "one length", "files of two models"
-            )
-        values[rows] = stored
-        if len(places) == 2:
-            shapes = shapely.points(*(np.asarray(batch.column(place), float) for place in places))
-        else:
-            shapes = shapely.from_wkb(batch.column(shape).to_numpy(zero_copy_only=False))
-            shapes = shapes if in_degrees else project(shapes, crs.to_wkt(), "EPSG:4326")
+            found = f"{stored.shape[1]} and {values.shape[1]} numbers"
+            raise ContractError(column, found, "one length", "files of two models")
+        shapes, values[rows] = _shapes(batch, place, crs), stored
         bounds[:, rows] = shapely.bounds(shapes).T
         # An outline cut at the antimeridian is located by its first part.
         west, south, east, north = shapely.bounds(shapely.get_geometry(shapes, 0)).T
         centers[rows] = np.stack([(south + north) / 2, (west + east) / 2], axis=1)
-        sensors = batch.column("sensor").cast(pa.string()) if "sensor" in origin else pa.array([""] * count)
-        if origin:
-            fields = pa.table(
-                [sensors, *(batch.column(f) for f in origin if f != "sensor")],
-                ["sensor", *(f for f in origin if f != "sensor")],
-            )
-            origins.append(fields.group_by(fields.column_names).aggregate([]))
+        sensors = batch.column("sensor").cast(pa.string()) if "sensor" in origin else None
         parts.append(_rows(ids, shapes, batch.column(when).to_pandas() if when else None, sensors))
-        start += count
-    if origins:
+        origins.append(pa.Table.from_batches([batch.select(origin)]).group_by(origin).aggregate([]) if origin else None)
+        start = rows.stop
+    if "sensor" in origin:
         _check_comparable(pa.concat_tables(origins).to_pandas(), name)
     table = pa.concat_tables(parts).combine_chunks()  # taking rows from many chunks is slow
     return Vectors(table, values, bounds, centers)
 
 
-def _rows(ids, shapes: np.ndarray, times, sensors) -> pa.Table:
-    times = pd.to_datetime(
-        pd.Series([None] * len(shapes) if times is None else times), utc=True, errors="coerce", format="ISO8601"
-    )
-    times = pa.array(times.dt.as_unit("us"), pa.timestamp("us", tz="UTC"))
-    return pa.table({"id": ids, "geometry": pa.array(shapely.to_wkb(shapes)), "time": times, "sensor": sensors})
+def _shapes(batch: pa.RecordBatch, place: tuple[str, ...], crs: CRS) -> np.ndarray:
+    """Outlines in WGS84 degrees of one column of WKB, or points of two of degrees."""
+    if len(place) == 2:
+        return shapely.points(*(np.asarray(batch.column(name), float) for name in place))
+    shapes = shapely.from_wkb(batch.column(place[0]).to_numpy(zero_copy_only=False))
+    in_degrees = crs.to_authority() in (("EPSG", "4326"), ("OGC", "CRS84"))
+    return shapes if in_degrees else project(shapes, crs.to_wkt(), "EPSG:4326")
+
+
+def _rows(ids: pa.Array, shapes: np.ndarray, times, sensors: pa.Array | None) -> pa.Table:
+    times = pd.Series([None] * len(shapes)) if times is None else times
+    times = pd.to_datetime(times, utc=True, errors="coerce", format="ISO8601").dt.as_unit("us")
+    columns = {"id": ids, "geometry": pa.array(shapely.to_wkb(shapes)), "time": pa.array(times, from_pandas=True)}
+    return pa.table(columns | {"sensor": pa.array([""] * len(shapes)) if sensors is None else sensors})
 
 
 def _column_of_vectors(schema: pa.Schema, column: str) -> str:
@@ -248,7 +238,7 @@ def _from_raster(path: Path, area):
         if file.crs is None:
             raise ContractError("path", f"{path}, without a CRS", "a raster with its place on Earth", "a plain image")
         box, (rows, columns) = _crop(GeoBox.from_rio(file), area, file.count)
-        stored = file.read(window=(_ends(rows), _ends(columns)))
+        stored = file.read(window=((rows.start, rows.stop), (columns.start, columns.stop)))
         scales, offsets = (np.array(v, np.float32)[:, None, None] for v in (file.scales, file.offsets))
         nodata, tags = np.array([np.nan if v is None else v for v in file.nodatavals])[:, None, None], file.tags()
     if _is_alphaearth(stored, nodata.flat[0]):
@@ -257,10 +247,6 @@ def _from_raster(path: Path, area):
         values = stored.astype(np.float32) * scales + offsets
         values[(stored == nodata) | ~np.isfinite(values)] = np.nan
     return _raster(values, box, tags)
-
-
-def _ends(part: slice) -> tuple[int, int]:
-    return part.start, part.stop
 
 
 def _is_alphaearth(stored: np.ndarray, nodata: float) -> bool:

@@ -1,5 +1,8 @@
 """Rasters on a grid of one's own: across zones of UTM and the antimeridian, from tiles and from local scenes."""
 
+import os
+import signal
+
 import geopandas
 import numpy as np
 import pytest
@@ -103,6 +106,27 @@ def test_inside_a_zone_it_is_the_reprojected_raster(tmp_path):
         within = ndimage.binary_erosion(both, iterations=2)  # at an edge, GDAL extends the last patch
         assert within.sum() > 20
         np.testing.assert_allclose(values[:, within], expected[:, within], atol=atol)  # of waves from -1 to 1
+
+
+def test_a_killed_raster_is_written_again_the_same_in_blocks_of_any_size(tmp_path, monkeypatch):
+    jobs, layout = write_parts(tmp_path, shapely.box(11.99, 49.99, 12.01, 50.0)), dict(crs="EPSG:3035", resolution=40)
+    path = write_on(tmp_path, jobs, **layout)
+    expected = read(path)[0]
+    path.unlink()
+    monkeypatch.setattr(rasters, "BLOCK_BYTES", 4 * 6 * 20**2)  # 20 cells a side
+    pid = os.fork()
+    if not pid:
+        block = rasters.Warped.block
+        rasters.Warped.block = lambda self, *at: (
+            block(self, *at) if at < (1, 1) else os.kill(os.getpid(), signal.SIGKILL)
+        )
+        write_on(tmp_path, jobs, **layout)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL and not path.exists()
+    values = read(write_on(tmp_path, jobs, **layout))[0]
+    known = np.isfinite([values[0], expected[0]])
+    assert known.any(axis=0).sum() > 1000 and (known[0] != known[1]).sum() < 4  # ties at the edges
+    np.testing.assert_allclose(values[:, known.all(axis=0)], expected[:, known.all(axis=0)], atol=1e-3)
 
 
 def test_seams_between_zones_are_no_stronger_than_inside_a_zone(tmp_path):
