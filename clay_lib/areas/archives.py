@@ -300,7 +300,8 @@ def open_scenes(scenes, sensor: str | Sensor, **options) -> list[Acquisition]:
     options: of `acquisition_from_file`. Scenes in several zones of UTM are embedded each in its own.
     """
     if isinstance(scenes, (str, Path)):
-        scenes = sorted(glob.glob(str(scenes))) if glob.has_magic(str(scenes)) else [scenes]
+        pattern = "*" in str(scenes) and "://" not in str(scenes)  # a signed address may have a question mark
+        scenes = sorted(glob.glob(str(scenes))) if pattern else [scenes]
     if not scenes:
         raise ContractError("scene", "no files", "at least one scene", "a pattern that matched nothing")
     opened = [acquisition_from_file(path, sensor, **options) for path in scenes]

@@ -19,7 +19,6 @@ from clay_lib.areas import jobs, vectors
 from clay_lib.areas.archives import acquisition_from_file, find_acquisitions
 from clay_lib.areas.area import embed_area
 from clay_lib.areas.reading import read_acquisition
-from clay_lib.areas.search import open_vectors
 from clay_lib.areas.tiles import grid_of, project, tiles_of
 from clay_lib.data.check import ContractWarning
 from clay_lib.data.rasters import write_raster
@@ -134,14 +133,6 @@ def test_another_hour_or_a_changed_source_file_is_embedded_again(scene, tmp_path
     assert changed.rows == first.rows and run(out, link).rows == 0
     hours = changed.vectors()["time"].dt.hour.value_counts()
     assert hours.to_dict() == {7: first.rows, 10: 2 * first.rows}
-
-
-def test_different_bands_are_different_configurations(full_scene, tmp_path):
-    with rasterio.open(full_scene) as file:
-        two = write_raster(tmp_path / "two.tif", file.read([3, 7]), **PLACE | dict(descriptions=["red", "nir"]))
-    assert run(tmp_path / "out", full_scene).configuration != run(tmp_path / "out", two).configuration
-    with pytest.raises(ContractError, match="cannot be compared"):
-        open_vectors(tmp_path / "out")
 
 
 def test_place_and_date_are_measured_and_can_be_left_out(full_scene, tmp_path):

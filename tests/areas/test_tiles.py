@@ -1,7 +1,6 @@
 """The tile grid: one tile per place, corners that agree with pyproj and the archive's pixels, areas and ids."""
 
 import numpy as np
-import pyproj
 import pytest
 import shapely
 
@@ -17,10 +16,6 @@ GRIDS = {
 }
 
 
-def reproject(source, target, x, y):
-    return pyproj.Transformer.from_crs(source, target, always_xy=True).transform(x, y)
-
-
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_place_has_one_tile(name):
     grid, (west, south, east, north) = GRIDS[name]
@@ -34,25 +29,6 @@ def test_every_place_has_one_tile(name):
         assert box.shape == (grid.size, grid.size)
         for corner, anchor in zip((box.affine.c, box.affine.f), grid.anchor, strict=True):
             assert abs((corner - anchor) / grid.gsd - round((corner - anchor) / grid.gsd)) < 1e-6  # whole pixels
-
-
-@pytest.mark.parametrize("name", GRIDS)
-def test_corners_are_exact_to_a_pixel(name):
-    grid, (west, south, east, north) = GRIDS[name]
-    (tile,) = tiles_of(shapely.Point((west + east) / 2 + 0.3, (south + north) / 2 + 0.2), grid)
-    for overlap in (0, 32):
-        box = tile.geobox(overlap)
-        columns, rows = np.array([0, box.shape[1]]), np.array([0, box.shape[0]])
-        x, y = box.affine.c + grid.gsd * columns, box.affine.f - grid.gsd * rows
-        if overlap == 0:
-            corners = reproject(tile.crs, "EPSG:4326", x, y)
-            outline = np.array(tile.polygon.exterior.coords)
-            for lon, lat in zip(*corners, strict=True):
-                assert np.abs(outline - (lon, lat)).max(axis=1).min() * 111_320 < 0.01 * grid.gsd
-            inner = x, y
-        else:
-            np.testing.assert_allclose(x, inner[0] + np.array([-32, 32]) * grid.gsd)
-            np.testing.assert_allclose(y, inner[1] + np.array([32, -32]) * grid.gsd)
 
 
 def test_ids_are_unique_and_contain_zone_column_and_row():
