@@ -5,8 +5,8 @@ const MIDDLE = 128; // pixels: larger files are cropped to their middle
 
 async function unpack(name) {
   const text = $("file-" + name).textContent;
-  const packed = await (await fetch("data:application/octet-stream;base64," + text)).blob();
-  return new Response(packed.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  const packed = Uint8Array.fromBase64?.(text) ?? await (await fetch("data:;base64," + text)).arrayBuffer();
+  return new Response(new Response(packed).body.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 const asScript = (buffer, type = "text/javascript") => URL.createObjectURL(new Blob([buffer], {type}));
 const load = url => new Promise((done, failed) => {
@@ -27,7 +27,7 @@ async function start() {
     ["ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm", "model.onnx"].map(unpack));
   await load(asScript(runtime));
   Object.assign(ort.env.wasm, {numThreads: 1, wasmBinary: wasm, wasmPaths: {mjs: asScript(glue)}});
-  session = await ort.InferenceSession.create(new Uint8Array(model), {graphOptimizationLevel: "basic"});
+  session = await ort.InferenceSession.create(new Uint8Array(model), {graphOptimizationLevel: "disabled"});
   await fetched;
   await choose(DATA.chips[0]);
   strip($("chips"), DATA.chips);
@@ -156,6 +156,8 @@ async function update() { // runs the model again; changes that come meanwhile a
       const time = Math.round(performance.now() - begin), counts = [given, state.bands, visible, measured()].map(a => a.length);
       say(`${counts[0]} of ${counts[1]} bands, ${counts[2]} of ${counts[3]} patches: ${time} ms.`);
       draw();
+      performance.mark("answer");
+      await new Promise(shown => setTimeout(shown));
       all = state.hidden.size ? await run(measured(), options, state.metadata) : result;
       similarity();
       nearest();
