@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -135,7 +136,10 @@ def world_chips(
     rows = [parts[n % shares][n // shares] for n in range(count)]
     chips = Chips(sensor, *(np.stack(column) for column in zip(*rows, strict=True)))
     if path:
-        atomic_write(path, lambda partial: np.savez(partial, **{f.name: getattr(chips, f.name) for f in fields(Chips)}))
+        with suppress(OSError):  # a cache that is shared read-only
+            atomic_write(
+                path, lambda partial: np.savez(partial, **{f.name: getattr(chips, f.name) for f in fields(Chips)})
+            )
     return chips
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -199,7 +200,8 @@ def _leaf_area(chips: Chips, seed: int, jobs: int, cache: Path | None) -> np.nda
     size, rows = chips.pixels.shape[-2:], zip(chips.lat, chips.lon, chips.when, strict=True)
     leaves = np.stack(Parallel(n_jobs=jobs)(delayed(_observe_leaves)(seed, chips.sensor, size, *row) for row in rows))
     if path:
-        atomic_write(path, lambda partial_path: np.save(partial_path, leaves))
+        with suppress(OSError):  # a cache that is shared read-only
+            atomic_write(path, lambda partial_path: np.save(partial_path, leaves))
     return leaves
 
 

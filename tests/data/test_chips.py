@@ -1,5 +1,6 @@
 """Chips in memory: content hashes, unknown metadata, and the cache of the mini-world."""
 
+import errno
 from dataclasses import replace
 
 import numpy as np
@@ -54,6 +55,14 @@ def test_unknown_place_and_time_are_zeros_for_the_model():
     assert not cube.latlon.any() and cube.time.any(1).tolist() == [False, True, False]
     with pytest.raises(ContractError, match="when: found '02.01.2020'"):
         moment("02.01.2020")
+
+
+def test_a_cache_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(np, "savez", refuse)
+    assert len(world_chips("naip", 1, jobs=1, size=8, cache=tmp_path)) == 1 and not list(tmp_path.iterdir())
 
 
 def test_world_chips_are_cached_balanced_and_the_same_for_any_number_of_workers(tmp_path):
