@@ -1,4 +1,4 @@
-"""Where a grid of pixels lies on Earth: center, ground distance, box in degrees, the antimeridian, features on it.
+"""Where a grid of pixels lies on Earth: center, ground distance, box in degrees, the antimeridian; vector features.
 
 A grid is a CRS and the transform (a, b, c, d, e, f) from pixel corners to its coordinates. Both come from a raster's
 header, or from the coordinates of xarray (`position`).
@@ -16,7 +16,6 @@ import pyproj
 import shapely
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
-from rasterio.features import rasterize
 from rasterio.transform import Affine, array_bounds
 from rasterio.warp import transform as reproject
 from rasterio.warp import transform_bounds
@@ -27,8 +26,6 @@ from clay_lib.sensors import METERS_PER_DEGREE
 if TYPE_CHECKING:
     import geopandas
     import xarray
-
-    from clay_lib.data.rasters import Header
 
 NO_CRS = (
     "y ascends with the rows, but there is no CRS: rows are taken as from north to south; with a CRS they are flipped"
@@ -144,7 +141,7 @@ def crs_text(crs) -> str:
     return f"EPSG:{code}" if code else crs.to_wkt()
 
 
-# ---- vector features on a grid ----
+# ---- vector features ----
 
 
 def read_features(path: Path) -> geopandas.GeoDataFrame:
@@ -175,36 +172,6 @@ def check_polygons(shapes, field: str, source: str = "") -> None:
             found = f"{source}feature {count} of {len(shapes)}: {shapely.is_valid_reason(shape)}"
             cause = "crossing edges: GeoSeries.make_valid() fixes them"
             raise ContractError(field, found, "polygons that do not cross themselves", cause)
-
-
-def place_features(frame: geopandas.GeoDataFrame, header: Header, path: Path, fill: float) -> geopandas.GeoDataFrame:
-    """The features in an image's CRS; with a warning where those of several numbers lie in one pixel."""
-    if header.crs is None:
-        cause = "a PNG, or a lost header"
-        raise ContractError("images", f"{header.path} without a CRS", "a georeferenced image", cause)
-    frame = frame.to_crs(header.crs)
-    last, first = (burn(part, header, fill) for part in (frame, frame.iloc[::-1]))
-    if overlap := int(((last != first) & ~np.isnan(last)).sum()):
-        warn(f"{overlap} pixels lie in features of several classes: the last feature in {path.name} counts")
-    return frame
-
-
-def burn(
-    frame: geopandas.GeoDataFrame, header: Header, fill: float, box: tuple[int, int, int, int] | None = None
-) -> np.ndarray:
-    """[H, W] of a box (column, row, width, height) of an image: the features' "number", fill where there is none.
-
-    A pixel belongs to the last polygon that holds its center, or point that lies in it. Float32 if fill is NaN, else int32.
-    """
-    left, top, width, height = box or (0, 0, header.width, header.height)
-    transform = Affine(*header.transform) @ Affine.translation(left, top)
-    inside = shapely.box(*array_bounds(height, width, transform))
-    frame = frame.iloc[np.sort(frame.sindex.query(inside))]
-    dtype = np.float32 if np.isnan(fill) else np.int32
-    if not len(frame):
-        return np.full((height, width), fill, dtype)
-    features = zip(frame.geometry, frame["number"], strict=True)
-    return rasterize(features, (height, width), fill=fill, transform=transform, dtype=dtype)
 
 
 # ---- coordinates of xarray ----

@@ -19,9 +19,18 @@ from rasterio.transform import Affine, rowcol
 from rasterio.windows import Window
 
 from clay_lib.data.bands import Bands
-from clay_lib.data.georeference import burn, check_polygons, integers_with_gaps, place_features, read_features
+from clay_lib.data.georeference import check_polygons, integers_with_gaps, read_features
 from clay_lib.data.labels import IGNORE, LabeledSet, Sample, place_table, whole_numbers, world_set
-from clay_lib.data.rasters import Header, find_layers, list_rasters, open_raster, read_band, read_header
+from clay_lib.data.rasters import (
+    Header,
+    burn,
+    find_layers,
+    list_rasters,
+    open_raster,
+    place_features,
+    read_band,
+    read_header,
+)
 from clay_lib.data.scenes import Scene, read_padded, read_scene
 from clay_lib.data.splits import spatial_blocks
 from clay_lib.errors import ContractError, warn

@@ -1,4 +1,4 @@
-"""Raster files: opened, their bands found, their headers read, and arrays written. `scenes` reads them.
+"""Raster files: opened, their bands found, their headers read, arrays written, features burnt on their grids.
 
 Rows of an opened file count from north to south: those of a south-up file are flipped on reading.
 """
@@ -13,14 +13,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import rasterio
+import shapely
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.transform import Affine
+from rasterio.features import rasterize
+from rasterio.transform import Affine, array_bounds
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window, from_bounds
 
@@ -39,6 +41,9 @@ from clay_lib.data.georeference import NO_CRS, lat_lon, locate, warn_of_points
 from clay_lib.errors import ContractError, first_line, warn
 from clay_lib.files import atomic_write
 from clay_lib.sensors import SENSORS, Sensor
+
+if TYPE_CHECKING:
+    import geopandas
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # quicklooks, where another raster of the same name lies beside them
 DATASET_ENDINGS = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
@@ -206,6 +211,39 @@ def write_raster(
         expected = "a folder that can be written to, and a dtype, nodata and CRS that GeoTIFF knows"
         cause = f"dtype {values.dtype}, nodata {nodata!r} or CRS {crs!r}"
         raise ContractError("raster", f"{path}: {first_line(error)}", expected, cause) from None
+
+
+# ---- vector features ----
+
+
+def place_features(frame: geopandas.GeoDataFrame, header: Header, path: Path, fill: float) -> geopandas.GeoDataFrame:
+    """The features in an image's CRS; with a warning where those of several numbers lie in one pixel."""
+    if header.crs is None:
+        cause = "a PNG, or a lost header"
+        raise ContractError("images", f"{header.path} without a CRS", "a georeferenced image", cause)
+    frame = frame.to_crs(header.crs)
+    last, first = (burn(part, header, fill) for part in (frame, frame.iloc[::-1]))
+    if overlap := int(((last != first) & ~np.isnan(last)).sum()):
+        warn(f"{overlap} pixels lie in features of several classes: the last feature in {path.name} counts")
+    return frame
+
+
+def burn(
+    frame: geopandas.GeoDataFrame, header: Header, fill: float, box: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
+    """[H, W] of a box (column, row, width, height) of an image: the features' "number", fill where there is none.
+
+    A pixel belongs to the last polygon that holds its center, or point that lies in it. Float32 if fill is NaN, else int32.
+    """
+    left, top, width, height = box or (0, 0, header.width, header.height)
+    transform = Affine(*header.transform) @ Affine.translation(left, top)
+    inside = shapely.box(*array_bounds(height, width, transform))
+    frame = frame.iloc[np.sort(frame.sindex.query(inside))]
+    dtype = np.float32 if np.isnan(fill) else np.int32
+    if not len(frame):
+        return np.full((height, width), fill, dtype)
+    features = zip(frame.geometry, frame["number"], strict=True)
+    return rasterize(features, (height, width), fill=fill, transform=transform, dtype=dtype)
 
 
 # ---- opening ----

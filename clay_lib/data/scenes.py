@@ -126,7 +126,7 @@ def read_scene(
         box = _window(window, finest)
         hidden = [OpenLayer(file, i, "") for file in files if (i := alpha_band(file, sensor)) or has_mask(file)]
         try:
-            if len(files) == 1:
+            if len(files) == len({*finest.dtypes}) == 1:
                 pixels = read_band(finest, [layer.index for layer in layers.values()], box)  # [C, H, W]
             else:
                 pixels = np.stack([layer.read(finest, box) for layer in layers.values()])

@@ -72,7 +72,7 @@ class Finetuned:
         check_compatible(self.metadata, data.sensor, data.bands, data.gsd)
         if data.classes and self.classes and data.classes != self.classes:
             found, expected = f"classes {[*data.classes]}", f"{[*self.classes]}, in the order of the head's numbers"
-            cause = "a missing class shifts the numbers of the others: pass classes=train.classes"
+            cause = "a missing class shifts the numbers of the others: pass data.with_classes(tuned.classes)"
             raise ContractError("data", found, expected, cause)
         cubes = (read_batch(self.clay, data, rows, check=rows[0] == 0)[0] for rows in _batches(len(data), batch_size))
         return np.concatenate([self.scores(cube).cpu().numpy() for cube in cubes])

@@ -136,6 +136,17 @@ def test_coarser_files_are_resampled_to_the_finest_grid(tmp_path):
     assert window.transform[2] == UTM["transform"][2] + 40 and window.transform[5] == UTM["transform"][5] - 20
 
 
+def test_bands_of_one_file_may_have_different_dtypes(tmp_path):
+    for dtype in ("uint8", "uint16", "float32"):
+        write_raster(tmp_path / f"{dtype}.tif", np.full((12, 20), 9, dtype), **UTM)
+    band = """<VRTRasterBand dataType="{}" band="{}"><SimpleSource>
+        <SourceFilename relativeToVRT="1">{}.tif</SourceFilename></SimpleSource></VRTRasterBand>"""
+    kinds = [("Byte", 1, "uint8"), ("UInt16", 2, "uint16"), ("Float32", 3, "float32")]
+    bands = "".join(band.format(*kind) for kind in kinds)
+    (tmp_path / "a.vrt").write_text(f'<VRTDataset rasterXSize="20" rasterYSize="12">{bands}</VRTDataset>')
+    assert levels(read_scene(tmp_path / "a.vrt", "linz")) == [9, 9, 9]
+
+
 @pytest.mark.parametrize(
     "name, sensor, kwargs, field",
     [
