@@ -110,12 +110,11 @@ def world_background(world: MiniWorld, step: float = 1.0) -> Layer:
 # ---- figures ----
 
 
-def show_neighbors(atlas: Atlas, chips: Sequence[int], *, names: Sequence[str] | None = None, fig=None) -> Figure:
+def show_neighbors(atlas: Atlas, chips: Sequence[int], *, names: Sequence[str] | None = None) -> Figure:
     """A row for each chip: itself, framed, then its neighbors with their cosines; names [N] under each."""
     with figures.styled():
         size = (1.15 * (1 + NEIGHBORS), (1.35 if names is None else 1.55) * len(chips))
-        fig = fig or plt.figure(figsize=size)
-        axes = fig.subplots(len(chips), 1 + NEIGHBORS, squeeze=False)
+        fig, axes = plt.subplots(len(chips), 1 + NEIGHBORS, squeeze=False, figsize=size)
         for ax in axes.flat:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
@@ -137,15 +136,13 @@ def show_map(
     names: Sequence[str],
     colors: Mapping[str, str],
     labels: Mapping[int, str],
-    fig=None,
 ) -> Figure:
     """The chips on their background in the colors of their names; those with a label have a black rim."""
     a, _, x, _, e, y = background.transform
     h, w = np.shape(background.values)[:2]
     in_degrees = background.crs == DEGREES
     with figures.styled():
-        fig = fig or plt.figure(figsize=(5.6, 5.4))
-        ax = fig.subplots()
+        fig, ax = plt.subplots(figsize=(5.6, 5.4))
         ax.imshow(background.values, extent=(x, x + a * w, y + e * h, y), aspect="equal")
         fills = [to_rgba(colors.get(name, str(MISSING)), 0.5 if atlas.outlines is not None else 1) for name in names]
         rims = dict(
