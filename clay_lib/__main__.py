@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping
 from itertools import takewhile
 
+from clay_lib.cluster import WAIT_POLICY
 from clay_lib.errors import ContractError
 
 COMMANDS = {  # name: (module:function in clay_lib, help)
@@ -120,6 +121,7 @@ def _nearest(command, message: str) -> str | None:
 def main(argv: list[str] | None = None) -> int:
     """0: done. 1: a notebook failed. 2: wrong input, with one line on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)
     if not argv or argv[0] in ("-h", "--help", "help"):
         lines = "".join(f"  {name:<14}{text}\n" for name, (_, text) in COMMANDS.items())
         print(f"usage: clay COMMAND [options]\n\n{lines}\nclay COMMAND --help lists its options.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,9 @@ from pathlib import Path
 
 from clay_lib.errors import ContractError
 
+# Of OpenMP, which reads it when torch is imported: threads that wait for others sleep. Where they spin, as by default,
+# beside a busy process, a training step on two threads takes ten times as long.
+WAIT_POLICY = "PASSIVE"
 WAIT = 30  # s until a scheduler must have answered
 
 
@@ -27,17 +29,6 @@ def free_memory() -> int:
     from distributed.system import memory_limit
 
     return min(psutil.virtual_memory().available, memory_limit())
-
-
-def idle_cores() -> int:
-    """Cores that other processes leave free, at least one, measured for half a second.
-
-    A thread that waits for one on a busy core makes many small steps ten times slower than a single thread does.
-    """
-    import psutil
-
-    busy = psutil.cpu_percent(interval=0.5) / 100 * (os.cpu_count() or 1)
-    return max(1, min(cores(), round((os.cpu_count() or 1) - busy)))
 
 
 def progress_bar(*, disable: bool = False, **options):

@@ -1,9 +1,9 @@
-"""Limits of containers and control groups, and the cores that other processes leave free."""
+"""Limits of containers and control groups."""
 
 import builtins
 import io
+import os
 
-import psutil
 import pytest
 
 from clay_lib import cluster
@@ -36,13 +36,5 @@ def test_limits_of_a_control_group_bound_cores_and_memory(version, monkeypatch):
         return real(path, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "open", fake)
-    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     assert cluster.cores() == 1 and cluster.free_memory() <= 2**30
-
-
-def test_idle_cores_are_those_that_others_leave_free(monkeypatch):
-    monkeypatch.setattr(cluster.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(cluster, "cores", lambda: 6)
-    for percent, expected in {0: 6, 50: 4, 94: 1, 100: 1}.items():
-        monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percent=percent: percent)
-        assert cluster.idle_cores() == expected

@@ -28,7 +28,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from clay_lib.cluster import cores
+from clay_lib.cluster import WAIT_POLICY, cores
 from clay_lib.errors import ContractError
 from clay_lib.files import CHECKOUT, make_folder, read_json, write_json
 from clay_lib.runs.parameters import check_parameters, read_parameters
@@ -278,7 +278,8 @@ runpy.run_module("ipykernel_launcher", run_name="__main__")
 def _environment(threads: int | None, extra: Mapping[str, str] | None) -> dict[str, str]:
     # In float32, so that every CPU gives the same numbers; a GPU would be several times slower, and has its own anyway.
     precision = os.environ.get("CLAY_PRECISION") or ("auto" if shutil.which("nvidia-smi") else "exact")
-    env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "CLAY_PRECISION": precision, **(extra or {})}
+    env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "CLAY_PRECISION": precision, "OMP_WAIT_POLICY": WAIT_POLICY}
+    env |= extra or {}
     if threads:
         env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return env

@@ -23,7 +23,7 @@ import yaml
 from torch import nn
 
 from clay_lib.clay import Clay
-from clay_lib.cluster import forecast_lines, idle_cores
+from clay_lib.cluster import forecast_lines
 from clay_lib.data.chips import Chips, world_chips
 from clay_lib.data.store import ChipStore
 from clay_lib.data.targets import TargetCache
@@ -193,7 +193,7 @@ def train(
             float16. A run resumes in the one that it was started in
         devices: processes on each node; null: all GPUs, or one CPU process
         nodes: number of cluster nodes
-        threads: CPU threads of a process; 0: as many cores as other processes leave free when the run is started
+        threads: CPU threads of a process; 0: torch's default
         log_every: steps between rows in metrics.csv
         val_every: steps between validations; null: every epoch
         pictures_every: steps between figures of reconstructions; 0: none
@@ -212,9 +212,8 @@ def train(
     devices, nodes = _processes(devices, nodes)
     ranks, folder = (devices or 1) * (nodes or 1), Path(out)
     stored, report = _stored(folder), read_json(folder / "run.json")
-    if threads := threads or _threads(stored, devices or 1):
+    if threads:
         torch.set_num_threads(threads)
-    request["threads"] = threads
     is_first_rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     per_epoch = batches_per_epoch(data.counts(), data.repeats, data.batch_size * ranks)
     if epochs is not None:
@@ -429,13 +428,6 @@ def _stored(folder: Path) -> dict[str, Any]:
     """The configuration with which a run was started; empty if there is none."""
     path = folder / "config.yaml"
     return yaml.safe_load(path.read_text()) if path.is_file() else {}
-
-
-def _threads(stored: Mapping, processes: int) -> int:
-    """The threads that a run was started with, since they may change its last bits; 0: torch's default."""
-    if stored or "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
-        return stored.get("threads", 0)
-    return max(1, idle_cores() // processes)
 
 
 def _check_same_data(folder: Path, request: dict[str, Any], old: Mapping) -> None:

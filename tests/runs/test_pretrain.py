@@ -55,16 +55,6 @@ class TestCommand:
         assert main(["train", "--config", str(config), "--data.batch_size", "2"]) == 2  # its batches would differ
         assert "data.batch_size 2; expected data.batch_size 4" in capsys.readouterr().err
 
-    def test_threads_are_those_that_were_idle_when_the_run_was_started(self, config, tmp_path, monkeypatch):
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        before, used = torch.get_num_threads(), []
-        for idle, steps in ((1, "2"), (2, "4")):
-            monkeypatch.setattr("clay_lib.runs.pretrain.idle_cores", lambda idle=idle: idle)
-            assert main(["train", "--config", str(config), "--settings.max_steps", steps]) == 0
-            used.append(torch.get_num_threads())
-        torch.set_num_threads(before)
-        assert used == [1, 1] and yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["threads"] == 1
-
     @pytest.mark.parametrize(
         "option",
         ["settings.lr -1", "settings.lr 1e20", "settings.reconstruction_weight .nan", "settings.ema_decay 2",
