@@ -44,7 +44,8 @@ assert not (rate > 0.4 and seed < 3), "too fast"
 
 # %%
 found = {"loss": rate + seed, "text": text, "texts": json.dumps(texts), "cwd": os.getcwd()}
-found |= {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "threads": os.environ["OMP_NUM_THREADS"], "waits": os.environ["OMP_WAIT_POLICY"], "out": os.listdir(out)}
+found |= {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "threads": os.environ["OMP_NUM_THREADS"], "out": os.listdir(out)}
+found["waits"] = os.environ["OMP_WAIT_POLICY"]
 pathlib.Path(out, "metrics.json").write_text(json.dumps(found))
 """
 
