@@ -74,7 +74,7 @@ class AreaResult:
         for name, (cosine, share) in (self.effect or {}).items():
             other = {"place": "the antipode", "date": "a date half a year later"}[name]
             lines.append(f"{name}: the same pixels given {other} have a cosine of {cosine:.3f}; squared, the difference "
-                         f"is {share:.0%} of that between tiles (--without {name} embeds without it)")  # fmt: skip
+                         f"is {share:.1%} of that between tiles (--without {name} embeds without it)")  # fmt: skip
         times = f"{self.model_seconds:.1f} s in the model and {self.waited_seconds:.1f} s waiting for pixels"
         return "\n".join([*lines, f"{self.seconds:.1f} s, of which {times}"])
 

@@ -173,6 +173,10 @@ def test_scenes_across_the_border_of_two_zones_become_one_map(tmp_path):
     west = open_scenes(tmp_path / "scenes" / "32632.tif", S2, when=WHEN)
     both = open_scenes(options["scene"], S2, when=WHEN)
     assert len(both) == 1 and both[0].archive.crs == "utm" and west[0].archive.crs == "EPSG:32632"
+    coarse = place | dict(transform=(20, 0, left, 0, -20, top))
+    write_raster(tmp_path / "scenes" / "z.tif", np.moveaxis(pixels, -1, 0), nodata=0, **coarse)
+    with pytest.raises(ContractError, match="z.tif.*20 m; expected bands and pixels as in.*two products"):
+        open_scenes(options["scene"], S2, when=WHEN)
 
 
 def test_grids_by_a_file_bounds_and_zarr(tmp_path):
