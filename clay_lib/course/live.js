@@ -295,6 +295,15 @@ for (const name of ["image", "similar"]) $(name).onclick = event => {
   similarity();
 };
 
+$("similar").onkeydown = event => {
+  const [h, w] = grid(), row = Math.floor(state.chosen / w), column = state.chosen % w;
+  const [y, x] = {ArrowUp: [row - 1, column], ArrowDown: [row + 1, column], ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1]}[event.key] ?? [];
+  if (event.key === "Enter") { state.hidden.delete(state.chosen) || state.hidden.add(state.chosen); update(); }
+  if (y === undefined) return;
+  event.preventDefault(); // no scrolling
+  if (y >= 0 && y < h && x >= 0 && x < w && measured().includes(y * w + x)) { state.chosen = y * w + x; similarity(); }
+};
+
 let brush = null; // while dragging: true hides, false shows
 $("visible").onpointerdown = event => { if (!chip) return; brush = !state.hidden.has(patchAt(event)); stroke(event); };
 $("visible").onpointermove = event => brush !== null && stroke(event);

@@ -26,6 +26,8 @@ ERROR_TAG = "papermill-error-cell-tag"  # papermill puts a cell above the first 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LIVE = "live.html"  # beside the index, where `clay live` wrote it: the model itself in the browser
 NO_ALT = 'alt="No description has been provided for this image"'  # nbconvert's
+CONTRAST = """.jp-InputPrompt, .jp-OutputPrompt { color: #616161 !important; opacity: 1 !important }
+.highlight .c1 { color: #2f6666 !important } .jp-RenderedHTMLCommon a { text-decoration: underline !important }"""
 METRICS_SHOWN = 10  # the others are folded
 
 
@@ -225,7 +227,8 @@ def _export(notebook, path: Path) -> None:
     texts = iter(html.escape(figure.metadata["image/png"]["alt"]) for figure in figures)
     page = exporter.from_notebook_node(notebook)[0]
     page = re.sub(NO_ALT, lambda _: f'alt="{next(texts, "Figure")}"', page)  # its template reads no alternative text
-    path.write_text(page, encoding="utf-8")
+    page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)  # its neighbor as a page
+    path.write_text(page.replace("</head>", f"<style>{CONTRAST}</style></head>", 1), encoding="utf-8")
 
 
 # ---- the notebooks in git

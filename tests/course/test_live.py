@@ -83,6 +83,9 @@ def test_controls_change_the_answer(page):
     assert count in (127, 129)
     page.locator("#image").click(position={"x": 3, "y": 3})
     assert page.evaluate("clay.state().state.chosen") == 0
+    page.locator("#similar").press("ArrowRight")
+    assert page.evaluate("clay.state().state.chosen") == 1
+    until_changed(page, lambda: page.locator("#similar").press("Enter"))
     assert page.locator("#near button").count() == 4, "the other chips, the most similar first"
     page.locator("#chips button").nth(3).focus()
     until_changed(page, lambda: page.keyboard.press("Enter"))
