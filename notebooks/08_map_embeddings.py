@@ -299,7 +299,7 @@ _ = figures.save(fig, out_dir / "3_change.png")
 
 # %%
 shown = [layers[name] for name in ("before", "after", "embeddings after", "similarity", "change")]
-still = figures.static_map(shown, size=2.5, outlines=outlines)
+still = figures.static_map(shown, size=3.2, outlines=outlines)
 display(figures.show_on_map(shown, still=still, outlines=outlines))
 
 # %% [markdown]
