@@ -22,7 +22,8 @@
 # - intervals over seeds, and why settings with overlapping intervals may still differ,
 # - the results of two longer sweeps over the model itself.
 #
-# training, evaluation → **sweeps over their parameters** → tables, figures
+# image → datacube → patches → positions → masking → encoder → decoder → loss → training → embeddings → maps,
+# probes, heads; **sweeps** run any of these over their parameters
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
@@ -349,6 +350,9 @@ print(f"three seeds: {difference:.3f}, 95 % interval {low:.3f} to {high:.3f}; th
 # - A sweep is a notebook, a grid and seeds; runs that are done are never repeated.
 # - The interval of a mean over few seeds is wide, and it counts seeds, not runs.
 # - Settings that ran with the same seeds are compared by paired differences, which are much more certain.
+#
+# **Exercise.** Set `seeds` to 3. How many settings still differ from the base when paired, and how many intervals
+# overlap?
 #
 # `clay sweep FILE.yaml --report` writes these figures as one page, with links to the notebook of each run. The format
 # of a specification, other schedulers and SLURM are described in `papermill_runs/README.md`.
