@@ -262,7 +262,7 @@ class ImageNetTeacher(TextureTeacher):
 
     Its weights come in a package, so that nothing is fetched at run time: a learned teacher where DINOv2 is not at hand.
     The output is the square root of the last feature map's mean, centered and half whitened on the mini-world. Source:
-    Tan and Le 2019 (EfficientNet), https://pypi.org/project/efficientnet-lite-pytorch (Apache-2.0).
+    Tan and Le 2019 (EfficientNet), https://pypi.org/project/efficientnet-lite-pytorch.
     """
 
     size = 128  # side in pixels to which images are resized
