@@ -29,7 +29,7 @@ def mini(tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "deep" / "mini.onnx"
     printed = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builtins.print", lambda *words: printed.append(" ".join(map(str, words))))
+        patch.setattr("builtins.print", lambda *words, sep=" ": printed.append(sep.join(map(str, words))))
         assert export(str(MINI), str(path)) == 0
     assert [p.name for p in path.parent.iterdir()] == ["mini.onnx"]
     return path, "\n".join(printed)
