@@ -248,8 +248,14 @@ class ClayModule(L.LightningModule):
         groups = [{"params": params, "lr": factor * s.lr} for factor, params in groups.items() if params]
         if self.patch_heads is not None:
             groups.append({"params": [*self.patch_heads.parameters()], "lr": PATCH_HEADS_LR * s.lr})
-        optimizer = torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay, betas=s.betas, fused=True)
+        fused = self.hparams.get("precision") != "float16"  # whose scaled gradients are clipped before the step
+        optimizer = torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay, betas=s.betas, fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule(optimizer, s), "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        """By norm, beside a fused optimizer too: under bfloat16 nothing is scaled, and Lightning refuses it there."""
+        if gradient_clip_val:
+            self.trainer.precision_plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
 
 
 class Snapshots(L.Callback):

@@ -151,15 +151,15 @@ def test_run_resumes_in_its_precision(tmp_path, monkeypatch):
     fake_seconds(monkeypatch, exact=1.0, bfloat16=0.5)
     data = ClayDataModule({SENSOR: fake_chips(SENSOR)}, batch_size=4)
     run = dict(out=tmp_path, resume=True, progress=False)
-    started = train(MICRO, TrainSettings(max_steps=2), data, precision="auto", **run)
+    started = train(MICRO, TrainSettings(max_steps=2, clip_gradient=1.0), data, precision="auto", **run)
     saved = torch.load(started.checkpoint, weights_only=True)
     assert saved["hyper_parameters"]["precision"] == "bfloat16"
     fake_seconds(monkeypatch, exact=0.1, bfloat16=0.5)
     precision._chosen.clear()
-    resumed = train(MICRO, TrainSettings(max_steps=3), data, precision="auto", **run)
+    resumed = train(MICRO, TrainSettings(max_steps=3, clip_gradient=1.0), data, precision="auto", **run)
     assert torch.load(resumed.checkpoint, weights_only=True)["hyper_parameters"]["precision"] == "bfloat16"
     with pytest.raises(ContractError, match="found precision exact; expected precision bfloat16"):
-        train(MICRO, TrainSettings(max_steps=4), data, precision="exact", **run)
+        train(MICRO, TrainSettings(max_steps=4, clip_gradient=1.0), data, precision="exact", **run)
 
 
 @CUDA
