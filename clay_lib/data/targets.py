@@ -157,13 +157,15 @@ def fill_targets(
     flips: Sequence[int] = FLIPS,
     progress: bool = True,
     label: str = "",
+    views=None,
 ) -> TargetCache:
     """Compute the targets missing from the cache; after a kill the same call computes the rest.
 
-    chips: Chips or StoredChips. folder: the store. label: of the progress bar. The teacher runs on the device and in
-    the dtype of its weights.
+    chips: Chips or StoredChips. folder: the store. label: of the progress bar. views: chips of another sensor at the
+    same places and dates, which the teacher sees instead. The teacher runs on the device and in the dtype of its
+    weights.
     """
-
+    places = {} if views is None else _same_places(chips, views)
     cache = open_or_create(folder, teacher)
     missing = cache.missing(chips, flips)  # [N, flips]
     chosen = np.flatnonzero(missing.any(1))
@@ -180,10 +182,28 @@ def fill_targets(
             for k, flip in enumerate(flips):
                 subset = batch[np.flatnonzero(batch_missing[:, k])]
                 if len(subset):
-                    part.add(*zip(_keys(subset.hashes, flip), compute_targets(teacher, subset, flip), strict=True))
+                    seen = subset if views is None else views[[places[place] for place in _places(subset)]]
+                    part.add(*zip(_keys(subset.hashes, flip), compute_targets(teacher, seen, flip), strict=True))
             bar.update(int(missing[indices].sum()))
     part.flush()
     return TargetCache(cache.url)
+
+
+def _places(chips) -> list[tuple]:
+    """Place and date of each chip."""
+    return list(zip(chips.lat.tolist(), chips.lon.tolist(), chips.when.tolist(), strict=True))
+
+
+def _same_places(chips, views) -> dict[tuple, int]:
+    """{place and date: index of the view there}; ContractError unless every chip has one with the same pixels."""
+    places = {place: k for k, place in enumerate(_places(views))}
+    missing = sum(place not in places for place in _places(chips))
+    names, gsd = (chips.sensor, views.sensor), [SENSORS[part.sensor].gsd for part in (chips, views)]
+    if missing or gsd[0] != gsd[1]:
+        found = f"{missing} of {len(chips)} chips of {names[0]} without one of {names[1]}; {gsd[0]} m and {gsd[1]} m"
+        cause = "chips of other counts or seeds, or sensors of another GSD"
+        raise ContractError("views", found, "the same places, dates and GSD", cause)
+    return places
 
 
 def compute_targets(teacher: nn.Module, chips, flip: int) -> np.ndarray:
@@ -207,6 +227,8 @@ def fingerprint(teacher: nn.Module) -> str:
     config = {k: v for k, v in config.items() if not k.startswith("_") and k not in skipped}
     size, sees = getattr(teacher, "size", None), getattr(teacher, "sees", "rgb")
     metadata = [VERSION, type(teacher).__qualname__, size, sees, config]
+    if views := getattr(teacher, "views", None):  # the sensor that it sees instead of radar
+        metadata.append(views)
     return hash_tensors(teacher.state_dict(), json.dumps(metadata, sort_keys=True, default=str))[:32]
 
 

@@ -148,6 +148,7 @@ def targets(
     *,
     teacher: str = RELEASED,
     sensors: str = "all",
+    views: str = "",
     batch_size: int = 32,
     device: str = "auto",
     precision: str = "float32",
@@ -159,6 +160,8 @@ def targets(
         store: folder or URL of the chips; the targets are written to its folder targets
         teacher: a folder or hub name with DINOv2 weights, stand-in, textures, imagenet, or package.module:function
         sensors: names, separated by commas, or "all"
+        views: the optical sensor that the teacher sees instead of radar at the same places and dates, such as
+            sentinel-2-l2a for sentinel-1-rtc; to train, `teacher: null` and `data.targets`
         batch_size: images in a forward pass of the teacher
         device: auto, cpu or cuda
         precision: dtype of the teacher's weights: float32 or bfloat16; each has its own targets
@@ -177,24 +180,27 @@ def targets(
         raise ContractError("teacher", teacher, "a teacher", "no teacher given")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     network = network.to(device, getattr(torch, precision) if precision != "float32" else None)
+    network.views = views
     cache = open_or_create(store, network)
 
     table = chip_store.table[chip_store.table["sensor"].isin(names)]
     work = []
     for sensor, size, split in table.groupby(["sensor", "size", "split"]).size().index:
         chips = chip_store.sensor(sensor, split=split, size=int(size), labels=False)
-        flips = FLIPS if split == "train" else (0,)
-        work.append((f"{sensor} {size} px {split}", chips, flips, int(cache.missing(chips, flips).sum())))
+        flips, seen = FLIPS if split == "train" else (0,), None
+        if views and not SENSORS[sensor].rgb:
+            seen = chip_store.sensor(SENSORS[views].name, split=split, size=int(size), labels=False)
+        work.append((f"{sensor} {size} px {split}", chips, flips, seen, int(cache.missing(chips, flips).sum())))
     print(f"teacher {cache.teacher}, {cache.fingerprint}, {cache.dim} numbers; on {device}")
-    todo = [chips for _, chips, _, count in work if count]
+    todo = [chips for _, chips, *_, count in work if count]
     seconds = _seconds_a_target(network, todo[0], batch_size) if todo else 0.0
     size = 2 * cache.dim + TABLE.itemsize  # bytes of a target
-    print(forecast_table("targets", [(name, n, n * size, n * seconds) for name, _, _, n in work]), flush=True)
+    print(forecast_table("targets", [(name, n, n * size, n * seconds) for name, *_, n in work]), flush=True)
     if forecast:
         return 0
-    for name, chips, flips, count in work:
+    for name, chips, flips, seen, count in work:
         if count:
-            fill_targets(chips, network, store, batch_size=batch_size, flips=flips, label=name)
+            fill_targets(chips, network, store, batch_size=batch_size, flips=flips, label=name, views=seen)
     total = sum(count for *_, count in work)
     print(f"{total} targets computed; `data.targets: {store}` in a training configuration uses them")
     return 0

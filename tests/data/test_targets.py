@@ -66,6 +66,26 @@ def test_targets_equal_the_live_teacher_on_flipped_chips(tmp_path, teacher):
         assert (found[0].float() - found[3].float()).abs().max() > 1e-2  # a flip changes the target
 
 
+def test_radar_learns_what_the_teacher_sees_in_the_optical_chip(tmp_path, teacher):
+    radar, optical = (random_chips(name, seed=k) for k, name in enumerate(("sentinel-1-rtc", "sentinel-2-l2a")))
+    days = np.array([f"2021-05-0{day}T10:30" for day in range(1, 7)])
+    radar, optical = replace(radar, when=days), replace(optical, when=days)[[2, 0, 1, 5, 4, 3]]
+    cache = fill_targets(radar, teacher, tmp_path, batch_size=4, flips=(0, 3), views=optical, progress=False)
+    seen = SENSORS["sentinel-2-l2a"].normalize(optical.pixels[1:2])  # of the radar's first day
+    rgb = teacher_view(torch.from_numpy(seen).float(), SENSORS["sentinel-2-l2a"])
+    for flip, image in ((0, rgb), (3, rgb.flip(2, 3))):
+        found = cache.lookup("sentinel-1-rtc", radar.hashes[:1], np.array([flip], np.uint8))
+        torch.testing.assert_close(found.float(), teacher(image), atol=5e-3, rtol=5e-3)
+    for wrong in (optical[:5], replace(random_chips("modis"), when=days)):
+        with pytest.raises(ContractError, match="the same places, dates and GSD"):
+            fill_targets(radar, teacher, tmp_path / "other", views=wrong, progress=False)
+    plain = fingerprint(teacher)
+    teacher.views = "sentinel-2-l2a"
+    assert fingerprint(teacher) != plain
+    teacher.views = ""
+    assert fingerprint(teacher) == plain
+
+
 def test_only_missing_targets_are_computed(tmp_path):
     chips, teacher = random_chips(n=6), Counting()
     fill_targets(chips[np.array([0, 1, 2, 3, 0])], teacher, tmp_path, batch_size=3, flips=(0, 2), progress=False)
