@@ -52,6 +52,8 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
 
     # Workers that pause at a share of the machine's memory would stop a job that shares the machine with others.
     config = {f"distributed.worker.memory.{level}": False for level in ("target", "spill", "pause", "terminate")}
+    # A killed worker that takes longer to start again, on a busy machine, would not be replaced at all.
+    config["distributed.deploy.lost-worker-timeout"] = "120s"
     if processes:  # no task waits behind a long one while another worker is free
         config["distributed.scheduler.worker-saturation"] = 1.0
     with dask.config.set({"distributed.comm.timeouts.connect": f"{WAIT}s", **config}):

@@ -68,6 +68,7 @@ print(kills, "kills,", len(set(reached)), "distinct states:", reached, f"; {dura
 WORKERS = (
     SMALL
     + """
+import dask
 from distributed import LocalCluster
 
 jobs.BLOCK = 64
@@ -92,6 +93,7 @@ def kill_workers(cluster):
 
 def main():
     jobs.embed_batch = counted
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "600s"})  # a killed worker starts slowly beside others
     shape = dict(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50)
     with LocalCluster(**shape) as cluster:
         killer = threading.Thread(target=kill_workers, args=(cluster,))
