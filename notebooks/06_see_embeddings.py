@@ -27,7 +27,7 @@
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |
-# | [03 Masking](03_mask_patches.ipynb); the small weights of this repository, or your own from [04 Training](04_train_clay.ipynb) | 0.5 on two cores | test places of the synthetic Earth, or a GeoTIFF of your own |
+# | [03 Masking](03_mask_patches.ipynb); the small weights of this repository, or your own from [04 Training](04_train_clay.ipynb) | 0.7 on two cores | test places of the synthetic Earth, or a GeoTIFF of your own |
 #
 # For your own file, set `scene` and `sensor` below: its tiles are then the chips. The model never uses labels; here
 # they only color the points.
