@@ -23,7 +23,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "check": ("data.check:check", "check a scene's numbers and metadata against its sensor"),
     "world": ("data.scenes:world", "write one chip of the mini-world as a GeoTIFF"),
     "chips": ("runs.prepare:chips", "write a store of chips, of the mini-world or from scenes"),
-    "bench": ("runs.bench:bench", "time the encoder and a training step on this machine"),
+    "bench": ("runs.bench:bench", "time the encoder, a training step and chip stores on this machine"),
     "train": ("runs.pretrain:train", "train a model from a configuration file; the same command resumes"),
     "targets": ("runs.prepare:targets", "compute a teacher's targets for the chips of a store, once"),
     "transfer": ("evaluation.transfer:transfer", "probe frozen weights on real labeled images, beside baselines"),
@@ -40,7 +40,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "kit": ("course.kit:kit", "write a folder with everything for a workshop without a network"),
     "pair": ("runs.gallery:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
-RENAMED = {"plan": "bench train"}
+RENAMED = {"bench-chips": "bench chips", "bench-load": "bench chips", "plan": "bench train"}
 
 
 def command_of(name: str):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from clay_lib.datacube import Datacube
+from clay_lib.data.makers import MakerOutput, WorldMaker
+from clay_lib.data.store import ChipStore, write_chips
+from clay_lib.datacube import Datacube, make_datacube
 from clay_lib.datamodule import Batch, noise_batch
 from clay_lib.errors import ContractError
 from clay_lib.files import write_json
+from clay_lib.loss import reconstruction_loss
 from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.precision import arithmetic, candidates, choose, matmul_precision, measure, processor
 from clay_lib.sensors import SENSORS
+from clay_lib.teacher import Teacher
 from clay_lib.training import ClayModule
 
 SENSOR = "sentinel-2-l2a"
@@ -37,6 +43,8 @@ class Workload:
     batch: int  # chips
     pixels: int  # a side
     repeats: int  # timed calls, after one to warm up
+    count: int = 0  # chips in the store
+    teacher_pixels: int = 518  # to which the live teacher's RGB is resized
     device: str = "cpu"
 
 
@@ -55,6 +63,8 @@ def bench(
     batch: int = 0,
     pixels: int = 0,
     repeats: int = 0,
+    count: int = 0,
+    teacher_pixels: int = 0,
     device: str = "cpu",
     out: str = "",
 ) -> int:
@@ -63,23 +73,26 @@ def bench(
     Example: clay bench embed,train --device cuda --out cuda.json
 
     Args:
-        what: some of these, separated by commas; empty: all, on a GPU embed and train. embed: the encoder in each
-            precision, beside the peak of a matrix product. train: a training step likewise. mae: our training step
-            beside the ViT-MAE of transformers
+        what: any of these, separated by commas; empty: all but chips, on a GPU embed and train. embed: the encoder in each precision, beside the peak of a matrix
+            product. train: a training step likewise. mae: our training step beside the ViT-MAE of transformers.
+            teacher: cached targets beside the live DINOv2. chips: writing and reading a chip store
         size: tiny, small, base or large, several for embed and train; empty: tiny,base,large for embed, tiny,base for
-            train, base for mae
-        batch: chips; 0: 32 on a GPU, or else 1 for embed, 2 for train and mae
-        pixels: a side of a chip; 0: 256
-        repeats: timed calls of each, after one to warm up; 0: 3 to 10
+            train, base for mae and chips, large for teacher
+        batch: chips; 0: 32 on a GPU, or else 1 for embed, 2 for train and mae, 4 for teacher, 32 for chips
+        pixels: a side of a chip; 0: 128 for chips, 256 for the others
+        repeats: timed calls of each, after one to warm up; 0: 2 to 15
+        count: chips in the store; 0: 512
+        teacher_pixels: to which the live teacher's RGB is resized; 0: 518
         device: cpu or cuda, of embed and train; on cuda also compiled, after a comparison with the CPU's float32
         out: a JSON file for the results; empty: none
     """
-    names = (what or ("embed,train" if device == "cuda" else "embed,train,mae")).split(",")
+    names = (what or ("embed,train" if device == "cuda" else "embed,train,mae,teacher")).split(",")
     if unknown := sorted(set(names) - set(BENCHES)):
         raise ContractError("what", unknown, f"some of {list(BENCHES)}", "a misspelled name")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ContractError("device", device, "cpu, or cuda where there is a GPU", "no GPU, or torch without CUDA")
-    options = dict(size=size, batch=batch, pixels=pixels, repeats=repeats, device=device)
+    options = dict(size=size, batch=batch, pixels=pixels, repeats=repeats, count=count, device=device)
+    options["teacher_pixels"] = teacher_pixels
     machine = torch.cuda.get_device_name() if device == "cuda" else processor()
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
     results = []
@@ -98,6 +111,17 @@ def bench(
         threads = torch.get_num_threads()
         write_json(out, {"machine": machine, "threads": threads, "torch": torch.__version__, "results": results})
     return 0
+
+
+def median_seconds(work: Callable[[], object], *, repeats: int) -> float:
+    """Median wall time of one call, after one call to warm up."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
 
 
 def paired_seconds(
@@ -148,6 +172,13 @@ def _count_on_meta(work: Callable, config: ClayConfig, sensor: str, batch: int, 
         codes = torch.empty(batch, 4)
         cube = Datacube(torch.empty(batch, len(waves), pixels, pixels), codes, codes, torch.empty(()), waves)
     return count_flops(lambda: work(model, cube))
+
+
+def teacher_flops(pixels: int = 518) -> int:
+    """Operations of the teacher's forward pass on one image."""
+    with torch.device("meta"):
+        teacher, image = random_dinov2_large(pixels), torch.empty(1, 3, pixels, pixels)
+    return count_flops(lambda: teacher.network(image))
 
 
 # ---- the model in each precision
@@ -258,6 +289,15 @@ def _bench_mae(w: Workload) -> Iterator[Row]:
     yield from _bench_step(w, ClayModule(config, cached=True), "ViT-MAE of transformers", step, flops)
 
 
+def _bench_teacher(w: Workload) -> Iterator[Row]:
+    config = ClayConfig.named(w.size)
+    ours = ClayModule(config, teacher=random_dinov2_large(w.teacher_pixels), cached=True)
+    step = training_step(lambda batch: ours.losses(batch, training=True)["loss"], ours)
+    flops = step_flops(config, SENSOR, batch=w.batch, pixels=w.pixels) + w.batch * teacher_flops(w.teacher_pixels)
+    without_targets = lambda batch: step(replace(batch, targets=None))  # noqa: E731, so that the teacher runs
+    yield from _bench_step(w, ours, f"with DINOv2 large at {w.teacher_pixels} px", without_targets, flops)
+
+
 def _bench_step(
     w: Workload, ours: ClayModule, other_name: str, other: Callable[[Batch], None], other_flops: int
 ) -> Iterator[Row]:
@@ -282,6 +322,15 @@ def training_step(loss: Callable[[Batch], Tensor], model: nn.Module) -> Callable
         optimizer.zero_grad()
 
     return step
+
+
+def random_dinov2_large(pixels: int = 518) -> Teacher:
+    """The release's teacher with random weights: as slow as the trained one."""
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    shape = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14)
+    config = Dinov2WithRegistersConfig(num_register_tokens=4, **shape)
+    return Teacher(Dinov2WithRegistersModel(config), size=pixels, stand_in=True)
 
 
 def plain_mae(config: ClayConfig, *, bands: int, pixels: int) -> nn.Module:
@@ -317,8 +366,79 @@ def matrix_rate(device: torch.device | str = "cpu", precision: str = "exact") ->
     return 2 * n * 1024 * 4096 / best
 
 
+# ---- chip stores
+
+
+class _ShiftedChips:
+    """A maker that returns a few chips shifted: different ones, without the time that making them takes."""
+
+    sensor, recipe = SENSOR, "shifted"
+
+    def __init__(self, sample: MakerOutput, count: int):
+        self.sample, self.count, self.size = sample, count, sample.chips.pixels.shape[-1]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def part(self, numbers: range) -> Callable[[], MakerOutput]:
+        return lambda: self._shift(np.array(numbers))
+
+    def _shift(self, numbers: np.ndarray) -> MakerOutput:
+        shifts, sources = np.divmod(numbers, len(self.sample.chips))
+        chips = self.sample.chips[sources]
+        pixels = np.stack([np.roll(image, shift, -1) for image, shift in zip(chips.pixels, shifts, strict=True)])
+        n = len(numbers)
+        return MakerOutput(replace(chips, pixels=pixels), [None] * n, ["train"] * n, "shifted")
+
+
+def _bench_chips(w: Workload) -> Iterator[Row]:
+    """A store of Sentinel-2 chips: writing, random reads, plain numpy.load, and a training step for comparison."""
+    if w.count < w.batch:
+        raise ContractError("count, batch", (w.count, w.batch), "batch at most count", "two numbers interchanged")
+    sample = WorldMaker(SENSOR, 16, size=w.pixels).part(range(16))()
+    rng = np.random.default_rng(0)
+    with TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        write_chips(Path(folder) / "store", [_ShiftedChips(sample, w.count)], jobs=1, progress=False)
+        writing = (time.perf_counter() - start) / w.count
+        chips = ChipStore.open(Path(folder) / "store").sensor(SENSOR, labels=False)
+        plain = Path(folder) / "plain.npy"
+        np.save(plain, chips[: w.batch].pixels)
+        chip_bytes = plain.stat().st_size / w.batch
+        shards = Path(folder).rglob("c/*/*/*/*")  # of the pixels, arrays of four dimensions
+        stored = sum(shard.stat().st_size for shard in shards) / w.count
+
+        def at_random(read: Callable[[np.ndarray], object]) -> float:
+            indices = lambda: rng.choice(w.count, w.batch, replace=False)  # noqa: E731
+            return median_seconds(lambda: read(indices()), repeats=w.repeats) / w.batch
+
+        loading = median_seconds(lambda: np.load(plain), repeats=w.repeats) / w.batch
+        reading = at_random(lambda index: chips[index])
+        cubes = at_random(lambda index: make_datacube((c := chips[index]).pixels, c.sensor, **c.place_and_time))
+    pair = sample.chips[:2]
+    cube, model = make_datacube(pair.pixels, pair.sensor, **pair.place_and_time), _model(w.size)
+
+    def step() -> None:
+        out = model(cube)
+        reconstruction_loss(out.reconstruction, cube.pixels, out.encoded.mask, patch_size=8).backward()
+
+    training = median_seconds(step, repeats=3) / 2
+    rows = [
+        (f"numpy.load, {w.pixels} px, {chip_bytes / 1e3:.0f} kB", loading, "one plain file, in the system's cache"),
+        ("store, batches at random", reading,
+         f"{loading / reading:.2f} of numpy.load; {chip_bytes / stored:.2f} x smaller"),
+        ("... as normalized batches", cubes, "as a loading process returns them"),
+        ("store, written", writing, "one process, chips in memory"),
+        (f"{w.size} model, training step", training, f"reading is {training / cubes:.0f} x as fast as training"),
+    ]  # fmt: skip
+    for name, seconds, note in rows:
+        yield Row(name, seconds, f"{1 / seconds:9.1f} chips/s {chip_bytes / 1e6 / seconds:9.1f} MB/s   {note}")
+
+
 BENCHES = {
     "embed": (_bench_embed, Workload("tiny,base,large", batch=1, pixels=256, repeats=3)),
     "train": (_bench_train, Workload("tiny,base", batch=2, pixels=256, repeats=3)),
     "mae": (_bench_mae, Workload("base", batch=2, pixels=256, repeats=5)),
+    "teacher": (_bench_teacher, Workload("large", batch=4, pixels=256, repeats=2)),
+    "chips": (_bench_chips, Workload("base", batch=32, pixels=128, repeats=15, count=512)),
 }

@@ -14,8 +14,11 @@ from clay_lib.runs.bench import (
     SENSOR,
     bench,
     embed_flops,
+    median_seconds,
     paired_seconds,
+    random_dinov2_large,
     step_flops,
+    teacher_flops,
     training_step,
 )
 from clay_lib.runs.notebooks import RUNS
@@ -66,6 +69,16 @@ def test_mae_compares_our_step_with_a_plain_masked_autoencoder(capsys):
     assert 0.5 < float(re.search(r"([\d.]+) x by operations", other)[1]) < 2
 
 
+def test_reading_a_store_is_faster_than_a_training_step(capsys):
+    assert bench("chips", pixels=64, count=64, batch=16, repeats=3, size="tiny") == 0
+    printed = capsys.readouterr().out
+    rates = [float(rate) for rate in re.findall(r"([\d.]+) chips/s", printed)]
+    assert len(rates) == 5 and min(rates) > 0
+    ratio = float(re.search(r"reading is (\d+) x as fast", printed)[1])
+    assert ratio > 2, printed  # a tiny model; hundreds for the base model
+    assert float(re.search(r"([\d.]+) x smaller", printed)[1]) > 1.1
+
+
 def test_paired_timings_alternate_and_give_the_ratio():
     calls, now = [], [0.0]
 
@@ -85,6 +98,13 @@ def test_training_step_changes_the_weights():
     assert sum(changed) > 0.9 * len(changed)
 
 
+def test_median_excludes_the_warm_up(monkeypatch):
+    clock = iter([0.0, 3.0, 10.0, 11.0, 20.0, 22.0])
+    monkeypatch.setattr("clay_lib.runs.bench.time.perf_counter", lambda: next(clock))
+    calls = []
+    assert median_seconds(lambda: calls.append(1), repeats=3) == 2.0 and len(calls) == 4
+
+
 # ---- papermill_runs/PRETRAINING.md
 
 
@@ -93,6 +113,10 @@ def number(pattern: str) -> float:
 
 
 def test_pages_operations_are_those_that_torch_counts():
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in random_dinov2_large().parameters())
+    assert weights == pytest.approx(304.37e6, rel=1e-4)  # DINOv2 large with registers
+    assert number(r"at 518 x 518 \| ([\d,]+) GFLOP") == pytest.approx(teacher_flops() / 1e9, rel=0.01)
     step = step_flops(ClayConfig.named("large"), "landsat-c2l2-sr", batch=32, pixels=256) / 32  # six bands, the mean
     assert number(r"forward and backward, a chip \| ([\d,]+) GFLOP") == pytest.approx(step / 1e9, rel=0.01)
 
