@@ -1,7 +1,8 @@
 """Teacher: a frozen DINOv2 with registers, whose class token Clay's projected class token learns to match.
 
-`PatchHeads` are a second, optional target: each visible patch token predicts statistics of its patch. Source: Oquab et al. 2024 and Darcet et al. 2024, through the transformers library. It is no submodule of the trained
-module: none of its parameters reaches the optimizer or a checkpoint.
+It is no submodule of the trained module: none of its parameters reaches the optimizer or a checkpoint. Source: Oquab et
+al. 2024 and Darcet et al. 2024, through the transformers library. `PatchHeads` are a second, optional target: each
+visible patch token predicts statistics of its patch.
 """
 
 from __future__ import annotations

@@ -314,7 +314,7 @@ def _unknowns(without: str) -> str:
 
 
 def _refuse_mixed(out: Path, metadata: dict) -> None:
-    """ContractError if the folder was begun with the same settings except for `without`: both maps look alike."""
+    """ContractError if the folder was begun with the same settings except for `without`: one cannot see which map is which."""
     for path in out.glob("configuration-*.json"):
         begun = read_json(path)
         same = all(begun.get(key) == metadata[key] for key in metadata if key not in ("without", "configuration"))

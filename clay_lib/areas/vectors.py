@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clay_lib.areas.tiles import crs_name, transformer
+from clay_lib.areas.tiles import crs_name, project
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.components import fit_components
 from clay_lib.files import PARTIAL, atomic_write
@@ -209,15 +209,14 @@ def write_in_crs(out: str | Path, configuration: str, crs: str) -> Path:
     import shapely
     from pyproj import CRS
 
-    parts, projection = runs_of(out)[configuration], transformer("EPSG:4326", crs)
+    parts = runs_of(out)[configuration]
     columns = pq.read_schema(parts[0])
     geo = json.loads(columns.metadata[b"geo"])
     geo["columns"]["geometry"]["crs"] = CRS(crs).to_json_dict()
     columns = columns.with_metadata({b"geo": json.dumps(geo).encode()})
 
     def projected(part: pa.Table) -> pa.Table:
-        shapes = shapely.from_wkb(part["geometry"].to_numpy())
-        shapes = shapely.transform(shapes, lambda xy: np.stack(projection.transform(*xy.T), axis=1))
+        shapes = project(shapely.from_wkb(part["geometry"].to_numpy()), "EPSG:4326", crs)
         boxes = [dict(zip(SIDES, box, strict=True)) for box in shapely.bounds(shapes).tolist()]
         changed = {"geometry": pa.array(shapely.to_wkb(shapes)), "bbox": pa.array(boxes, columns.field("bbox").type)}
         return pa.table({name: changed.get(name, part[name]) for name in columns.names}, schema=columns)

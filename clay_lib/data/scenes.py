@@ -109,8 +109,9 @@ def read_scene(
     ESA's order, or with B8A last by their spectra; Landsat from band 1). Bands may be a subset of the sensor's.
     scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it. None:
     as the file's header says (`bands.header_units`), 1 and 0 where it is silent; given ones replace the header's.
-    when: ISO 8601, UTC; None: as a product's name says, or its header. Of a .SAFE folder, level and baseline count too: its offset of
-    1000 is removed. in_decibel: radar in dB; None goes by the sign of the median. window: (column, row, width, height) in pixels.
+    when: ISO 8601, UTC; None: as a product's name says, or its header. Of a .SAFE folder, level and baseline count too:
+    its offset of 1000 is removed. in_decibel: radar in dB; None goes by the sign of the median. window: (column, row,
+    width, height) in pixels.
     Numbered Landsat bands are read as Landsat 8's, or as Landsat 4-7's where the file's name begins so (LE07, LT05).
     Files of coarser bands over the same footprint are resampled to the finest grid, bilinear. Rows go from north to
     south: those of a south-up file are flipped.

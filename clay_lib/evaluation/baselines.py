@@ -83,8 +83,9 @@ def whitened_convolutions(
 ) -> np.ndarray:
     """Texture by filters that are whitened windows of the chips: normalized pixels [N, C, H, W] -> [N, 2 * n_filters].
 
-    The method of MOSAIKS (Rolf et al. 2021) and of torchgeo's RCF: windows of side x side pixels, drawn at random from these chips, whitened by ZCA
-    and scaled to unit norm; responses to the whitened image beyond +bias and -bias; then the mean over the chip.
+    The method of MOSAIKS (Rolf et al. 2021) and of torchgeo's RCF: windows of side x side pixels, drawn at random from
+    these chips, whitened by ZCA and scaled to unit norm; responses to the whitened image beyond +bias and -bias; then
+    the mean over the chip.
     """
     pixels = _check_pixels(pixels)
     N, C, H, W = pixels.shape
