@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: saved atomically between two batches, and read to resume.
+"""Callbacks of a training run: checkpoints, saved atomically between two batches and read to resume, and snapshots.
 
 When a checkpoint is saved, the log rows and the validation of the last batch are done. So a resumed run equals one that
 was never interrupted.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from clay_lib.datamodule import Batch
 from clay_lib.errors import ContractError
@@ -122,3 +123,32 @@ class Checkpoints(L.Callback):
         if last.is_file():
             os.replace(last, self.folder / PREVIOUS)
         atomic_write(last, lambda path: torch.save(content, path))
+
+
+class Snapshots(L.Callback):
+    """Reconstructions of one batch at the given steps, with the same mask each time: {step: [B, L, C*P*P]}."""
+
+    def __init__(self, batch: Batch, steps: tuple[int, ...], *, seed: int = 0):
+        self.batch, self.steps, self.seed = batch, steps, seed
+        self.taken: dict[int, Tensor] = {}
+        self.mask: Tensor | None = None  # [B, L], 1 = masked
+
+    def state_dict(self) -> dict:
+        return {"taken": self.taken, "mask": self.mask}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.taken, self.mask = state["taken"], state["mask"]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._take(module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_) -> None:
+        self._take(module)
+
+    @torch.no_grad()
+    def _take(self, module: L.LightningModule) -> None:
+        if module.step in self.steps and module.step not in self.taken:
+            generator = torch.Generator(module.device).manual_seed(self.seed)
+            out = module.model(self.batch.cube.to(module.device), generator=generator)
+            self.taken[module.step] = out.reconstruction.float().cpu()
+            self.mask = out.encoded.mask.cpu()

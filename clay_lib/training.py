@@ -258,35 +258,6 @@ class ClayModule(L.LightningModule):
             self.trainer.precision_plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
 
 
-class Snapshots(L.Callback):
-    """Reconstructions of one batch at the given steps, with the same mask each time: {step: [B, L, C*P*P]}."""
-
-    def __init__(self, batch: Batch, steps: tuple[int, ...], *, seed: int = 0):
-        self.batch, self.steps, self.seed = batch, steps, seed
-        self.taken: dict[int, Tensor] = {}
-        self.mask: Tensor | None = None  # [B, L], 1 = masked
-
-    def state_dict(self) -> dict:
-        return {"taken": self.taken, "mask": self.mask}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.taken, self.mask = state["taken"], state["mask"]
-
-    def on_train_start(self, trainer: L.Trainer, module: ClayModule) -> None:
-        self._take(module)
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: ClayModule, *_) -> None:
-        self._take(module)
-
-    @torch.no_grad()
-    def _take(self, module: ClayModule) -> None:
-        if module.step in self.steps and module.step not in self.taken:
-            generator = torch.Generator(module.device).manual_seed(self.seed)
-            out = module.model(self.batch.cube.to(module.device), generator=generator)
-            self.taken[module.step] = out.reconstruction.float().cpu()
-            self.mask = out.encoded.mask.cpu()
-
-
 @dataclass(frozen=True)
 class Trained:
     """A finished or stopped run; `Clay(trained.model)` embeds and saves its weights."""

@@ -39,6 +39,7 @@ import torch
 from torch.nn import functional as F
 
 from clay_lib import SENSORS, Clay, ClayConfig, data, datamodule, encoder, evaluation, figures, runs, training
+from clay_lib.callbacks import Snapshots
 from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
 from clay_lib.course import checks
 from clay_lib.files import CACHE
@@ -289,7 +290,7 @@ batches = datamodule.ClayDataModule(train_chips, unseen, batch_size=batch_size, 
 watched_plan = next(iter(datamodule.SensorBatches({sensors[0]: 4}, batch_size=4, shuffle=False)))
 watched = datamodule.PlannedBatches(unseen, augment=False)[watched_plan]
 moments = sorted({0, max_steps // 20, max_steps // 4, max_steps})
-snapshots = training.Snapshots(watched, moments, seed=seed)
+snapshots = Snapshots(watched, moments, seed=seed)
 first_model = Clay.load(start) if start else first_weights["cosine basis"]
 kwargs = dict(teacher=teacher_network, start=first_model.model, progress=False)
 kwargs["callbacks"] = (snapshots, runs.report_metric("val/loss"))  # for searches; elsewhere it does nothing

@@ -247,7 +247,7 @@ pause: float = 0.0
 import time
 import torch
 from clay_lib import ClayConfig, data, training
-from clay_lib.callbacks import newest_checkpoint
+from clay_lib.callbacks import Snapshots, newest_checkpoint
 from clay_lib.datamodule import ClayDataModule, PlannedBatches, SensorBatches
 from clay_lib.runs import in_sweep, output_folder, report, report_metric, write_metrics
 from lightning.pytorch.callbacks import LambdaCallback
@@ -258,7 +258,7 @@ watched = PlannedBatches(chips, augment=False)[next(iter(SensorBatches({"sentine
 # %%
 folder = output_folder(out, "training")
 first = (newest_checkpoint(folder / "checkpoints") or {"step": 0})["step"]
-snapshots = training.Snapshots(watched, (0, 2, 6))
+snapshots = Snapshots(watched, (0, 2, 6))
 wait = LambdaCallback(on_train_batch_end=lambda trainer, module, *_: time.sleep(pause * (module.step > 3)))
 trained = training.train(
     ClayConfig.named("tiny", depth=1, decoder_depth=1),
