@@ -22,8 +22,8 @@ UNPINNED = "tracking"  # its package admits none of the tested versions of what 
 NAMED = PROJECT["dependencies"] + sum((v for k, v in PROJECT["optional-dependencies"].items() if k != UNPINNED), [])
 DIRECT = {canonicalize_name(r.name): r for r in map(Requirement, NAMED) if r.name != PROJECT["name"]}
 EXTRAS = PROJECT["optional-dependencies"]
-NOT_INSTALLED = {Requirement(name).name.replace("-", "_") for name in EXTRAS["planetary"] + EXTRAS["slurm"]}
-NOT_INSTALLED |= {"mlflow"}
+NOT_INSTALLED = sum((EXTRAS[extra] for extra in ("planetary", "slurm", "imagenet")), [])
+NOT_INSTALLED = {Requirement(name).name.replace("-", "_") for name in NOT_INSTALLED} | {"mlflow"}
 CONSTRAINTS = [s for line in (ROOT / "constraints.txt").read_text().splitlines() if (s := line.split("#")[0].strip())]
 
 
