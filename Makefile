@@ -40,7 +40,7 @@ notebooks: $(READY)  ## run the demo and put its outputs into notebooks/*.ipynb
 	$(PY) -m clay_lib run --profile demo
 	$(PY) -m clay_lib pair --run papermill_runs/demo
 
-exercises: $(READY)  ## write notebooks/exercises from the solved exercises in the notebooks
+exercises: $(READY)  ## write notebooks/exercises and the strips of notebooks/flow from the notebooks
 	$(PY) -m clay_lib exercises
 
 bench: $(READY)  ## timings on this machine

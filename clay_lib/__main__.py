@@ -30,7 +30,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "results": ("evaluation.results:results", "measure weights beside baselines and write the page of results"),
     "export": ("heads.export:export", "write the encoder for other runtimes, as ONNX or torch.export"),
     "convert": ("checkpoint:convert", "write a checkpoint's encoder or complete model as safetensors"),
-    "exercises": ("course.exercises:exercises", "write notebooks/exercises from the solved exercises of the notebooks"),
+    "exercises": ("course.exercises:exercises", "write notebooks/exercises and notebooks/flow from the notebooks"),
     "search": ("areas.search:search_command", "find the places of an embedded area that are most similar to one"),
     "sweep": ("runs.sweep:sweep", "run a notebook over many parameters; the same command resumes"),
     "sweep export": ("runs.export:export_sweep", "write a sweep's runs for MLflow, TensorBoard or as a table"),

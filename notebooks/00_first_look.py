@@ -22,8 +22,7 @@
 # - one click on a map, and the places that are most similar,
 # - one label, and a map made from it; then the same for an image of your own.
 #
-# image → datacube → patches → positions → masking → encoder → decoder → loss → training → embeddings → maps, probes,
-# heads: this notebook goes all the way once, and the next ones take it step by step.
+# ![Where this notebook stands: all steps](flow/00_first_look.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

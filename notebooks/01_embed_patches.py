@@ -22,8 +22,7 @@
 # - the kernels of a trained Clay, band by band, and how they change with the wavelength,
 # - that any bands in any order become tokens, even a band that no sensor has.
 #
-# image → datacube → **patches** → positions → masking → encoder → decoder → loss → training → embeddings → maps,
-# probes, heads
+# ![Where this notebook stands: patches](flow/01_embed_patches.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

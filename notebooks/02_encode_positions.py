@@ -22,8 +22,7 @@
 # - how column, row and pixel size become sines and cosines, and what is unusual about the released frequencies,
 # - how date and place become eight numbers, and why zeros mean unknown.
 #
-# image → datacube → patches → **positions** → masking → encoder → decoder → loss → training → embeddings → maps,
-# probes, heads
+# ![Where this notebook stands: positions](flow/02_encode_positions.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

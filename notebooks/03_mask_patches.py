@@ -22,8 +22,7 @@
 # - how much of the embedding is left, how much work is saved, and why Clay hides 75 %,
 # - how the decoder puts the tokens back in place, and how images of any size are padded.
 #
-# image → datacube → patches → positions → **masking → encoder** → decoder → loss → training → embeddings → maps,
-# probes, heads
+# ![Where this notebook stands: masking, encoder](flow/03_mask_patches.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

@@ -22,8 +22,7 @@
 # - what a laptop changes in that recipe, each change named,
 # - a small Clay trained from scratch, and its reconstructions of unseen land before, during and after training.
 #
-# image → datacube → patches → positions → masking → encoder → decoder → **loss → training** → embeddings → maps,
-# probes, heads
+# ![Where this notebook stands: loss, training](flow/04_train_clay.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

@@ -22,8 +22,7 @@
 # - a scene of any size reconstructed tile by tile and written as a GeoTIFF,
 # - a map with the original, the visible patches, the reconstruction and the error.
 #
-# image → datacube → patches → positions → masking → encoder → **decoder** → loss → training → embeddings → maps,
-# probes, heads
+# ![Where this notebook stands: decoder](flow/05_map_reconstructions.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

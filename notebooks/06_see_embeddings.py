@@ -22,8 +22,7 @@
 # - how often the most similar chip has the same land cover,
 # - a map in which every patch of a scene has the color of its embedding.
 #
-# image → datacube → patches → positions → masking → encoder → decoder → loss → training → **embeddings** → maps,
-# probes, heads
+# ![Where this notebook stands: embeddings](flow/06_see_embeddings.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

@@ -20,8 +20,7 @@
 # - the difference to the best baseline with its confidence interval, whichever way it falls,
 # - by how much a random split overstates scores, and which classes are confused.
 #
-# image → datacube → patches → positions → masking → encoder → decoder → loss → training → embeddings → maps,
-# **probes**, heads
+# ![Where this notebook stands: probes](flow/07_probe_embeddings.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

@@ -22,8 +22,7 @@
 # - the most similar places to one that you choose, and how a few examples improve the result,
 # - a map of change between two dates, by embeddings and by plain pixels.
 #
-# image → datacube → patches → positions → masking → encoder → decoder → loss → training → embeddings → **maps**,
-# probes, heads
+# ![Where this notebook stands: maps](flow/08_map_embeddings.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

@@ -22,8 +22,7 @@
 # - intervals over seeds, and why settings with overlapping intervals may still differ,
 # - the results of two longer sweeps over the model itself.
 #
-# image → datacube → patches → positions → masking → encoder → decoder → loss → training → embeddings → maps,
-# probes, heads; **sweeps** run any of these over their parameters
+# ![Where this notebook stands: sweeps](flow/09_read_sweeps.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

@@ -22,8 +22,7 @@
 # - how far embeddings move without wavelengths, pixel size, place or time, and what land-cover probes lose,
 # - how much worse hidden pixels are reconstructed.
 #
-# image → **datacube** → patches → positions → masking → encoder → decoder → loss → training → **embeddings** → maps,
-# probes, heads
+# ![Where this notebook stands: datacube, embeddings](flow/10_switch_metadata.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

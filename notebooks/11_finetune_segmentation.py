@@ -20,8 +20,7 @@
 # - a frozen encoder beside one whose last blocks are trained as well,
 # - a land-cover map of a scene, written as a GeoTIFF.
 #
-# image → datacube → patches → positions → masking → encoder → decoder → loss → training → embeddings → maps, probes,
-# **heads**
+# ![Where this notebook stands: heads](flow/11_finetune_segmentation.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

@@ -20,8 +20,7 @@
 # - accuracy against bytes, with intervals, for float16, int8, principal components, and both together,
 # - how many of a chip's nearest neighbors stay the same, which is what similarity search depends on.
 #
-# image → datacube → patches → positions → masking → encoder → decoder → loss → training → **embeddings** → maps,
-# probes, heads
+# ![Where this notebook stands: embeddings](flow/12_shrink_embeddings.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

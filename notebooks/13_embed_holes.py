@@ -22,8 +22,7 @@
 # - how gaps within a patch are filled,
 # - how far the embedding moves, compared with filling in zeros or the mean.
 #
-# image → **datacube** → patches → positions → **masking** → encoder → decoder → loss → training → embeddings → maps,
-# probes, heads
+# ![Where this notebook stands: datacube, masking](flow/13_embed_holes.png)
 #
 # | prerequisites | minutes | data |
 # | --- | --- | --- |

@@ -40,7 +40,8 @@ def test_links_lead_to_existing_notebooks(script):
     """In JupyterLab and in the gallery."""
     prose = "".join(line for line in script.read_text().splitlines(True) if line.startswith("#"))
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
-        assert re.fullmatch(r"(exercises/)?\d\d_\w+\.ipynb", link) and (script.parent / link).is_file(), link
+        known = re.fullmatch(r"(exercises/)?\d\d_\w+\.ipynb|flow/\w+\.png", link)
+        assert known and (script.parent / link).is_file(), link
 
 
 @each

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from clay_lib.course.flow import strip_of, write_strip
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, read_json
 from clay_lib.runs.notebooks import NOTEBOOKS, list_notebooks, read_script
@@ -44,7 +45,7 @@ class Exercise:
 
 
 def exercises(out: str = "", *, overwrite: bool = False) -> int:
-    """Write the exercise notebooks, with stubs in place of solutions, from the tagged cells of the notebooks.
+    """Write what is made from the notebooks' scripts: exercises, with stubs for solutions, and strips of the flow.
 
     Example: clay exercises
 
@@ -54,6 +55,7 @@ def exercises(out: str = "", *, overwrite: bool = False) -> int:
     """
     folder = Path(out) if out else NOTEBOOKS / "exercises"
     for script in list_notebooks():
+        write_strip(script)
         path, text = folder / f"{script.stem}.ipynb", exercise_text(script)
         if text is None:
             continue
@@ -174,11 +176,12 @@ def _fold(summary: str, text: str) -> str:
 def _title(notebook, script: Path, blocks: list[Exercise]) -> str:
     first = notebook.cells[0].source
     heading = re.search(r"^# (.+)$", first, re.M)[1]
-    question = re.search(r"^> .+$", first, re.M)
+    question, strip = re.search(r"^> .+$", first, re.M), strip_of(script)
     return "\n".join(
         [
             f"# {heading}: exercises\n",
             *([f"{question[0]}\n"] if question else []),
+            *([f"{_fix_links(strip[0])}\n"] if strip else []),
             f"They follow [{heading}](../{script.stem}.ipynb). About {sum(e.minutes for e in blocks)} minutes in all.\n",
             "| | difficulty | minutes |",
             "| --- | --- | --- |",
@@ -192,8 +195,8 @@ def _title(notebook, script: Path, blocks: list[Exercise]) -> str:
 
 
 def _fix_links(text: str) -> str:
-    """Links to other notebooks, from inside notebooks/exercises."""
-    return re.sub(r"\]\((\d\d_\w+\.ipynb)", r"](../\1", text)
+    """Links to other notebooks and to strips, from inside notebooks/exercises."""
+    return re.sub(r"\]\((\d\d_\w+\.ipynb|flow/)", r"](../\1", text)
 
 
 # ---- names

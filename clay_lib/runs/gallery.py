@@ -48,6 +48,7 @@ class Card:
 def write_gallery(folder: Path, *, title: str) -> Path:
     """folder/index.html with a card for each executed notebook in folder, and an HTML export of each."""
     folder = Path(folder)
+    _copy_folders(NOTEBOOKS, folder, "flow")
     return _write_index(folder, title, [_card(path, folder) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))])
 
 
@@ -74,13 +75,18 @@ def write_site(
             continue
         cards.append(_card(source, home, ok=True))
         nbformat.write(clean_outputs(nbformat.read(source, as_version=4)), home / source.name)
-    exercises = Path(notebooks) / "exercises"  # the pages link to them
-    if exercises.is_dir():
-        shutil.copytree(exercises, home / "exercises", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    _copy_folders(Path(notebooks), home, "exercises", "flow")
     page = _write_index(home, "the notebooks", cards)
     size = sum(path.stat().st_size for path in home.iterdir() if path.is_file()) / 1e6
     print(f"{len(cards)} notebooks, {size:.0f} MB. Open {page}")
     return 0
+
+
+def _copy_folders(notebooks: Path, home: Path, *names: str) -> None:
+    """Folders that the notebooks refer to."""
+    for source in (notebooks / name for name in names):
+        if source.is_dir():
+            shutil.copytree(source, home / source.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
 
 
 # ---- the page
@@ -225,7 +231,7 @@ def _export(notebook, path: Path) -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     figures = [o for o in outputs if "image/png" in o.get("data", {}) and "text/html" not in o["data"]]
     texts = iter(html.escape(figure.metadata["image/png"]["alt"]) for figure in figures)
-    page = exporter.from_notebook_node(notebook)[0]
+    page = exporter.from_notebook_node(notebook, {"metadata": {"path": str(NOTEBOOKS)}})[0]  # where flow/ is
     page = re.sub(NO_ALT, lambda _: f'alt="{next(texts, "Figure")}"', page)  # its template reads no alternative text
     page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)  # its neighbor as a page
     path.write_text(page.replace("</head>", f"<style>{CONTRAST}</style></head>", 1), encoding="utf-8")
@@ -237,8 +243,8 @@ def _export(notebook, path: Path) -> None:
 def pair_notebooks(run: Path, folder: Path = NOTEBOOKS) -> list[Path]:
     """Write folder/NN_name.ipynb for every script in folder, with the outputs of the run in folder `run`.
 
-    The cells come from the script, so a run of an older script is refused (ContractError). Machine paths, live
-    widgets, timings and papermill's own cells are removed from the outputs.
+    The cells come from the script, so a run of other code is refused (ContractError); its prose may have changed. Machine
+    paths, live widgets, timings and papermill's own cells are removed from the outputs.
     """
     import jupytext
     import nbformat
@@ -246,19 +252,20 @@ def pair_notebooks(run: Path, folder: Path = NOTEBOOKS) -> list[Path]:
     written = []
     for script in list_notebooks(folder):
         executed = Path(run) / f"{script.stem}.ipynb"
-        if not is_done(executed):
+        if Path(run).resolve() != Path(folder).resolve() and not is_done(executed):
             cause = "run the demo profile first: make demo"
             raise ContractError("outputs", f"no complete run in {executed}", "a finished demo run", cause)
         notebook = read_script(script)
-        cells = clean_outputs(nbformat.read(executed, as_version=4)).cells
+        cells = [c for c in clean_outputs(nbformat.read(executed, as_version=4)).cells if c.cell_type == "code"]
         cells = [c for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
-        if [c.source for c in cells] != [c.source for c in notebook.cells]:
+        code = [c for c in notebook.cells if c.cell_type == "code"]
+        if [c.source for c in cells] != [c.source for c in code]:
             cause = "the script changed after the run: make demo again"
-            raise ContractError("outputs", f"{executed} of other cells", f"the cells of {script.name}", cause)
-        for number, (cell, executed_cell) in enumerate(zip(notebook.cells, cells, strict=True), start=1):
+            raise ContractError("outputs", f"{executed} of other code", f"the code of {script.name}", cause)
+        for cell, executed_cell in zip(code, cells, strict=True):
+            cell.outputs, cell.execution_count = executed_cell.outputs, executed_cell.execution_count
+        for number, cell in enumerate(notebook.cells, start=1):
             cell.id = f"cell-{number}"  # jupytext draws a random one, a diff each time
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = executed_cell.outputs, executed_cell.execution_count
         paired = script.with_suffix(".ipynb")
         jupytext.write(notebook, paired, fmt="ipynb")
         written.append(paired)
@@ -317,7 +324,7 @@ def pair(run: str = "papermill_runs/demo") -> int:
     """Write the .ipynb beside each script, with the outputs of a finished run.
 
     Args:
-        run: the folder with the executed notebooks
+        run: the folder with the executed notebooks; `notebooks` itself, after a change of prose, keeps their outputs
     """
     for path in pair_notebooks(Path(run)):
         print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")

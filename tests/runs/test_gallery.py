@@ -102,7 +102,11 @@ def test_paired_notebooks_have_no_paths_widgets_or_timings(run):
     assert outputs[0].text == "clay_lib/sensors.yaml\n"
     assert base64.b64decode(outputs[1].data["image/png"]) == base64.b64decode(PNG)
     assert [c.metadata for c in notebook.cells] == [{}, {"tags": ["parameters"]}, {}, {}]
-    (folder / "01_see_land.py").write_text((folder / "01_see_land.py").read_text().replace("one figure", "two figures"))
+    script = folder / "01_see_land.py"
+    script.write_text(script.read_text().replace("one figure", "a picture"))
+    gallery.pair_notebooks(folder, folder)
+    assert paired.read_text() == text.replace("one figure", "a picture"), "new prose, the same outputs"
+    script.write_text(script.read_text().replace("12345", "12346"))
     with pytest.raises(ContractError, match="changed after the run"):
         gallery.pair_notebooks(run / "runs", folder)
 
