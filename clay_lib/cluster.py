@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,13 +15,18 @@ from clay_lib.errors import ContractError
 # beside a busy process, a training step on two threads takes ten times as long.
 WAIT_POLICY = "PASSIVE"
 WAIT = 30  # s until a scheduler must have answered
+CPU_GROUP = Path("/sys/fs/cgroup/cpu")  # of version 1; Dask reads version 2, and folders named cpu,cpuacct
 
 
 def cores() -> int:
     """Cores that this process may use, by its affinity and the limits of its container or control group."""
     from dask.system import cpu_count
 
-    return cpu_count()
+    try:
+        quota, period = (int((CPU_GROUP / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    except (OSError, ValueError):
+        quota, period = -1, 1
+    return min(cpu_count(), math.ceil(quota / period)) if quota > 0 else cpu_count()
 
 
 def free_memory() -> int:

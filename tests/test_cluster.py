@@ -38,3 +38,13 @@ def test_limits_of_a_control_group_bound_cores_and_memory(version, monkeypatch):
     monkeypatch.setattr(builtins, "open", fake)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     assert cluster.cores() == 1 and cluster.free_memory() <= 2**30
+
+
+def test_cores_of_a_control_group_whose_folder_is_called_only_cpu(monkeypatch, tmp_path):
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 64)
+    monkeypatch.setattr(cluster, "CPU_GROUP", tmp_path)
+    assert cluster.cores() == 64
+    for quota, expected in {250_000: 3, -1: 64}.items():  # -1: no limit
+        (tmp_path / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
+        assert cluster.cores() == expected

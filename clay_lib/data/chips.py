@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clay_lib.cluster import cores
 from clay_lib.errors import ContractError
 from clay_lib.files import CACHE, atomic_write, filesystem
 
@@ -130,7 +130,7 @@ def world_chips(
     from joblib import Parallel, delayed
 
     acquisitions = [_acquisition(spec, n) for n in range(count)]  # places are chosen here, observed in the workers
-    shares = min(count, 4 * (os.cpu_count() or 1))
+    shares = min(count, 4 * cores())
     observe = delayed(_observe)
     parts = Parallel(n_jobs=jobs)(observe(spec, acquisitions[k::shares]) for k in range(shares))
     rows = [parts[n % shares][n // shares] for n in range(count)]

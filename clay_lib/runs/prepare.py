@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clay_lib.clay import Clay
-from clay_lib.cluster import forecast_table, timed
+from clay_lib.cluster import cores, forecast_table, timed
 from clay_lib.data.chips import encode, native, world_chips
 from clay_lib.data.makers import Maker, Part, WorldMaker, missing_parts, scenes_in
 from clay_lib.data.store import ChipStore, index_parts, write_chips
@@ -104,7 +104,7 @@ def _forecast_chips(out: str, makers: list[Maker], chips_per_part: int, jobs: in
     """Chips, bytes and minutes still to be written, measured on a few chips of each sensor and size."""
     fs, root = filesystem(out)
     parts = missing_parts(makers, index_parts(fs, root), chips_per_part)
-    processes = min(jobs if jobs > 0 else os.cpu_count() or 1, len(parts)) or 1
+    processes = min(jobs if jobs > 0 else cores(), len(parts)) or 1
     kinds: dict[str, list[Part]] = {}
     for part in parts:
         kinds.setdefault(part.kind, []).append(part)
