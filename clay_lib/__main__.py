@@ -14,8 +14,11 @@ import warnings
 from collections.abc import Mapping
 from itertools import takewhile
 
+from ruamel.yaml import YAMLError
+
 from clay_lib.cluster import WAIT_POLICY
 from clay_lib.errors import ContractError
+from clay_lib.files import yaml_format
 
 COMMANDS = {  # name: (module:function in clay_lib, help)
     "run": ("runs.profiles:run", "run the notebooks with a profile's values and write the gallery"),
@@ -89,8 +92,9 @@ def _defaults(command) -> Mapping[str, object]:
 def _call(name: str, options: list[str]) -> int | None:
     from argparse import ArgumentError
 
-    from jsonargparse import auto_cli
+    from jsonargparse import auto_cli, set_loader
 
+    set_loader("yaml", lambda text: yaml_format().load(text), exceptions=(YAMLError,))
     command = command_of(name)
     example = re.search(r"Example: .*", command.__doc__)
     try:

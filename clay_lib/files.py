@@ -1,10 +1,11 @@
-"""Atomic file writes, on disk and on object stores; locks; JSON; file hashes; folders of data and weights."""
+"""Atomic file writes, on disk and on object stores; locks; JSON and YAML; file hashes; folders of data and weights."""
 
 import csv
 import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import site
@@ -13,6 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.resolver import VersionedResolver
 
 from clay_lib.errors import ContractError
 
@@ -167,6 +171,40 @@ def read_json(path: str | Path) -> dict:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+class _Resolver(VersionedResolver):
+    """YAML 1.2, in which dates and 2023_06 are text."""
+
+    def resolve(self, kind, value, implicit):
+        tag = super().resolve(kind, value, implicit)
+        is_text = isinstance(value, str) and implicit[0] and ("_" in value or str(tag).endswith("timestamp"))
+        return self.DEFAULT_SCALAR_TAG if is_text else tag
+
+
+def yaml_format(version: tuple[int, int] | None = None) -> YAML:
+    """A reader and writer of YAML 1.2: 1e-3 is a number, 010 is ten, `no` is text. version: (1, 1) for older readers."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver, yaml.version = _Resolver, version
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 10**6
+    return yaml
+
+
+def read_yaml(path: str | Path, what: str = "file") -> object:
+    """The content of a YAML file; ContractError where it cannot be read, or has a key twice. what: it is, in messages."""
+    try:
+        return yaml_format().load(Path(path).read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
+        found = re.sub(r'found (duplicate key "[^"]*").*', r"\1", problem.split("\n")[0])
+        found += f", line {mark.line + 1}" if mark else ""
+        cause = "a wrong indent, a missing quote, or a repeated key"
+        raise ContractError(what, found, "keys with values, in YAML", cause) from None
+
+
+def write_yaml(path: str | Path, content: object) -> Path:
+    """Write YAML atomically."""
+    return atomic_write(path, lambda part: yaml_format().dump(content, part))
 
 
 def sha256(path: str | Path) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from clay_lib.errors import ContractError, number
+from clay_lib.files import read_yaml
 
 # The sensors of the mini-world, on which the shipped weights were trained; models fitted on all use this order.
 WORLD_SENSORS = ("sentinel-2-l2a", "landsat-c2l1", "landsat-c2l2-sr", "naip", "linz", "modis", "sentinel-1-rtc")
@@ -189,12 +189,12 @@ def read_sensors(path: str | Path) -> Mapping[str, Sensor]:
     """Sensors from a YAML file laid out like clay_lib/sensors.yaml."""
     try:
         registry = _Registry()
-        for name, entry in yaml.safe_load(Path(path).read_text(encoding="utf-8")).items():
+        for name, entry in read_yaml(path, "sensors file").items():
             bands = tuple(Band(band, **numbers) for band, numbers in entry["bands"].items())
             kwargs = {key: entry[key] for key in ("gsd", "rgb", "description", "decibel") if key in entry}
             registry[name] = Sensor(name, bands, **kwargs)
         return registry
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError) as error:
         found = f"{path}: {type(error).__name__} {error}"
         expected = "name: {gsd, rgb, bands: {band: {wavelength, mean, std}}}"
         cause = "a wrong path, a missing key or a wrong indent; clay_lib/sensors.yaml is an example"

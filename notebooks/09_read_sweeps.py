@@ -31,7 +31,6 @@
 # %%
 import numpy as np
 import pandas as pd
-import yaml
 from IPython.display import display
 from scipy import stats
 
@@ -67,8 +66,8 @@ workers: int = 0  # runs at a time; 0: as many as cores and memory allow
 
 # %%
 out_dir = output_folder(out, "09_read_sweeps")
-text = (RUNS / "sweeps" / "copy_neighbours.yaml").read_text()
-print(text)
+file = RUNS / "sweeps" / "copy_neighbours.yaml"
+print(file.read_text())
 
 # %% [markdown]
 # The notebook `copy_neighbours.py` is an ordinary one with a cell of parameters; it writes its results to
@@ -76,9 +75,8 @@ print(text)
 # function does the same, with the parameters of this notebook in the specification.
 
 # %%
-specification = yaml.safe_load(text)
-specification["grid"] = {"hidden": hidden, "patch": patch}
-specification["seeds"] = list(range(seed, seed + seeds))
+grid = {"hidden": hidden, "patch": patch}
+specification = read_sweep(file).specification | {"grid": grid, "seeds": list(range(seed, seed + seeds))}
 kwargs = dict(name="copying", folder=RUNS / "sweeps")
 sweep = make_sweep(specification, **kwargs)
 print(f"{len(sweep.runs)} runs; the first one: {sweep.runs[0].parameters}, in folder {sweep.runs[0].key}")

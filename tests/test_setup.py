@@ -11,9 +11,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from clay_lib.files import read_yaml
 
 WITHOUT_PATH = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +51,7 @@ def test_nothing_chooses_a_torch_build_or_an_index():
 
 
 def test_environment_only_refers_to_the_project():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = read_yaml(ROOT / "environment.yml")
     conda = [d for d in environment["dependencies"] if isinstance(d, str)]
     (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
     assert [re.match(r"\w+", d)[0] for d in conda] == ["python", "pip"]

@@ -3,12 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from clay_lib import SENSORS, Clay, ClayConfig
 from clay_lib.clay import cosine_initialized, embed_chips, reconstruction_scores
 from clay_lib.data.chips import world_chips
-from clay_lib.files import DATA, find_weights
+from clay_lib.files import DATA, find_weights, read_yaml
 
 WEIGHTS = DATA / "weights" / "clay-mini.safetensors"
 
@@ -20,7 +19,7 @@ def untrained(mini) -> Clay:
 
 def test_weights_are_small_and_match_their_configuration(mini):
     assert WEIGHTS.stat().st_size < 20e6 and find_weights("clay-mini") == WEIGHTS
-    recipe = yaml.safe_load(WEIGHTS.with_suffix(".yaml").read_text())
+    recipe = read_yaml(WEIGHTS.with_suffix(".yaml"))
     changes = {"teacher_dim": mini.model.config.teacher_dim, **recipe["model"]["changes"]}
     assert mini.model.config == ClayConfig.named(recipe["model"]["size"], **changes)
     log = pd.read_csv(WEIGHTS.with_suffix(".csv"))

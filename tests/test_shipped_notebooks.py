@@ -6,8 +6,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
-import yaml
 
+from clay_lib.files import read_yaml
 from clay_lib.runs.notebooks import ROOT, RUNS, RunResult, is_done, list_notebooks, read_script
 from clay_lib.runs.parameters import read_parameters
 from clay_lib.runs.profiles import run_profile
@@ -77,7 +77,7 @@ def test_first_notebook_is_short():
 
 @each
 def test_stated_minutes_are_those_of_the_demo(script):
-    minutes = yaml.safe_load((RUNS / "profiles" / "demo.yaml").read_text())["minutes"][script.stem]
+    minutes = read_yaml(RUNS / "profiles" / "demo.yaml")["minutes"][script.stem]
     assert re.search(rf"\| [^|]*\b{minutes} on two cores", read_script(script).cells[0].source)
     assert re.search(rf"notebooks/{script.stem}\.ipynb\) \|.*\| {minutes} \|", (ROOT / "README.md").read_text())
 

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from importlib import resources
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -26,7 +25,6 @@ import pystac
 import requests
 import shapely
 import shapely.geometry
-import yaml
 from pyproj import Transformer
 from pystac_client import Client
 from pystac_client.exceptions import APIError
@@ -39,6 +37,7 @@ from clay_lib.data.georeference import bounds_wgs84, boxes, check_polygons, crs_
 from clay_lib.data.rasters import find_layers
 from clay_lib.datacube import parse_when
 from clay_lib.errors import ContractError, number
+from clay_lib.files import read_yaml
 from clay_lib.sensors import SENSORS, Sensor
 
 RETRIES, BACKOFF = 5, 0.5  # of a request after a 429, a 5xx or a truncated response, after 0, 1, 2, 4, 8 s
@@ -57,7 +56,7 @@ ROWS = [row for row in ROWS[ROWS.index("AS") : ROWS.index("CK") + 1] if row not 
 
 @functools.cache
 def _profiles() -> dict[str, tuple[Archive, ...]]:
-    entries = yaml.safe_load(resources.files("clay_lib.areas").joinpath("archives.yaml").read_text())
+    entries = read_yaml(Path(__file__).with_name("archives.yaml"))
     return {
         sensor: tuple(Archive(name=name, sensor=sensor, **entry) for name, entry in archives.items())
         for sensor, archives in entries.items()

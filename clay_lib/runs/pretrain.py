@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -19,7 +18,6 @@ from typing import Annotated, Any
 
 import lightning as L
 import torch
-import yaml
 from torch import nn
 
 from clay_lib.clay import Clay
@@ -30,7 +28,7 @@ from clay_lib.data.targets import TargetCache
 from clay_lib.datamodule import Batch, ClayDataModule, PlannedBatches, SensorBatches, batches_per_epoch, noise_batch
 from clay_lib.encoder import patchify, unpatchify
 from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, check_ranges
-from clay_lib.files import make_folder, read_json, write_json
+from clay_lib.files import make_folder, read_json, read_yaml, write_json, write_yaml
 from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.precision import arithmetic, check_precision, choose
 from clay_lib.runs.prepare import check_names, find_logger, find_start, find_teacher
@@ -233,7 +231,7 @@ def train(
     if is_first_rank:
         make_folder(folder)
         _check_same_data(folder, request, stored)
-        (folder / "config.yaml").write_text(yaml.safe_dump(request, sort_keys=False))
+        write_yaml(folder / "config.yaml", request)
         print(summary(config, network))
     pictures = [ReconstructionFigures(chips, folder / "pictures", every=pictures_every)] if pictures_every else []
     trained = run_training(
@@ -406,13 +404,12 @@ def summary(config: ClayConfig, teacher: nn.Module | None = None) -> str:
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """A configuration file as arguments of `train`, without jsonargparse."""
-    values = yaml.safe_load(Path(path).read_text()) or {}
+    values = read_yaml(path, f"configuration {path}") or {}
     check_names(values, train, "")
     for name, kind in {"model": ModelChoice, "data": DataChoice, "settings": TrainSettings}.items():
         part = values.get(name) or {}
         check_names(part, kind, f"{name}.")
-        numbers = {k: float(v) for k, v in part.items() if re.fullmatch(r"[\d.]+e-?\d+", str(v))}  # YAML reads text
-        values[name] = kind(**part | numbers)
+        values[name] = kind(**part)
     return values
 
 
@@ -427,7 +424,7 @@ def _processes(devices: int | None, nodes: int | None) -> tuple[int | None, int 
 def _stored(folder: Path) -> dict[str, Any]:
     """The configuration with which a run was started; empty if there is none."""
     path = folder / "config.yaml"
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+    return read_yaml(path) if path.is_file() else {}
 
 
 def _check_same_data(folder: Path, request: dict[str, Any], old: Mapping) -> None:

@@ -11,11 +11,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from ruamel.yaml import YAML, MappingNode, Node, SequenceNode, YAMLError
-from ruamel.yaml.resolver import VersionedResolver
+from ruamel.yaml import MappingNode, Node, SequenceNode
 
 from clay_lib.errors import ContractError
-from clay_lib.files import find_weights, read_json
+from clay_lib.files import find_weights, read_json, read_yaml, yaml_format
 from clay_lib.runs.gallery import write_gallery
 from clay_lib.runs.notebooks import NOTEBOOKS, RUNS, RunResult, list_notebooks, read_script, run_notebook
 from clay_lib.runs.parameters import check_parameters, read_parameters
@@ -47,15 +46,6 @@ class Profile:
 # ---- YAML files
 
 
-class _Resolver(VersionedResolver):
-    """YAML 1.2, in which dates and 2023_06 are text."""
-
-    def resolve(self, kind, value, implicit):
-        tag = super().resolve(kind, value, implicit)
-        is_text = isinstance(value, str) and implicit[0] and ("_" in value or str(tag).endswith("timestamp"))
-        return self.DEFAULT_SCALAR_TAG if is_text else tag
-
-
 class Mistakes:
     """What is wrong with a file, collected and raised as one ContractError with line numbers.
 
@@ -69,20 +59,7 @@ class Mistakes:
     @classmethod
     def of_file(cls, path: Path, where: str) -> Mistakes:
         """For the YAML file at `path`; ContractError if it cannot be read, or has a key twice."""
-        yaml = YAML(typ="safe", pure=True)
-        yaml.Resolver = _Resolver
-        try:
-            text = path.read_text(encoding="utf-8")
-            mistakes = cls(where, yaml.load(text), yaml.compose(text))
-        except (YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            found = re.sub(
-                r'found (duplicate key "[^"]*").*', r"\1", f"{getattr(error, 'problem', error)}".split("\n")[0]
-            )
-            found += f", line {mark.line + 1}" if mark else ""
-            cause = "a wrong indent, a missing quote, or a repeated key"
-            raise ContractError(where, found, "keys with values, in YAML", cause) from None
-        return mistakes
+        return cls(where, read_yaml(path, where), yaml_format().compose(path.read_text(encoding="utf-8")))
 
     def add(self, path: Sequence, field: str, found: object, expected: object, cause: str) -> None:
         """path: the keys and numbers that lead to the place in the file."""

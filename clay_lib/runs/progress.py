@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import heapq
+import io
 import json
-import math
 import shlex
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from clay_lib.cluster import cores
-from clay_lib.files import read_json
+from clay_lib.files import read_json, yaml_format
 from clay_lib.runs.notebooks import provenance
 from clay_lib.runs.profiles import read_profile
 from clay_lib.runs.specification import Run, Sweep
@@ -177,5 +175,8 @@ def outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> st
 def _command(spec: Sweep, row: pd.Series) -> str:
     """What runs one run of a table again by itself."""
     parameters = read_json(Path(row["folder"], "parameters.json"))["parameters"]
-    values = shlex.quote(yaml.safe_dump(parameters, default_flow_style=True, width=math.inf).strip())  # for YAML 1.1
+    text, yaml = io.StringIO(), yaml_format((1, 1))  # which papermill reads
+    yaml.default_flow_style = True
+    yaml.dump(parameters, text)
+    values = shlex.quote(text.getvalue().partition("---")[2].strip())
     return f"jupytext --to ipynb {shlex.quote(str(spec.script))} -o - | papermill - run.ipynb -y {values}"

@@ -6,13 +6,14 @@ from dataclasses import asdict, replace
 import pandas as pd
 import pytest
 import torch
-import yaml
 from fakes import MICRO, fake_chips
 
 from clay_lib import Clay, ClayConfig, ContractError
 from clay_lib.__main__ import main
 from clay_lib.clay import cosine_initialized
+from clay_lib.files import write_yaml
 from clay_lib.runs.pretrain import find_start, read_config
+from clay_lib.training import TrainSettings
 
 
 class TestCommand:
@@ -34,7 +35,7 @@ class TestCommand:
             "progress": False,
         }
         path = tmp_path / "run.yaml"
-        path.write_text(yaml.safe_dump(values))
+        write_yaml(path, values)
         return path
 
     def test_starts_resumes_and_saves_weights(self, config, tmp_path, capsys, monkeypatch):
@@ -90,6 +91,8 @@ class TestCommand:
         values = read_config(config)
         assert values["settings"].lr == 1e-3 and values["data"].chips["naip"] == 6
         wrong = tmp_path / "wrong.yaml"
+        wrong.write_text("settings: {lr: 1e-3, max_steps: 010}")  # YAML 1.2
+        assert read_config(wrong)["settings"] == TrainSettings(lr=0.001, max_steps=10)
         wrong.write_text("data: {batchsize: 3}")
         with pytest.raises(ContractError, match="data.batch_size"):
             read_config(wrong)

@@ -7,11 +7,10 @@ import re
 
 import pandas as pd
 import pytest
-import yaml
 
 from clay_lib import ContractError
 from clay_lib import __main__ as cli
-from clay_lib.files import write_json
+from clay_lib.files import write_json, write_yaml
 from clay_lib.runs import reports, sweep, tables
 from clay_lib.runs.tables import best, comparable_rows, differences, over_seeds
 
@@ -42,7 +41,7 @@ def swept(tmp_path, monkeypatch):
 
     def make(answer, name="s", **changes):
         changed = {**SPECIFICATION, **changes}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+        write_yaml(tmp_path / f"{name}.yaml", changed)
         spec = sweep.read_sweep(tmp_path / f"{name}.yaml")
         home = tmp_path / "runs" / name
         for run in spec.runs:
@@ -162,7 +161,7 @@ def test_report_shows_the_given_files_present_specification(swept, capsys):
     swept(lambda s: {"loss": s["lr"], "knn": s["lr"]})
     file, page = swept.folder / "s.yaml", swept.folder / "runs" / "s" / "report.html"
     changed = {**SPECIFICATION, "metrics": {"knn": "max"}, "grid": {"lr": [0.1, 0.5], "opt": ["a", "b"]}}
-    file.write_text(yaml.safe_dump(changed))
+    write_yaml(file, changed)
     assert cli.main(["sweep", str(file), "--report"]) == 0
     text = page.read_text()
     assert "By knn" in text and "12 of 12" in text and "6 runs of other settings" in text

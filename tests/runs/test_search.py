@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from test_sweep_kill import start
 
 from clay_lib import ClayConfig, ContractError
-from clay_lib.files import write_json
+from clay_lib.files import write_json, write_yaml
 from clay_lib.runs import notebooks, sweep, tables
 from clay_lib.runs.pretrain import DataChoice
 from clay_lib.runs.search import Study, importance
@@ -46,7 +45,7 @@ OVER = {"rate": {"low": 0.01, "high": 1, "log": True}, "depth": {"low": 1, "high
 def specify(folder: Path, name="many", **changes) -> Path:
     (folder / "tiny.py").write_text(SCRIPT)
     spec = {"notebook": "tiny.py", "metrics": {"loss": "min"}, "threads": 1, **changes}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(spec))
+    write_yaml(folder / f"{name}.yaml", spec)
     return folder / f"{name}.yaml"
 
 

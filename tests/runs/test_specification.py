@@ -3,9 +3,9 @@
 import re
 
 import pytest
-import yaml
 
 from clay_lib import ContractError
+from clay_lib.files import read_yaml, write_yaml
 from clay_lib.runs.notebooks import RUNS, read_script
 from clay_lib.runs.parameters import declared_metrics
 from clay_lib.runs.specification import make_sweep, read_sweep
@@ -117,7 +117,7 @@ WRONG = [
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[str(change) for change, _ in WRONG])
 def test_wrong_specification_gives_one_clear_message(folder, change, message):
     content = {key: value for key, value in {**PLAIN, **change}.items() if value is not None}
-    (folder / "wrong.yaml").write_text(yaml.safe_dump(content))
+    write_yaml(folder / "wrong.yaml", content)
     with pytest.raises(ContractError) as caught:
         read_sweep(folder / "wrong.yaml")
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -157,7 +157,8 @@ def test_specification_in_the_readme_is_valid(tmp_path):
     sweep = read_sweep(tmp_path / "readme.yaml")
     assert len(sweep.runs) == 18 and sweep.seed == "seed" and len(sweep.metrics) == 2
     base = {k: v for k, v in sweep.specification.items() if k not in ("grid", "seeds", "budget")}
-    content = yaml.safe_load(more)
+    (tmp_path / "more.yaml").write_text(more)
+    content = read_yaml(tmp_path / "more.yaml")
     assert make_sweep({**base, "list": content.pop("list")}, name="more").runs
     assert make_sweep({**base, **content}, name="more").search.trials == 40
 

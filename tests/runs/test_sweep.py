@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from clay_lib import ContractError
 from clay_lib import __main__ as cli
-from clay_lib.files import locked
+from clay_lib.files import locked, read_yaml, write_yaml
 from clay_lib.runs import notebooks, sweep, tables
 from clay_lib.runs.progress import Forecast
 from clay_lib.runs.sweep import Task, run_task
@@ -62,7 +61,7 @@ def home(tmp_path_factory):
     ]
     points[3]["seed"], points[5]["seed"], points[7]["seed"] = 0, 1, 5  # 1, 3 and 5 fail
     spec = {"notebook": "tiny.py", "list": points, "metrics": {"loss": "min"}, "threads": 1}
-    (folder / "eight.yaml").write_text(yaml.safe_dump(spec, allow_unicode=True))
+    write_yaml(folder / "eight.yaml", spec)
     before = sorted(folder.rglob("*"))
     previous = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = "3,5"
@@ -128,8 +127,8 @@ def test_second_start_does_nothing_lists_failures_and_exits_with_1(home, monkeyp
 
 def test_dry_run_prints_runs_and_minutes_and_writes_nothing(home, monkeypatch, capsys):
     folder, *_ = home
-    spec = yaml.safe_load((folder / "eight.yaml").read_text()) | {"timeout": 9, "budget": {"runs": 6}}
-    (folder / "other.yaml").write_text(yaml.safe_dump(spec))
+    spec = read_yaml(folder / "eight.yaml") | {"timeout": 9, "budget": {"runs": 6}}
+    write_yaml(folder / "other.yaml", spec)
     monkeypatch.setattr(sweep, "RUNS", folder / "runs")
     assert cli.main(["sweep", str(folder / "other.yaml"), "--dry-run", "--workers", "2"]) == 0
     printed = capsys.readouterr().out
@@ -181,7 +180,7 @@ def test_metric_that_no_run_writes_stops_the_sweep(home, tmp_path):
     undeclared = SCRIPT.replace('found = {"loss"', 'found = json.loads("{}") | {"loss"')
     (tmp_path / "tiny.py").write_text(undeclared)
     spec = {"notebook": "tiny.py", "grid": {"rate": [0.1, 0.2, 0.3, 0.35]}, "metrics": {"los": "min"}, "threads": 1}
-    (tmp_path / "typo.yaml").write_text(yaml.safe_dump(spec))
+    write_yaml(tmp_path / "typo.yaml", spec)
     os.environ["CUDA_VISIBLE_DEVICES"] = previous = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ContractError, match="'los'.*loss"):
         sweep.run_sweep(tmp_path / "typo.yaml", workers=1, runs=tmp_path / "runs")

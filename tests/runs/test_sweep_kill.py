@@ -12,10 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from clay_lib.callbacks import read_checkpoint
-from clay_lib.files import read_json
+from clay_lib.files import read_json, read_yaml, write_yaml
 from clay_lib.runs import sweep, tables
 from clay_lib.runs.notebooks import read_reported
 from clay_lib.runs.specification import read_sweep
@@ -52,7 +51,7 @@ if __name__ == "__main__":
 def specify(folder: Path, **changes) -> Path:
     (folder / "tiny.py").write_text(SCRIPT)
     spec = {"notebook": "tiny.py", "metrics": {"loss": "min"}, "threads": 1, **changes}
-    (folder / "many.yaml").write_text(yaml.safe_dump(spec))
+    write_yaml(folder / "many.yaml", spec)
     return folder / "many.yaml"
 
 
@@ -225,9 +224,9 @@ def test_slurm_jobs_are_submitted_run_and_cancelled(tmp_path):
     (queue / "scancel").write_text(f"#!/bin/bash\nkill -- -$(cat {queue}/$1.pid); touch {queue}/$1.cancelled\n")
     for name in ("sbatch", "scancel"):
         (queue / name).chmod(0o755)
-    settings = yaml.safe_load((ROOT / "papermill_runs/sweeps/slurm/jobqueue.yaml").read_text())
+    settings = read_yaml(ROOT / "papermill_runs/sweeps/slurm/jobqueue.yaml")
     settings["jobqueue"]["slurm"] |= {"memory": "1GB", "interface": None}
-    (tmp_path / "jobqueue.yaml").write_text(yaml.safe_dump(settings))
+    write_yaml(tmp_path / "jobqueue.yaml", settings)
     env = {"PATH": f"{queue}:{os.environ['PATH']}", "DASK_CONFIG": str(tmp_path / "jobqueue.yaml")}
     assert start(path, tmp_path / "runs", 2, "slurm", env).wait(timeout=600) == 0
     table = tables.read_ledger(tmp_path / "runs")
@@ -278,7 +277,7 @@ write_metrics(folder, {"loss": trained.history["val/loss"].iloc[-1], "first step
 def test_run_killed_in_the_middle_of_a_training_resumes_from_its_checkpoint_with_the_same_numbers(tmp_path):
     (tmp_path / "training.py").write_text(TRAINING)
     spec = {"notebook": "training.py", "metrics": {"loss": "min"}, "threads": 1, "grid": {"lr": [1e-3]}}
-    (tmp_path / "t.yaml").write_text(yaml.safe_dump(spec | {"fixed": {"pause": 1.0}}))
+    write_yaml(tmp_path / "t.yaml", spec | {"fixed": {"pause": 1.0}})
     driver, last = start(tmp_path / "t.yaml", tmp_path / "runs", workers=1), None
     while last is None or not last.is_file():
         assert driver.poll() is None
