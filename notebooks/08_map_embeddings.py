@@ -423,7 +423,7 @@ checks.check_blend(blend)
 # **Exercise.** Set `like` to a place on the river, within the bounds printed above. Do examples help more there, or
 # less?
 #
-# On the command line: `clay embed` (with `--forecast` first), then `clay search OUT --like "lat,lon" --geojson
+# On the command line: `clay embed` (with `--forecast` first), then `clay search FOLDER --like "lat,lon" --out
 # hits.geojson`. `clay archive data/cache/archive` serves the archive of the synthetic Earth.
 #
 # Next: which setting is better, and how much of that is noise? [09 Parameter sweeps](09_read_sweeps.ipynb).

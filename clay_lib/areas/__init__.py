@@ -14,8 +14,9 @@ __getattr__, __dir__, __all__ = lazy(
         "demo": "open_study_area",
         "embeddings": "open_vectors read_embeddings",
         "local": "serve_archive write_archive",
+        "neighbors": "neighbors_kept",
         "reading": "read_acquisition",
-        "search": "find_similar neighbors_kept write_geojson",
+        "search": "find_similar write_geojson",
         "vectors": "from_int8 shrink to_int8",
     },
 )

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ import pyarrow.dataset as ds
 import shapely
 from pyproj import CRS
 
+from clay_lib.areas.neighbors import Index, open_index
 from clay_lib.areas.tiles import project, transformer
 from clay_lib.areas.vectors import part_files, read_part
 from clay_lib.errors import ContractError
@@ -46,6 +48,13 @@ class Vectors:
     values: np.ndarray  # [N, D] as stored, without the scales of ours, on which cosines do not depend
     bounds: np.ndarray  # [4, N] west, south, east, north of the outlines, degrees
     centers: np.ndarray  # [N, 2] lat, lon
+    index_file: Path | None = None  # where an index of them is kept, and
+    state: str = ""  # of the files that they were read from
+
+    @cached_property
+    def index(self) -> Index:
+        """For many searches among more than a million rows; built the first time."""
+        return open_index(self.values, self.index_file, self.state)
 
     def at(self, lat: float, lon: float) -> np.ndarray:
         """Rows whose outline contains a point; of a table of points, the nearest."""
@@ -109,8 +118,13 @@ def _from_table(source, column: str, configuration: str) -> Vectors:
         found = f"no GeoParquet in {path}" if path.exists() else f"no such folder: {path}"
         expected = "a folder that `clay embed` has filled, or a file of embeddings"
         raise ContractError("vectors", found, expected, "a misspelled path, or a job that has not written anything yet")
+    index = f"{'-'.join(filter(None, [column, configuration])) or 'vectors'}.index"
+    index_file = path / index if path.is_dir() else path.with_name(f"{path.name}.{index}")
+    stats = [(str(part.relative_to(path)), part.stat()) for part in parts]
+    state = json.dumps([(part, stat.st_size, stat.st_mtime_ns) for part, stat in stats])
     try:
-        return _open(ds.dataset([str(part) for part in parts], format="parquet"), str(path), column, configuration)
+        data = ds.dataset([str(part) for part in parts], format="parquet")
+        return replace(_open(data, str(path), column, configuration), index_file=index_file, state=state)
     except (pa.ArrowInvalid, OSError):
         for part in parts:
             read_part(part)  # raises for the damaged one

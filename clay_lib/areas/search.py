@@ -1,7 +1,8 @@
-"""Similarity search: exact cosine neighbors of a place among embeddings, ours or others'.
+"""Similarity search: cosine neighbors of a place among embeddings, ours or others'.
 
-The query is a direction in embedding space: the vector of a place, or the mean of several examples minus half the mean
-of negative ones (Rocchio, 1971).
+The query is a direction in embedding space: the vector of a place, the mean of those in a polygon, or the mean of
+several examples minus half the mean of negative ones (Rocchio, 1971). Up to a million rows, and in rasters,
+the search is exact; in larger tables it uses an index (neighbors.py), built at the first search and kept beside them.
 """
 
 from __future__ import annotations
@@ -15,88 +16,16 @@ import pandas as pd
 import pyarrow.compute as pc
 import shapely
 
+from clay_lib.areas.archives import parse_area, parse_dates
 from clay_lib.areas.embeddings import Vectors, open_vectors
+from clay_lib.areas.neighbors import EXACT_ROWS, nearest, unit
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write
 
 NEGATIVE_WEIGHT = 0.5  # at 1 the part common to all land cancels and hits become random
 EARTH_RADIUS = 6_371_008.8  # m
-BLOCK = 32_768  # rows compared at once, which bounds copies and float64 values in memory
-ROUNDING = 2e-6  # error bound of usearch's single-precision cosines
 
-Example = str | Sequence[float] | np.ndarray
-
-
-# ---- nearest neighbors ----
-
-
-def nearest(
-    values: np.ndarray, query: np.ndarray, k: int, keep: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(rows [k], cosines [k] float64), best first: the k rows of values [N, D] nearest to query [D], exactly.
-
-    values: int8, float16 or float32, of any length; rows of zeros are never hits. keep [N] bool: rows that may be hits.
-    Equal cosines keep the order of the rows.
-    usearch compares in the table's own type, to which the query is rounded. Its candidates are compared again in
-    float64, and more candidates are requested until rounding cannot hide a nearer row.
-    """
-    from usearch.index import search as usearch_search
-
-    query = unit(np.asarray(query, np.float64), "query")
-    scaled = query / np.abs(query).max() * (127 if values.dtype == np.int8 else 1)
-    rounded = (np.rint(scaled) if values.dtype == np.int8 else scaled).astype(values.dtype)
-    # The cosine with the rounded query differs from the exact one by at most the distance of the two unit vectors.
-    slack = float(np.linalg.norm(unit(rounded.astype(np.float64), "query") - query)) + ROUNDING
-    rows, scores = np.empty(0, int), np.empty(0)
-    for start in range(0, len(values), BLOCK):
-        block, at = values[start : start + BLOCK], np.arange(start, min(start + BLOCK, len(values)))
-        if keep is not None and not keep[at].all():
-            block, at = block[keep[at]], at[keep[at]]
-        count = min(len(block), 4 * k + 16)
-        while count:
-            matches = usearch_search(block, rounded, count, exact=True)
-            bound = 1 - np.asarray(matches.distances, np.float64) + slack  # [count] upper bounds of the exact cosines
-            worst = scores[-1] if len(rows) == k else -np.inf
-            candidates = np.asarray(matches.keys, int)[bound >= worst]
-            merged = _best(np.append(rows, at[candidates]), np.append(scores, _cosines(block[candidates], query)), k)
-            if count == len(block) or (len(merged[0]) == k and merged[1][-1] > bound[-1]):
-                rows, scores = merged
-                break
-            count = min(len(block), 4 * count)
-    return rows, scores
-
-
-def unit(vector: np.ndarray, name: str) -> np.ndarray:
-    """A vector [D] divided by its length; ContractError if it is zero or not finite. name: for the message."""
-    length = np.linalg.norm(vector)
-    if not (np.isfinite(length) and length > 0):
-        raise ContractError(name, "zeros only" if length == 0 else "NaN or infinity", "a vector with a direction",
-                            "a tile without data, or positive and negative examples that cancel")  # fmt: skip
-    return vector / length
-
-
-def _cosines(values: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """[n] cosines of rows [n, D] with a query of length one; -inf for rows of zeros."""
-    values = values.astype(np.float64)
-    lengths = np.sqrt((values * values).sum(axis=1))
-    return np.where(lengths > 0, (values * query).sum(axis=1) / np.where(lengths > 0, lengths, 1), -np.inf)
-
-
-def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    rows, scores = rows[scores > -np.inf], scores[scores > -np.inf]
-    order = np.lexsort((rows, -scores.round(12)))[:k]
-    return rows[order], scores[order]
-
-
-def neighbors_kept(vectors: np.ndarray, small: np.ndarray, *, k: int = 10) -> np.ndarray:
-    """[N] share of each vector's k nearest neighbors, by cosine, that are also its neighbors in `small` [N, d]."""
-    if not 1 <= k < len(vectors):
-        raise ContractError("k", k, f"1 to {len(vectors) - 1}", "fewer vectors than neighbors")
-    shares = []
-    for row in range(len(vectors)):
-        before, after = (nearest(x, x[row], k + 1)[0] for x in (vectors, small))  # the row itself and k others
-        shares.append(np.isin(before[before != row][:k], after[after != row][:k]).mean())
-    return np.array(shares)
+Example = str | Path | Sequence[float] | np.ndarray | shapely.Geometry
 
 
 # ---- search ----
@@ -114,15 +43,18 @@ def find_similar(
     dates: str | tuple = "",
     area=None,
     negative_weight: float = NEGATIVE_WEIGHT,
+    exact: bool = False,
 ) -> gpd.GeoDataFrame:
     """The k rows most similar to a place, best first: rank, id, similarity (cosine, -1..1), time, sensor, geometry; WGS84.
 
     source: whatever `open_vectors` takes, a folder, a file or a raster, or what it returned, for many searches.
-    like, positives, negatives: (lat, lon), the id of a row, or a vector [D]. Of several rows at a point, the one with
-    the nearest center is taken, then the latest, preferring rows that fit sensor, dates and area.
+    like, positives, negatives: (lat, lon), the id of a row, a vector [D], or a polygon, in shapely or a file: the mean
+    of the rows whose center lies in it. Of several rows at a point, the one with the nearest center is taken, then the
+    latest, preferring rows that fit sensor, dates and area.
     The query is the mean of like and positives minus negative_weight times the mean of negatives, all of length one.
     apart: least distance of hits from every example, m; 0 excludes only the examples' own tiles, on all dates; None
     excludes nothing. sensor, dates ("2023-06-01/2023-08-31", both days included), area: filters for hits.
+    exact: compare with every row beyond a million too.
     Raises ContractError for a place without a row, an unknown id, and filters without a match.
     """
     if not (isinstance(k, int | np.integer) and k > 0):
@@ -136,15 +68,13 @@ def find_similar(
     query = np.mean([vector for vector, _ in positive], axis=0)
     if negative:
         query = query - negative_weight * np.mean([vector for vector, _ in negative], axis=0)
-    examples = [row for _, row in positive + negative if row is not None and apart is not None]
-    for lat, lon in vectors.centers[examples]:
-        keep[vectors.at(lat, lon)] = False
+    own = np.unique(np.concatenate([rows for _, rows in positive + negative]))  # of the examples, on all dates
+    if apart is not None and len(own):
+        keep[own] = False
         if apart > 0:
-            from sklearn.metrics.pairwise import haversine_distances
-
-            angles = haversine_distances(np.radians(vectors.centers), np.radians([[lat, lon]]))[:, 0]  # [N]
-            keep &= angles * EARTH_RADIUS >= apart
-    order, similarity = nearest(vectors.values, query, k, keep)
+            keep &= _distances(vectors.centers, vectors.centers[own]) >= apart
+    exact = exact or vectors.index_file is None or np.count_nonzero(keep) <= EXACT_ROWS
+    order, similarity = (nearest if exact else vectors.index.nearest)(vectors.values, query, k, keep)
     rows = vectors.rows.take(order)
     hits = {"rank": np.arange(1, len(order) + 1), "id": rows["id"].to_pylist(), "similarity": similarity}
     hits |= {"time": pd.DatetimeIndex(rows["time"].to_pandas()), "sensor": rows["sensor"].to_pylist()}
@@ -159,7 +89,7 @@ def write_geojson(hits: gpd.GeoDataFrame, path: str | Path) -> Path:
 
 
 def search_command(
-    out: str,
+    source: str,
     *,
     like: str = "",
     positives: Sequence[str] = (),
@@ -170,15 +100,16 @@ def search_command(
     dates: str = "",
     area: str = "",
     configuration: str = "",
-    geojson: str = "",
+    exact: bool = False,
+    out: str = "",
 ) -> int:
     """Find the places most similar to a given one, among those embedded by `clay embed`.
 
-    Example: clay search OUT --like "46.95,7.44" --k 20 --geojson hits.geojson
+    Example: clay search AREA --like "46.95,7.44" --k 20 --out hits.geojson
 
     Args:
-        out: the results folder of `clay embed`, or anybody's GeoParquet, GeoTIFF or Zarr with embeddings
-        like: "lat,lon" in degrees, or the id of a row
+        source: the results folder of `clay embed`, or anybody's GeoParquet, GeoTIFF or Zarr with embeddings
+        like: "lat,lon" in degrees, the id of a row, or a file with a polygon, such as drawn.geojson
         positives: further examples, such as '["46.9,7.4", "46.8,7.2"]'
         negatives: examples of places to avoid
         k: number of hits
@@ -187,16 +118,17 @@ def search_command(
         dates: only hits of these days, such as 2023-06-01/2023-08-31
         area: only hits in this area: a GeoJSON, GeoPackage or GeoParquet file, or "west,south,east,north"
         configuration: the one to search if the folder holds several
-        geojson: GeoJSON file for the hits
+        exact: compare with every row beyond a million too, instead of an index
+        out: GeoJSON file for the hits
     """
-    vectors = open_vectors(out, configuration=configuration)
-    filters = dict(apart=apart, sensor=sensor, dates=dates, area=area or None)
+    vectors = open_vectors(source, configuration=configuration)
+    filters = dict(apart=apart, sensor=sensor, dates=dates, area=area or None, exact=exact)
     hits = find_similar(vectors, like or None, positives=positives, negatives=negatives, k=k, **filters)
     for hit in hits.itertuples():
         point, day = hit.geometry.centroid, "unknown   " if pd.isna(hit.time) else f"{hit.time:%Y-%m-%d}"
         print(f"{hit.rank:>4}  {hit.similarity:.4f}  {point.y:9.5f}, {point.x:10.5f}  {day}  {hit.id}")
-    if geojson:
-        print(f"{len(hits)} hits in {write_geojson(hits, geojson)}")
+    if out:
+        print(f"{len(hits)} hits in {write_geojson(hits, out)}")
     return 0
 
 
@@ -206,13 +138,9 @@ def _filter(vectors: Vectors, sensor: str, dates, area) -> np.ndarray:
     if sensor:
         keep &= pc.equal(vectors.rows["sensor"], sensor).to_numpy()
     if dates:
-        from clay_lib.areas.archives import parse_dates
-
         time = pd.to_datetime(vectors.rows["time"].to_pandas(), utc=True)
         keep &= np.asarray(time.between(*parse_dates(dates)))
     if area is not None:
-        from clay_lib.areas.archives import parse_area
-
         shape = parse_area(area)
         shapely.prepare(shape)
         near = np.flatnonzero(keep & shapely.intersects(shape, shapely.box(*vectors.bounds)))
@@ -226,28 +154,48 @@ def _filter(vectors: Vectors, sensor: str, dates, area) -> np.ndarray:
     return keep
 
 
-def _example(vectors: Vectors, example: Example, keep: np.ndarray) -> tuple[np.ndarray, int | None]:
-    """(vector [D] of length one, row or None) of a place, an id or a vector."""
-    dim = vectors.values.shape[1]
+def _distances(centers: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """[N] meters along the sphere from each (lat, lon) [N, 2] to the nearest of places [M, 2]."""
+    from scipy.spatial import KDTree
+
+    lat, lon = np.radians(np.concatenate([centers, places])).T
+    xyz = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+    chords = KDTree(xyz[len(centers) :]).query(xyz[: len(centers)])[0]
+    return 2 * EARTH_RADIUS * np.arcsin(chords.clip(max=2) / 2)
+
+
+def _example(vectors: Vectors, example: Example, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(vector [D] of length one, its rows on all dates) of a place, an id, a vector or a polygon."""
+    if isinstance(example, shapely.Geometry | Path) or (isinstance(example, str) and Path(example).is_file()):
+        shape = parse_area(example)
+        rows = np.flatnonzero(shapely.intersects_xy(shape, *vectors.centers.T[::-1]))
+        if not len(rows):
+            box = ", ".join(f"{v:.4f}" for v in shape.bounds)
+            raise ContractError("polygon", f"no row's center within {box}", "a polygon around at least one",
+                                "a polygon smaller than a tile, or outside of the area")  # fmt: skip
+        values = vectors.values[rows[keep[rows]] if keep[rows].any() else rows].astype(np.float64)
+        lengths = np.linalg.norm(values, axis=1, keepdims=True)
+        return unit((values / np.where(lengths > 0, lengths, 1)).mean(axis=0), "mean of the polygon"), rows
     if isinstance(example, str):
         matches = np.flatnonzero(pc.equal(vectors.rows["id"], example).to_numpy())
         if not len(matches):
             try:
                 lat, lon = (float(part) for part in example.split(","))
             except ValueError:
-                raise ContractError("place", repr(example), '"lat,lon" in degrees or the id of a row',
+                raise ContractError("place", repr(example), '"lat,lon" in degrees, the id of a row, or a file',
                                     "no row has this id") from None  # fmt: skip
             return _example(vectors, (lat, lon), keep)
         row = int(matches[0])
     else:
-        array = np.asarray(example, np.float64)
+        array, dim = np.asarray(example, np.float64), vectors.values.shape[1]
         if array.shape == (dim,):
-            return unit(array, "vector"), None
+            return unit(array, "vector"), np.empty(0, int)
         if array.shape != (2,):
             raise ContractError("example", f"shape {array.shape}", f"(lat, lon), an id, or a vector of {dim} numbers",
                                 "a vector of another model")  # fmt: skip
         row = _row_at(vectors, *array, keep)
-    return unit(vectors.values[row].astype(np.float64), f"vector of {vectors.rows['id'][row]}"), row
+    rows = vectors.at(*vectors.centers[row])
+    return unit(vectors.values[row].astype(np.float64), f"vector of {vectors.rows['id'][row]}"), rows
 
 
 def _row_at(vectors: Vectors, lat: float, lon: float, keep: np.ndarray) -> int:

@@ -22,7 +22,7 @@ from PIL import Image
 from rasterio.warp import transform
 
 from clay_lib import figures
-from clay_lib.areas.search import nearest
+from clay_lib.areas.neighbors import nearest
 from clay_lib.course.widgets import Widget, fill_page, image_widget, webp_url
 from clay_lib.data.chips import Chips
 from clay_lib.data.georeference import coarser

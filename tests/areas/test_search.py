@@ -1,4 +1,4 @@
-"""Similarity search: exact neighbors, examples, filters, speed and errors."""
+"""Similarity search: examples, polygons, filters, the index of a large table, and errors."""
 
 import json
 
@@ -12,8 +12,10 @@ import shapely
 from pyproj import Geod
 
 from clay_lib.__main__ import main
-from clay_lib.areas.search import find_similar, nearest, neighbors_kept, open_vectors, search_command, write_geojson
-from clay_lib.areas.vectors import done_ids, read_vectors, shrink, to_int8, write_part
+from clay_lib.areas import search
+from clay_lib.areas.embeddings import open_vectors
+from clay_lib.areas.search import find_similar, search_command, write_geojson
+from clay_lib.areas.vectors import done_ids, read_vectors, write_part
 from clay_lib.errors import ContractError
 
 STEP = 0.01  # degrees between the centers of neighboring tiles
@@ -63,29 +65,6 @@ def test_a_truncated_part_is_named(out, rng, capsys, share):
     for read in (lambda: read_vectors(out), lambda: done_ids(out, SHARED["sensor"], SHARED["configuration"])):
         with pytest.raises(ContractError, match=part.name):
             read()
-
-
-@pytest.mark.parametrize("dtype", [np.int8, np.float16])
-@pytest.mark.parametrize("common", [0.0, 5.0])  # 5: a large common part, cosines are close together
-def test_neighbors_match_numpy(dtype, common, rng):
-    values = rng.normal(size=(40_000, 48)) + common
-    values = to_int8(values)[0] if dtype == np.int8 else values.astype(dtype)
-    other = rng.normal(size=48) + common  # not a row of the table: rounded to its type
-    for query, keep in ((values[11], None), (other, None), (other, rng.random(len(values)) < 0.3)):
-        truth = cosines(values, query)
-        truth[~keep if keep is not None else []] = -np.inf
-        rows, scores = nearest(values, query, 50, keep)
-        assert rows.tolist() == np.argsort(-truth, kind="stable")[:50].tolist()
-        np.testing.assert_allclose(scores, truth[rows], rtol=0, atol=1e-12)
-
-
-def test_ties_keep_the_order_of_rows_and_zeros_are_never_hits():
-    values = np.array([[0, 0, 0], [2, 4, 6], [1, 2, 3], [-1, -2, -3], [20, 40, 60], [0, 0, 0], [3, 2, 1]], np.int8)
-    rows, scores = nearest(values, np.array([1, 2, 3]), 7)
-    assert rows.tolist() == [1, 2, 4, 6, 3]
-    np.testing.assert_allclose(scores[[0, 1, 2, 4]], [1, 1, 1, -1], atol=1e-12)
-    many = np.tile(values[1:3], (30_000, 1))  # ties across blocks
-    assert nearest(many, values[1], 5)[0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_place_id_and_vector_give_the_same_hits(out):
@@ -142,6 +121,43 @@ def test_examples_follow_rocchio(out):
     assert hits.id.tolist() == [ids[n] for n in np.argsort(-truth)[:10]]
 
 
+def test_polygon_is_the_mean_of_its_rows_and_finds_others(out, tmp_path, capsys):
+    vectors, box = open_vectors(out), shapely.box(7.008, 46.008, 7.032, 46.022)  # rows 1 and 2, columns 1 to 3
+    inside = [20 * y + x for y in (1, 2) for x in (1, 2, 3)]
+    units = vectors.values / np.linalg.norm(vectors.values.astype(float), axis=1, keepdims=True)
+    truth = cosines(vectors.values, units[inside].mean(axis=0))
+    truth[inside] = -np.inf
+    drawn = tmp_path / "drawn.geojson"
+    gpd.GeoSeries([box], crs="EPSG:4326").to_file(drawn)
+    for example in (box, drawn, str(drawn)):
+        hits = find_similar(vectors, example, k=400)
+        assert hits.id.tolist() == vectors.rows["id"].take(np.argsort(-truth)[:394]).to_pylist()
+    far = find_similar(vectors, box, k=400, apart=3000.0)
+    centers = gpd.GeoSeries(shapely.centroid(far.geometry.to_numpy())).set_crs("EPSG:4326").to_crs("EPSG:32632")
+    rows = gpd.GeoSeries(shapely.points(vectors.centers[inside][:, ::-1]), crs="EPSG:4326").to_crs("EPSG:32632")
+    distances = [rows.distance(center).min() for center in centers]
+    assert 2980 < min(distances) < 3600 and 250 < len(far) < 380
+    assert main(["search", str(out), "--like", str(drawn), "--k", "1"]) == 0
+    assert hits.id[0] in capsys.readouterr().out
+    assert_refused("no row's center", vectors, shapely.box(7.001, 46.001, 7.004, 46.004))
+
+
+def test_a_large_table_is_searched_through_an_index_beside_it(out, rng, monkeypatch):
+    monkeypatch.setattr(search, "EXACT_ROWS", 300)
+    place, file = (46.03, 7.05), out / "vectors.index"
+    exact = find_similar(out, place, k=30, exact=True)
+    assert not file.exists()
+    hits = find_similar(out, place, k=30)
+    assert np.isin(hits.id, exact.id).mean() > 0.9 and find_similar(out, place, k=30, area="7,46,7.1,46.1").id[0]
+    written = file.stat().st_mtime_ns
+    find_similar(out, place, k=30)
+    assert file.stat().st_mtime_ns == written, "the same vectors need no other index"
+    nearest = open_vectors(out).values[65].astype(np.float32)
+    write(out, [nearest, -nearest], day="2024-07-01")
+    assert find_similar(out, place, k=1).id[0] == "t0000_2024-07-01", "new vectors are found"
+    assert file.stat().st_mtime_ns > written
+
+
 def test_geojson_is_readable_with_the_same_hits(out, tmp_path):
     hits = find_similar(out, (46.03, 7.05), k=7)
     read = gpd.read_file(write_geojson(hits, tmp_path / "hits.geojson"))
@@ -155,7 +171,7 @@ def test_geojson_is_readable_with_the_same_hits(out, tmp_path):
 
 def test_command(out, tmp_path, capsys):
     options = ["--like", "46.03,7.05", "--k", "3", "--positives", '["46.1,7.1"]']
-    options += ["--geojson", str(tmp_path / "h.geojson")]
+    options += ["--out", str(tmp_path / "h.geojson")]
     assert main(["search", str(out), *options]) == 0
     printed = capsys.readouterr().out.splitlines()
     hits = gpd.read_file(tmp_path / "h.geojson")
@@ -223,14 +239,3 @@ def test_a_table_may_hold_several_sensors(out, rng):
     write(out, rng.normal(size=(400, 24)), shared=naip, day="2023-06-11")
     assert set(find_similar(out, (46.03, 7.05), k=900).sensor) == {"sentinel-2-l2a", "naip"}
     assert set(find_similar(out, (46.03, 7.05), k=900, sensor="naip").sensor) == {"naip"}
-
-
-def test_neighbors_kept_after_compression():
-    rng = np.random.default_rng(0)
-    vectors = (rng.normal(size=(200, 5)) @ rng.normal(size=(5, 32)) + 0.01 * rng.normal(size=(200, 32))).astype("f4")
-    vectors -= vectors.mean(0)
-    assert (neighbors_kept(vectors, shrink(vectors, "float32").vectors) == 1).all()
-    assert neighbors_kept(vectors, 7 * vectors).min() == 1
-    int8, pca = (neighbors_kept(vectors, shrink(vectors, form).vectors).mean() for form in ("int8", "PCA-2"))
-    noise = neighbors_kept(vectors, rng.normal(size=(200, 8)), k=10).mean()
-    assert int8 > 0.9 > pca > noise + 0.1 and noise == pytest.approx(10 / 199, abs=0.03)
