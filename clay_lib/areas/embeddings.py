@@ -7,7 +7,10 @@
 | embeddings | file | numbers |
 | --- | --- | --- |
 | ours | GeoParquet, GeoTIFF, Zarr | float16 or float32; int8 with a scale a row, on which cosines do not depend |
-| Clay's published ones, Major TOM, Earth Index | GeoParquet | one column of lists; an outline, or a point |
+| Clay's published ones | GeoParquet | embeddings, date, geometry |
+| Major TOM | GeoParquet | embedding, unique_id, timestamp, geometry or centre_lat and centre_lon |
+| Earth Index | GeoParquet | embedding (384), id, geometry: the tile or its center |
+| any other | GeoParquet | one column of lists; an outline, or a point |
 | AlphaEarth (annual) | GeoTIFF or Zarr, int8, 64 bands | sign(v) (v / 127.5)^2, -128 is nodata |
 | Tessera | .npy, int8 [H, W, 128], with _scales.npy [H, W] beside it | v times its pixel's scale; the grid is that of a GeoTIFF |
 """
@@ -35,6 +38,7 @@ from clay_lib.errors import ContractError
 
 ORIGIN = ["model", "weights", "configuration"]
 IDS, TIMES = ("id", "unique_id", "tile_id", "item_id"), ("time", "datetime", "timestamp", "date")
+NAMES = ("vector", "embedding", "embeddings")  # of the column, if several hold lists of numbers
 POINTS = (("centre_lon", "centre_lat"), ("lon", "lat"), ("longitude", "latitude"))
 MOST_NUMBERS = 2e9  # of a raster that is read at once
 ALPHAEARTH = 64, 127.5, -128  # bands, the largest number, nodata
@@ -98,7 +102,7 @@ def read_embeddings(source, *, column: str = "", configuration: str = "", area=N
 def open_vectors(source, *, column: str = "", configuration: str = "", area=None) -> Vectors:
     """Embeddings of `read_embeddings` as one table for many searches, of a raster with a row a cell.
 
-    column: by default "vector", or the only one that holds lists of numbers; ours have "patch_mean" too. configuration:
+    column: by default "vector", "embedding" or "embeddings", or the only one of lists; ours have "patch_mean" too. configuration:
     the one to open if a folder of ours holds several. Memory: that of the values as stored and about 200 bytes a row.
     Raises ContractError for missing columns, damaged files, NaN, and vectors that are not comparable.
     """
@@ -195,8 +199,8 @@ def _column_of_vectors(schema: pa.Schema, column: str) -> str:
         return lists and (pa.types.is_floating(kind.value_type) or pa.types.is_int8(kind.value_type))
 
     found = [field.name for field in schema if holds_vectors(field.type)]
-    if not column and (len(found) == 1 or "vector" in found):
-        return "vector" if "vector" in found else found[0]
+    if not column and (known := [name for name in NAMES if name in found] or (found if len(found) == 1 else [])):
+        return known[0]
     if column in found:
         return column
     cause = "several kinds of vectors: choose with column=" if found else "a table of something else"
@@ -255,7 +259,8 @@ def _from_raster(path: Path, area):
         stored = file.read(window=((rows.start, rows.stop), (columns.start, columns.stop)))
         scales, offsets = (np.array(v, np.float32)[:, None, None] for v in (file.scales, file.offsets))
         nodata, tags = np.array([np.nan if v is None else v for v in file.nodatavals])[:, None, None], file.tags()
-    if _is_alphaearth(stored, nodata.flat[0]):
+        declared = file.nodata
+    if _is_alphaearth(stored, declared) and (scales == 1).all():
         values = from_alphaearth(stored)
     else:
         values = stored.astype(np.float32) * scales + offsets
@@ -263,7 +268,8 @@ def _from_raster(path: Path, area):
     return _raster(values, box, tags)
 
 
-def _is_alphaearth(stored: np.ndarray, nodata: float) -> bool:
+def _is_alphaearth(stored: np.ndarray, nodata: float | None) -> bool:
+    """nodata: as declared; copies of the files lose it."""
     return stored.dtype == np.int8 and len(stored) == ALPHAEARTH[0] and nodata in (ALPHAEARTH[2], None)
 
 

@@ -39,7 +39,7 @@ def outlines(count):
 
 
 def test_published_tables_open_as_ours(tmp_path, rng):
-    """Clay's, Major TOM's without GeoParquet's metadata, and points in a projected CRS."""
+    """Clay's, Major TOM's with and without GeoParquet's metadata, Earth Index's, and points in a projected CRS."""
     vectors, shapes = rng.normal(size=(6, 16)), outlines(6)
     columns = {
         "embeddings": list(vectors),
@@ -48,14 +48,19 @@ def test_published_tables_open_as_ours(tmp_path, rng):
     }
     clay = tmp_path / "32VLM_v01.gpq"
     gpd.GeoDataFrame(columns, geometry=shapes, crs="OGC:CRS84").to_parquet(clay)
-    tom = tmp_path / "tom.parquet"
-    columns = {
-        "unique_id": list("abcdef"),
-        "embedding": pa.array(list(vectors.astype("f4"))),
-        "pixel_bbox": [[0, 0, 9, 9]] * 6,
-    }
-    columns |= {"timestamp": ["20230119T161811"] * 6, "geometry": shapely.to_wkb(shapes)}
-    pq.write_table(pa.table(columns), tom)
+    tom = tmp_path / "part_00001-00050.parquet"  # columns and types of Major TOM's own embedder
+    utm = gpd.GeoSeries(shapes, crs="EPSG:4326").to_crs("EPSG:32632")
+    grid = {name: np.full(6, 3, "int16") for name in ("grid_row_u", "grid_col_r")} | {"grid_cell": ["3U_3R"] * 6}
+    place = {"centre_lat": np.full(6, 46.005, "f4"), "centre_lon": np.float32(7.005 + 0.01 * np.arange(6))}
+    place |= {"utm_footprint": utm.to_wkt(), "utm_crs": ["EPSG:32632"] * 6, "pixel_bbox": [[0, 0, 224, 224]] * 6}
+    columns = {"unique_id": list("abcdef"), "embedding": list(vectors.astype("f4")), "product_id": ["S2B_MSIL1C"] * 6}
+    columns |= {"timestamp": ["20230119T161811"] * 6} | grid | place
+    gpd.GeoDataFrame(columns, geometry=shapes, crs=None).to_parquet(tom)
+    bare = tmp_path / "tom.parquet"  # as other tools copy them, without GeoParquet's metadata
+    pq.write_table(pa.table(columns | {"geometry": shapely.to_wkb(shapes)}), bare)
+    index = tmp_path / "32TLS_2024-01-01_2025-01-01.parquet"  # Earth Index: one point a tile
+    columns = {"id": list("abcdef"), "embedding": list(vectors.astype("f4")), "quality": list(np.ones((6, 3)))}
+    gpd.GeoDataFrame(columns, geometry=shapely.centroid(shapes), crs="EPSG:4326").to_parquet(index)
     points = tmp_path / "points.parquet"
     frame = gpd.GeoDataFrame(
         {"id": range(6), "embedding": list(vectors)}, geometry=shapely.centroid(shapes), crs="EPSG:4326"
@@ -64,7 +69,7 @@ def test_published_tables_open_as_ours(tmp_path, rng):
     degrees = tmp_path / "degrees.parquet"
     coordinates = {"lon": frame.geometry.x, "lat": frame.geometry.y, "tile_id": list("abcdef"), "v": list(vectors)}
     pq.write_table(pa.table(coordinates), degrees)
-    for path in (clay, tom, points, degrees):
+    for path in (clay, tom, bare, index, points, degrees):
         table = read_embeddings(path)
         np.testing.assert_allclose(table.values, vectors, rtol=1e-6)
         np.testing.assert_allclose(table.centers, [(46.005, 7.005 + 0.01 * n) for n in range(6)], atol=1e-6)
@@ -75,7 +80,9 @@ def test_published_tables_open_as_ours(tmp_path, rng):
         ].tolist()
     assert str(read_embeddings(tom).rows["time"][0]) == "2023-01-19 16:18:11+00:00"
     assert read_embeddings(clay).rows["time"][0].as_py() == pd.Timestamp("2021-01-01", tz="UTC")
-    assert read_embeddings(tom).rows["id"].to_pylist() == list("abcdef")
+    assert (
+        read_embeddings(tom).rows["id"].to_pylist() == read_embeddings(index).rows["id"].to_pylist() == list("abcdef")
+    )
 
 
 def test_alphaearth_is_dequantized(tmp_path, rng):
@@ -99,6 +106,11 @@ def test_alphaearth_is_dequantized(tmp_path, rng):
         np.testing.assert_allclose(raster.values[known], native[known], atol=0.01)
         assert np.linalg.norm(raster.values[:, 0, 0]) == pytest.approx(1, abs=0.01)
         assert len(open_vectors(source).values) == 599
+    profile["nodata"] = None
+    with rasterio.open(tmp_path / "copy.tiff", "w", transform=upwards, **profile) as file:
+        file.write(stored[:, ::-1])
+    copy = array.drop_attrs(deep=False).isel(time=0)
+    assert read_embeddings(tmp_path / "copy.tiff").equals(raster) and read_embeddings(copy).equals(raster)
 
 
 def test_search_finds_cells_of_a_raster(tmp_path, rng, capsys):
