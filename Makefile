@@ -44,7 +44,7 @@ exercises: $(READY)  ## write notebooks/exercises and the strips of notebooks/fl
 	$(PY) -m clay_lib exercises
 
 bench: $(READY)  ## timings on this machine
-	$(PY) -m clay_lib bench embed,train,mae,teacher,chips
+	$(PY) -m clay_lib bench embed,train,onnx,teacher,chips
 
 clean:  ## remove .venv, caches and results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info lightning_logs

@@ -17,8 +17,9 @@ from clay_lib.data.check import Inspection, check_image, inspect_image
 from clay_lib.data.images import Image, open_image, with_metadata
 from clay_lib.datacube import Datacube, When, check_reading, make_datacube, per_chip
 from clay_lib.encoder import MIN_VALID, Encoded, unpatchify, unpatchify_mask
-from clay_lib.errors import warn
+from clay_lib.errors import ContractError, warn
 from clay_lib.model import ClayConfig, ClayMAE, cosine_initialize
+from clay_lib.onnx_encoder import load_onnx
 from clay_lib.precision import arithmetic, check_precision, choose
 from clay_lib.sensors import SENSORS, Sensor
 
@@ -87,7 +88,14 @@ class Clay:
         found by a short trial at the first large batch; "exact", float32; "fast", which may also be int8 (0.995); or
         one of precision.NAMES. None: CLAY_PRECISION of the environment, or auto. Reconstructions are always exact.
         changes: values of ClayConfig that shapes do not give (heads, decoder_heads, frequencies, mask_ratio).
+        A file of `clay export` that ends in .onnx embeds in ONNX Runtime, on the CPU and in float32: for single small
+        chips faster than torch (`clay bench onnx`), for nothing else.
         """
+        if str(path).endswith(".onnx"):
+            if dtype or changes or device not in (None, "cpu") or precision not in (None, "auto", "exact"):
+                found, expected = "device, dtype, precision or configuration given", "none of them for an ONNX file"
+                raise ContractError("load", found, expected, "options of the weights it was exported from")
+            return cls(load_onnx(path), reading=reading, precision="exact")
         return cls(load_model(path, dtype=dtype, **changes).to(device), reading=reading, precision=precision)
 
     @classmethod

@@ -3,12 +3,11 @@
 Both compute `Encoder.forward` with nothing masked and no holes; the file describes its inputs and outputs.
 """
 
-import importlib.util
 import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from clay_lib.encoder import Encoder
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, find_weights, sha256
 from clay_lib.model import ClayConfig
+from clay_lib.onnx_encoder import Run, need, open_session, runner
 from clay_lib.position import METADATA, angular_frequencies
 from clay_lib.sensors import SENSORS
 
@@ -53,7 +53,6 @@ CONTRACT = {
     "patches": "patch tokens, row by row; the image is padded to complete patches by repeating its last pixels",
 }
 
-Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]  # inputs by name -> chip, patches
 Axes = dict[str, tuple[int | str, ...]]
 
 
@@ -190,7 +189,7 @@ def write_onnx(
 
     inputs, outputs: names and axes, as in INPUTS and OUTPUTS.
     """
-    _need("onnx", "onnxscript")
+    need("onnx", "onnxscript")
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [log.level for log in logs]
     for log in logs:
@@ -209,19 +208,9 @@ def write_onnx(
 
 def open_onnx(path: str | Path) -> tuple[Run, Axes, Axes]:
     """(function that runs it in onnxruntime on the CPU, the file's inputs, its outputs). Needs the extra `export`."""
-    _need("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def run(tensors):
-        arrays = session.run(list(OUTPUTS), {name: tensor.numpy() for name, tensor in tensors.items()})
-        return [torch.from_numpy(array) for array in arrays]
-
+    session = open_session(path)
     inputs, outputs = ({v.name: tuple(v.shape) for v in side} for side in (session.get_inputs(), session.get_outputs()))
-    return run, inputs, outputs
+    return runner(session), inputs, outputs
 
 
 FORMATS = {  # suffix: function that writes, function that opens, the largest difference from torch allowed
@@ -244,7 +233,7 @@ def export(weights: str, out: str) -> int:
         raise ContractError("out", out, f"a name that ends in {' or '.join(FORMATS)}", "another format")
     write, open_file, limit = FORMATS[path.suffix]
     if path.suffix == ".onnx":
-        _need("onnx", "onnxscript", "onnxruntime")  # before minutes of tracing
+        need("onnx", "onnxscript", "onnxruntime")  # before minutes of tracing
     model = load_model(weights)
     lines: list[str] = []
 
@@ -282,11 +271,3 @@ def describe(config: ClayConfig, weights: Path) -> dict[str, str]:
 
 def _dynamic_axes(inputs: Mapping[str, tuple]) -> dict[str, dict[int, str]]:
     return {name: {i: axis for i, axis in enumerate(axes) if isinstance(axis, str)} for name, axes in inputs.items()}
-
-
-def _need(*packages: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        expected = 'the extra "export": pip install "clay-notebooks[export]", or -e ".[export]" in a checkout'
-        cause = "an install without extras; .pt2 files need none of them"
-        raise ContractError("export", f"no package {', '.join(missing)}", expected, cause)

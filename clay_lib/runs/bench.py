@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,8 +23,10 @@ from clay_lib.datacube import Datacube, make_datacube
 from clay_lib.datamodule import Batch, noise_batch
 from clay_lib.errors import ContractError
 from clay_lib.files import write_json
+from clay_lib.heads.export import trace, write_onnx
 from clay_lib.loss import reconstruction_loss
 from clay_lib.model import ClayConfig, ClayMAE
+from clay_lib.onnx_encoder import load_onnx, need
 from clay_lib.precision import arithmetic, candidates, choose, matmul_precision, measure, processor
 from clay_lib.sensors import SENSORS
 from clay_lib.teacher import Teacher
@@ -73,20 +76,21 @@ def bench(
     Example: clay bench embed,train --device cuda --out cuda.json
 
     Args:
-        what: any of these, separated by commas; empty: all but chips, on a GPU embed and train. embed: the encoder in each precision, beside the peak of a matrix
-            product. train: a training step likewise. mae: our training step beside the ViT-MAE of transformers.
-            teacher: cached targets beside the live DINOv2. chips: writing and reading a chip store
-        size: tiny, small, base or large, several for embed and train; empty: tiny,base,large for embed, tiny,base for
-            train, base for mae and chips, large for teacher
-        batch: chips; 0: 32 on a GPU, or else 1 for embed, 2 for train and mae, 4 for teacher, 32 for chips
-        pixels: a side of a chip; 0: 128 for chips, 256 for the others
+        what: any of these, separated by commas; empty: all but chips, on a GPU embed and train. embed: the encoder in
+            each precision, beside the peak of a matrix product. train: a training step likewise. onnx: the exported
+            encoder in ONNX Runtime beside torch. teacher:
+            cached targets beside the live DINOv2. chips: writing and reading a chip store
+        size: tiny, small, base or large, several for embed, train and onnx; empty: tiny,base,large for embed, tiny,base
+            for train and onnx, base for chips, large for teacher
+        batch: chips; 0: 32 on a GPU, or else 1 for embed and onnx, 2 for train, 4 for teacher, 32 for chips
+        pixels: a side of a chip; 0: 64 and 256 for onnx, 128 for chips, 256 for the others
         repeats: timed calls of each, after one to warm up; 0: 2 to 15
         count: chips in the store; 0: 512
         teacher_pixels: to which the live teacher's RGB is resized; 0: 518
         device: cpu or cuda, of embed and train; on cuda also compiled, after a comparison with the CPU's float32
         out: a JSON file for the results; empty: none
     """
-    names = (what or ("embed,train" if device == "cuda" else "embed,train,mae,teacher")).split(",")
+    names = (what or ("embed,train" if device == "cuda" else "embed,train,onnx,teacher")).split(",")
     if unknown := sorted(set(names) - set(BENCHES)):
         raise ContractError("what", unknown, f"some of {list(BENCHES)}", "a misspelled name")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -98,11 +102,8 @@ def bench(
     results = []
     for name in names:
         run, workload = BENCHES[name]
-        gpu = (
-            {"batch": 32, "repeats": 10, "size": "tiny,base,large"}
-            if device == "cuda" and name in ("embed", "train")
-            else {}
-        )
+        gpu = dict(batch=32, repeats=10, size="tiny,base,large") if name in ("embed", "train") else {}
+        gpu = gpu if device == "cuda" else {}
         workload = replace(workload, **gpu | {key: value for key, value in options.items() if value})
         for row in run(workload):
             print(f"{row.name:<36}{1000 * row.seconds:9.1f} ms   {row.note}", flush=True)
@@ -212,6 +213,26 @@ def _bench_train(w: Workload) -> Iterator[Row]:
         yield from _in_each_precision(name, module.model, lambda s=step, b=batch: s(b), flops, auto, w, training=True)
 
 
+def _bench_onnx(w: Workload) -> Iterator[Row]:
+    need("onnx", "onnxscript", "onnxruntime")
+    for size in w.size.split(","):
+        model = _model(size)
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "encoder.onnx")
+            write_onnx(
+                trace(model.encoder), path, {"clay_config": json.dumps(asdict(model.config)), "weights_sha256": "00"}
+            )
+            other = load_onnx(path)
+        for pixels in [w.pixels] if w.pixels else (64, 256):
+            cube = noise_batch(SENSOR, w.batch, pixels).cube
+            embed = lambda m, cube=cube: m.encoder(cube, mask_ratio=0.0, shuffle=False)  # noqa: E731
+            with torch.inference_mode(), matmul_precision("exact"):
+                own, others, ratio = paired_seconds(lambda: embed(model), lambda: embed(other), repeats=w.repeats)  # noqa: B023
+            name = f"{size} encoder, {w.batch} x {pixels} px"
+            yield Row(f"{name}, torch exact", own, f"{w.batch / own:8.2f} chips/s")
+            yield Row(f"{name}, ONNX Runtime", others, f"{1 / ratio:5.2f} x torch, {w.batch / others:8.2f} chips/s")
+
+
 def _in_each_precision(
     name: str, model: ClayMAE, work: Callable, flops: int, auto: str, w: Workload, *, training: bool = False
 ) -> Iterator[Row]:
@@ -277,18 +298,6 @@ def _seconds(work: Callable, device: torch.device) -> float:
 # ---- the training step beside others
 
 
-def _bench_mae(w: Workload) -> Iterator[Row]:
-    config = ClayConfig.named(w.size)
-    bands = len(SENSORS[SENSOR].bands)
-    plain = plain_mae(config, bands=bands, pixels=w.pixels)
-    step = training_step(lambda batch: plain(batch.cube.pixels).loss, plain)
-    with torch.device("meta"):
-        counted = plain_mae(config, bands=bands, pixels=w.pixels)
-        images = torch.empty(w.batch, bands, w.pixels, w.pixels)
-    flops = count_flops(lambda: counted(images).loss.backward())
-    yield from _bench_step(w, ClayModule(config, cached=True), "ViT-MAE of transformers", step, flops)
-
-
 def _bench_teacher(w: Workload) -> Iterator[Row]:
     config = ClayConfig.named(w.size)
     ours = ClayModule(config, teacher=random_dinov2_large(w.teacher_pixels), cached=True)
@@ -331,29 +340,6 @@ def random_dinov2_large(pixels: int = 518) -> Teacher:
     shape = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14)
     config = Dinov2WithRegistersConfig(num_register_tokens=4, **shape)
     return Teacher(Dinov2WithRegistersModel(config), size=pixels, stand_in=True)
-
-
-def plain_mae(config: ClayConfig, *, bands: int, pixels: int) -> nn.Module:
-    """Hugging Face's masked autoencoder of the same width, depth, visible tokens and decoder."""
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    same = ViTMAEConfig(
-        hidden_size=config.dim,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.heads,
-        intermediate_size=int(config.dim * config.mlp_ratio),
-        image_size=pixels,
-        patch_size=config.patch_size,
-        num_channels=bands,
-        decoder_hidden_size=config.decoder_dim,
-        decoder_num_hidden_layers=config.decoder_depth,
-        decoder_num_attention_heads=config.decoder_heads,
-        decoder_intermediate_size=int(config.decoder_dim * config.decoder_mlp_ratio),
-        mask_ratio=config.mask_ratio,
-        qkv_bias=False,
-        attn_implementation="sdpa",
-    )
-    return ViTMAEForPreTraining(same).train()
 
 
 def matrix_rate(device: torch.device | str = "cpu", precision: str = "exact") -> float:
@@ -438,7 +424,7 @@ def _bench_chips(w: Workload) -> Iterator[Row]:
 BENCHES = {
     "embed": (_bench_embed, Workload("tiny,base,large", batch=1, pixels=256, repeats=3)),
     "train": (_bench_train, Workload("tiny,base", batch=2, pixels=256, repeats=3)),
-    "mae": (_bench_mae, Workload("base", batch=2, pixels=256, repeats=5)),
+    "onnx": (_bench_onnx, Workload("tiny,base", batch=1, pixels=0, repeats=9)),
     "teacher": (_bench_teacher, Workload("large", batch=4, pixels=256, repeats=2)),
     "chips": (_bench_chips, Workload("base", batch=32, pixels=128, repeats=15, count=512)),
 }

@@ -53,6 +53,26 @@ def test_shipped_weights_in_onnxruntime(mini):
         assert text in printed
 
 
+def test_a_file_embeds_like_the_weights_it_was_exported_from(mini, tmp_path):
+    own, other = Clay.load(MINI, precision="exact"), Clay.load(mini[0])
+    pixels = np.random.default_rng(0).integers(1, 4000, (3, 10, 20, 33)).astype(np.float32)
+    pixels[0, :, 2, 3] = np.nan  # a hole that leaves its patch
+    kwargs = dict(sensor="sentinel-2-l2a", when="2023-06-10T10:30", lat=-3.4, lon=34.07, check=False)
+    expected, found = own.embed(pixels, **kwargs), other.embed(pixels, **kwargs)
+    torch.testing.assert_close(found.chip, expected.chip, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.patches, expected.patches, atol=1e-4, rtol=0)
+    assert found.precision == "exact" and found.valid.all()
+    for message, call in {
+        "an ONNX encoder and chips with patches to leave out": lambda: other.embed(pixels * np.nan, **kwargs),
+        "an ONNX encoder and layers": lambda: other.embed(pixels, layers=[0], **kwargs),
+        "weights of the encoder alone": lambda: other.reconstruct(pixels, **kwargs),
+        "none of them for an ONNX file": lambda: Clay.load(mini[0], precision="bfloat16"),
+        "a wrong name": lambda: Clay.load(tmp_path / "absent.onnx"),
+    }.items():
+        with pytest.raises(ContractError, match=message):
+            call()
+
+
 def test_the_file_describes_its_inputs(mini):
     """Run with NumPy, onnxruntime and the file's metadata alone."""
     import onnxruntime
