@@ -127,7 +127,7 @@ _ = figures.save(fig, out_dir / "1_ratios.png")
 
 # %% [markdown]
 # The encoder returns one token for each visible patch, and a **class token** in front of them. The class token has no
-# place of its own; it describes the chip as a unit.
+# place of its own; it describes the whole chip.
 
 # %%
 for ratio in ratios:

@@ -84,7 +84,6 @@ teacher_share: float = 0.5  # weight of the teacher's loss; 0.05 in the release
 
 # %%
 released_config, released = ClayConfig(), training.TrainSettings()
-print(released_config, released, sep="\n\n")
 assert (released_config.dim, released_config.depth, released_config.mask_ratio) == (1024, 24, 0.75)
 assert (released.lr, released.weight_decay, released.betas) == (1e-5, 0.05, (0.9, 0.95))
 assert (released.reconstruction_weight, released.representation_weight) == (0.95, 0.05)
@@ -472,7 +471,7 @@ checks.check_rate(rate)
 # the same network, trained much longer and on more chips, by `clay train --config data/weights/clay-mini.yaml`. To
 # compare, set their parameter `weights` to the name of your file.
 #
-# Next: [05 Maps of reconstructions](05_map_reconstructions.ipynb).
+# Next: [05 Reconstruction maps](05_map_reconstructions.ipynb).
 
 # %%
 metrics = {

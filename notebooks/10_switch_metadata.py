@@ -353,7 +353,7 @@ checks.check_luck(p_value)
 # To compare other weights, set `weights`. As a sweep, over `off` and several seeds, run
 # `clay sweep papermill_runs/sweeps/metadata.yaml`; [09](09_read_sweeps.ipynb) shows its results.
 #
-# Next: [11 Fine-tuning a segmentation head](11_finetune_segmentation.ipynb), which trains a network on such embeddings.
+# Next: [11 Fine-tuning for segmentation](11_finetune_segmentation.ipynb), which trains a network on such embeddings.
 
 # %%
 reduced = labels[off]

@@ -216,39 +216,6 @@ figures.class_legend(fig, every, names, colors)
 _ = figures.save(fig, out_dir / "maps.png")
 
 # %% [markdown]
-# ## Why upsample by resizing
-#
-# A transposed convolution, the other common way to upsample, computes the pixels of a patch with different weights.
-# This leaves a pattern with the period of the patches, the checkerboard artifact (Odena, Dumoulin and Olah 2016,
-# [doi:10.23915/distill.00003](https://doi.org/10.23915/distill.00003)).
-#
-# To make it visible, we train the same head both ways, without the pixel branch and for an eighth of the epochs. The
-# measure is the spectral energy of the class scores at the period of the patches, relative to neighboring frequencies;
-# 1 means no artifact.
-
-# %%
-kwargs = dict(layers=layers, bands=0, progress=False, settings=replace(settings, epochs=max(1, epochs // 8)))
-tokens_only = {}
-for way in ("resize", "transposed"):
-    tokens_only[way] = finetune(clay, train, val, upsampling=way, **kwargs).predict(test)  # [N, K, H, W]
-P = clay.model.config.patch_size
-artifact = {way: float(np.mean([checkerboard(chip, P) for chip in x])) for way, x in tokens_only.items()}
-one_hot = (truth[:, None] == np.arange(len(names))[:, None, None]).astype(float)  # [N, K, H, W]
-reference = np.mean([checkerboard(chip, P) for chip in one_hot])
-for way, value in artifact.items():
-    print(f"{way:<11} checkerboard {value:.2f} (labels: {reference:.2f})")
-runs.claim(artifact["resize"] < artifact["transposed"], "resizing leaves a weaker checkerboard")
-
-# %%
-chip = int(examples[0])
-k = int(tokens_only["resize"][chip].mean(axis=(1, 2)).argmax())
-panels = [tokens_only[way][chip, k] for way in artifact]
-titles = [f"{way}: checkerboard {value:.2f}" for way, value in artifact.items()]
-kwargs = dict(limits=(0, 1), label=f"probability of {names[k]}", size=3, title="One chip, upsampled in two ways")
-fig = figures.show_row(panels, titles, gsd=test.gsd, **kwargs)
-_ = figures.save(fig, out_dir / "checkerboard.png")
-
-# %% [markdown]
 # ## A map of a scene
 #
 # A scene is larger than a chip. It is predicted in overlapping windows, whose scores are blended where they overlap.
@@ -295,6 +262,39 @@ percent = np.where(probability == 255, np.nan, probability)
 kwargs = dict(limits=(0, 100), label="probability of the predicted class (%)", title="Probability")
 fig = figures.show_row([percent], gsd=scene.gsd, size=3.4, **kwargs)
 _ = figures.save(fig, out_dir / "probability.png")
+
+# %% [markdown]
+# ## Why upsample by resizing
+#
+# A transposed convolution, the other common way to upsample, computes the pixels of a patch with different weights.
+# This leaves a pattern with the period of the patches, the checkerboard artifact (Odena, Dumoulin and Olah 2016,
+# [doi:10.23915/distill.00003](https://doi.org/10.23915/distill.00003)).
+#
+# To make it visible, we train the same head both ways, without the pixel branch and for an eighth of the epochs. The
+# measure is the spectral energy of the class scores at the period of the patches, relative to neighboring frequencies;
+# 1 means no artifact.
+
+# %%
+kwargs = dict(layers=layers, bands=0, progress=False, settings=replace(settings, epochs=max(1, epochs // 8)))
+tokens_only = {}
+for way in ("resize", "transposed"):
+    tokens_only[way] = finetune(clay, train, val, upsampling=way, **kwargs).predict(test)  # [N, K, H, W]
+P = clay.model.config.patch_size
+artifact = {way: float(np.mean([checkerboard(chip, P) for chip in x])) for way, x in tokens_only.items()}
+one_hot = (truth[:, None] == np.arange(len(names))[:, None, None]).astype(float)  # [N, K, H, W]
+reference = np.mean([checkerboard(chip, P) for chip in one_hot])
+for way, value in artifact.items():
+    print(f"{way:<11} checkerboard {value:.2f} (labels: {reference:.2f})")
+runs.claim(artifact["resize"] < artifact["transposed"], "resizing leaves a weaker checkerboard")
+
+# %%
+chip = int(examples[0])
+k = int(tokens_only["resize"][chip].mean(axis=(1, 2)).argmax())
+panels = [tokens_only[way][chip, k] for way in artifact]
+titles = [f"{way}: checkerboard {value:.2f}" for way, value in artifact.items()]
+kwargs = dict(limits=(0, 1), label=f"probability of {names[k]}", size=3, title="One chip, upsampled in two ways")
+fig = figures.show_row(panels, titles, gsd=test.gsd, **kwargs)
+_ = figures.save(fig, out_dir / "checkerboard.png")
 
 # %% [markdown]
 # ## Exercises, solved

@@ -1,11 +1,15 @@
 """Every notebook: script and .ipynb hold the same cells, are readable, and run from the first cell to the last."""
 
 import re
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import jupytext
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from clay_lib.files import read_yaml
 from clay_lib.runs.notebooks import ROOT, RUNS, RunResult, is_done, list_notebooks, read_script
@@ -55,6 +59,26 @@ def test_paired_notebook_has_outputs_and_is_small_and_clean(script):
         texts = [output.get("text", ""), *(v for k, v in output.get("data", {}).items() if k.startswith("text/"))]
         path = MACHINE_PATH.search(re.sub(r"data:[\w/+-]+;base64,[\w+/=]+", "", "".join(texts)))
         assert not path, f"a path of one machine: {path and path[0]}"
+
+
+@each
+def test_outputs_show_a_picture_where_no_script_runs(script):
+    """GitHub takes scripts, frames and inputs out of HTML, and has no kernel for widgets."""
+    outputs = [o for c in nbformat.read(script.with_suffix(".ipynb"), as_version=4).cells for o in c.get("outputs", [])]
+    for output in outputs:
+        data = output.get("data", {})
+        page = re.sub(r"(?s)<(script|style|iframe)\b.*?</\1>|<input[^>]*>", "", data.get("text/html", ""))
+        if re.match(r"\w*(Widget|Map|Figure|Box)\b", data.get("text/plain", "").lstrip("<")) or "<img" in page:
+            pictures = [data["image/png"]] if "image/png" in data else []
+            if page:
+                assert not re.sub(r"<[^>]*>", "", page).strip(), "text of controls that do nothing"
+                pictures += re.findall(r'<img src="data:image/\w+;base64,([^"]*)" alt="\w[^"]+"', page)
+            assert len(pictures) == 1 + bool(page), output.get("data", {}).keys()
+            for picture in pictures:
+                image = np.asarray(Image.open(BytesIO(b64decode(picture))).convert("L"))
+                assert image.shape[1] > 250 and image.std() > 5, "a blank picture"
+        else:
+            assert output.output_type == "stream" or re.search(r"</t[dh]>", page), "neither a figure nor a table"
 
 
 @each

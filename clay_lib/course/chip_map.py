@@ -200,7 +200,7 @@ def _different(vectors: np.ndarray, count: int) -> list[int]:
     return chosen
 
 
-def _page(atlas: Atlas, background: Layer, colors: Mapping[str, str], still: Figure) -> str:
+def _page(atlas: Atlas, background: Layer, colors: Mapping[str, str]) -> str:
     """The map as HTML: click a chip to see its neighbors. Vectors are stored in 8 bits, thumbnails in one image."""
     a, _, x, _, e, y = background.transform
     h, w = np.shape(background.values)[:2]
@@ -224,7 +224,7 @@ def _page(atlas: Atlas, background: Layer, colors: Mapping[str, str], still: Fig
         colors=["#fff"] * len(shapes) if names is None else [to_hex(colors.get(n, "#fff")) for n in atlas.truth],
         background=webp_url(background.values), sprite=webp_url(sprite), across=across, names=names,
     )  # fmt: skip
-    return fill_page("click.html", data, still=webp_url(still), alt="Chips, and those with the most similar embeddings")
+    return fill_page("click.html", data, alt="Chips, and those with the most similar embeddings")
 
 
 # ---- the widget ----
@@ -250,7 +250,7 @@ class ChipMap(Widget):
         self.message = ipywidgets.HTML("Click a chip.")
         panel = ipywidgets.VBox([self.message, self.image, ipywidgets.HBox([entry, button])])
         still = show_neighbors(atlas, _different(atlas.vectors, 4), names=atlas.truth)
-        super().__init__([self.map, panel], still, _page(atlas, background, self.colors, still))
+        super().__init__([self.map, panel], still, _page(atlas, background, self.colors))
         self.add_class("clay-chip-map")
 
     def click(self, chip: int) -> None:

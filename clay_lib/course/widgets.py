@@ -30,22 +30,24 @@ from clay_lib.sensors import SENSORS, Sensor
 class Widget(ipywidgets.VBox):
     """A box of widgets with a still figure in the same output, and a page: HTML for places without a kernel.
 
-    JupyterLab shows the widgets. A saved notebook, an exported page and GitHub have no kernel and show the page or the
-    figure.
+    JupyterLab shows the widgets, an exported page the HTML. GitHub takes the scripts out of it, so that the still figure
+    is in it too, as a PNG, which every viewer allows in HTML.
     """
 
     def __init__(self, children, still: Figure, page: str = ""):
         super().__init__(children)
-        self.still, self.page = png(still), page
+        self.still = png(still)
+        self._png = base64.b64encode(self.still).decode()
+        self.page = page.replace("{{still}}", f"data:image/png;base64,{self._png}")
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         page = {"text/html": self.page} if self.page else {}
-        return bundle and {**bundle, **page, "image/png": base64.b64encode(self.still).decode()}
+        return bundle and {**bundle, **page, "image/png": self._png}
 
 
 def fill_page(file: str, data: Mapping, **texts: str) -> str:
-    """The HTML of a file beside this one with its data and texts. still: address of what shows where no script runs."""
+    """The HTML of a file beside this one with its data and texts; `Widget` fills in the still figure."""
     page = Path(__file__).with_name(file).read_text(encoding="utf-8")
     for name, text in {**texts, "data": json.dumps(data).replace("<", "\\u003c")}.items():
         page = page.replace(f"{{{{{name}}}}}", text)
@@ -207,10 +209,10 @@ def playground(
         result = reconstruct(clay, pixels, sensor, mask_ratio=ratio, **own)
         return show_reconstruction(result, sensor, bands=available, gsd=gsd)
 
-    images, first = [webp_url(still(ratio)) for ratio in RATIOS], RATIOS.index(0.75)
-    data = dict(images=images, first=first, values=[f"{ratio:.0%}" for ratio in RATIOS])
+    images = [webp_url(still(ratio)) for ratio in RATIOS]
+    data = dict(images=images, first=RATIOS.index(0.75), values=[f"{ratio:.0%}" for ratio in RATIOS])
     alt = "A chip, its visible patches, the reconstruction and the error, by the share of hidden patches"
-    page = fill_page("slider.html", data, name="share of hidden patches", still=images[first], alt=alt)
+    page = fill_page("slider.html", data, name="share of hidden patches", alt=alt)
     return Widget([controls, image], still(mask_ratio), page)
 
 
