@@ -20,6 +20,7 @@
 # You will see
 # - chips arranged by their embeddings alone (t-SNE), colored by land cover, season and sensor,
 # - how often the most similar chip has the same land cover,
+# - how often a chip finds its place again in the images of another sensor,
 # - a map in which every patch of a scene has the color of its embedding.
 #
 # ![Where this notebook stands: embeddings](flow/06_see_embeddings.png)
@@ -45,7 +46,7 @@ from clay_lib import Clay, course, data, figures, runs, world
 from clay_lib.clay import embed_chips
 from clay_lib.course import checks
 from clay_lib.course.chip_map import chip_map
-from clay_lib.evaluation import principal_components
+from clay_lib.evaluation import as_text, principal_components, recalls, without_place
 
 # %% tags=["parameters"]
 seed: int = 0  # of the synthetic Earth and of t-SNE
@@ -239,6 +240,31 @@ kwargs = dict(truth=places_and_classes([clickable])[1], colors=colors if has_lab
 display(chip_map(clickable, embed_chips(clay, clickable)[kind], background, **kwargs))
 
 # %% [markdown]
+# ## The same place in another sensor
+#
+# A harder question: is the chip of **the same place and date** in another sensor the most similar one of all, or among
+# the ten most similar? The model is told neither place nor date, which would give the answer away. Each pair of sensors
+# is a search of its own, and each sensor's mean vector is subtracted first. The brackets hold 95 % intervals over places.
+
+# %%
+found = recalls({name: embed_chips(clay, without_place(c))[kind] for name, c in by_sensor.items()})
+cells = [as_text(*row, form="{:.0%}") for row in found[["recall", "low", "high"]].itertuples(index=False)]
+found_table = found.assign(cell=cells, k="recall at " + found["k"].astype(str))
+display(found_table.pivot(index=["query", "gallery"], columns="k", values="cell"))
+print(f"by chance: {1 / places:.1%} and {10 / places:.0%}")
+
+# %%
+names = list(by_sensor)
+at_one = found[found["k"] == 1].pivot(index="query", columns="gallery", values="recall").loc[names, names]
+title = f"Share of {places} places found at once"
+kwargs = dict(label="recall at 1", limits=(0, 1), form="{:.0%}", xlabel="found in", ylabel="query")
+_ = figures.save(figures.matrix(at_one.to_numpy(), names=names, title=title, **kwargs), out_dir / "4_retrieval.png")
+
+# %% [markdown]
+# More places are harder to tell apart: among 1,000, and for two more sensors,
+# [RESULTS.md](../data/weights/RESULTS.md#the-same-place-in-another-sensor) has the same table.
+
+# %% [markdown]
 # ## A color for every patch
 #
 # The vector of a chip is an average. The patch tokens of a scene are a map: the three directions of largest variance,
@@ -254,7 +280,7 @@ P = clay.model.config.patch_size
 pair = [picture, np.nan_to_num(component_image, nan=0.85)]
 titles = [image.sensor.name, f"patch embeddings, {components.shape[0]} x {components.shape[1]}"]
 fig = figures.show_row(pair, titles, gsd=[image.gsd, image.gsd * P], size=3.4)
-_ = figures.save(fig, out_dir / "4_components.png")
+_ = figures.save(fig, out_dir / "5_components.png")
 
 # %% [markdown]
 # As a GeoTIFF, one cell is one patch; on a map, the components lie over the scene.
@@ -365,6 +391,7 @@ checks.check_three_colors(three_colors)
 # - An embedding is one vector for a chip, or one for each patch; both come from the encoder with nothing hidden.
 # - Nearest neighbors share the land cover far more often than chance; how often, and how much the sensor matters, is
 #   counted above.
+# - A place can be found again in the images of another sensor; how reliably depends on the pair.
 # - Principal components turn patch embeddings into a map that follows the outlines of the land.
 #
 # **Exercise.** Set `kind` to "class token". Which of the four shares of nearest neighbors change, and in which
@@ -377,4 +404,6 @@ checks.check_three_colors(three_colors)
 metrics = {"chips": len(chips), "vector": kind, "dimensions": int(vectors[kind].shape[1])}
 for name, (share, chance) in shares.items():
     metrics[f"nearest neighbor shares the {name}"] = {"share": float(share), "by chance": float(chance)}
+for query, gallery, k, value in found[["query", "gallery", "k", "recall"]].itertuples(index=False):
+    metrics[f"{query} in {gallery}: recall at {k}"] = float(value)
 runs.write_metrics(out_dir, metrics)

@@ -3,8 +3,8 @@
 `baselines` are hand-crafted features, `probes` the simple classifiers on any features, `intervals` the bootstrap of
 every score. `evaluate` combines them for your own labels (`multilabel` for several labels a chip), `segmentation`
 scores classes pixel by pixel, `transfer`, `patches` and `results` measure weights on real data, `reconstruction`
-hidden patches beside interpolation, and `ablation` removes metadata or parts of an image. `components` are the
-principal components of embeddings.
+hidden patches beside interpolation, `retrieval` how often a place is found in another sensor, and `ablation` removes
+metadata or parts of an image. `components` are the principal components of embeddings.
 """
 
 from clay_lib import lazy
@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy(
         "evaluate": "Evaluation evaluate_features",
         "segmentation": "class_scores",
         "reconstruction": "reconstruction_table",
+        "retrieval": "recalls retrieval_table without_place",
         "ablation": "cloud removal_study",
         "components": "fit_components principal_components",
     },

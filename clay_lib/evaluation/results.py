@@ -21,6 +21,7 @@ from clay_lib.evaluation import patches, transfer
 from clay_lib.evaluation.evaluate import Evaluation
 from clay_lib.evaluation.intervals import as_text
 from clay_lib.evaluation.reconstruction import reconstruction_table
+from clay_lib.evaluation.retrieval import retrieval_table
 from clay_lib.files import DATA, atomic_write, find_weights, sha256
 
 REAL = Path(os.environ.get("CLAY_REALDATA") or Path(__file__).resolve().parents[3] / "shared" / "realdata")
@@ -53,7 +54,7 @@ def results(
 
     Args:
         weights: a file of weights: a path, or a name in data/weights
-        only: studies by name, separated by commas: world, ucmerced, landsat, landcover, reconstruction
+        only: studies, separated by commas: world, ucmerced, landsat, landcover, reconstruction, retrieval
         data: the folder of real data, with ucmerced, landsat-sr, sentinel-2-l2a and landcover; empty: CLAY_REALDATA,
             or shared/realdata beside the checkout. Studies whose data are absent keep their rows of the last run
         seeds: from 0, of splits, random weights, random filters and shots
@@ -111,10 +112,12 @@ def results_page(table: pd.DataFrame) -> str:
             parts.append("Not measured yet.")
             continue
         one = rows.iloc[0]
-        seeds, weights = f"Seeds 0 to {rows['seeds'].max() - 1}", f"weights `{one['weights']}` (SHA-256)"
+        seeds = "Seed 0" if rows["seeds"].max() == 1 else f"Seeds 0 to {rows['seeds'].max() - 1}"
+        weights = f"weights `{one['weights']}` (SHA-256)"
         parts.append(f"{seeds}; {weights}; measured {one['made']}. Run again: `{one['command']}`")
         for split, own in rows.groupby("split", sort=False):
-            parts.append(f"### Split: {SPLITS.get(split, split)}\n\n{_pivot(own, 'score', '{:.1f}')}")
+            heading = f"Split: {SPLITS[split]}" if split in SPLITS else split.capitalize()
+            parts.append(f"### {heading}\n\n{_pivot(own, 'score', '{:.1f}')}")
             lead = own.dropna(subset=["margin"])
             lead = lead[~lead["features"].str.startswith("random")]
             if not lead.empty:
@@ -189,6 +192,16 @@ def _reconstruction(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
     return kept.assign(split=split, probe=probe, kind="model", metric="ratio or correlation", n_train=0)
 
 
+def _retrieval(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
+    tables = []
+    for suffix, model in (("", clay), (", random weights", Clay.random(clay.model.config, seed=0))):
+        table = retrieval_table(model)
+        tables.append(table.assign(probe="recall at " + table["k"].astype(str) + suffix))
+    table = pd.concat(tables, ignore_index=True).rename(columns={"recall": "score", "places": "n_test"})
+    pair = table["query"] + " in " + table["gallery"]
+    return table.assign(split=table["kind"], features=pair, kind="model", metric="recall", n_train=0, seeds=1)
+
+
 STUDIES = {
     "world": Study(
         "Land cover of the mini-world",
@@ -230,6 +243,15 @@ STUDIES = {
         "without their means. Beside them the correlations that interpolation reaches; intervals over chips.",
         (),
         _reconstruction,
+    ),
+    "retrieval": Study(
+        "The same place in another sensor",
+        "1,000 places of test land, one date each, in chips of 64 px: how often the 1 or 10 most similar of all chips "
+        "of another sensor hold the one of the same place and date; the model is told neither. By chance 0.1 and 1.0. Similarity is the cosine "
+        "after each sensor's mean is subtracted; intervals over places. A pixel is 1 m wide in naip, 10 m in both "
+        "Sentinels, 30 m in Landsat and 463 m in MODIS, so that chips of most pairs share only their center.",
+        (),
+        _retrieval,
     ),
 }
 SPLITS = {
