@@ -28,6 +28,7 @@ from clay_lib.loss import reconstruction_loss
 from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.onnx_encoder import load_onnx, need
 from clay_lib.precision import arithmetic, candidates, choose, matmul_precision, measure, processor
+from clay_lib.runs.bench_search import search_rows
 from clay_lib.sensors import SENSORS
 from clay_lib.teacher import Teacher
 from clay_lib.training import ClayModule
@@ -46,7 +47,7 @@ class Workload:
     batch: int  # chips
     pixels: int  # a side
     repeats: int  # timed calls, after one to warm up
-    count: int = 0  # chips in the store
+    count: int = 0  # chips in the store, vectors
     teacher_pixels: int = 518  # to which the live teacher's RGB is resized
     device: str = "cpu"
 
@@ -76,16 +77,16 @@ def bench(
     Example: clay bench embed,train --device cuda --out cuda.json
 
     Args:
-        what: any of these, separated by commas; empty: all but chips, on a GPU embed and train. embed: the encoder in
-            each precision, beside the peak of a matrix product. train: a training step likewise. onnx: the exported
-            encoder in ONNX Runtime beside torch. teacher:
-            cached targets beside the live DINOv2. chips: writing and reading a chip store
+        what: any of these, separated by commas; empty: all but chips and search, on a GPU embed and train. embed: the
+            encoder in each precision, beside the peak of a matrix product. train: a training step likewise. onnx: the
+            exported encoder in ONNX Runtime beside torch. teacher: cached targets beside the live DINOv2. chips:
+            a chip store, written and read. search: synthetic vectors, exact and with an index, in processor time
         size: tiny, small, base or large, several for embed, train and onnx; empty: tiny,base,large for embed, tiny,base
             for train and onnx, base for chips, large for teacher
         batch: chips; 0: 32 on a GPU, or else 1 for embed and onnx, 2 for train, 4 for teacher, 32 for chips
         pixels: a side of a chip; 0: 64 and 256 for onnx, 128 for chips, 256 for the others
-        repeats: timed calls of each, after one to warm up; 0: 2 to 15
-        count: chips in the store; 0: 512
+        repeats: timed calls of each, after one to warm up; queries of search; 0: 2 to 20
+        count: chips in the store, vectors for search; 0: 512, 10 million
         teacher_pixels: to which the live teacher's RGB is resized; 0: 518
         device: cpu or cuda, of embed and train; on cuda also compiled, after a comparison with the CPU's float32
         out: a JSON file for the results; empty: none
@@ -425,6 +426,10 @@ BENCHES = {
     "embed": (_bench_embed, Workload("tiny,base,large", batch=1, pixels=256, repeats=3)),
     "train": (_bench_train, Workload("tiny,base", batch=2, pixels=256, repeats=3)),
     "onnx": (_bench_onnx, Workload("tiny,base", batch=1, pixels=0, repeats=9)),
+    "search": (
+        lambda w: (Row(*row) for row in search_rows(w.count, w.repeats)),
+        Workload("", batch=0, pixels=0, repeats=20, count=10_000_000),
+    ),
     "teacher": (_bench_teacher, Workload("large", batch=4, pixels=256, repeats=2)),
     "chips": (_bench_chips, Workload("base", batch=32, pixels=128, repeats=15, count=512)),
 }

@@ -142,3 +142,14 @@ def test_target_cache_takes_the_bytes_that_the_page_states(tmp_path):
     written = sum(file.stat().st_size for file in (tmp_path / "targets").glob("*/*/*.npy"))
     flips, width, key = map(int, re.search(r"chips x (\d) flips x \((\d+) x 2 \+ (\d+)\)", PAGE).groups())
     assert written == pytest.approx(200 * flips * (2 * width + key), rel=0.002)
+
+
+def test_search_measures_time_memory_and_recall(capsys):
+    assert bench("search", count=20_000, repeats=5) == 0
+    printed = capsys.readouterr().out
+    vectors, more, kept = (
+        float(n) for n in re.search(r"(\S+) MB of .* (\S+) MB more, (\S+) MB kept", printed).groups()
+    )
+    assert vectors == 1 and kept < 1 and more < 200
+    recalls = [float(n) for n in re.findall(r"recall of 20: ([\d.]+)", printed)]
+    assert len(recalls) == 2 and min(recalls) > 0.8  # fewer vectors than a search compares in a large table
