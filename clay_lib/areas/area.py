@@ -59,6 +59,15 @@ class AreaResult:
         """The vectors as a geopandas GeoDataFrame."""
         return vectors.read_frame(self.out, configuration=self.configuration)
 
+    def effect_sentences(self) -> list[str]:
+        """How much of the vectors is the code of place and of date; none where nothing was embedded."""
+        others = {"place": "the antipode", "date": "a date half a year later"}
+        return [
+            f"{name}: the same pixels given {others[name]} have a cosine of {cosine:.3f}; squared, the difference "
+            f"is {share:.1%} of that between tiles (--without {name} embeds without it)"
+            for name, (cosine, share) in (self.effect or {}).items()
+        ]
+
     def __str__(self) -> str:
         lines = [
             f"{self.rows} vectors written, {self.skipped} tiles already finished, {self.empty} without valid pixels",
@@ -71,10 +80,7 @@ class AreaResult:
                 f"at the period of tiles {seams['tiles']:.2f} and of two patches {seams['patches']:.2f} times that "
                 "of neighboring frequencies"
             )
-        for name, (cosine, share) in (self.effect or {}).items():
-            other = {"place": "the antipode", "date": "a date half a year later"}[name]
-            lines.append(f"{name}: the same pixels given {other} have a cosine of {cosine:.3f}; squared, the difference "
-                         f"is {share:.1%} of that between tiles (--without {name} embeds without it)")  # fmt: skip
+        lines += self.effect_sentences()
         times = f"{self.model_seconds:.1f} s in the model and {self.waited_seconds:.1f} s waiting for pixels"
         return "\n".join([*lines, f"{self.seconds:.1f} s, of which {times}"])
 

@@ -15,6 +15,7 @@ import numpy as np
 from clay_lib.errors import ContractError, warn
 from clay_lib.files import atomic_write
 
+NEGATIVE_WEIGHT = 0.5  # of negative examples; at 1 the part common to all land cancels and hits become random
 BLOCK = 32_768  # rows compared at once, which bounds copies and float64 values in memory
 ROUNDING = 2e-6  # error bound of usearch's single-precision cosines
 EXACT_ROWS = 1_000_000  # up to which every row is compared

@@ -18,11 +18,10 @@ import shapely
 
 from clay_lib.areas.archives import parse_area, parse_dates
 from clay_lib.areas.embeddings import Vectors, open_vectors
-from clay_lib.areas.neighbors import EXACT_ROWS, nearest, unit
+from clay_lib.areas.neighbors import EXACT_ROWS, NEGATIVE_WEIGHT, nearest, unit
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write
 
-NEGATIVE_WEIGHT = 0.5  # at 1 the part common to all land cancels and hits become random
 EARTH_RADIUS = 6_371_008.8  # m
 
 Example = str | Path | Sequence[float] | np.ndarray | shapely.Geometry

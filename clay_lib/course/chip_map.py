@@ -1,4 +1,5 @@
-"""Interactive map of chips: click one to see its neighbors in embedding space, label some, and a probe labels the rest.
+"""Interactive map of chips: click one to see its neighbors in embedding space, mark examples for and against and the
+ranking follows, label some, and a probe labels the rest.
 
 The map needs no tile server: below the chips lies a raster (figures.maps.Layer), such as the scene that they are cut
 from or the mini-world's land cover.
@@ -22,13 +23,14 @@ from PIL import Image
 from rasterio.warp import transform
 
 from clay_lib import figures
-from clay_lib.areas.neighbors import nearest
+from clay_lib.areas.neighbors import NEGATIVE_WEIGHT, nearest
 from clay_lib.course.widgets import Widget, fill_page, image_widget, webp_url
 from clay_lib.data.chips import Chips
 from clay_lib.data.georeference import coarser
 from clay_lib.data.rasters import write_raster
 from clay_lib.data.scenes import DEGREES_A_PIXEL, Scene
 from clay_lib.errors import ContractError
+from clay_lib.evaluation.audit import likely_wrong, out_of_fold
 from clay_lib.evaluation.probes import fit_linear, standardize
 from clay_lib.figures.images import scale_bar
 from clay_lib.figures.maps import DEGREES, Layer, show_on_map
@@ -62,12 +64,34 @@ class Atlas:
             raise ContractError("chips", found, "one of each for every chip, and a known place", cause)
 
 
-def neighbors(vectors: np.ndarray, chip: int, count: int = NEIGHBORS) -> tuple[np.ndarray, np.ndarray]:
-    """(indices, cosines) [count] of the chips most similar to one of vectors [N, D], centered; without the chip itself."""
-    centered, others = vectors - vectors.mean(axis=0), np.arange(len(vectors)) != chip
-    if not centered[chip].any():  # no direction, as where all chips are the same: none is nearer than another
+def neighbors(
+    vectors: np.ndarray, chip: int, count: int = NEIGHBORS, marks: Mapping[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, cosines) [count] of the chips most similar to one of vectors [N, D], centered; without the chip itself.
+
+    marks {chip: 1 or -1}: then those most similar to the mean of the chips marked 1 (if there is none, the one chosen)
+    minus half the mean of those marked -1, without these.
+    """
+    marks = dict(marks) if marks and max(marks.values()) > 0 else {chip: 1} | dict(marks or {})
+    centered = vectors - vectors.mean(axis=0)
+    units = centered / np.linalg.norm(centered, axis=1, keepdims=True).clip(1e-9)
+    means = [units[[n for n in marks if marks[n] == sign] or [0]].mean(axis=0) for sign in (1, -1)]
+    query = means[0] - (NEGATIVE_WEIGHT * means[1] if min(marks.values()) < 0 else 0)
+    others = ~np.isin(np.arange(len(vectors)), list(marks))
+    if not query.any():  # no direction, as where all chips are the same: none is nearer than another
         return np.flatnonzero(others)[:count], np.zeros(min(count, others.sum()))
-    return nearest(centered, centered[chip], count, keep=others)
+    return nearest(centered, query, count, keep=others)
+
+
+def suspects(vectors: np.ndarray, labels: Mapping[int, str]) -> dict[int, str]:
+    """{chip: what the other labels suggest} where that contradicts its label; needs three of each kind of label."""
+    chips, names = list(labels), np.array(list(labels.values()))
+    counts = np.unique(names, return_counts=True)[1]
+    if len(counts) < 2 or counts.min() < 3:
+        return {}
+    fold = out_of_fold(vectors[chips], names, groups=np.arange(len(chips)), strength=0.1)
+    wrong = likely_wrong(fold[0], names, fold[1])
+    return {chips[row.chip]: str(row.suggestion) for row in wrong.itertuples()}
 
 
 def refit(vectors: np.ndarray, labels: Mapping[int, str]) -> np.ndarray | None:
@@ -110,8 +134,14 @@ def world_background(world: MiniWorld, step: float = 1.0) -> Layer:
 # ---- figures ----
 
 
-def show_neighbors(atlas: Atlas, chips: Sequence[int], *, names: Sequence[str] | None = None) -> Figure:
-    """A row for each chip: itself, framed, then its neighbors with their cosines; names [N] under each."""
+def show_neighbors(
+    atlas: Atlas,
+    chips: Sequence[int],
+    *,
+    names: Sequence[str] | None = None,
+    marks: Mapping[int, int] | None = None,
+) -> Figure:
+    """A row for each chip: itself, framed, then its `neighbors` with their cosines; names [N] under each."""
     with figures.styled():
         size = (1.15 * (1 + NEIGHBORS), (1.35 if names is None else 1.55) * len(chips))
         fig, axes = plt.subplots(len(chips), 1 + NEIGHBORS, squeeze=False, figsize=size)
@@ -119,7 +149,7 @@ def show_neighbors(atlas: Atlas, chips: Sequence[int], *, names: Sequence[str] |
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         for row, chip in zip(axes, chips, strict=True):
-            order, cosines = neighbors(atlas.vectors, chip)
+            order, cosines = neighbors(atlas.vectors, chip, marks=marks)
             titles = [f"chip {chip}", *(f"{value:.2f}" for value in cosines)]
             for ax, number, title in zip(row, [chip, *order], titles, strict=False):
                 ax.imshow(atlas.thumbnails[number])
@@ -201,7 +231,10 @@ def _different(vectors: np.ndarray, count: int) -> list[int]:
 
 
 def _page(atlas: Atlas, background: Layer, colors: Mapping[str, str]) -> str:
-    """The map as HTML: click a chip to see its neighbors. Vectors are stored in 8 bits, thumbnails in one image."""
+    """The map as HTML: click a chip to see its neighbors, mark some to rank by them.
+
+    Vectors are stored in 8 bits, thumbnails in one image.
+    """
     a, _, x, _, e, y = background.transform
     h, w = np.shape(background.values)[:2]
     size = 1000, round(1000 * abs(e) * h / (a * w))
@@ -224,20 +257,24 @@ def _page(atlas: Atlas, background: Layer, colors: Mapping[str, str]) -> str:
         colors=["#fff"] * len(shapes) if names is None else [to_hex(colors.get(n, "#fff")) for n in atlas.truth],
         background=webp_url(background.values), sprite=webp_url(sprite), across=across, names=names,
     )  # fmt: skip
-    return fill_page("click.html", data, alt="Chips, and those with the most similar embeddings")
+    alt = "Chips, and those with the most similar embeddings"
+    return fill_page("click.html", data, alt=alt, weight=str(NEGATIVE_WEIGHT))
 
 
 # ---- the widget ----
 
 
 class ChipMap(Widget):
-    """The map and the panel beside it. labels: {chip: label} so far; predictions [N] of the probe, or None."""
+    """The map and the panel beside it.
+
+    labels: {chip: label} and marks: {chip: 1 or -1} so far; predictions [N] of the probe, or None.
+    """
 
     def __init__(self, atlas: Atlas, background: Layer, colors: Mapping[str, str]):
         import ipyleaflet  # takes seconds, with leafmap
 
         self.atlas, self.colors = atlas, dict(colors)
-        self.chosen, self.labels, self.predictions = None, {}, None
+        self.chosen, self.labels, self.marks, self.predictions = None, {}, {}, None
         self.map = show_on_map([background], height="430px")
         self.chips = ipyleaflet.GeoJSON(data=self._features(), name="chips", hover_style={"weight": 4})
         self.chips.on_click(lambda properties=None, **_: self.click(properties["chip"]))
@@ -247,17 +284,37 @@ class ChipMap(Widget):
         entry = ipywidgets.Combobox(options=tuple(colors), placeholder="a label of your own", layout=layout)
         button = ipywidgets.Button(description="label this chip", icon="check")
         button.on_click(lambda _: self.label(entry.value))
-        self.message = ipywidgets.HTML("Click a chip.")
-        panel = ipywidgets.VBox([self.message, self.image, ipywidgets.HBox([entry, button])])
+        self.message, buttons = ipywidgets.HTML("Click a chip."), []
+        for text, sign in {"+ more like this": 1, "− less like this": -1, "no mark": 0}.items():
+            buttons.append(ipywidgets.Button(description=text, layout=ipywidgets.Layout(width="9.5em")))
+            buttons[-1].on_click(lambda _, sign=sign: self.mark(sign))
+        rows = ipywidgets.HBox(buttons), ipywidgets.HBox([entry, button])
+        panel = ipywidgets.VBox([self.message, self.image, *rows])
         still = show_neighbors(atlas, _different(atlas.vectors, 4), names=atlas.truth)
         super().__init__([self.map, panel], still, _page(atlas, background, self.colors))
         self.add_class("clay-chip-map")
 
     def click(self, chip: int) -> None:
-        """Choose a chip and show its neighbors."""
+        """Choose a chip and show its neighbors, or with marks the ranking that follows from them."""
         self.chosen = int(chip)
-        self.image.value = png(show_neighbors(self.atlas, [self.chosen], names=self.predictions))
-        self._show_message(f"Chip {self.chosen} and the {NEIGHBORS} chips with the most similar embeddings (cosine).")
+        self._rank()
+
+    def mark(self, sign: int) -> None:
+        """Mark the chosen chip as an example (1) or a counterexample (-1), or remove its mark (0)."""
+        if self.chosen is None:
+            return self._show_message("Click a chip first.")
+        self.marks = {n: s for n, s in self.marks.items() if n != self.chosen} | ({self.chosen: sign} if sign else {})
+        self._rank()
+
+    def _rank(self) -> None:
+        options = dict(names=self.predictions, marks=self.marks)
+        self.image.value = png(show_neighbors(self.atlas, [self.chosen], **options))
+        text = f"Chip {self.chosen} and the {NEIGHBORS} chips with the most similar embeddings (cosine)."
+        if self.marks:
+            signs = list(self.marks.values())
+            text = f"Chip {self.chosen}, and those ranked first by the examples: "
+            text += f"{signs.count(1) or 1} for, {signs.count(-1)} against."
+        self._show_message(text)
         self.chips.data = self._features()
 
     def label(self, name: str) -> None:
@@ -272,7 +329,11 @@ class ChipMap(Widget):
             self.labels.pop(self.chosen, None)
         self.predictions = refit(self.atlas.vectors, self.labels)
         self.chips.data = self._features()
-        self._show_message(f"Chip {self.chosen} is {name or 'without a label'}.")
+        found = [
+            f"chip {n} ({self.labels[n]}, rather {s})" for n, s in suspects(self.atlas.vectors, self.labels).items()
+        ]
+        check = f" Look again at {', '.join(found)}." if found else ""
+        self._show_message(f"Chip {self.chosen} is {name or 'without a label'}.{check}")
 
     def _show_message(self, text: str) -> None:
         status = f"{len(self.labels)} labeled." if self.labels else ""
@@ -297,9 +358,17 @@ class ChipMap(Widget):
             else:
                 ring = atlas.outlines[chip].tolist()
                 shape = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
+            sign = self.marks.get(chip)
             style = {
-                "color": "#000000" if chip in self.labels or chip == self.chosen else "#ffffff",
-                "weight": 3 if chip == self.chosen else 2 if chip in self.labels else 0.7,
+                "color": "#0072B2"
+                if sign == 1
+                else "#D55E00"
+                if sign
+                else "#000000"
+                if chip in self.labels or chip == self.chosen
+                else "#ffffff",
+                "weight": 4 if sign else 3 if chip == self.chosen else 2 if chip in self.labels else 0.7,
+                "dashArray": "4 4" if sign == -1 else "",
                 "smoothFactor": 0,  # keeps the corners
                 "fillColor": to_hex(self.colors[name]) if name else "#ffffff",
                 "fillOpacity": filled if name else empty,
@@ -319,7 +388,7 @@ def chip_map(
     truth: Sequence[str] | None = None,
     colors: Mapping[str, str] | None = None,
 ) -> ChipMap:
-    """Chips on a map: click one to see its neighbors, label some, and a linear probe colors the rest.
+    """Chips on a map: click one to see its neighbors, mark or label some, and the ranking or a linear probe follows.
 
     vectors [N, D]: their embeddings. background: of `world_background` or `scene_background`. outlines [N, 4, 2]: of
     `data.cut_chips`. thumbnails: N of [H, W, 3], by default the chips at a fixed brightness. truth [N]: names, if known,

@@ -3,7 +3,7 @@
     evaluation = evaluate(clay, chips)                                                # Chips have label, place, date
     evaluation = evaluate(clay, pixels, labels, groups=farms, sensor="naip", bands=["red", "green", "blue"])
     evaluation = evaluate(clay, class_folders("train", "naip"), test=class_folders("test", "naip"))   # by class name
-    evaluation.table, evaluation.lead, evaluation.gap, evaluation.figure()
+    evaluation.table, evaluation.lead, evaluation.gap, evaluation.figure(), evaluation.audit()
 
 Every score has an interval, and stands beside the scores of baselines (pixel statistics, random convolutions, the same
 architecture with random weights) and of a random split. `groups` (blocks of land, scenes, farms) are never on both
@@ -27,6 +27,7 @@ from clay_lib.data.labels import LabeledSet, whole_numbers
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
 from clay_lib.errors import ContractError, warn
 from clay_lib.evaluation import baselines, probes
+from clay_lib.evaluation.audit import Audit, audit_labels
 from clay_lib.sensors import SENSORS
 
 BLOCK = 6.0  # degrees of the blocks by which Chips are split
@@ -43,6 +44,7 @@ class Evaluation:
     predictions: pd.DataFrame  # as probes.predict, with split and shots
     metric: str = "accuracy"
     bootstraps: int = 1000
+    data: Mapping | None = None  # sets, labels, groups and test, as `evaluate_features` takes them
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -79,6 +81,15 @@ class Evaluation:
         from clay_lib.figures.charts import scores
 
         return scores(self.table[self.table["shots"] == 0], title=title)
+
+    def audit(self, features: str = "") -> Audit:
+        """Audit of the labels with one feature set, by default the model's with the best linear probe: see audit.py."""
+        own = self.table[
+            (self.table["kind"] == "model") & (self.table["shots"] == 0) & (self.table["probe"] == "linear")
+        ]
+        name = features or own.loc[own["score"].idxmax(), "features"]
+        split = {key: self.data[key] for key in ("groups", "test")}
+        return audit_labels(self.data["sets"][name][0], self.data["labels"], **split, bootstraps=self.bootstraps)
 
 
 def evaluate(
@@ -199,7 +210,8 @@ def evaluate_features(
                 shared = np.isin(group[tested], group[kept])[table["chip"].to_numpy()]
                 chip = tested[table["chip"].to_numpy()]
                 tables.append(table.assign(split=split, shots=count, chip=chip, shared=shared))
-    return Evaluation(pd.concat(tables, ignore_index=True), metric, bootstraps)
+    data = dict(sets=sets, labels=labels, groups=groups, test=test)
+    return Evaluation(pd.concat(tables, ignore_index=True), metric, bootstraps, data)
 
 
 def _check_labels(labels: np.ndarray) -> None:

@@ -56,6 +56,7 @@ def transfer(
     first_test: int | None = None,
     seeds: int = 5,
     out: str = "",
+    audit: str = "",
 ) -> int:
     """Probe frozen weights on labeled images or rasters, and compare them with baselines.
 
@@ -80,11 +81,15 @@ def transfer(
         first_test: images from this number on are for testing; null: the last third of all numbers
         seeds: of random baselines, random weights and the patches that are drawn
         out: a CSV file for the table
+        audit: a folder for an audit of the labels of images, points or the world: near-duplicates across the split,
+            likely wrong labels, calibration, and how many labels are enough, as figures and tables
     """
     kinds = {"images": images, "rasters": rasters, "points": points, "world": world}
     if sum(map(bool, kinds.values())) != 1 or bool(rasters or points) != bool(labels):
         expected = "images, or rasters with labels, or points with labels, or world"
         raise ContractError("data", kinds | {"labels": labels}, expected, "more than one kind of data")
+    if audit and rasters:
+        raise ContractError("audit", "rasters", "images, points or world", "patches of a raster have no list of labels")
     clay = Clay.load(weights)
     if images:
         by_size = {size: read_images(images, size) for size in sizes or [64, 128]}
@@ -109,6 +114,8 @@ def transfer(
     print(table.round(3).to_string(index=False, na_rep="–"))
     if out:
         table.round(4).to_csv(out, index=False)
+    if audit:
+        evaluation.audit().write(audit)
     return 0
 
 
@@ -118,7 +125,7 @@ def _evaluate_both(sets, labels, *, groups, test, own_groups, seeds: int, bootst
     splits = (dict(groups=groups, test=test), {})
     parts = [evaluate.evaluate_features(sets, labels, **split, **options) for split in splits]
     tables = [part.predictions.assign(group=own_groups[part.predictions["chip"]]) for part in parts]
-    return evaluate.Evaluation(pd.concat(tables, ignore_index=True), "accuracy", bootstraps)
+    return evaluate.Evaluation(pd.concat(tables, ignore_index=True), "accuracy", bootstraps, parts[0].data)
 
 
 # -- images ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from fakes import fake_chips
 from PIL import Image
 
 from clay_lib.course import agreement, neighbors, refit, scene_background, world_background, write_map
-from clay_lib.course.chip_map import chip_map
+from clay_lib.course.chip_map import chip_map, suspects
 from clay_lib.data.scenes import cut_chips, open_scene, read_scene
 from clay_lib.figures.maps import Layer
 from clay_lib.world.earth import MiniWorld
@@ -67,6 +67,35 @@ def test_click_shows_neighbors_and_labels_refit_the_probe(widget):
     widget.click(1)
     widget.label("")
     assert widget.predictions is None and set(widget.labels) == {0}
+
+
+def test_marks_rank_by_examples_for_and_against(widget, vectors):
+    units = vectors - vectors.mean(0)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    truth = units @ (units[[0, 3]].mean(0) - 0.5 * units[1])
+    truth[[0, 1, 3]] = -np.inf
+    order, _ = neighbors(vectors, 5, marks={0: 1, 1: -1, 3: 1})
+    assert order.tolist() == np.argsort(-truth)[:5].tolist()
+    alone = units @ (units[5] - 0.5 * units[1])
+    assert neighbors(vectors, 5, 1, marks={1: -1})[0] == [n for n in np.argsort(-alone) if n not in (1, 5)][:1]
+    for chip, sign in ((0, 1), (1, -1), (3, 1), (2, 1), (2, 0)):
+        widget.click(chip)
+        before = widget.image.value
+        widget.mark(sign)
+        assert chip == 0 or widget.image.value != before  # the first example alone is the chip that was clicked
+    assert widget.marks == {0: 1, 1: -1, 3: 1} and "the examples: 2 for, 1 against" in widget.message.value
+    styles = [feature["properties"]["style"] for feature in widget.chips.data["features"]]
+    assert styles[1]["dashArray"] and styles[0]["color"] != styles[1]["color"] != styles[5]["color"]
+
+
+def test_a_label_that_the_others_contradict_is_named(widget, vectors):
+    labels = {n: str(NAMES[n]) for n in range(18)}
+    assert suspects(vectors, labels) == {} and suspects(vectors, {0: "water", 1: "town"}) == {}
+    assert suspects(vectors, labels | {4: "field"}) == {4: "town"}
+    widget.labels = labels | {4: "field"}
+    widget.click(17)
+    widget.label(str(NAMES[17]))
+    assert "Look again at chip 4 (field, rather town)." in widget.message.value
 
 
 def test_no_tile_server_and_a_still_figure(widget):
