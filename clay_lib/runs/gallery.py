@@ -27,7 +27,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 LIVE = "live.html"  # beside the index, where `clay live` wrote it: the model itself in the browser
 NO_ALT = 'alt="No description has been provided for this image"'  # nbconvert's
 CONTRAST = """.jp-InputPrompt, .jp-OutputPrompt { color: #616161 !important; opacity: 1 !important }
-.highlight .c1 { color: #2f6666 !important } .jp-RenderedHTMLCommon a { text-decoration: underline !important }"""
+.highlight .c1 { color: #2f6666 !important } .highlight .o { color: #7a1fc2 !important }
+.highlight :is(.mi, .mf) { color: #006b00 !important } .jp-RenderedHTMLCommon a { text-decoration: underline !important }"""
 METRICS_SHOWN = 10  # the others are folded
 
 
@@ -107,7 +108,7 @@ def _write_index(folder: Path, title: str, cards: list[Card]) -> Path:
     if (folder / LIVE).is_file():
         top += f"<div class=top><a href={LIVE}>Try the model in this browser</a></div>"
     body = "".join(map(_article, cards)) or "<p class=empty>No notebook has run yet.</p>"
-    note = "Click a figure to enlarge it."
+    note = "Click a figure to enlarge it, or press Enter on it."
     return write_page(folder / "index.html", f"Clay, from scratch: {title}", f"{top}<main>{body}</main>", note=note)
 
 
@@ -149,7 +150,7 @@ def _table(metrics: list[tuple[str, str]]) -> str:
 
 def _figure(name: str, source: str) -> str:
     label = html.escape(re.sub(r"^\d+[_ -]*", "", name).replace("_", " "))
-    return f'<figure><img alt="{label}" src="{source}"><figcaption>{label}</figcaption></figure>'
+    return f'<figure><img tabindex=0 role=button alt="{label}" src="{source}"><figcaption>{label}</figcaption></figure>'
 
 
 # ---- what a card shows
@@ -231,7 +232,9 @@ def _export(notebook, path: Path) -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     figures = [o for o in outputs if "image/png" in o.get("data", {}) and "text/html" not in o["data"]]
     texts = iter(html.escape(figure.metadata["image/png"]["alt"]) for figure in figures)
-    page = exporter.from_notebook_node(notebook, {"metadata": {"path": str(NOTEBOOKS)}})[0]  # where flow/ is
+    about = {"path": str(NOTEBOOKS), "name": _opening(notebook)[0] or path.stem}  # where flow/ is; the title
+    page = exporter.from_notebook_node(notebook, {"metadata": about})[0]
+    page = page.replace(' tabindex="0">', ">")  # every cell would be a stop between two links
     page = re.sub(NO_ALT, lambda _: f'alt="{next(texts, "Figure")}"', page)  # its template reads no alternative text
     page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)  # its neighbor as a page
     path.write_text(page.replace("</head>", f"<style>{CONTRAST}</style></head>", 1), encoding="utf-8")

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from clay_lib.files import atomic_write
 
-# Enlarges a figure when it is clicked.
+# Enlarges a figure that is clicked, or has the focus when Enter is pressed.
 _SCRIPT = """
 const box = document.querySelector('dialog'), large = box.firstElementChild;
-document.addEventListener('click', ({target}) => {
+const enlarge = ({target, key}) => {
+  if (key && key !== 'Enter') return;
   if (target.matches('figure img')) { large.src = target.src; large.alt = target.alt; box.showModal(); }
   else if (box.open) box.close();
-});
+};
+for (const event of ['click', 'keydown']) document.addEventListener(event, enlarge);
 """
 
 _PAGE = """<!doctype html>

@@ -192,7 +192,7 @@ for (const place of document.querySelectorAll('.explorer')) {
       <th>${text(name)}</th>${v.map(value => `<td>${text(value)}</td>`).join('')}</tr>`);
     const names = [...new Set([...a.figures, ...b.figures])].sort();
     const figures = names.map(name => `<div class=both>${pair.map(run => run.figures.includes(name)
-      ? `<figure><img loading=lazy alt="${text(name)}" src="${link(run, name)}"><figcaption>${text(name)}</figcaption></figure>`
+      ? `<figure><img tabindex=0 role=button loading=lazy alt="${text(name)}" src="${link(run, name)}"><figcaption>${text(name)}</figcaption></figure>`
       : '<figure></figure>').join('')}</div>`);
     const books = pair.map(run => `<td><a href="${link(run, data.notebook)}">notebook</a>
       <a href="${link(run, 'log.txt')}">log</a></td>`);

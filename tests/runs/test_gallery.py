@@ -65,6 +65,7 @@ def test_page_contains_everything_in_one_file(run):
     exported = (run / "runs" / "01_see_land.html").read_text()
     assert not re.search(r"""src=["']?(https?:)?//""", exported), "the notebook's page needs no network either"
     assert re.search(r'<img alt="01 · See|alt="01 · See', exported), "the heading above a figure that has no text"
+    assert "<title>See &lt;the&gt; land</title>" in exported and 'tabindex="0">' not in exported
 
 
 def test_failed_notebook_shows_cell_and_message(run):

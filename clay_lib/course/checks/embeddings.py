@@ -136,7 +136,6 @@ TILES[1, 2, 1], TILES[3, 1, 4], TILES[2, 3, 3:5] = np.nan, np.nan, np.nan  # the
     cases=[(TILES, np.array([[0, 0], [0, 4], [2, 1], [3, 4], [4, 3]]), (8, 10))],
     mistakes={
         "All tiles count equally: weight cells by distance.": ("tent(h), tent(w)", "np.ones(h), np.ones(w)"),
-        "The last tile lies over the others: take their weighted mean.": ("+=", "="),
         "A corner is row, then column; here the two are swapped.": ("(row, column)", "(column, row)"),
         "NaN in one tile makes the cell NaN: leave it out.": ("np.where(known, weight * tile, 0)", "weight * tile"),
         "Where a tile is NaN it counts as 0: leave out its weight too.": ("weight * known", "weight"),
@@ -164,7 +163,6 @@ LONG_AND_SHORT = (normal(1, 4, 7).numpy() - [[0], [0.5], [0], [0]]) * [[1], [20]
     cases=[(LONG_AND_SHORT, 4), (LONG_AND_SHORT, 8)],
     mistakes={
         "One scale a vector: take the largest number along axis 1.": [("axis=1", "axis=None"), ("axis=1", "axis=0")],
-        "Numbers are cut off: np.rint takes the nearest.": ("np.rint", "np.trunc"),
         "A vector's largest number may be negative: use np.abs.": ("np.abs(vectors)", "vectors"),
         "A vector of zeros has the scale 0: put 1 there before dividing.": ("scale == 0] = 1", "scale == 0] = np.nan"),
         "Half of the numbers are negative: the largest is 2 ** (bits - 1) - 1.": ("(bits - 1) - 1)", "bits - 1)"),
@@ -191,7 +189,6 @@ TEST = normal(4, 11, 6).numpy() @ (MIX + 0.6 * normal(5, 6, 6).numpy()).T + 2 + 
         "The components are fitted on test: fit on train.": ("mean =", "train = test; mean ="),
         "Subtract the mean of train from test too.": [("test - mean", "test - test.mean(0)"), ("test - mean", "test")],
         "The columns of svd's third result are taken: its rows are the axes.": ("[2][:k]", "[2].T[:k]"),
-        "This is the share that is lost: give the share that is kept.": ("return ", "return 1 - "),
     },
     praise="Measured on vectors that the components have not seen, as every vector added to the archive will be.",
 )

@@ -95,10 +95,6 @@ def _draws_by_seed(answer: Callable) -> None:
     mistakes={
         "The chips are drawn, as if they were independent: draw places.": ("(places,", "(range(len(hits)),"),
         "A place that is drawn twice counts once.": ("means =", "times = np.sign(times); means ="),
-        "Take the mean of all drawn chips, not that of the places' means.": (
-            "times @ hit / (times @ size)",
-            "times @ (hit / size) / len(names)",
-        ),
         "Draw with replacement: every draw gave the same mean.": ("means =", "times = times**0; means ="),
         "This is the 90 % interval: for 95 % leave 2.5 % on each side.": ("(0.025, 0.975)", "(0.05, 0.95)"),
     },
@@ -118,7 +114,6 @@ def check_interval(hits, places, draws, seed):
 
 INTERVAL_MISTAKES = {
     "The factor 1.96 is for many seeds: with few it is Student's t for n - 1.": ("stats.t.ppf(0.975, n - 1)", "1.96"),
-    "Take Student's t at 0.975: 2.5 % on each side.": ("0.975", "0.95"),
     "The spread around a mean of the same runs is divided by n - 1, ddof=1.": ("ddof=1", "ddof=0"),
     "This is the spread of single runs: for their mean, divide by the square root of n.": (" / np.sqrt(n)", ""),
 }
@@ -189,8 +184,6 @@ RUNS = pd.DataFrame(ROWS, columns=["setting", "seed", "error"]).sample(frac=1, r
         "The other way round: the first minus the second.": ("a - b", "b - a"),
         "Pair runs by seed, not by order.": ("(a - b)", "pd.Series(a.values - b.values)"),
         "A missing run counts as 0: leave such seeds out.": ("(a - b)", "a.sub(b, fill_value=0)"),
-        "Leave out seeds that only one of the two has.": (".dropna()", ""),
-        "Take the spread of the differences.": ("difference.std(ddof=1)", "np.hypot(a.std(), b.std())"),
         **INTERVAL_MISTAKES,
     },
     praise="What a seed's land adds is on both sides and cancels.",
@@ -219,7 +212,6 @@ PLACES = torch.tensor([[46.9, NAN, 0.0, -33.4, NAN, 61.2], [7.4, 151.0, 0.0, NAN
         ),
         "Unknown places are NaN, which would make all of the chip NaN: they have four zeros.": ("] = 0", "] *= 1"),
         "Where lat or lon is unknown, all four numbers are zeros.": (".any(1)", ""),
-        "A chip at 0 degrees lies somewhere: only NaN means unknown.": (".any(1)", ".any(1) | (lat == 0)"),
         "The order is sin lat, cos lat, sin lon, cos lon.": ("dim=1)", "dim=1)[:, [1, 0, 3, 2]]"),
     },
     praise="No place has four zeros, since sine and cosine are never both 0: the model can tell unknown places.",
@@ -241,7 +233,6 @@ LESS = (FULL + 0.6 * normal(5, 7, 5).numpy()) * (0.8 * normal(6, 7, 1)).exp().nu
     read=number,
     mistakes={
         "This is how far each chip moved: divide by that of different chips.": (" / (1 - different.mean())", ""),
-        "Upside down: how far the chip moved comes first.": ("return", "same, different = different, same; return"),
         "A chip's pair with itself is no pair of different chips: leave out the diagonal.": ("different.", "pairs."),
         "Pairs of different chips take one from each of the two.": [("a @ b.T", "a @ a.T"), ("a @ b.T", "b @ b.T")],
         "A cosine is the dot product of vectors of length one.": ("unit(full), unit(less)", "full, less"),

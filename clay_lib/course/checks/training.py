@@ -20,7 +20,6 @@ from clay_lib.course.checks.engine import as_tensor, check, normal, number
         "All patches count. Only hidden ones (mask 1) should.": ("(errors * mask).sum() / mask.sum()", "errors.mean()"),
         "The visible patches count: in the mask, 1 means hidden.": ("return", "mask = 1 - mask; return"),
         "Errors keep their sign and cancel: take the absolute value.": (".abs()", ""),
-        "Clay takes the mean of absolute values, no squares.": (".abs()", ".square()"),
         "Divide the sum over hidden patches by their number.": ("mask.sum()", "mask.numel()"),
     },
     praise="Absolute error, averaged over a patch's pixels, then over hidden patches: 95 % of the release's loss.",
@@ -60,7 +59,6 @@ def check_agreement(student, teacher):
         "The first step has the rate 0 and is lost: rise by (step + 1) / (warmup + 1).": (" + 1)", ")"),
         "This comes down in a straight line: take half a cosine.": ("0.5 + 0.5 * math.cos(math.pi * done)", "1 - done"),
         "The cosine begins at step 0: it should begin where the warm-up ends.": (" - warmup)", ")"),
-        "The cosine takes degrees: half a turn is math.pi.": ("math.pi", "180"),
     },
     praise="Up in a straight line, down by half a cosine: what this notebook trains with.",
 )
@@ -89,10 +87,6 @@ def six_numbers(transform) -> torch.Tensor:
         "The corner is scaled too: the map begins where the image begins.": lambda t, patch: np.multiply(t, patch),
         "Only a and e are scaled: b and d turn the grid, and are scaled too.": ("b * patch, c, d * patch", "b, c, d"),
         "The cells have become smaller: a patch is larger than a pixel, so multiply.": ("* patch", "/ patch"),
-        "The corner has moved: c and f are those of the upper left corner.": (
-            "c, d * patch, e * patch, f]",
-            "c + a / 2, d * patch, e * patch, f + e / 2]",
-        ),
     },
     edge_cases={"Another patch size: take the one given": ((20.0, -1.5, 310_000.0, 0.75, -30.0, 4_100_000.0), 6)},
     praise="Same corner, cells P times as large: a map of patches lies where its image lies.",
@@ -109,7 +103,6 @@ def check_patch_transform(transform, patch):
         "The mean is over all pixels, hidden ones too.": ("image[:, ~hidden].mean(1)", "image.mean((1, 2))"),
         "This is the mean of the hidden pixels: those are unknown.": ("~hidden", "hidden"),
         "One mean serves all bands: each has its own.": (".mean(1)[:, None, None]", ".mean()"),
-        "Hidden pixels count as zeros in the mean.": ("image[:, ~hidden].mean(1)", "(image * ~hidden).mean((1, 2))"),
         "Replace the hidden pixels, not the visible ones.": ("guess, image", "image, guess"),
     },
     praise="The baseline that every reconstruction has to beat.",
@@ -126,12 +119,10 @@ def check_plain_guess(image, hidden):
         "The padding is still there: cut the image to H rows and W columns.": ("[:, :H, :W]", ""),
         "Rows are read with the bands last. All pixels of one band come first: (C p q).": ("(C p q)", "(p q C)"),
         "The patches are set column by column. They come row by row: (h w).": ("(h w)", "(w h)"),
-        "Rows and columns are swapped inside the patches.": ("(C p q)", "(C q p)"),
         "The grid's last rows are cut off: round up, -(-H // P).": ("-(-H // P)", "H // P"),
     },
     edge_cases={
         "8 rows of pixels are 2 patches: -(-H // P) rounds up, H // P + 1 gives 3": (normal(4, 6, 48), 3, 4, 8, 12),
-        "9 rows of pixels reach into a third patch: round(H / P) gives 2": (normal(4, 9, 48), 3, 4, 9, 9),
         "The grid has 3 rows and 2 columns: count its rows from H, not from L": (normal(4, 6, 48), 3, 4, 11, 6),
         "Other numbers of bands and pixels: take C and P as they are given": (normal(4, 6, 50), 2, 5, 7, 12),
     },
@@ -191,7 +182,6 @@ def _labels(shape: tuple, ignore: int, seed: int, only_predicted: int) -> tuple:
             "truth = np.where(truth == ignore, 0, truth); known, table",
         ),
         "This is the share of correct pixels: IoU is by class.": ("return", "return hit.sum() / table.sum()  #"),
-        "This is F1: divide the hits by the union.": ("actual + guessed - hit", "(actual + guessed) / 2"),
     },
     praise="Every class that occurs counts once; unlabeled pixels and absent classes do not.",
 )
@@ -210,10 +200,6 @@ def check_mean_iou(truth, predicted, count, ignore):
         "Every pixel takes the value of its own patch: draw straight lines.": lambda values, f: values.repeat(f),
         "The image is shifted: centers are at i + 0.5.": (" + 0.5) / factor - 0.5", ") / factor"),
         "The image is shifted by half a pixel: a pixel's center is at i + 0.5.": (" + 0.5", ""),
-        "The image is stretched: the first and last pixel lie further out than the patch centers.": (
-            "place, ",
-            "np.linspace(0, len(values) - 1, len(place)), ",
-        ),
     },
     praise="Every pixel follows the same rule, wherever it lies in its patch.",
 )
