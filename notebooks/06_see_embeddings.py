@@ -262,7 +262,7 @@ _ = figures.save(figures.matrix(at_one.to_numpy(), names=names, title=title, **k
 
 # %% [markdown]
 # More places are harder to tell apart: among 1,000, and for two more sensors,
-# [RESULTS.md](../data/weights/RESULTS.md#the-same-place-in-another-sensor) has the same table.
+# `data/weights/RESULTS.md` has the same table.
 
 # %% [markdown]
 # ## A color for every patch
