@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +37,18 @@ def free_memory() -> int:
     from distributed.system import memory_limit
 
     return min(psutil.virtual_memory().available, memory_limit())
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, by number or name."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(name for name in visible.split(",") if name.strip() and name.strip() != "-1")
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return tuple(str(i) for i in range(len(lines))) if listed.returncode == 0 else ()
 
 
 def progress_bar(*, disable: bool = False, **options):
@@ -90,6 +104,17 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
             )
         with cluster, Client(cluster) as client:
             yield client
+
+
+def wait_for_workers(client, scheduler: str, seconds: float = 120) -> None:
+    """ContractError where no worker comes up in time; under SLURM the queue decides when."""
+    if scheduler == "slurm":
+        return
+    try:
+        client.wait_for_workers(1, timeout=seconds)
+    except TimeoutError:
+        found = f"none at {scheduler or 'this machine'} within {seconds:g} s"
+        raise ContractError("workers", found, "at least one", "a scheduler without workers") from None
 
 
 def _require_main_guard() -> None:

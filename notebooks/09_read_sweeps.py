@@ -87,7 +87,7 @@ assert len(sweep.runs) == len(hidden) * len(patch) * seeds
 # after hours, or never.
 
 # %%
-for change in ({"grid": {"concealed": [0.5]}}, {"grid": {"patch": [4, 8.5]}}, {"metrics": {"errors": "min"}}):
+for change in ({"grid": {"concealed": [0.5]}}, {"grid": {"patch": [4, 8.5]}}, {"metrics": {"error": "least"}}):
     try:
         make_sweep(specification | change, **kwargs)
         raise AssertionError("a wrong specification passed")

@@ -13,8 +13,7 @@ from PIL import Image
 
 from clay_lib.files import read_yaml
 from clay_lib.runs.notebooks import ROOT, RUNS, RunResult, is_done, list_notebooks, read_script
-from clay_lib.runs.parameters import read_parameters
-from clay_lib.runs.profiles import run_profile
+from clay_lib.runs.profiles import read_parameters, run_profile
 
 SCRIPTS = list_notebooks()
 each = pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from clay_lib.errors import ContractError
 from clay_lib.files import CACHE, atomic_write
 from clay_lib.heads.export import OpenEncoder, open_code, trace_module, unit_frequencies, write_onnx
 from clay_lib.model import ClayMAE
-from clay_lib.runs import page
+from clay_lib.runs import gallery
 from clay_lib.sensors import SENSORS
 
 PACKAGES = {  # npm package: version, the files that the page takes
@@ -45,7 +45,7 @@ INPUTS = {  # of the graph: axes, a dynamic one by its name
     "visible": ("visible",),
     "output_waves": ("outputs",),
 }
-PAGE_STYLE = Path(page.__file__).with_name("page.css")
+PAGE_STYLE = Path(gallery.__file__).with_name("page.css")
 OUTPUTS = ("chip", "patches", "reconstruction")
 
 

@@ -56,7 +56,9 @@ def export_table(spec: Sweep, runs: Path = RUNS, folder: Path = RUNS / "sweeps" 
     names = [f"parameter {name}" for name in (*spec.varied, *([spec.seed] if spec.seed else []))]
     reached = ["reached_step", "reached"] if (table["status"] == "pruned").any() else []
     metrics = [c for c in table if c.startswith(("metric ", "text ")) and table[c].notna().any()]
-    table = table.sort_values(names)[["status", *names, *metrics, *reached, "seconds", "peak_mb", "cores", "library"]]
+    order = {run.key: number for number, run in enumerate(spec.runs)}  # of a search: as they were drawn
+    cost = ["seconds", "cpu_seconds", "peak_mb", "cores", "library"]
+    table = table.sort_values("run", key=lambda runs: runs.map(order))[["status", *names, *metrics, *reached, *cost]]
     text = table.to_csv(index=False, float_format="%.6g")
     return atomic_write(folder / f"{spec.name}.csv", lambda part: part.write_text(text, encoding="utf-8"))
 

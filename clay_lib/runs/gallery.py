@@ -12,14 +12,14 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clay_lib.errors import ContractError
-from clay_lib.files import make_folder, read_json
+from clay_lib.files import atomic_write, make_folder, read_json
 from clay_lib.runs.notebooks import FIGURES, NOTEBOOKS, ROOT, flatten, is_done, list_notebooks, read_script
-from clay_lib.runs.page import data_url, head, write_page
 
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
 ERROR_TAG = "papermill-error-cell-tag"  # papermill puts a cell above the first one when a run fails
@@ -30,6 +30,76 @@ CONTRAST = """.jp-InputPrompt, .jp-OutputPrompt { color: #616161 !important; opa
 .highlight .c1 { color: #2f6666 !important } .highlight .o { color: #7a1fc2 !important }
 .highlight :is(.mi, .mf) { color: #006b00 !important } .jp-RenderedHTMLCommon a { text-decoration: underline !important }"""
 METRICS_SHOWN = 10  # the others are folded
+
+# ---- pages, also of the reports: one style and one template
+
+# Enlarges a figure that is clicked, or has the focus when Enter is pressed.
+_SCRIPT = """
+const box = document.querySelector('dialog'), large = box.firstElementChild;
+const enlarge = ({target, key}) => {
+  if (key && key !== 'Enter') return;
+  if (target.matches('figure img')) { large.src = target.src; large.alt = target.alt; box.showModal(); }
+  else if (box.open) box.close();
+};
+for (const event of ['click', 'keydown']) document.addEventListener(event, enlarge);
+"""
+
+_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
+<title>{title}</title><style>{style}</style>
+{body}
+<div class=end>Written {when}. {note}</div>
+<dialog><img alt=""></dialog><script>{script}</script></html>
+"""
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+
+def write_page(path: Path, title: str, body: str, *, note: str = "", script: str = "") -> Path:
+    """A page in one file, with its style. title, note: plain text; body: HTML; script: more JavaScript."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    when, title, note = time.strftime("%d %B %Y, %H:%M"), html.escape(title), html.escape(note)
+    text = _PAGE.format(title=title, style=style, body=body, when=when, note=note, script=_SCRIPT + script)
+    return atomic_write(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def head(heading: str, badge: str, state: str, notes: Iterable[str], facts: Iterable[tuple[str, str]]) -> str:
+    """The top of a page or of a sweep. heading: HTML; state: done, failed or running, the color of the badge."""
+    paragraphs = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    cells = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in facts)
+    title = f'<h1>{heading} <span class="badge {state}">{html.escape(badge)}</span></h1>'
+    return f"<div class=top>{title}{paragraphs}<div class=facts>{cells}</div></div>"
+
+
+def article(title: str, text: str, body: str, *, bad: bool = False) -> str:
+    """A card with a heading, a line of plain text and HTML below."""
+    heading = f"<header><div><h2>{title}</h2><p>{html.escape(text)}</p></div></header>"
+    return f"<main><article{' class=bad' if bad else ''}>{heading}<div class=inside>{body}</div></article></main>"
+
+
+def table_html(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """A table of numbers, texts and Markup; a dash for None and NaN."""
+
+    def cell(value) -> str:
+        if isinstance(value, Markup):
+            return value
+        if value is None or value != value:
+            return "–"
+        return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+    titles = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    lines = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in rows)
+    return f"<div class=wide><table class=sweep><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>"
+
+
+def data_url(content: bytes, mime: str) -> str:
+    """A file's content as an address, so that the page needs no other file."""
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+# ---- the gallery
 
 
 @dataclass(frozen=True)
@@ -88,9 +158,6 @@ def _copy_folders(notebooks: Path, home: Path, *names: str) -> None:
     for source in (notebooks / name for name in names):
         if source.is_dir():
             shutil.copytree(source, home / source.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
-
-
-# ---- the page
 
 
 def _write_index(folder: Path, title: str, cards: list[Card]) -> Path:
@@ -168,14 +235,13 @@ def _card(executed: Path, home: Path, *, ok: bool | None = None) -> Card:
     figures = [(p.stem, data_url(p.read_bytes(), MIME[p.suffix])) for p in files]
     if ok is None:
         ok = is_done(executed) and record.get("ok", True)
-    headline = metrics.get("headline")
     _export(notebook, home / f"{executed.stem}.html")
     return Card(
         name=executed.stem,
         title=title or executed.stem,
         question=question,
         figures=figures or list(_output_figures(notebook)),
-        metrics=list(_as_text(headline if isinstance(headline, dict) else metrics)),
+        metrics=list(_as_text(metrics)),
         ok=ok,
         error=record.get("error") or (None if ok else "the run was ended before its last cell"),
         record=record,

@@ -31,7 +31,6 @@ from pathlib import Path
 from clay_lib.cluster import WAIT_POLICY, cores
 from clay_lib.errors import ContractError
 from clay_lib.files import CHECKOUT, make_folder, read_json, write_json
-from clay_lib.runs.parameters import check_parameters, read_parameters
 
 LIBRARY = Path(__file__).resolve().parents[1]
 ROOT = CHECKOUT
@@ -58,6 +57,7 @@ class RunResult:
     error: str | None
     metrics: dict
     peak_mb: float  # highest resident memory of the kernel and its children
+    cpu_seconds: float  # of the kernel and its children, which other work on the machine does not prolong
     died: bool = False  # killed from outside, or never started: not the fault of a cell
     pruned: bool = False  # stopped by a file PRUNE in its folder
 
@@ -190,7 +190,6 @@ def run_notebook(
     notebook = read_script(script, source)
     out = Path(out).resolve() if out else out_dir / script.stem
     values = {**parameters, "out": str(out)}
-    check_parameters(read_parameters(notebook), values, script.stem)
 
     make_folder(out)
     executed = out_dir / f"{script.stem}.ipynb"
@@ -200,7 +199,7 @@ def run_notebook(
 
     modules = out / MODULES
     modules.unlink(missing_ok=True)
-    started, peak, died = time.time(), 0.0, False
+    started, peak, cpu, died = time.time(), 0.0, 0.0, False
     environment = _environment(threads, {"CLAY_MODULES": str(modules), **(env or {})})
     for attempt in range(START_ATTEMPTS):
         failed, error = None, None
@@ -219,7 +218,7 @@ def run_notebook(
                     continue
             finally:
                 watch.stop()
-                peak = max(peak, watch.peak_mb)
+                peak, cpu = max(peak, watch.peak_mb), cpu + watch.cpu_seconds
         break
     died = died and error is not None and not watch.message
     if error is None and not is_done(executed, out):
@@ -234,6 +233,7 @@ def run_notebook(
         error=error,
         metrics=read_json(out / "metrics.json"),
         peak_mb=round(peak, 1),
+        cpu_seconds=round(cpu, 2),
         died=died,
         pruned=error is not None and watch.pruned,
     )
@@ -330,7 +330,7 @@ class _Watch(threading.Thread):
     def __init__(self, prefix: str, timeout: float | None, prune: Path):
         super().__init__(daemon=True)
         self.prefix, self.timeout, self.prune = prefix, timeout, prune
-        self.peak_mb, self.message, self.pruned = 0.0, None, False
+        self.peak_mb, self.cpu_seconds, self.message, self.pruned = 0.0, 0.0, None, False
         self._stopped = threading.Event()
         self.start()
 
@@ -355,6 +355,7 @@ class _Watch(threading.Thread):
                     family = [kernel, *kernel.children(recursive=True)] if kernel else []
                 polls += 1
                 self.peak_mb = max(self.peak_mb, sum(p.memory_info().rss for p in family) / 2**20)
+                self.cpu_seconds = max(self.cpu_seconds, sum(sum(p.cpu_times()[:4]) for p in family))
                 if late:
                     self.pruned = pruned
                     self.message = "pruned" if pruned else f"ended after its {self.timeout:g} s"

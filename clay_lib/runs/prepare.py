@@ -321,7 +321,6 @@ TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "stand-in": stand_in_teacher,
     "textures": texture_teacher,
     "imagenet": imagenet_teacher,
-    "clay_lib.textures:texture_teacher": texture_teacher,  # former name
 }
 
 
@@ -343,8 +342,6 @@ PACKAGES = {  # where they are named otherwise than their module
     "efficientnet_lite_pytorch": EFFICIENTNET,
 }
 
-STARTS = {"clay_lib.birth:born": "clay_lib.clay:cosine_initialized"}  # former names
-
 
 def find_start(name: str, config: ClayConfig, seed: int) -> ClayMAE | None:
     """Initial weights of a run: from a file, or from a function of configuration and seed; None: random ones."""
@@ -352,7 +349,7 @@ def find_start(name: str, config: ClayConfig, seed: int) -> ClayMAE | None:
         return None
     if not is_function(name):
         return Clay.load(name).model
-    start = find_function("start", STARTS.get(name, name), "a file of weights")(config, seed)
+    start = find_function("start", name, "a file of weights")(config, seed)
     return getattr(start, "model", start)
 
 

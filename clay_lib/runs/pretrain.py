@@ -2,14 +2,12 @@
 
 clay train --config run.yaml --settings.max_steps 10
 torchrun --nnodes 4 --nproc-per-node 8 -m clay_lib train --config run.yaml
-python -m clay_lib.runs.pretrain run.yaml      on a machine without jsonargparse
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
@@ -402,17 +400,6 @@ def summary(config: ClayConfig, teacher: nn.Module | None = None) -> str:
     return "\n".join(["parameters", *lines]) + ("" if teacher is None else "  frozen")
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A configuration file as arguments of `train`, without jsonargparse."""
-    values = read_yaml(path, f"configuration {path}") or {}
-    check_names(values, train, "")
-    for name, kind in {"model": ModelChoice, "data": DataChoice, "settings": TrainSettings}.items():
-        part = values.get(name) or {}
-        check_names(part, kind, f"{name}.")
-        values[name] = kind(**part)
-    return values
-
-
 def _processes(devices: int | None, nodes: int | None) -> tuple[int | None, int | None]:
     """Processes a node, and nodes: as requested, or else as set by torchrun."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -433,7 +420,3 @@ def _check_same_data(folder: Path, request: dict[str, Any], old: Mapping) -> Non
         return
     pairs = {f"data.{k}": (old["data"].get(k), v) for k, v in request["data"].items() if k not in CHANGEABLE}
     check_unchanged(pairs | {k: (old.get(k), request[k]) for k in ("teacher", "devices", "nodes")})
-
-
-if __name__ == "__main__":  # without jsonargparse
-    sys.exit(train(**read_config(sys.argv[1])))

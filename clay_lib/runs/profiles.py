@@ -1,7 +1,12 @@
-"""Profiles: all notebooks in order, headless, with the parameter values for such a run."""
+"""Profiles: all notebooks in order, headless, with parameter values that are checked before a kernel starts.
+
+papermill only warns of an unknown parameter and never checks types.
+"""
 
 from __future__ import annotations
 
+import ast
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +22,6 @@ from clay_lib.errors import ContractError
 from clay_lib.files import find_weights, read_json, read_yaml, yaml_format
 from clay_lib.runs.gallery import write_gallery
 from clay_lib.runs.notebooks import NOTEBOOKS, RUNS, RunResult, list_notebooks, read_script, run_notebook
-from clay_lib.runs.parameters import check_parameters, read_parameters
 from clay_lib.sensors import SENSORS
 
 T = TypeVar("T")
@@ -41,6 +45,89 @@ class Profile:
         """The values for one notebook. annotations: its parameters by name."""
         common = {name: value for name, value in self.common.items() if name in annotations}
         return common | self.notebooks.get(notebook, {})
+
+
+# ---- parameters of notebooks
+
+
+def read_parameters(notebook) -> dict[str, ast.expr]:
+    """Name -> annotation, as a syntax tree, of each literal in the cell tagged `parameters`."""
+    return {name: annotation for name, (annotation, _) in _literals(notebook).items()}
+
+
+def read_defaults(notebook) -> dict[str, object]:
+    """Name -> value of each literal in the cell tagged `parameters`."""
+    return {name: default for name, (_, default) in _literals(notebook).items()}
+
+
+def check_parameters(annotations: Mapping[str, ast.expr], values: Mapping[str, object], where: str) -> None:
+    """Refuse names that the notebook does not have and values that are not of its types."""
+    for name, value in values.items():
+        if name not in annotations:
+            cause = "a misspelled name, or one meant for another notebook"
+            expected = f"one of {sorted(annotations)}"
+            raise ContractError(f"parameter {name!r}", f"no such parameter in {where}", expected, cause)
+        try:
+            convert(value, annotations[name])
+        except TypeError:
+            cause = "text in a number" if isinstance(value, str) else "a value meant for another parameter"
+            cause = "a number that is not finite" if isinstance(value, float) and not math.isfinite(value) else cause
+            found, expected = f"{value!r} ({type(value).__name__})", ast.unparse(annotations[name])
+            raise ContractError(f"parameter {name!r} of {where}", found, expected, cause) from None
+
+
+def convert(value: object, annotation: ast.expr) -> object:
+    """The value in its canonical form: an int for a float becomes a float, a tuple a list.
+
+    TypeError if it is not of the annotated type. Annotations that are not listed here accept every value.
+    """
+    match annotation:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            try:
+                return convert(value, left)
+            except TypeError:
+                return convert(value, right)
+        case ast.Subscript(value=ast.Name(id="list" | "tuple"), slice=item):
+            item = item.elts[0] if isinstance(item, ast.Tuple) else item
+            _require(isinstance(value, (list, tuple)))  # YAML knows only lists
+            return [convert(v, item) for v in value]
+        case ast.Subscript(value=outer):
+            return convert(value, outer)
+        case ast.Name(id="int"):
+            _require(isinstance(value, int) and not isinstance(value, bool))
+        case ast.Name(id="float"):
+            _require(isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value))
+            return float(value)
+        case ast.Name(id="str" | "bool" | "dict" as name):
+            _require(type(value).__name__ == name)
+        case ast.Name(id="list" | "tuple"):
+            _require(isinstance(value, (list, tuple)))
+        case ast.Constant(value=None) | ast.Name(id="NoneType"):
+            _require(value is None)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _require(fits: bool) -> None:
+    if not fits:
+        raise TypeError
+
+
+def _literals(notebook) -> dict[str, tuple[ast.expr, object]]:
+    source = next((cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])), None)
+    if source is None:
+        cause = 'the tag is missing: # %% tags=["parameters"]'
+        raise ContractError("parameters", "no cell tagged `parameters`", "one such cell", cause)
+    literals = {}
+    for line in ast.parse(source).body:
+        target = getattr(line, "target", None) or getattr(line, "targets", [None])[0]
+        try:
+            default = ast.literal_eval(line.value)
+            annotation = getattr(line, "annotation", None) or ast.parse(type(default).__name__, mode="eval").body
+            literals[target.id] = (annotation, default)
+        except (AttributeError, ValueError, TypeError):
+            cause = "a derived value belongs in a later cell"
+            raise ContractError("parameters", ast.unparse(line), "name: type = literal", cause) from None
+    return literals
 
 
 # ---- YAML files

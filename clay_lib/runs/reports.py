@@ -22,8 +22,8 @@ from clay_lib.errors import ContractError
 from clay_lib.figures import charts
 from clay_lib.figures.style import BASELINE, INK, OURS, styled
 from clay_lib.files import read_json
+from clay_lib.runs.gallery import Markup, article, data_url, head, table_html, write_page
 from clay_lib.runs.notebooks import FIGURES, RUNS, read_reported
-from clay_lib.runs.page import Markup, article, data_url, head, table_html, write_page
 from clay_lib.runs.search import importance
 from clay_lib.runs.tables import (
     best,
@@ -64,7 +64,6 @@ def write_report(runs: Path = RUNS, sweep: str | None = None) -> Path:
 def _section(runs: Path, name: str, home: Path) -> str:
     """One sweep. home: the page's folder, where its links begin."""
     summary, ledger = read_json(runs / name / "sweep.json"), read_ledger(runs, name)
-    summary.setdefault("specification", summary.get("told"))  # the key in older files
     table = ledger[ledger["asked"]] if len(ledger) else ledger
     metrics = {metric: direction for metric, direction in summary["metrics"].items() if _has_values(table, metric)}
     parts = [_head(name, summary, table, len(ledger) - len(table))]

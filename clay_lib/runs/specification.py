@@ -15,10 +15,21 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from clay_lib.errors import ContractError
-from clay_lib.files import read_json
+from clay_lib.files import read_json, write_json
 from clay_lib.runs.notebooks import NOTEBOOKS, RUNS, list_notebooks, meaning, read_script
-from clay_lib.runs.parameters import check_parameters, convert, declared_metrics, read_defaults, read_parameters
-from clay_lib.runs.profiles import STRICT, Duration, Mistakes, Natural, Positive, parse_config, read_profile
+from clay_lib.runs.profiles import (
+    STRICT,
+    Duration,
+    Mistakes,
+    Natural,
+    Positive,
+    check_parameters,
+    convert,
+    parse_config,
+    read_defaults,
+    read_parameters,
+    read_profile,
+)
 
 Settings = list[dict[str, Any]]
 
@@ -61,7 +72,6 @@ class Specification:
     fixed: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
     list: Settings = field(default_factory=list)
-    random: Any | None = None  # former random draws
     search: Search | None = None
     confirm: Confirm | None = None
     seeds: Any = None  # a number of them, a list, or {parameter: list}
@@ -145,13 +155,9 @@ def make_sweep(content: Mapping, *, name: str, folder: Path = NOTEBOOKS, mistake
             profile = read_profile(spec.profile)
             base = {k: v for k, v in profile.values(script.stem, annotations).items() if k != "out"}
             check_parameters(annotations, base, script.stem)
-    for part in ("metrics", "grid", "list", "random"):
-        with mistakes.at(part):
-            _check_part(part, content)
-    patterns = declared_metrics(notebook)
-    for metric in spec.metrics:
-        with mistakes.at("metrics", metric):
-            _check_metric(metric, patterns, script)
+    for part, expected in {"metrics": "{loss: min, accuracy: max}", "grid": "values", "list": "values"}.items():
+        if part in content and not content[part]:
+            mistakes.add((part,), part, "nothing", expected, f"an empty {part}")
     search, confirm, seed, seeds = spec.search, spec.confirm, None, []
     with mistakes.at("seeds"):
         seed, seeds = _seeds(spec.seeds)
@@ -207,6 +213,15 @@ def check_owner(spec: Sweep, home: Path) -> None:
         raise ContractError(f"sweep {spec.name!r}", f"{home}, where {owner} keeps its runs", "a name of its own", cause)
 
 
+def write_summary(spec: Sweep, home: Path) -> None:
+    """sweep.json: what the report needs besides the runs."""
+    keys = [run.key for run in spec.runs]
+    summary = {"runs": keys, "metrics": spec.metrics, "seed": spec.seed, "varied": spec.varied}
+    summary["file"] = str(spec.file) if spec.file else None
+    summary["confirmed"] = spec.confirm.seeds if spec.confirm else []
+    write_json(home / "sweep.json", {**summary, "specification": spec.specification})
+
+
 def find_notebook(name: str, folder: Path) -> Path:
     """A percent script by its path, or one of the project's by name or number."""
     scripts = list_notebooks()
@@ -231,16 +246,6 @@ def key_of(code: Sequence[str], parameters: Mapping[str, object]) -> str:
     """16 hexadecimal digits of SHA-256 over code cells and resolved parameters."""
     content = json.dumps([list(code), parameters], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _check_part(part: str, content: Mapping) -> None:
-    if part == "random":
-        if part in content:
-            cause = "random draws are a search now, with ranges {low, high, log: true} under `over`"
-            raise ContractError(part, "a key", "search: {sampler: random, trials: 20, over: ...}", cause)
-    elif part in content and not content[part]:
-        expected = "{loss: min, accuracy: max}" if part == "metrics" else "values"
-        raise ContractError(part, "nothing", expected, f"an empty {part}")
 
 
 def _check_values(spec: Specification, seeds: Mapping, annotations: Mapping, where: str, mistakes: Mistakes) -> None:
@@ -304,14 +309,6 @@ def _confirmation(spec: Specification, values: Mapping[str, object]) -> tuple[st
     if not isinstance(spec.confirm.seeds, (list, Mapping)) and isinstance(values.get(parameter), int):
         seeds = [values[parameter] + 1 + seed for seed in seeds]
     return parameter, replace(spec.confirm, seeds=seeds)
-
-
-def _check_metric(metric: str, patterns: list[str] | None, script: Path) -> None:
-    """Refuse a metric that the notebook's source does not declare, if it declares any."""
-    if patterns is not None and not any(re.fullmatch(pattern, metric) for pattern in patterns):
-        names = [re.sub(r"\\(.)", r"\1", p.removesuffix("( / .*)?")).replace(".*", "...") for p in patterns]
-        cause = "a misspelled name, or one that the notebook no longer writes"
-        raise ContractError(f"metric {metric!r}", f"none of that name in {script.stem}", f"one of {names}", cause)
 
 
 def _seeds(setting: object) -> tuple[str | None, list]:

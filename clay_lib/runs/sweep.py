@@ -5,35 +5,36 @@ The only state is the runs' folders, so the same command continues where the las
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
+import shlex
 import shutil
-import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clay_lib.cluster import cores, dask_client, free_memory
+from clay_lib.cluster import cores, dask_client, free_memory, gpus, wait_for_workers
 from clay_lib.errors import ContractError
-from clay_lib.files import locked, make_folder, read_json, write_json
-from clay_lib.runs.notebooks import (
-    REPORTED,
-    RUN_FOLDER,
-    RUNS,
-    library_hash,
-    module_hashes,
-    read_script,
-    run_notebook,
-)
-from clay_lib.runs.parameters import declared_metrics
-from clay_lib.runs.progress import Forecast, Progress, outcome, plan
+from clay_lib.files import locked, make_folder, read_json, write_json, yaml_format
+from clay_lib.runs.notebooks import REPORTED, RUN_FOLDER, RUNS, library_hash, run_notebook
 from clay_lib.runs.search import Study, known_runs
-from clay_lib.runs.specification import Run, Sweep, check_owner, read_sweep
-from clay_lib.runs.tables import ENDED, read_ledger, read_run, write_ledger
+from clay_lib.runs.specification import Run, Sweep, check_owner, read_sweep, write_summary
+from clay_lib.runs.tables import (
+    ENDED,
+    Forecast,
+    changed_modules,
+    read_ledger,
+    read_run,
+    record_start,
+    runs_without,
+    wall_seconds,
+    write_ledger,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ def sweep(
         raise ContractError("file", "none", "papermill_runs/sweeps/NAME.yaml", "only --report works without one")
     if report and dry_run:
         raise ContractError("report, dry_run", "both", "one of them", "a dry run writes nothing, not even a page")
-    spec, failed, incomplete = read_sweep(file) if file else None, False, False
+    spec, failed, incomplete, began = read_sweep(file) if file else None, False, False, time.time()
     if spec and not report:
         options = dict(retry_failed=retry_failed, redo_changed=redo_changed, dry_run=dry_run, runs=RUNS)
         table = run_sweep(spec, workers=workers, scheduler=scheduler, **options)
@@ -84,6 +85,8 @@ def sweep(
     if not dry_run:
         write_ledger(RUNS)
         print(f"Open {write_report(RUNS, spec.name if spec else None)}")
+    if spec and not (report or dry_run):
+        record_start(RUNS / spec.name, began)
     return 1 if failed else INCOMPLETE if incomplete else 0
 
 
@@ -124,9 +127,9 @@ def run_sweep(
     threads = spec.threads or (None if scheduler else max(1, cores() // count))
     forecast = Forecast(spec, Path(runs), threads)
     minutes = forecast.minutes([] if study else todo, left, count) if left else 0.0
-    time = f"with {count} worker{'s' * (count > 1)}, " + (
-        "duration not yet measured" if minutes is None else f"about {minutes:.1f} min {forecast.source}"
-    )
+    minutes = minutes and minutes + forecast.start / 60
+    known = "duration not yet measured" if minutes is None else f"about {minutes:.1f} min {forecast.source}"
+    time = f"with {count} worker{'s' * (count > 1)}, {known}"
     print(plan(spec, home, rows, changed, planned, left, time, retry_failed), flush=True)
     if not dry_run:
         # Drivers on several machines may share a search: its runs and its study have locks of their own.
@@ -134,7 +137,7 @@ def run_sweep(
             write_summary(spec, home)
             if left:
                 waiting = iter(todo) if study is None else study.draw()
-                progress = Progress(spec, [] if study else todo, left, forecast)
+                progress = Progress(spec, [] if study else todo, left, forecast, checked=bool(done))
                 workers = dict(workers=min(count, left), scheduler=scheduler, threads=threads)
                 _run_all(spec, home, study, waiting, progress, redo, **workers)
         if study:
@@ -168,10 +171,11 @@ def _run_all(
     """
     import distributed
 
-    local, gpus = not scheduler, _gpus()
+    devices = () if scheduler else gpus()
     deadline = time.time() + 60 * spec.minutes if spec.minutes else None
     with dask_client(scheduler, workers=workers, processes=True) as client:  # jobs, under SLURM
-        _wait_for_workers(client, scheduler)
+        wait_for_workers(client, scheduler)
+        client.run(exec, "import papermill", on_error="ignore")  # seconds, which would count as those of a first run
         progress.workers = sum(client.nthreads().values()) or workers
         futures, submitted, failures = {}, 0, 0
         eager = study or spec.stop_after_failures  # these decide when a worker is free
@@ -187,7 +191,7 @@ def _run_all(
                     run=run,
                     threads=threads,
                     timeout=spec.timeout,
-                    gpus=gpus if local else (),
+                    gpus=devices,
                     deadline=deadline,
                     redo=run.key in redo,
                 )
@@ -208,8 +212,9 @@ def _run_all(
                 failures += row is not None and row["status"] == "failed"
                 if study:
                     study.ended(run, row)
-                if row and row["status"] == "done":
+                if row and row["status"] == "done" and not progress.checked:
                     _check_metrics(spec, [row])
+                    progress.checked = True
 
 
 def _collect(future, run: Run, spec: Sweep, home: Path) -> dict | None:
@@ -234,52 +239,124 @@ def _collect(future, run: Run, spec: Sweep, home: Path) -> dict | None:
     return row
 
 
-def _wait_for_workers(client, scheduler: str, seconds: float = 120) -> None:
-    if scheduler == "slurm":  # the queue decides when
-        return
-    try:
-        client.wait_for_workers(1, timeout=seconds)
-    except TimeoutError:
-        found = f"none at {scheduler or 'this machine'} within {seconds:g} s"
-        raise ContractError("workers", found, "at least one", "a scheduler without workers") from None
-
-
-def _gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use, by number or name."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return tuple(name for name in visible.split(",") if name.strip() and name.strip() != "-1")
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return tuple(str(i) for i in range(len(lines))) if listed.returncode == 0 else ()
-
-
 def _worker_count(spec: Sweep, todo: int, peaks: Sequence[float]) -> int:
     """One worker a GPU, else one for each `threads` cores, and no more than memory and runs allow."""
     by_memory = free_memory() / 2**20 / (max(peaks, default=0) or KERNEL_MB)
-    by_device = len(_gpus()) or cores() // (spec.threads or 1)
+    by_device = len(gpus()) or cores() // (spec.threads or 1)
     return max(1, min(by_device, int(by_memory), todo))
 
 
-def write_summary(spec: Sweep, home: Path) -> None:
-    """sweep.json: what the report needs besides the runs."""
-    keys = [run.key for run in spec.runs]
-    summary = {"runs": keys, "metrics": spec.metrics, "seed": spec.seed, "varied": spec.varied}
-    summary["file"] = str(spec.file) if spec.file else None
-    summary["confirmed"] = spec.confirm.seeds if spec.confirm else []
-    write_json(home / "sweep.json", {**summary, "specification": spec.specification})
+# ---- what it prints
 
 
-def changed_modules(rows: Sequence[Mapping]) -> dict[str, list[str]]:
-    """Key of a run: the modules of clay_lib that it imported and that are different now."""
-    library, now = library_hash(), module_hashes(name for row in rows for name in row["modules"])
-    changed = {row["run"]: [name for name, code in row["modules"].items() if code != now[name]] for row in rows}
-    for row in rows:
-        if not row["modules"] and row["library"] != library:  # of a version that did not record them
-            changed[row["run"]] = ["clay_lib"]
-    return {key: names for key, names in changed.items() if names}
+class Progress:
+    """Prints a line for each run that ended."""
+
+    def __init__(self, spec: Sweep, todo: Sequence[Run], total: int, forecast: Forecast, *, checked: bool):
+        self.spec, self.total, self.forecast, self.workers, self.count = spec, total, forecast, 1, 0
+        self.waiting = {run.key: run for run in todo}
+        self.failures: Counter = Counter()
+        self.checked = checked  # whether a finished run has the metrics
+
+    def __call__(self, run: Run, row: dict | None) -> None:
+        self.count += 1
+        self.waiting.pop(run.key, None)
+        if row is None:  # past the deadline
+            return
+        metric = next(iter(self.spec.metrics))
+        value = row["metrics"].get(metric)
+        score = f"{metric} {value:.4g}" if isinstance(value, float) else ""
+        seconds = row["seconds"] or 0
+        self.forecast.ended(run, wall_seconds(row))
+        left = self.forecast.minutes([*self.waiting.values()], self.total - self.count, self.workers)
+        state = {"done": "ok", "pruned": "pruned"}.get(row["status"]) or row["status"].upper()
+        head = f"{self.count:>4}/{self.total}  {run.key}  {_settings_text(run.settings)}"
+        print(f"{head}  {state} {seconds:.1f} s  {score}  ({left:.1f} min left)", flush=True)
+        if row["attempt"] and row["attempt"] > 1:
+            print("      its kernel was killed before, and it ran again", flush=True)
+        if row["warnings"]:
+            print(f"      did not hold: {row['warnings']}", flush=True)
+        if row["status"] not in ("done", "pruned"):
+            message = f"in {row['failed_cell'] or 'no cell'}: {row['error']}"
+            self.failures[message] += 1
+            again = self.failures[message] > 1
+            print(f"      {'the same failure' if again else message}\n      see {row['folder']}", flush=True)
+
+
+def plan(
+    spec: Sweep, home: Path, rows: Mapping[str, dict], changed: Mapping, planned: int, left: int, time: str, retry: bool
+) -> str:
+    """Number of runs and minutes, and which finished runs of its folder are not of the present state."""
+    counts = Counter(row["status"] for row in rows.values())
+    parts = [f"{counts['done']} done"]
+    parts += [f"{counts[s]} {s}" for s in ("pruned", "failed", "died", "unfinished") if counts[s]]
+    if counts["failed"] and not retry:
+        parts[-1] += "; failed ones are kept: --retry-failed"
+    if spec.over_budget:
+        parts.append(f"{spec.over_budget} beyond the budget of runs")
+    limit = f", of which {spec.minutes:g} are allowed" if spec.minutes else ""
+    head = f"sweep {spec.name}: {planned} runs of {spec.script.stem} ({', '.join(parts)})"
+    lines = [f"{head}; {left} to do {time}{limit}"]
+    if changed:
+        modules = _few(sorted({name.removeprefix("clay_lib.") for names in changed.values() for name in names}))
+        state = f"another state of clay_lib (changed: {modules})"
+        lines.append(f"{_finished(len(changed))} of {state}: --redo-changed runs them again")
+    folders = [] if spec.search else [p.parent for p in home.glob("*/run.json") if p.parent.name not in rows]
+    others = [row for folder in folders if (row := read_run(folder)) and row["status"] == "done"]
+    present = {json.dumps(run.parameters) for run in spec.runs}
+    for state, known in (("other settings", False), ("another state of the notebook", True)):
+        settings = [_settings_text(r["settings"]) for r in others if (json.dumps(r["parameters"]) in present) == known]
+        if settings:
+            lines.append(f"{_finished(len(settings))} of {state}, kept and not counted: {_few(settings)}")
+    return "\n".join(lines)
+
+
+def _finished(count: int) -> str:
+    return f"{count} finished {'run is' if count == 1 else 'runs are'}"
+
+
+def _few(names: Sequence[str]) -> str:
+    return "; ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _settings_text(settings: Mapping) -> str:
+    plain = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in settings.items()}
+    return " ".join(f"{k}={v}" for k, v in plain.items()) or "as given"
+
+
+def outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> str:
+    if table.empty:
+        return f"{planned} not started: the same command continues"
+    counts = Counter(table["status"])
+    minutes = table["seconds"].sum() / 60
+    pruned = f", {counts['pruned']} pruned" if counts["pruned"] else ""
+    lines = [f"{counts['done']} of {planned} runs done{pruned}, {minutes:.1f} min of kernels in total"]
+    lines += runs_without(table, spec.metrics)
+    lost = table[table["status"].isin(["failed", "died"])]
+    for (status, cell, error), group in lost.groupby(["status", "failed_cell", "error"], sort=False, dropna=False):
+        row = group.iloc[0]
+        count = f"{len(group)} runs, such as " if len(group) > 1 else ""
+        lines.append(f"{status.upper()} {count}{row['run']} in {cell if isinstance(cell, str) else 'no cell'}: {error}")
+        lines.append(f"  again: {_command(spec, row)}")
+    if len(warned := table[table["warnings"].fillna("") != ""]):
+        for message, group in warned.groupby("warnings", sort=False):
+            count = f"{len(group)} run{'s' * (len(group) > 1)}"
+            lines.append(f"WARNING in {count}, such as {group['run'].iloc[0]}: {message}")
+    if counts["failed"] and not retried:
+        lines.append("failed runs are kept as they are; --retry-failed runs them again")
+    if missing := planned - sum(counts[status] for status in ("done", "pruned", "failed", "died")):
+        lines.append(f"{missing} not started or cut short: the same command continues")
+    return "\n".join(lines)
+
+
+def _command(spec: Sweep, row: pd.Series) -> str:
+    """What runs one run of a table again by itself."""
+    parameters = read_json(Path(row["folder"], "parameters.json"))["parameters"]
+    text, yaml = io.StringIO(), yaml_format((1, 1))  # which papermill reads
+    yaml.default_flow_style = True
+    yaml.dump(parameters, text)
+    values = shlex.quote(text.getvalue().partition("---")[2].strip())
+    return f"jupytext --to ipynb {shlex.quote(str(spec.script))} -o - | papermill - run.ipynb -y {values}"
 
 
 # ---- on a worker
@@ -311,12 +388,12 @@ def run_task(task: Task) -> dict | None:
     record, started = folder / "run.json", time.time()
     with locked(folder / ".lock", "run", wait=True):
         row = read_run(folder)
-        for _ in range(KERNEL_ATTEMPTS):
+        for attempt in range(1, KERNEL_ATTEMPTS + 1):
             recent = row is not None and record.exists() and record.stat().st_mtime > started
-            ended = row is not None and row["status"] in (
-                ("done", "pruned", "failed") if recent else ("done", "pruned")
-            )
-            if ended and (recent or not task.redo):  # recent: by another worker that had been considered dead
+            final = ("done", "pruned", "failed") if recent else ("done", "pruned")
+            if (
+                row and row["status"] in final and (recent or not task.redo)
+            ):  # recent: by another worker that had been considered dead
                 break
             if task.deadline and time.time() > task.deadline:
                 return None
@@ -334,7 +411,7 @@ def run_task(task: Task) -> dict | None:
                 out=folder,
                 source=task.source,
                 env=_own_gpu(task.gpus) | {RUN_FOLDER: str(folder)},
-                extra={"settings": settings},
+                extra={"settings": settings, "attempt": attempt},
             )
             row = read_run(folder)
             if row["status"] != "died":
@@ -359,15 +436,15 @@ def _own_gpu(gpus: Sequence[str]) -> dict[str, str]:
 
 
 def _check_metrics(spec: Sweep, rows: Sequence[dict]) -> None:
-    """Refuse a metric that is text, or missing in finished runs of a notebook whose source does not declare its metrics."""
-    declared = declared_metrics(read_script(spec.script, spec.source)) is not None
+    """Refuse a metric that is text in finished runs, or that none of them has."""
     for metric in spec.metrics:
-        where = f"sweep {spec.name!r}: metric {metric!r}"
-        text = [row["metrics"][metric] for row in rows if isinstance(row["metrics"].get(metric), str)]
-        if text:
+        where, written = (
+            f"sweep {spec.name!r}: metric {metric!r}",
+            sorted({name for row in rows for name in row["metrics"]}),
+        )
+        if text := [row["metrics"][metric] for row in rows if isinstance(row["metrics"].get(metric), str)]:
             cause = "a text cannot be ranked; the runs are kept, name another metric and start again"
             raise ContractError(where, f"the text {text[0]!r}", "a number", cause)
-        if rows and not declared and not any(metric in row["metrics"] for row in rows):
-            written = sorted({name for row in rows for name in row["metrics"]})
+        if rows and metric not in written:
             cause = "a misspelled name; the runs are kept, fix the specification and start again"
             raise ContractError(where, "a finished run without it", f"one of {written}", cause)

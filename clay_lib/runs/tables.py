@@ -1,4 +1,4 @@
-"""Tables of sweeps: the ledger of all runs, and means over settings with intervals over seeds.
+"""Tables of sweeps: the ledger of all runs, forecasts by it, and means over settings with intervals over seeds.
 
 The ledger can be rebuilt from the runs' folders at any time. A run's folder, papermill_runs/SWEEP/HASH/:
     parameters.json      what was requested, written first
@@ -9,22 +9,30 @@ The ledger can be rebuilt from the runs' folders at any time. A run's folder, pa
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clay_lib.cluster import cores
 from clay_lib.errors import ContractError
-from clay_lib.files import atomic_write, read_json
-from clay_lib.runs.notebooks import RUNS, flatten, is_done
+from clay_lib.files import atomic_write, read_json, write_json
+from clay_lib.runs.notebooks import RUNS, flatten, is_done, module_hashes, provenance
+from clay_lib.runs.profiles import read_profile
+from clay_lib.runs.specification import Run, Sweep
 
 if TYPE_CHECKING:  # pandas takes a second to import, which every worker of a sweep would pay
     import pandas as pd
 
 LEVEL = 0.95  # of confidence
 ENDED = ("done", "failed", "died")  # failed: its own error or out of time; died: killed from outside
+RECENT_RUNS, SAMPLE = 300, 50  # at most so many are read for a forecast, and forecast one by one
+START = "start.json"  # in a sweep's folder: what its last start took beside its runs
 
 
 # ---- the ledger
@@ -52,10 +60,14 @@ def read_run(folder: Path) -> dict | None:
         "parameters": request["parameters"],
         "metrics": _values(record.get("metrics", {})) if status != "unfinished" else {},  # of a failed run: so far
         "warnings": "; ".join(record.get("warnings", [])),
-        **{key: record.get(key) for key in ("failed_cell", "error", "seconds", "peak_mb", "finished", "precision")},
+        **{
+            key: record.get(key)
+            for key in ("failed_cell", "error", "seconds", "cpu_seconds", "peak_mb", "finished", "precision")
+        },
         "library": record.get("library"),
         "modules": record.get("modules", {}),
         "threads": record.get("threads"),
+        "attempt": record.get("attempt"),  # 2: its kernel was killed once
         "reached_step": reached[0],
         "reached": reached[1],
         "commit": git.get("commit"),
@@ -118,6 +130,86 @@ def _single_type(column: pd.Series) -> pd.Series:
     if kinds <= {int, float}:
         return column.astype(float)
     return column.map(lambda v: v if isinstance(v, str) or v is None or v != v else json.dumps(v))
+
+
+def changed_modules(rows: Sequence[Mapping]) -> dict[str, list[str]]:
+    """Key of a run: the modules of clay_lib that it imported and that are different now."""
+    now = module_hashes(name for row in rows for name in row["modules"])
+    changed = {row["run"]: [name for name, code in row["modules"].items() if code != now[name]] for row in rows}
+    return {key: names for key, names in changed.items() if names}
+
+
+# ---- forecasts
+
+
+class Forecast:
+    """Seconds of runs: those of the most similar runs of the notebook that ended on this machine, times what the most
+    similar runs of this start took in comparison; before any run was measured, as a profile states them.
+
+    start: seconds that a start takes beside its runs, for workers, ledger and report, as earlier ones did.
+    """
+
+    def __init__(self, spec: Sweep, runs: Path, threads: int | None):
+        self.spec, self.threads, machine = spec, threads, provenance()["environment"]["machine"]
+        paths = sorted(runs.glob("*/*/run.json"), key=lambda path: path.stat().st_mtime)[-RECENT_RUNS:]
+        rows = [row for path in paths if (row := read_run(path.parent)) and row["status"] == "done"]
+        rows = [row for row in rows if (row["notebook"], row["machine"]) == (spec.script.stem, machine)]
+        self.earlier = [(self._settings(row["parameters"], row["threads"]), wall_seconds(row)) for row in rows]
+        starts = [read_json(path) for path in runs.glob(f"*/{START}")]
+        starts = [start["seconds"] for start in starts if start.get("machine") == machine]
+        self.start = sum(starts) / max(1, len(starts))
+        self.ratios: deque[tuple[set[str], float]] = deque(maxlen=RECENT_RUNS)
+        stated = spec.expected_minutes or read_profile("demo").minutes.get(spec.script.stem)
+        self.stated = 60 * stated * max(1, cores() / (threads or 1)) if stated else None  # measured with all cores
+        self.source = f"by {len(rows)} earlier runs" if rows else "as the profile states"
+
+    def _settings(self, parameters: Mapping, threads: int | None) -> set[str]:
+        values = {k: v for k, v in parameters.items() if k != self.spec.seed} | {"threads": threads}
+        return {json.dumps(item) for item in values.items()}
+
+    def seconds(self, run: Run) -> float | None:
+        settings = self._settings(run.parameters, self.threads)
+        base = _of_similar(settings, self.earlier) or self.stated or (1.0 if self.ratios else None)
+        return base and base * (_of_similar(settings, self.ratios) or 1.0)
+
+    def ended(self, run: Run, seconds: float) -> None:
+        settings = self._settings(run.parameters, self.threads)
+        base = _of_similar(settings, self.earlier) or self.stated or 1.0
+        self.ratios.append((settings, seconds / base))
+
+    def minutes(self, runs: Sequence[Run], count: int, workers: int) -> float | None:
+        """Of `count` runs, of which some are known, on so many workers; None: not yet measured."""
+        sample = [self.seconds(run) for run in runs[:: 1 + len(runs) // SAMPLE] or [self.spec.make_run({})]]
+        if None in sample:
+            return None
+        half = sum(sample) / len(sample) / 2 if self.ratios else 0.0  # done of the runs under way, which are counted
+        free = [*[-half] * (workers - 1), 0.0]  # when each worker is
+        for i in range(count):
+            heapq.heapreplace(free, free[0] + sample[i % len(sample)])
+        return max(free) / 60
+
+
+def _of_similar(settings: set[str], known: Iterable[tuple[set[str], float]]) -> float | None:
+    """The mean value of those that share the most settings; None: there are none."""
+    shared = [(len(settings & other), value) for other, value in known]
+    most = max(shared, default=(0, 0.0))[0]
+    values = [value for count, value in shared if count == most]
+    return sum(values) / len(values) if values else None
+
+
+def record_start(home: Path, began: float) -> None:
+    """start.json: seconds of this start beside its runs, for the next forecast."""
+    times = [[p.stat().st_mtime for p in home.glob(f"*/{name}.json")] for name in ("parameters", "run")]
+    times = [[moment for moment in moments if moment > began] for moments in times]
+    if all(times):
+        seconds = time.time() - began - (max(times[1]) - min(times[0]))
+        write_json(home / START, {"machine": provenance()["environment"]["machine"], "seconds": seconds})
+
+
+def wall_seconds(row: Mapping) -> float:
+    """Seconds from the request of a run to its record, which its kernel does not see all of."""
+    request, record = (Path(row["folder"], name).stat().st_mtime for name in ("parameters.json", "run.json"))
+    return max(row["seconds"] or 0.0, record - request)
 
 
 # ---- comparisons

@@ -9,20 +9,16 @@ from test_targets import Counting, random_chips
 
 from clay_lib import SENSORS, ClayConfig, ContractError
 from clay_lib.data.targets import fill_targets
-from clay_lib.datamodule import noise_batch
 from clay_lib.runs.bench import (
     SENSOR,
     bench,
     embed_flops,
-    median_seconds,
     paired_seconds,
     random_dinov2_large,
     step_flops,
     teacher_flops,
-    training_step,
 )
 from clay_lib.runs.notebooks import RUNS
-from clay_lib.training import ClayModule
 
 PAGE = (RUNS / "PRETRAINING.md").read_text()
 
@@ -87,21 +83,6 @@ def test_paired_timings_alternate_and_give_the_ratio():
 
     timings = paired_seconds(lambda: work("a", 2.0), lambda: work("b", 5.0), repeats=4, clock=lambda: now[0])
     assert timings == (2.0, 5.0, 2.5) and "".join(calls) == "ab" + "abba" * 2
-
-
-def test_training_step_changes_the_weights():
-    module = ClayModule(ClayConfig(24, 1, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=16), cached=True)
-    before = [p.detach().clone() for p in module.parameters()]
-    training_step(lambda batch: module.losses(batch, training=True)["loss"], module)(noise_batch(SENSOR, 2, 16, 16))
-    changed = [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
-    assert sum(changed) > 0.9 * len(changed)
-
-
-def test_median_excludes_the_warm_up(monkeypatch):
-    clock = iter([0.0, 3.0, 10.0, 11.0, 20.0, 22.0])
-    monkeypatch.setattr("clay_lib.runs.bench.time.perf_counter", lambda: next(clock))
-    calls = []
-    assert median_seconds(lambda: calls.append(1), repeats=3) == 2.0 and len(calls) == 4
 
 
 # ---- papermill_runs/PRETRAINING.md

@@ -82,10 +82,6 @@ def test_interrupted_run_is_not_shown_as_done(run, tmp_path):
     assert "ended before its last cell" in gallery.write_gallery(tmp_path, title="cut").read_text()
 
 
-def test_empty_folder_gives_a_page(tmp_path):
-    assert "No notebook has run yet" in gallery.write_gallery(tmp_path, title="none").read_text()
-
-
 def test_paired_notebooks_have_no_paths_widgets_or_timings(run):
     folder = run / "notebooks"
     with pytest.raises(ContractError, match="no complete run"):
@@ -123,13 +119,6 @@ def test_compressed_figure_keeps_the_colors_of_a_small_legend():
     decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(compressed))).convert("RGB")).astype(int)
     assert len(compressed) < 0.7 * len(base64.b64encode(original.getvalue()))
     assert abs(decoded[8, 10] - (0, 150, 160)).max() < 30 and abs(decoded[24, 10] - (0, 207, 117)).max() < 30
-
-
-def test_metrics_are_flattened_and_formatted():
-    assert dict(gallery._as_text({"a_b": {"c": 1.0, "deep": {"d": False}}, "list": [1]})) == {
-        "a b / c": "1",
-        "a b / deep / d": "no",
-    }
 
 
 def test_site_uses_finished_runs_else_the_shipped_outputs(run, tmp_path):

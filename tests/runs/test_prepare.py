@@ -102,14 +102,6 @@ def test_flat_images_give_finite_features(teacher):
         assert out.shape == (len(image), teacher.dim) and out.isfinite().all() and not out.requires_grad
 
 
-def test_stripes_are_oriented_and_noise_is_not():
-    generator = torch.Generator().manual_seed(0)
-    first, other = (texture_statistics(gratings(a))[0].tolist() for a in (0.3, 1.7))
-    noise = texture_statistics(torch.randn(1, 1, 128, 128, generator=generator).expand(1, 3, 128, 128))[0]
-    directed = 15  # the first octave's global harmonic
-    assert first[directed] > 10 * noise[directed] and other[directed] == pytest.approx(first[directed], rel=0.15)
-
-
 def test_targets_are_centered_and_no_direction_dominates():
     statistics = texture_statistics(noise(96, 0))
     teacher = TextureTeacher(statistics)
@@ -128,13 +120,6 @@ def test_flips_and_turns_change_little_and_another_image_much(teacher):
     for other in (images.flip(3), images.flip(2), images.rot90(1, dims=(2, 3))):
         assert F.cosine_similarity(target, teacher(other)).mean() > 0.9
     assert F.cosine_similarity(target, target.roll(1, 0)).mean() < 0.3
-
-
-def test_autocast_and_training_mode_change_nothing(teacher):
-    images = torch.randn(2, 3, 64, 64)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = teacher.train()(images)
-    torch.testing.assert_close(inside, teacher(images))
 
 
 def test_texture_teacher_knows_real_images(realdata):

@@ -219,7 +219,6 @@ WRONG = [
     ({"search": {"trials": 3, "over": OVER}, "seeds": 3}, "confirm"),
     ({"search": {"trials": 3, "over": OVER}, "fixed": {"rate": 0.5}}, "two parts"),
     ({"confirm": {"top": 3, "seeds": 2}}, "no search"),
-    ({"random": {"draws": 3, "over": {"rate": [1.0]}}}, "sampler: random"),
 ]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,8 @@ import pytest
 
 from clay_lib import ContractError
 from clay_lib import __main__ as cli
-from clay_lib.files import locked, read_yaml, write_yaml
+from clay_lib.files import locked, read_yaml, write_json, write_yaml
 from clay_lib.runs import notebooks, sweep, tables
-from clay_lib.runs.progress import Forecast
 from clay_lib.runs.sweep import Task, run_task
 
 NASTY = [
@@ -177,8 +177,7 @@ def test_concurrent_start_and_missing_scheduler_raise(home, monkeypatch):
 
 def test_metric_that_no_run_writes_stops_the_sweep(home, tmp_path):
     folder, *_ = home
-    undeclared = SCRIPT.replace('found = {"loss"', 'found = json.loads("{}") | {"loss"')
-    (tmp_path / "tiny.py").write_text(undeclared)
+    (tmp_path / "tiny.py").write_text(SCRIPT)
     spec = {"notebook": "tiny.py", "grid": {"rate": [0.1, 0.2, 0.3, 0.35]}, "metrics": {"los": "min"}, "threads": 1}
     write_yaml(tmp_path / "typo.yaml", spec)
     os.environ["CUDA_VISIBLE_DEVICES"] = previous = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -227,6 +226,17 @@ def test_poor_result_is_kept_with_a_warning_and_failures_are_grouped(tmp_path, c
     assert "2 finished runs are of other settings, kept and not counted: rate=0.1; rate=0.6" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="outside"):
         notebooks.claim(False, "outside a sweep it is an error")
+
+
+def test_run_whose_kernel_was_killed_runs_once_more_and_is_told(tmp_path, capsys):
+    kill = "import os, pathlib, signal\nif not (killed := pathlib.Path(f'killed-{rate}')).exists() or rate > 0.5:\n"
+    kill += "    killed.touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    (tmp_path / "claiming.py").write_text(CLAIMING.replace("import json, pathlib\n", f"import json\n{kill}"))
+    (tmp_path / "k.yaml").write_text("notebook: claiming.py\nmetrics: {loss: min}\ngrid: {rate: [0.1, 0.9]}\n")
+    table = sweep.run_sweep(tmp_path / "k.yaml", workers=2, runs=tmp_path / "runs").set_index("parameter rate")
+    assert table["status"].to_dict() == {0.1: "done", 0.9: "died"} and (table["attempt"] == 2).all()
+    printed = capsys.readouterr().out
+    assert printed.count("its kernel was killed before, and it ran again") == 2 and "DIED" in printed
 
 
 def test_minutes_that_end_leave_runs_and_an_exit_code_of_their_own(tmp_path, monkeypatch, capsys):
@@ -279,21 +289,32 @@ def test_two_files_of_one_name_never_share_a_folder(home, tmp_path, monkeypatch)
 def test_forecast_follows_the_most_similar_runs_and_those_of_this_start(home):
     folder, table, *_ = home
     spec = sweep.read_sweep(folder / "eight.yaml")
-    forecast = Forecast(spec, folder / "runs", threads=1)
-    done = table[table["status"] == "done"].set_index("run")["seconds"]
+    forecast = tables.Forecast(spec, folder / "runs", threads=1)
+    done = {row["run"]: tables.wall_seconds(row) for row in table.to_dict("records") if row["status"] == "done"}
     first = next(run for run in spec.runs if run.key in done)
-    assert forecast.seconds(first) == done[first.key]
+    assert forecast.seconds(first) == done[first.key] and forecast.start == 0
     other = next(run for run in spec.runs if run.key not in done)
     before = forecast.seconds(other)
     assert forecast.minutes([first], 3, workers=2) == pytest.approx(2 * done[first.key] / 60)  # two rounds
     forecast.ended(first, 3 * done[first.key])  # this machine is slower now
     assert forecast.seconds(other) == pytest.approx(3 * before)
     assert forecast.minutes([first], 3, workers=1) == pytest.approx(3 * 3 * done[first.key] / 60)
-    unmeasured = Forecast(spec, folder / "elsewhere", threads=1)
+    unmeasured = tables.Forecast(spec, folder / "elsewhere", threads=1)
     assert unmeasured.minutes(spec.runs, 8, 2) is None
     unmeasured.ended(first, 30)
     assert unmeasured.minutes(spec.runs, 8, 1) == pytest.approx(4)
     assert unmeasured.minutes(spec.runs, 7, 2) == pytest.approx(1.75)  # one of them is half done
+
+
+def test_what_a_start_takes_beside_its_runs_is_learned(home, tmp_path):
+    began = time.time() - 20
+    for key, (first, last) in {"a": (4, 9), "b": (5, 12)}.items():
+        for name, moment in {"parameters.json": first, "run.json": last}.items():
+            os.utime(write_json(tmp_path / "eight" / key / name, {}), (0, began + moment))
+    assert tables.wall_seconds({"folder": tmp_path / "eight" / "a", "seconds": 3.0}) == pytest.approx(5, abs=0.1)
+    tables.record_start(tmp_path / "eight", began)
+    forecast = tables.Forecast(sweep.read_sweep(home[0] / "eight.yaml"), tmp_path, threads=1)
+    assert forecast.start == pytest.approx(12, abs=2)  # 20 s, of which the runs took 8
 
 
 def test_script_without_a_main_guard_gives_one_clear_error(home):
