@@ -165,7 +165,8 @@ class PlannedBatches(Dataset):
     augment: each chip flipped at random and, with turns, each batch rotated by a random quarter; place and time of
     unknown_share of the samples zeroed (a fifth in the release); the colors of shifted_share of them shifted.
     crop: side in pixels of a window of every chip, random with augmentation and central without; None: complete chips.
-    targets: a teacher's output for complete chips and their flips, hence without crop and turns.
+    targets: a teacher's output for complete chips and their flips, hence without crop and turns; with shifted colors
+    it stays the output for the true ones.
     """
 
     def __init__(
@@ -182,10 +183,10 @@ class PlannedBatches(Dataset):
         self.chips, self.augment, self.crop = chips, augment, crop
         self.unknown_share, self.shifted_share = unknown_share, shifted_share
         self.turns, self.targets = (targets is None) if turns is None else turns, targets
-        if targets is not None and (crop is not None or self.turns or shifted_share):
-            found = f"cached targets with crop={crop}, turns={self.turns}, shifted_share={shifted_share}"
+        if targets is not None and (crop is not None or self.turns):
+            found = f"cached targets with crop={crop}, turns={self.turns}"
             cause = "a cache has targets of complete chips and their flips only; use smaller chips, or a live teacher"
-            raise ContractError("targets", found, "crop=None, turns=None or False, shifted_share=0", cause)
+            raise ContractError("targets", found, "crop=None, turns=None or False", cause)
         self._hashes = {name: part.hashes for name, part in chips.items()} if targets is not None else {}
 
     def __getitem__(self, plan: Plan) -> Batch:

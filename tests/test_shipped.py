@@ -23,7 +23,7 @@ def test_weights_are_small_and_match_their_configuration(mini):
     changes = {"teacher_dim": mini.model.config.teacher_dim, **recipe["model"]["changes"]}
     assert mini.model.config == ClayConfig.named(recipe["model"]["size"], **changes)
     log = pd.read_csv(WEIGHTS.with_suffix(".csv"))
-    assert log["step"].max() == recipe["settings"]["max_steps"] and set(recipe["data"]["chips"]) <= set(SENSORS)
+    assert log["step"].max() == recipe["settings"]["max_steps"] and set(recipe["data"]["repeats"]) <= set(SENSORS)
 
 
 @pytest.mark.parametrize("sensor", ["sentinel-2-l2a", "landsat-c2l2-sr"])

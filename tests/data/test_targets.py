@@ -12,7 +12,7 @@ from clay_lib import SENSORS, ClayConfig, ContractError
 from clay_lib.data.chips import Chips
 from clay_lib.data.targets import TargetCache, fill_targets, fingerprint, sensor_folder
 from clay_lib.datamodule import ClayDataModule
-from clay_lib.runs.prepare import TextureTeacher
+from clay_lib.runs.teachers import TextureTeacher
 from clay_lib.sensors import Sensor
 from clay_lib.teacher import Teacher, stand_in_teacher, teacher_view
 from clay_lib.training import ClayModule
@@ -206,3 +206,14 @@ def test_lookup_of_a_batch_takes_less_than_a_millisecond(tmp_path, monkeypatch):
         cache.lookup("naip", hashes, flips)
         times.append(time.perf_counter() - start)
     assert min(times) < 1e-3, times  # the fastest, since the machine may be busy
+
+
+def test_a_teacher_may_have_one_target_for_all_flips(tmp_path):
+    teacher = Counting()
+    teacher.flips = (0,)
+    chips = random_chips()
+    cache = fill_targets(chips, teacher, tmp_path, flips=teacher.flips, progress=False)
+    assert teacher.count == len(chips)
+    found = [TargetCache(tmp_path).lookup("naip", chips.hashes, np.full(len(chips), flip)) for flip in (0, 3)]
+    torch.testing.assert_close(*found)
+    assert cache.flips == (0,)

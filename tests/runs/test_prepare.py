@@ -16,7 +16,7 @@ from clay_lib.data.store import ChipStore
 from clay_lib.data.targets import TargetCache
 from clay_lib.evaluation import probes
 from clay_lib.evaluation.baselines import texture_statistics
-from clay_lib.runs.prepare import MIN_VARIANCE, TextureTeacher, find_teacher, texture_teacher
+from clay_lib.runs.teachers import MIN_VARIANCE, TextureTeacher, find_teacher, texture_teacher
 
 
 def write_scene(folder):

@@ -108,3 +108,14 @@ def test_first_weights_come_from_a_function():
     assert find_start("", config, 3) is None
     with pytest.raises(ContractError, match="start"):
         find_start("clay_lib.clay:bron", config, 3)
+
+
+def test_a_start_from_another_teacher_gets_a_new_projection():
+    shipped = Clay.load("clay-mini").model
+    wider = replace(shipped.config, teacher_dim=shipped.config.teacher_dim + 9)
+    model = find_start("clay-mini", wider, 3)
+    assert model.config == wider and model.proj.out_features == wider.teacher_dim
+    torch.testing.assert_close(model.proj.weight[:-9], shipped.proj.weight)
+    torch.testing.assert_close(model.encoder.state_dict(), shipped.encoder.state_dict())
+    deeper = replace(wider, depth=3)
+    assert find_start("clay-mini", deeper, 3).config == shipped.config  # refused by train
