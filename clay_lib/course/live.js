@@ -1,7 +1,7 @@
 "use strict";
 // Shapes as in the library: B C H W P L V D. Images are Float32Array [C, H, W], normalized, NaN where not measured.
 const $ = id => document.getElementById(id);
-const MIDDLE = 128; // pixels: larger files are cropped to their middle
+const MIDDLE = 64; // pixels: larger files are cropped to their middle
 
 async function unpack(name) {
   const text = $("file-" + name).textContent;

@@ -35,7 +35,7 @@ PACKAGES = {  # npm package: version, the files that the page takes
     "geotiff": ("3.0.5", ("dist-browser/geotiff.js",)),
 }  # fmt: skip
 SHOWN = {"sentinel-2-l2a": 8, "naip": 8, "sentinel-1-rtc": 4, "landsat-c2l2-sr": 4, "modis": 4}  # chips in the page
-SIZE = 128  # pixels, their height and width
+SIZE = 64  # pixels, their height and width: those of training, larger ones are reconstructed worse
 INPUTS = {  # of the graph: axes, a dynamic one by its name
     "pixels": (1, "bands", "height", "width"),
     "time": (1, 4),

@@ -54,17 +54,14 @@ def changes(pixels, weight, bias):
     [
         (..., "nothing here yet"),
         (lambda x, w, b: None, "returns nothing yet"),
-        (lambda x, w, b: ..., "returns nothing yet"),
         (torch.zeros(2, 6, 5), "needs the function itself, not a Tensor: pass its name without brackets"),
         (lambda x: x, "cannot be called as in the exercise: .*takes 1 positional argument but 3 were given"),
         (stops, r"stops in line \d+ of its cell, `return rows @ weight`, with RuntimeError: Expected size"),
         (changes, "changes its argument number 1: work on a copy"),
         (lambda x, w, b: [t for t in tokens(x, w, b)], "not a list of 2 tensors: torch.stack"),
         (lambda x, w, b: "words", "A tensor of numbers is expected, not a str"),
-        (lambda x, w, b: {"a": 1}, "A tensor of numbers is expected, not a dict"),
         (lambda x, w, b: 2.5 * tokens(x, w, b), "the values are 2.5 times"),
         (lambda x, w, b: tokens(x, w, b) + 7, r"the values are off by \+7"),
-        (lambda x, w, b: tokens(x, w, b) + 3e-4, r"off by \+0.0003"),
         (lambda x, w, b: tokens(x, w, b) / 0, "60 of 60 numbers are not finite"),
         (lambda x, w, b: tokens(x, w, b) * 1j, "complex numbers; real ones are expected"),
         (
@@ -73,7 +70,6 @@ def changes(pixels, weight, bias):
         ),
         (lambda x, w, b: tokens(x, w, b)[None], "an axis of length 1 is too many"),
         (lambda x, w, b: F.conv2d(x, w, b, stride=4), "4 axes, not 3"),
-        (lambda x, w, b: tokens(x, w, b).sum(1), "2 axes, not 3"),
         (lambda x, w, b: F.conv2d(x, w, b).flatten(2).mT, "L is 45 instead of 6"),
         (lambda x, w, b: tokens(x, w, b).abs(), r"differ in \d+ of 60 places; first at \[\d, \d, \d\]: yours"),
     ],
@@ -101,17 +97,13 @@ def test_numpy_answers_and_single_numbers_count(capsys):
     [
         (1.2, 2.4, r"^This is 1.2; it should be 2.4\.$"),  # of one or two numbers no factor is named
         (math.nan, 2.4, "1 of 1 numbers are not finite"),
-        ([1.0, 3.0], [2.0, 6.0], r"differ in 2 of 2 places; first at \[0\]: yours 1, expected 2"),
-        ([2.0, 2.0, 2.0], [1.0, 1.0, 1.0], "differ in 3 of 3 places"),
         ([600_005.0, 1, 2], [600_000.0, 1, 2], "yours 600005, expected 600000"),
-        ([1.00001, 2.00002, 3.00003], [1.0, 2.0, 3.0], "yours 1.00001, expected 1"),
     ],
 )
 def test_values_are_shown_with_the_digits_that_differ(got, expected, message):
     got, expected = torch.tensor(got).double(), torch.tensor(expected).double()
-    check = Check(reference=lambda: expected, cases=[()], mistakes={}, praise="", rtol=1e-9, atol=0)
     with pytest.raises(Mistake, match=message):
-        check(got)
+        Check(reference=lambda: expected, cases=[()], mistakes={}, praise="", rtol=1e-9, atol=0)(got)
 
 
 def test_jupyter_shows_the_message_without_a_traceback(capsys):

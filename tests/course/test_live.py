@@ -52,14 +52,14 @@ SHOWN = """() => { const {chip, state, result, all} = clay.state(); return {
 
 def test_numbers_agree_with_torch(page, mini):
     shown = {name: torch.tensor(values) for name, values in page.page.evaluate(SHOWN).items()}
-    cube = mini.cube(np.zeros((10, 128, 128)), "sentinel-2-l2a", check=False)
-    visible = [k for k in range(256) if k not in shown["hidden"].tolist()]
-    inputs = dict(pixels=shown["pixels"].view(1, 10, 128, 128), time=shown["time"][None], latlon=shown["latlon"][None])
+    cube = mini.cube(np.zeros((10, 64, 64)), "sentinel-2-l2a", check=False)
+    visible = [k for k in range(64) if k not in shown["hidden"].tolist()]
+    inputs = dict(pixels=shown["pixels"].view(1, 10, 64, 64), time=shown["time"][None], latlon=shown["latlon"][None])
     inputs |= dict(gsd=torch.tensor([10.0]), waves=cube.waves, output_waves=cube.waves, visible=torch.tensor(visible))
     with torch.no_grad():
         _, _, rows = LiveModel(mini.model)(**inputs)
-    image = unpatchify(rows, grid=(16, 16), patch_size=8, size=(128, 128))
-    assert len(visible) == 64
+    image = unpatchify(rows, grid=(8, 8), patch_size=8, size=(64, 64))
+    assert len(visible) == 16
     assert (image.flatten() - shown["reconstruction"]).abs().max() < 1e-3
     assert (shown["chip"] - shown["vector"]).abs().max() < 1e-3, "the class token that the library computed"
 
@@ -74,13 +74,13 @@ def until_changed(page, action):
 def test_controls_change_the_answer(page):
     page = page.page
     until_changed(page, page.get_by_label("swir22 given").uncheck)
-    assert "9 of 10 bands, 64 of 256 patches" in page.inner_text("#message")
+    assert "9 of 10 bands, 16 of 64 patches" in page.inner_text("#message")
     until_changed(page, lambda: page.get_by_label("Wavelength of blue").fill("0.6"))
     until_changed(page, lambda: page.locator("#ratio").fill("50"))
-    assert "128 of 256 patches" in page.inner_text("#message")
+    assert "32 of 64 patches" in page.inner_text("#message")
     until_changed(page, lambda: page.locator("#visible").click(position={"x": 3, "y": 3}))  # the first patch by hand
     count = int(page.inner_text("#message").split(" bands, ")[1].split()[0])
-    assert count in (127, 129)
+    assert count in (31, 33)
     page.locator("#image").click(position={"x": 3, "y": 3})
     assert page.evaluate("clay.state().state.chosen") == 0
     page.locator("#similar").press("ArrowRight")
@@ -101,9 +101,9 @@ def test_a_file_of_ones_own_is_read(page, mini, tmp_path):
     until_changed(page.page, lambda: page.page.locator("#file").set_input_files(tmp_path / "scene.tif"))
     read = "(({chip}) => [chip.size, chip.gsd, [...chip.pixels.slice(0, 50)]])(clay.state())"
     size, gsd, pixels = page.page.evaluate(read)
-    top, left = ((n - 128) // 2 if n > 128 else 0 for n in scene.pixels.shape[-2:])
+    top, left = ((n - 64) // 2 if n > 64 else 0 for n in scene.pixels.shape[-2:])
     first = mini.cube(scene.pixels, scene.sensor, check=False).pixels[0, 0, top, left : left + 50]
-    assert gsd == 10 and size == [min(n, 128) for n in scene.pixels.shape[-2:]]
+    assert gsd == 10 and size == [min(n, 64) for n in scene.pixels.shape[-2:]]
     assert np.abs(np.array(pixels) - first.numpy()).max() < 1e-4
 
     place = dict(crs="EPSG:32633", transform=(10, 0, 5e5, 0, -10, 5e6))

@@ -88,11 +88,6 @@ def test_moved_control_redraws_the_playground(mini, chip, place):
     assert Image.open(io.BytesIO(box.still)).width > 600 and len(box.still) < 300_000
 
 
-def test_playground_accepts_radar(mini):
-    box = widgets.playground(mini, observe("sentinel-1-rtc").pixels, "sentinel-1-rtc")
-    assert box.still and box.children[1].value
-
-
 # ---- wavelengths ----
 
 
@@ -115,12 +110,6 @@ def test_images_are_interpolated_between_bands_and_constant_beyond():
     # 0.65: half of band 1, half of band 0; 1.0: three quarters of band 0, a quarter of band 2
     for wave, value in {0.65: 0.5, 1.0: 0.5, 0.8: 0, 0.3: 1, 3.0: 2}.items():
         np.testing.assert_allclose(widgets.pixels_at(image, waves, wave), value, atol=1e-5)
-
-
-def test_similarity_is_one_with_itself_and_falls_with_distance(untrained):
-    table = widgets.kernels_at(untrained, widgets.GRID[::8])
-    cosines = widgets.similarity(table[0], table)
-    assert cosines[0] == pytest.approx(1, abs=1e-5) and (np.diff(cosines) < 0).all()
 
 
 def test_moved_slider_redraws_the_kernels(untrained, chip):
