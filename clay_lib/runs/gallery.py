@@ -27,7 +27,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 LIVE = "live.html"  # beside the index, where `clay live` wrote it: the model itself in the browser
 NO_ALT = 'alt="No description has been provided for this image"'  # nbconvert's
 CONTRAST = """.jp-InputPrompt, .jp-OutputPrompt { color: #616161 !important; opacity: 1 !important }
-.highlight .c1 { color: #2f6666 !important } .highlight .o { color: #7a1fc2 !important }
+.highlight .c1 { color: #2f6666 !important } .highlight :is(.o, .ow) { color: #7a1fc2 !important }
 .highlight :is(.mi, .mf) { color: #006b00 !important } .jp-RenderedHTMLCommon a { text-decoration: underline !important }"""
 METRICS_SHOWN = 10  # the others are folded
 

@@ -23,6 +23,15 @@ SHOTS = ROOT / "papermill_runs" / "browser"
 NOTEBOOK = "00_first_look"
 
 
+CONTRAST = """() => {  // the lowest contrast (WCAG 2) of a text on the nearest color behind it
+  const color = (text) => text.match(/[\\d.]+/g).map(Number), light = (v) => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const bright = ([r, g, b]) => .2126 * light(r) + .7152 * light(g) + .0722 * light(b) + .05;
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = color(getComputedStyle(e).backgroundColor); if (c[3] !== 0) return c; } return [255, 255, 255]; };
+  return Math.min(...[...document.querySelectorAll("body *:not(script, style)")].filter((e) => e.checkVisibility()
+    && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).map((e) => {
+    const pair = [bright(color(getComputedStyle(e).color)), bright(behind(e))].sort((a, b) => b - a); return pair[0] / pair[1]; })); }"""
+
+
 def chromium() -> str | None:
     """An installed browser that Playwright can drive."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -205,6 +214,7 @@ def test_gallery_opens_from_disk_with_the_network_off(browser, tmp_path):
             shown = view.page.locator("img[src]")
             widths = shown.evaluate_all("all => all.map(image => image.complete ? image.naturalWidth : 0)")
             assert widths and all(widths), f"{page.name}: {widths.count(0)} of {len(widths)} images do not show"
+            assert view.page.title() and view.page.evaluate(CONTRAST) >= 4.5, page.name
             if page.stem == NOTEBOOK:
                 slider = view.page.locator(".clay-slider")
                 before = slider.locator("img").get_attribute("src")
@@ -219,5 +229,8 @@ def test_gallery_opens_from_disk_with_the_network_off(browser, tmp_path):
                 view.page.screenshot(path=SHOTS / f"6_gallery_{width}.png")
                 wide = view.page.evaluate("document.documentElement.scrollWidth")
                 assert wide <= width, "no horizontal scrolling"
+                view.page.keyboard.press("Tab")  # to the first figure
+                view.page.keyboard.press("Enter")
+                assert view.page.locator("dialog[open] img").get_attribute("alt") == "An image"
         assert not view.requests and not view.errors, (view.requests, view.errors)
         view.context.close()
