@@ -169,7 +169,8 @@ def learning_curve(
     test groups. The strength of regularization is that of all labels.
     """
     train, least = np.flatnonzero(~test), 2 * len(np.unique(labels[~test]))
-    group, drawn = np.tile(codes(groups[test]), seeds), {}
+    places = groups[test] if len(np.unique(groups[test])) > 1 else np.arange(test.sum())  # one block: by chip
+    group, drawn = np.tile(codes(places), seeds), {}
     size = len(train)
     while size >= min(least, len(train)):
         hits = []

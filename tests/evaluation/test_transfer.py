@@ -263,7 +263,11 @@ def test_a_test_folder_that_lacks_a_class_is_scored_by_name(clay, folder, tmp_pa
             shutil.copy(folder / name / f"{name}{n:02d}.png", tmp_path / "test" / name)
     weights, out = str(clay.save(tmp_path / "weights.safetensors")), tmp_path / "table.csv"
     paths = dict(images=str(folder), test=str(tmp_path / "test"))
-    assert transfer(weights, **paths, **RGB, sizes=[24], seeds=1, out=str(out)) == 0
+    audit = tmp_path / "audit"
+    assert transfer(weights, **paths, **RGB, sizes=[24], seeds=1, out=str(out), audit=str(audit)) == 0
+    curve = pd.read_csv(audit / "curve.csv")
+    assert curve["labels"].iloc[-1] == 72 and curve[["low", "cost_low"]].notna().all(axis=None)
+    assert len(pd.read_csv(audit / "duplicates.csv")) == 8 and (audit / "calibration.png").is_file()
     table = pd.read_csv(out).set_index(["split", "features", "probe"])
     row = table.loc[("given", "random convolutions, 24 px", "linear")]
     assert (row["n_train"], row["n_test"]) == (72, 8) and row["score"] == 1.0
