@@ -100,6 +100,9 @@ results = {}
 for name, date in dates.items():
     results[name] = areas.embed_area(clay, sensor, bounds, date, out_dir / name, progress=False, **kwargs)
     print(f"{name}: {results[name].jobs} tiles, {results[name].rows} vectors")
+no_place = areas.embed_area(
+    clay, sensor, bounds, before, out_dir / "no_place", without="place,date", progress=False, **kwargs
+)
 
 
 # %%
@@ -149,6 +152,25 @@ layers = {
 }
 fig = figures.static_map(list(layers.values()), size=2.5)
 _ = figures.save(fig, out_dir / "1_embeddings.png")
+
+# %% [markdown]
+# ## How much of it is the place?
+#
+# Clay also receives place and date. How much of a map is their code rather than the land? The same pixels are given
+# another place, then another date, and the area is embedded once more without either. Each map has its own mean
+# subtracted, and both share their principal components.
+
+# %%
+print("\n".join(results["before"].effect_sentences()))
+maps = np.stack([first, read_raster(no_place.rasters[0])[0]])  # [2, D, h, w]
+maps -= maps[:, :, known].mean(axis=2)[:, :, None, None]
+cosine = (maps[0] * maps[1]).sum(axis=0) / np.linalg.norm(maps, axis=1).prod(axis=0).clip(1e-9)  # [h, w]
+print(f"patches with and without either: 1 - cosine {1 - cosine[known].mean():.5f} on average, about 1 if unrelated")
+both = figures.components_to_rgb(principal_components(maps.transpose(0, 2, 3, 1)), known)
+names = ("with place and date", "without")
+pair = [figures.Layer(name, image, crs, cells, valid=known) for name, image in zip(names, both, strict=True)]
+fig = figures.static_map(pair, size=3.0)
+_ = figures.save(fig, out_dir / "1_place_and_date.png")
 
 # %% [markdown]
 # ## Similarity search
