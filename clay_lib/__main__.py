@@ -35,6 +35,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "convert": ("checkpoint:convert", "write a checkpoint's encoder or complete model as safetensors"),
     "exercises": ("course.exercises:exercises", "write notebooks/exercises and notebooks/flow from the notebooks"),
     "search": ("areas.search:search_command", "find the places of an embedded area that are most similar to one"),
+    "change": ("areas.change:change", "map what changed between two dates or periods of an embedded area"),
     "sweep": ("runs.sweep:sweep", "run a notebook over many parameters; the same command resumes"),
     "sweep export": ("runs.export:export_sweep", "write a sweep's runs for MLflow, TensorBoard or as a table"),
     "archive": ("areas.local:archive", "write and serve an archive of the mini-world, to work offline"),

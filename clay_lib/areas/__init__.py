@@ -11,6 +11,8 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "archives": "archives_of find_acquisitions",
         "area": "embed_area",
+        "change": "map_change",
+        "composites": "composites_of read_composite",
         "demo": "open_study_area",
         "embeddings": "open_vectors read_embeddings",
         "local": "serve_archive write_archive",

@@ -8,11 +8,12 @@ search.py: similarity search among them.
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from shapely import union_all
 
 from clay_lib.areas import jobs as work
 from clay_lib.areas import rasters, vectors
+from clay_lib.areas.composites import composites_of
 from clay_lib.areas.tiles import grid_around, grid_of, tiles_of
 from clay_lib.clay import Clay
 from clay_lib.cluster import dask_client, forecast_lines, progress_bar, timed
@@ -129,6 +131,11 @@ def embed_area(
     pick: str = "best",
     max_cloud: float = 100.0,
     clouds: str = "mask",
+    composite: str = "",
+    period: str = "quarter",
+    dilation: int = 3,
+    min_clear: int = 1,
+    combine: str = "",
     size: int = 256,
     min_valid: float = 0.5,
     store: str = "float16",
@@ -168,10 +175,16 @@ def embed_area(
         scale: of a scene: native numbers are the stored ones times scale plus offset; by default as its header says
         offset: see scale
         archive: name of one of the sensor's archives; by default the first
-        url: address of another STAC API with the same collections
+        url: address of another STAC API with the same collections; on the command line also a folder of `clay archive`
         pick: best (the clearest date of each tile) or all dates
         max_cloud: cloud cover in percent above which images are skipped
         clouds: mask or keep pixels that the archive classifies as clouds
+        composite: median, medoid or best-pixel of all dates of each period, instead of single dates
+        period: of composites: month, quarter or year
+        dilation: of composites: pixels around clouds and shadows that are masked too
+        min_clear: of composites: clear observations of a pixel below which it is a hole
+        combine: mean or concat of the vectors of all dates or periods, as one more table with a row a tile; the raster
+            is the mean, or one each
         size: side of a tile in pixels
         min_valid: least share of valid pixels in a patch
         store: float16, or int8 with one scale per vector
@@ -202,7 +215,10 @@ def embed_area(
     clay = clay if isinstance(clay, Clay) else Clay.load(clay)
     config, sensor = clay.model.config, SENSORS.resolve(sensor)
     overlap = _check_layout(size, config.patch_size, dense, overlap, components)
-    settings = work.Settings(size=size, clouds=clouds, min_valid=min_valid, store=store, without=_unknowns(without))
+    if combine not in ("", "mean", "concat") or (combine and pick != "all" and not composite):
+        raise ContractError("combine", combine, "mean or concat, of pick all or of composites", "a single date a tile")
+    recipe = f"{composite} a {period}, dilation {dilation}, min_clear {min_clear}" if composite else ""
+    settings = work.Settings(size, clouds, min_valid, store, _unknowns(without), recipe)
     vectors.schema(4, store)  # raises for an unknown store
     file_options = dict(bands=bands, scale=scale, offset=offset)
     if not scene and any(value is not None for value in file_options.values()):
@@ -211,6 +227,9 @@ def embed_area(
     shape = parse_area(area) if area is not None or not scene else union_all([a.footprint for a in acquisitions])
     search = dict(archive=archive, url=url, max_cloud=max_cloud)
     acquisitions = acquisitions or find_acquisitions(sensor, shape, dates, **search)
+    if composite:
+        pick, options = "all", dict(dilation=dilation, min_clear=min_clear)
+        acquisitions = composites_of(acquisitions, composite, period, **options)
     tiles = tiles_of(shape, grid_of(acquisitions[0].archive, size))
     blocks = work.plan(tiles, acquisitions, pick)
     jobs = [job for block in blocks for job in block.jobs]
@@ -257,8 +276,11 @@ def embed_area(
         paths, seams = (), None
         if dense:
             layout = dict(overlap=overlap, patch=config.patch_size, level=level, metadata=metadata)
-            layout |= dict(dated=pick == "all", grid=grid, normalize=normalize)
+            layout |= dict(dates="mean" if combine == "mean" else pick, grid=grid, normalize=normalize)
             paths, seams = rasters.write_rasters(folder, jobs, dense, components, **layout)
+        if combine:
+            ids = [job.id for job in jobs]
+            paths += (vectors.write_combined(out, metadata["configuration"], ids, combine),)
         if grid is not None:
             paths += (vectors.write_in_crs(out, metadata["configuration"], str(grid.crs)),)
     return AreaResult(out, metadata["configuration"], len(jobs), tally.rows, tally.empty, skipped, paths, seams,
@@ -294,8 +316,20 @@ def embed(
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     clay = Clay.load(weights, device=device, precision=precision)
     options["name"] = options.get("name") or Path(weights).stem
+    options["url"] = _served(options.get("url"))
     print(embed_area(clay, sensor, area or None, dates or None, out, **options))
     return 0
+
+
+def _served(url: str | None) -> str | None:
+    """The address of a folder of `clay archive`, served until this process ends; any other url unchanged."""
+    if not url or not Path(url).is_dir():
+        return url
+    from clay_lib.areas.local import serve_archive
+
+    server = ExitStack()
+    atexit.register(server.close)
+    return server.enter_context(serve_archive(url))
 
 
 def _fix_precision(clay: Clay, sensor: Sensor, archive, settings, out: Path, batch_size: int) -> tuple[Clay, dict]:
@@ -323,7 +357,7 @@ def _refuse_mixed(out: Path, metadata: dict) -> None:
     """ContractError if the folder was begun with the same settings except for `without`: one cannot see which map is which."""
     for path in out.glob("configuration-*.json"):
         begun = read_json(path)
-        same = all(begun.get(key) == metadata[key] for key in metadata if key not in ("without", "configuration"))
+        same = all(begun.get(key, "") == metadata[key] for key in metadata if key not in ("without", "configuration"))
         if same:
             found, expected = (
                 f"without={metadata['without']!r}",

@@ -29,7 +29,8 @@ class Archive:
     native, scaling: {scale, offset}, see archives.yaml. baseline: Sentinel-2's offset follows the processing baseline.
     nodata: used where neither item nor file gives one; shared_fill: a fill that counts only where all bands hold it,
     since single bands may measure that value. alpha: files may have an alpha band, or GDAL's mask.
-    mask, mask_bits: the asset that classifies pixels, and the classes that hide the ground.
+    mask, mask_bits: the asset that classifies pixels, and the classes that hide the ground; mask_fill: those of its
+    values that are fill and no clouds, beside which nothing is hidden by a dilation.
     alternate: which of an asset's alternate addresses to read; signing: "", "planetary-computer" or "requester-pays".
     """
 
@@ -49,6 +50,7 @@ class Archive:
     shared_fill: float | None = None
     mask: str = ""
     mask_bits: tuple = ()
+    mask_fill: tuple = ()
     alpha: bool = False
     alternate: str = ""
     signing: str = ""

@@ -23,9 +23,9 @@ import rasterio
 import shapely
 import shapely.geometry
 
-from clay_lib.areas import rasters, vectors
+from clay_lib.areas import composites, rasters, reading, vectors
+from clay_lib.areas.composites import Composite
 from clay_lib.areas.items import Acquisition, Archive, mean_cloud_cover, moment_of
-from clay_lib.areas.reading import read_ahead
 from clay_lib.areas.tiles import Tile, extent
 from clay_lib.clay import Clay
 from clay_lib.data.rasters import RASTER_ENDINGS
@@ -44,13 +44,17 @@ MAX_FAILURES = 20  # failed tiles after which the job stops, if they are the maj
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One tile of one acquisition. items: those that intersect the tile; time: of the earliest, UTC."""
+    """One tile of one acquisition. items: those that intersect the tile; time: of the earliest, UTC.
+
+    Of a composite, time is the middle of what was used and clear_count the mean over the pixels, once they are read.
+    """
 
     id: str
     tile: Tile
     acquisition: Acquisition
     items: tuple[pystac.Item, ...]
     time: datetime | None
+    clear_count: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +98,7 @@ class Settings:
     min_valid: float = 0.5
     store: str = "float16"
     without: str = ""  # what the model is not given, of place and date, separated by a comma
+    composite: str = ""  # method, period and options of composites
 
 
 def plan(tiles: Sequence[Tile], acquisitions: Sequence[Acquisition], pick: str) -> list[Block]:
@@ -132,16 +137,28 @@ def _jobs_of(acquisition: Acquisition, tiles: Sequence[Tile]) -> list[Job]:
         when = min(times, default=None)
         # The solar day at the tile depends neither on UTC midnight nor on the rest of the area.
         day = f"{when + timedelta(hours=tile.center[1] / 15):%Y%m%d}" if when else "undated"
-        if acquisition.archive.kind == "files" and read not in versions:
-            versions[read] = _files_hash(read, when)
+        if isinstance(acquisition, Composite):
+            day = acquisition.label
+        if _versioned(acquisition) and read not in versions:
+            versions[read] = _version(acquisition, read, when)
         version = versions.get(read, "")
         name = "_".join(filter(None, [tile.id, acquisition.sensor.name, day, version]))
         jobs.append(Job(name, tile, acquisition, read, when))
     return jobs
 
 
-def _files_hash(items: Sequence[pystac.Item], when: datetime | None) -> str:
-    """Eight hex digits of the given date, bands and units, and names, sizes and modification times of local files."""
+def _versioned(acquisition: Acquisition) -> bool:
+    """Whether the ids of jobs tell versions of the same tile and date apart: other files, or other images of a period."""
+    return acquisition.archive.kind == "files" or isinstance(acquisition, Composite)
+
+
+def _version(acquisition: Acquisition, items: Sequence[pystac.Item], when: datetime | None) -> str:
+    """Eight hex digits of the given date, bands and units, and names, sizes and modification times of local files.
+
+    Of an archive's composite: of the ids of its items.
+    """
+    if acquisition.archive.kind != "files":
+        return hashlib.sha256(repr(sorted(item.id for item in items)).encode()).hexdigest()[:8]
     hrefs = sorted({asset.href for item in items for asset in item.assets.values()})
     # All files that GDAL reads for them: sidecar masks and, recursively, the sources of a VRT.
     files, pending = set(), [*hrefs]
@@ -159,17 +176,17 @@ def _files_hash(items: Sequence[pystac.Item], when: datetime | None) -> str:
 
 
 def outdated(ids: set[str], jobs: Sequence[Job]) -> set[str]:
-    """Ids of the same tiles and days as the jobs, but of other versions of their local files."""
+    """Ids of the same tiles and days as the jobs, but of other versions of their files or images."""
     current = {job.id for job in jobs}
-    places = {job.id.rpartition("_")[0] for job in jobs if job.acquisition.archive.kind == "files"}
+    places = {job.id.rpartition("_")[0] for job in jobs if _versioned(job.acquisition)}
     return {name for name in ids - current if name.rpartition("_")[0] in places}
 
 
 def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings, precision: str = "exact") -> dict:
     """All settings that affect a vector, apart from the pixels, and their hash under "configuration".
 
-    precision: one of precision.NAMES; exact is not hashed, nor is an empty `without`, so that areas of earlier versions
-    resume.
+    precision: one of precision.NAMES; exact is not hashed, nor is an empty `without` or `composite`, so that areas of
+    earlier versions resume.
     """
     model = clay.model
     layout = repr([model.config.frequencies, model.config.patch_size, model.config.heads])
@@ -184,7 +201,7 @@ def configuration_of(clay, sensor: Sensor, archive: Archive, settings: Settings,
         **vars(settings),
     }
     hashed = metadata if precision == "exact" else metadata | {"precision": precision}
-    hashed = hashed if settings.without else {k: v for k, v in hashed.items() if k != "without"}
+    hashed = {k: v for k, v in hashed.items() if v or k not in ("without", "composite")}
     digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
     return metadata | {"precision": precision, "configuration": digest}
 
@@ -225,7 +242,8 @@ def embed_jobs(
     rows: ids that already have a row and lack only the dense part. overlap: None for no dense features.
     Batches are cut from all jobs, finished or not, so that they and the rounding of their results are always the same.
     """
-    shared = {name: metadata[name] for name in ("sensor", "gsd", "model", "weights", "configuration")}
+    names = ("sensor", "gsd", "model", "weights", "configuration") + ("composite",) * bool(settings.composite)
+    shared = {name: metadata[name] for name in names}
     folder, tally = rasters.dense_folder(out, metadata, overlap or 0), Tally()
 
     def publish(results: list) -> None:
@@ -236,8 +254,11 @@ def embed_jobs(
     jobs = [job for block in blocks for job in block.jobs]
     batches = [[job for job in jobs[k : k + batch_size] if job.id in todo] for k in range(0, len(jobs), batch_size)]
     blocks = [block for block in blocks if any(job.id in todo for job in block.jobs)]
-    reads = read_ahead(client, blocks, overlap=overlap or 0, clouds=settings.clouds)
+    read_block = composites.read_block if settings.composite else reading.read_block
+    reads = reading.read_ahead(client, blocks, read_block, overlap=overlap or 0, clouds=settings.clouds)
     pixels = ((job, read) for job, read in reads if job.id in todo)
+    if settings.composite:
+        pixels = (composites.dated(job, read, settings.size) for job, read in pixels)
     reported: set[str] = set()
     with closing(reads), closing(pixels):
         try:
@@ -321,6 +342,7 @@ def embed_batch(clay: Clay, read: Sequence[tuple], settings: Settings, overlap: 
                 time=job.time,
                 items=[item.id for item in job.items],
                 cloud_cover=mean_cloud_cover(job.items),  # percent
+                clear_count=job.clear_count,
                 valid_share=float(np.isfinite(pixels[n]).mean()),
                 vector=chip_vectors[n],
                 patch_mean=means[n],

@@ -122,6 +122,7 @@ def archive(
     *,
     sensors: str = "sentinel-2-l2a,sentinel-1-rtc,landsat-c2l2-sr",
     dates: str = "2023-05-20,2023-06-10,2023-08-20",
+    clouds: str = "",
     event: str = "2023-07-15",
     lat: float | None = None,
     lon: float | None = None,
@@ -138,6 +139,7 @@ def archive(
         folder: of the archive
         sensors: separated by commas
         dates: days, separated by commas
+        clouds: share of each date's image that clouds cover, separated by commas; empty: none
         event: the day on which a forest is cleared in the center; empty: none
         lat: degrees of the center; by default a forest
         lon: degrees
@@ -151,6 +153,7 @@ def archive(
     place = None if lat is None else Place(lat, lon)
     if not (Path(folder) / "items.json").is_file():
         world = dict(place=place, extent=extent, events=[Event(event)] if event else [], seed=seed)
+        world["clouds"] = [float(share) for share in clouds.split(",") if share]
         write_archive(folder, sensors=sensors.split(","), dates=dates.split(","), **world)
     features = json.loads((Path(folder) / "items.json").read_text())["features"]
     for collection in dict.fromkeys(item["collection"] for item in features):

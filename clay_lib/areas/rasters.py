@@ -58,7 +58,7 @@ class Mosaic:
     corner: Tile  # the north-western one
     rows: int  # tiles
     columns: int  # tiles
-    parts: dict[tuple[int, int], Path]  # {(row, column): path}, southwards and eastwards from the corner
+    parts: dict[tuple[int, int], list[Path]]  # {(row, column): one a date}, southwards and eastwards from the corner
     dim: int  # D
     overlap: int  # patches
     patch: int  # pixels
@@ -104,9 +104,8 @@ class Mosaic:
             return slice(low - start, high - start), slice(low - first, high - first)
 
         rows = range((top - o) // n, (top + height + o - 1) // n + 1)
-        for row, column in itertools.product(rows, range((left - o) // n, (left + width + o - 1) // n + 1)):
-            if (path := self.parts.get((row, column))) is None:
-                continue
+        tiles = itertools.product(rows, range((left - o) // n, (left + width + o - 1) // n + 1))
+        for row, column, path in ((*tile, path) for tile in tiles for path in self.parts.get(tile, ())):
             (y, part_y), (x, part_x) = (
                 shared(row * n - o, n + 2 * o, top, height),
                 shared(column * n - o, n + 2 * o, left, width),
@@ -205,20 +204,25 @@ def mean_of(total: np.ndarray, weight: np.ndarray, valid: np.ndarray) -> np.ndar
     return np.ascontiguousarray(np.moveaxis(mean, -1, 0), np.float32)
 
 
-def mosaics(folder: Path, jobs: Sequence, *, dated: bool, overlap: int, patch: int) -> list[Mosaic]:
-    """One mosaic per CRS, and per date if `dated`, of the jobs that have a part. overlap, patch: pixels."""
+def mosaics(folder: Path, jobs: Sequence, *, dates: str, overlap: int, patch: int) -> list[Mosaic]:
+    """One mosaic per CRS of the jobs that have a part, and per date if `dates` is "all"; its other values are "best",
+    the only one of a tile, and "mean" of all. overlap, patch: pixels.
+    """
     groups: dict[str, list] = {}
     for job in jobs:
         if part_path(folder, job.id).is_file():
-            day = job.id.split("_")[2] if dated else "best"
+            day = job.id.split("_")[2] if dates == "all" else dates
             groups.setdefault((f"{day}-{crs_name(job.tile.crs)}", job.tile.anchor), []).append(job)
     layers, names = [], [name for name, _ in groups]
     for (name, anchor), members in sorted(groups.items()):
         if names.count(name) > 1:  # scenes whose pixels do not lie on one grid
             name += f"-{anchor[0]:g}-{anchor[1]:g}"
         corner, rows, columns = extent([job.tile for job in members])
-        parts = {(corner.row - j.tile.row, j.tile.column - corner.column): part_path(folder, j.id) for j in members}
-        dim = np.load(next(iter(parts.values())), mmap_mode="r").shape[-1]
+        parts: dict[tuple[int, int], list[Path]] = {}
+        for job in members:
+            at = corner.row - job.tile.row, job.tile.column - corner.column
+            parts.setdefault(at, []).append(part_path(folder, job.id))
+        dim = np.load(next(iter(parts.values()))[0], mmap_mode="r").shape[-1]
         layers.append(Mosaic(name, corner, rows, columns, parts, dim, overlap // patch, patch))
     return layers
 
@@ -273,7 +277,7 @@ def write_rasters(
     kind: str,
     count: int,
     *,
-    dated: bool,
+    dates: str,
     overlap: int,
     patch: int,
     level: bool,
@@ -283,17 +287,17 @@ def write_rasters(
 ) -> tuple[tuple[Path, ...], dict[str, dict[str, float]]]:
     """Write one raster per mosaic, kind "cog" or "zarr": (paths, {file name: {measure of seams: value}}).
 
-    count: number of principal components, fitted on all mosaics together and saved with them; 0: complete vectors.
-    level: subtract position offsets, and save them with the rasters. grid: an odc.geo GeoBox, onto which all mosaics of a
-    date are brought, with vectors of length one if `normalize`; None: each in its own CRS. Seams are those of tiles.
+    dates: as in `mosaics`. count: number of principal components, fitted on all mosaics together and saved with them;
+    0: complete vectors. level: subtract position offsets, and save them with the rasters. grid: an odc.geo GeoBox, onto
+    which all mosaics of a date are brought, with vectors of length one if `normalize`. Seams are those of tiles.
     """
-    layers = mosaics(folder, jobs, dated=dated, overlap=overlap, patch=patch)
+    layers = mosaics(folder, jobs, dates=dates, overlap=overlap, patch=patch)
     if not layers:
         return (), {}
     tags = {name: str(metadata[name]) for name in ("sensor", "model", "weights", "configuration")}
     tags |= {"blending": f"linear ramps over {2 * overlap} pixels at every seam"}
     if level:
-        offsets = position_offsets([path for mosaic in layers for path in mosaic.parts.values()])
+        offsets = position_offsets([path for mosaic in layers for paths in mosaic.parts.values() for path in paths])
         atomic_write(folder / "places.npz", lambda partial: np.savez(partial, places=offsets))
         layers = [replace(mosaic, offsets=offsets) for mosaic in layers]
         tags |= {"subtracted": "places.npz, the part of vectors that depends on their position in the tile"}

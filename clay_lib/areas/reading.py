@@ -16,7 +16,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
@@ -36,6 +36,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.warp import reproject
 from rasterio.windows import Window, from_bounds
+from scipy.ndimage import distance_transform_edt
 
 from clay_lib.areas.items import Acquisition, Archive, Source, mask_of, moment_of, sources_of
 from clay_lib.data.georeference import cut_at_antimeridian
@@ -72,13 +73,19 @@ WITHOUT_WORKERS = 120  # s without any worker until a job gives up
 
 
 def read_acquisition(
-    acquisition: Acquisition, geobox: GeoBox, *, clouds: str = "mask", chunks: dict | None = None
+    acquisition: Acquisition,
+    geobox: GeoBox,
+    *,
+    clouds: str = "mask",
+    dilation: int = 0,
+    chunks: dict | None = None,
 ) -> xr.Dataset:
     """An acquisition on a grid: a variable [y, x] a band, in the sensor's order, native numbers float32.
 
     NaN where no item measured, and with clouds="mask" where the archive's own classes hide the ground ("keep" leaves
     it). Values are the stored ones where the grids coincide, else bilinear; classes are always the nearest. Where items
-    overlap, the first that measured counts. chunks: {"y": 512, "x": 512} reads lazily with Dask; None reads now.
+    overlap, the first that measured counts. dilation: pixels around clouds and shadows that are hidden too.
+    chunks: {"y": 512, "x": 512} reads lazily with Dask, all but the classes of a dilation; None reads now.
     Raises ContractError for an item that lacks a band, and for a file that cannot be read after all tries.
     """
     if clouds not in ("mask", "keep"):
@@ -88,7 +95,7 @@ def read_acquisition(
     sensor, bands = acquisition.sensor, acquisition.bands
     merged: dict[str, xr.DataArray] = {}
     for item in acquisition.items:
-        pixels = _read_item(item, acquisition, geobox, clouds, chunks)
+        pixels = _read_item(item, acquisition, geobox, clouds, dilation, chunks)
         empty = _all(values.isnull() for values in merged.values()) if merged else None
         merged = {band: pixels[band].where(empty, merged[band]) for band in bands} if merged else pixels
     out = xr.Dataset(merged)
@@ -128,7 +135,9 @@ def estimate_bytes(acquisition: Acquisition, geobox: GeoBox) -> int:
 # ---- one item ----
 
 
-def _read_item(item, acquisition: Acquisition, geobox: GeoBox, clouds: str, chunks) -> dict[str, xr.DataArray]:
+def _read_item(
+    item, acquisition: Acquisition, geobox: GeoBox, clouds: str, dilation: int, chunks
+) -> dict[str, xr.DataArray]:
     archive = acquisition.archive
     sources = sources_of(item, archive, acquisition.bands)
     load = functools.partial(_load, item, archive=archive, geobox=geobox, chunks=chunks)
@@ -142,10 +151,12 @@ def _read_item(item, acquisition: Acquisition, geobox: GeoBox, clouds: str, chun
         bands = [(source.href, source.index) for source in sources.values()]
         share = load({"share": Source(bands[0][0], 0)}, share_of=bands)
         hidden.append(~(share["share"] > FULL))
-    mask = mask_of(item, archive) if clouds == "mask" else None
-    if mask is not None:  # the fill of the measured bands may be an ordinary class
-        classes = load({"mask": mask}, archive=replace(archive, nodata=None), dtype="uint16", nodata=0)
-        hidden.append(cloud_mask(classes["mask"], archive.mask_bits))
+    if clouds == "mask" and archive.mask and not dilation:
+        hidden.append(cloud_mask(_classes(item, archive, geobox, chunks), archive.mask_bits))
+    elif clouds == "mask" and archive.mask:
+        classified, away = clouds_around(item, archive, geobox, dilation)
+        plane = pixels[next(iter(sources))]
+        hidden.append(xr.DataArray(classified | (away <= dilation), plane.coords, plane.dims))
     for band, source in sources.items():
         if (source.gain, source.bias) != (1, 0):
             pixels[band] = pixels[band] * np.float32(source.gain) + np.float32(source.bias)
@@ -161,6 +172,24 @@ def cloud_mask(classes: xr.DataArray, fields: Sequence[tuple[int, int, Sequence[
     """
     hidden = (((classes >> low) & ((1 << (high - low + 1)) - 1)).isin(values) for low, high, values in fields)
     return functools.reduce(operator.or_, hidden)
+
+
+def clouds_around(item, archive: Archive, geobox: GeoBox, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """(bool [H, W] where the classes hide the ground, pixels [H, W] to the nearest cloud or shadow, at most reach + 1).
+
+    Clouds up to `reach` pixels beyond the grid count too, so that neighboring grids agree; fill is no cloud.
+    """
+    classes, inside = _classes(item, archive, geobox.pad(reach), None), np.s_[reach : -reach or None]
+    hidden = cloud_mask(classes, archive.mask_bits).values
+    clouds = hidden & ~np.isin(classes, archive.mask_fill)
+    away = distance_transform_edt(~clouds) if clouds.any() else np.full(clouds.shape, np.inf)
+    return hidden[inside, inside], np.minimum(away[inside, inside], reach + 1).astype(np.float32)
+
+
+def _classes(item, archive: Archive, geobox: GeoBox, chunks) -> xr.DataArray:
+    """The archive's classes [y, x] of one item, uint16, 0 outside of it."""
+    source, plain = mask_of(item, archive), replace(archive, nodata=None)  # the bands' fill may be an ordinary class
+    return _load(item, {"mask": source}, archive=plain, geobox=geobox, chunks=chunks, dtype="uint16", nodata=0)["mask"]
 
 
 def _load(
@@ -236,8 +265,8 @@ def with_retries(address: str, read):
             # GDAL caches what it fetched, even a truncated range: a second try must not get it
             with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=_vsi(address).removeprefix("vrt://").partition("?")[0]):
                 return read()
-        except RasterioError as error:
-            message = " ".join(str(e) for e in (error.__cause__, error) if e)
+        except (RasterioError, AssertionError) as error:  # odc-geo asserts a CRS, which a header cut short has lost
+            message = " ".join(str(e) for e in (error.__cause__, error) if e) if str(error) else "no CRS"
             if not remote or attempt == TRIES - 1 or re.search(PERMANENT, message):
                 plain = address.removeprefix("vrt://").removeprefix("/vsicurl/").partition("?")[0]  # without a token
                 expected = "a raster that can be read to its end"
@@ -343,17 +372,25 @@ def _measured(bands, archive: Archive, own: GeoBox, roi, part: GeoBox) -> np.nda
 
 def read_block(acquisition: Acquisition, geobox: GeoBox, clouds: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """(pixels float32 [C, H, W] with NaN for holes, names of the bands); runs on a Dask worker."""
-    try:
+    with picklable():
         dataset = read_acquisition(acquisition, geobox, clouds=clouds)
+        return np.stack([np.asarray(dataset[name], np.float32) for name in acquisition.bands]), acquisition.bands
+
+
+@contextmanager
+def picklable() -> Iterator[None]:
+    """ContractErrors without GDAL's own error as their context, which cannot be sent by a worker."""
+    try:
+        yield
     except ContractError as error:
-        error.__context__ = None  # GDAL's own error cannot be pickled
+        error.__context__ = None
         raise
-    return np.stack([np.asarray(dataset[name], np.float32) for name in acquisition.bands]), acquisition.bands
 
 
-def read_ahead(client, blocks: Sequence, *, overlap: int, clouds: str) -> Iterator[tuple]:
-    """(job, (pixels, bands) or the exception) of all jobs of the blocks (`area.Block`), in their order.
+def read_ahead(client, blocks: Sequence, read, *, overlap: int, clouds: str) -> Iterator[tuple]:
+    """(job, (pixels, bands) or the exception) of all jobs of the blocks (`jobs.Block`), in their order.
 
+    read: `read_block`, or that of composites.
     READ_AHEAD blocks more than there are workers are in progress or waiting: memory does not grow with the area.
     """
     waiting: deque = deque()
@@ -362,7 +399,7 @@ def read_ahead(client, blocks: Sequence, *, overlap: int, clouds: str) -> Iterat
         while True:
             while len(waiting) < READ_AHEAD + sum(client.nthreads().values()) and (block := next(rest, None)):
                 arguments = block.acquisition, block.geobox(overlap), clouds
-                waiting.append((block, client.submit(read_block, *arguments, pure=False, retries=1)))
+                waiting.append((block, client.submit(read, *arguments, pure=False, retries=1)))
             if not waiting:
                 return
             block, future = waiting.popleft()

@@ -7,13 +7,14 @@
 | id | string | tile, sensor and day, for local files also a hash: 32633-10m-256-e0192-n2167_sentinel-2-l2a_20230610 |
 | tile | string | the tile's id on the fixed grid (tiles.py) |
 | geometry | WKB | the tile's outline in WGS84 degrees (GeoParquet 1.1; bbox is its covering) |
-| time | timestamp, UTC | of the acquisition; null: unknown |
+| time | timestamp, UTC | of the acquisition, of a composite the middle of what was used; null: unknown |
 | sensor, gsd | string, float | gsd: meters per pixel |
 | vector | fixed-size list of float16 or int8 [D] | class token of the tile; for int8 times `scale` |
 | scale | float | only for int8: the largest absolute number of the vector over 127 |
 | patch_mean (, patch_mean_scale) | as vector | mean of the valid patches' vectors |
 | valid_share | float | share of valid pixel values in the tile, 0 to 1 |
 | cloud_cover | float | percent, of the source items; null: unknown |
+| clear_count, composite | float, string | only of composites: clear observations, mean of the pixels; how they were made |
 | items | list of string | ids of the source items |
 | model, weights, configuration | string | name; hashes of the encoder's tensors and of all settings, 16 hex digits |
 
@@ -45,8 +46,8 @@ PRECISION = b"clay:precision"  # key in the footer of the precision that the vec
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def schema(dim: int, store: str = "float16") -> pa.Schema:
-    """Columns and GeoParquet metadata of a part. dim: D, length of a vector."""
+def schema(dim: int, store: str = "float16", composite: bool = False) -> pa.Schema:
+    """Columns and GeoParquet metadata of a part. dim: D, length of a vector. composite: with the columns of composites."""
     from pyproj import CRS
 
     if store not in STORES:
@@ -58,6 +59,7 @@ def schema(dim: int, store: str = "float16") -> pa.Schema:
     for name, scale in SCALES.items():
         columns += [(name, pa.list_(STORES[store], dim))] + [(scale, real)] * (store == "int8")
     columns += [("valid_share", real), ("cloud_cover", real), ("items", pa.list_(text))]
+    columns += [("clear_count", real), ("composite", text)] * composite
     columns += [("model", text), ("weights", text), ("configuration", text)]
     geometry = {
         "encoding": "WKB",
@@ -85,8 +87,8 @@ def write_part(
 ) -> list[Path]:
     """Publish rows, {column: value} with shapely geometries and float32 vectors, as one file per year.
 
-    shared: columns with the same value in all rows: sensor, gsd, model, weights, configuration. empty: ids of tiles
-    without a row. The file name is a hash of the ids, so that writing the same rows again gives the same file.
+    shared: columns with the same value in all rows: sensor, gsd, model, weights, configuration and, of composites only,
+    composite. empty: ids of tiles without a row. The file name is a hash of the ids, so that writing the same rows again gives the same file.
     """
     empty = sorted(empty)
     years: dict[int, list[dict]] = {0: []} if empty and not rows else {}
@@ -111,9 +113,8 @@ def _table(rows: Sequence[dict], shared: dict, dim: int, store: str) -> pa.Table
 
     shapes = [shapely.orient_polygons(row["geometry"]) for row in rows]
     columns: dict[str, object] = {name: [value] * len(rows) for name, value in shared.items()}
-    columns |= {
-        name: [row[name] for row in rows] for name in ("id", "tile", "time", "items", "valid_share", "cloud_cover")
-    }
+    own = ["id", "tile", "time", "items", "valid_share", "cloud_cover"] + ["clear_count"] * ("composite" in shared)
+    columns |= {name: [row[name] for row in rows] for name in own}
     columns["geometry"] = [shapely.to_wkb(shape) for shape in shapes]
     columns["bbox"] = [dict(zip(SIDES, shape.bounds, strict=True)) for shape in shapes]
     for name, scale in SCALES.items():
@@ -121,7 +122,8 @@ def _table(rows: Sequence[dict], shared: dict, dim: int, store: str) -> pa.Table
         if store == "int8":
             values, columns[scale] = to_int8(values)
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(store).reshape(-1)), dim)
-    return pa.table({field.name: columns[field.name] for field in schema(dim, store)}, schema=schema(dim, store))
+    fields = schema(dim, store, "composite" in shared)
+    return pa.table({name: columns[name] for name in fields.names}, schema=fields)
 
 
 # ---- reading ----
@@ -227,6 +229,37 @@ def write_in_crs(out: str | Path, configuration: str, crs: str) -> Path:
                 file.write_table(projected(read_part(path)))
 
     return atomic_write(Path(out) / f"tiles-{configuration}-{crs_name(crs)}.parquet", write)
+
+
+def write_combined(out: str | Path, configuration: str, ids: Sequence[str], how: str) -> Path:
+    """The vectors of several dates or periods as one a tile: OUT/combined-HOW-CONFIGURATION.parquet, float16.
+
+    ids: the rows to combine. how: mean, over the dates that a tile has; or concat, [T D], the earliest first, of the
+    tiles that have all dates. The day or period is the third part of an id. time: the mean.
+    """
+    frame = read_frame(out, configuration=configuration)
+    frame = frame[frame["id"].isin({*ids})].assign(date=frame["id"].str.split("_").str[2])
+    dates, rows = sorted(frame["date"].unique()), []
+    for tile, group in frame.sort_values(["date", "id"]).groupby("tile"):
+        if how == "concat" and list(group["date"]) != dates:
+            continue
+        mixed = {name: np.stack(group[name]) for name in SCALES}
+        mixed = {name: v.mean(axis=0) if how == "mean" else v.reshape(-1) for name, v in mixed.items()}
+        first, known = group.iloc[0], group["time"].notna().all()
+        rows.append({"id": f"{tile}_{first['sensor']}_{how}", "tile": tile, "geometry": first["geometry"], **mixed,
+                     "time": group["time"].mean().to_pydatetime() if known else None, "items": sum(map(list, group["items"]), []),
+                     **{name: group[name].mean() for name in ("valid_share", "cloud_cover", "clear_count") if name in group}})  # fmt: skip
+    if not rows:
+        found = f"no tile with all of {', '.join(dates)}" if dates else "no rows"
+        raise ContractError("combine", found, "vectors of every date", "clouds: take the mean, or longer periods")
+    shared = {
+        name: first[name]
+        for name in ("sensor", "gsd", "model", "weights", "configuration", "composite")
+        if name in first
+    }
+    table = _table(rows, shared, len(rows[0]["vector"]), "float16")
+    print(f"{how} of {', '.join(dates)}: {len(rows)} of {frame['tile'].nunique()} tiles")
+    return atomic_write(Path(out) / f"combined-{how}-{configuration}.parquet", lambda part: pq.write_table(table, part))
 
 
 # ---- compression ----

@@ -1,5 +1,6 @@
 """Cost of embedding an area: constant memory, parallel reading and embedding, tiles close to one large image."""
 
+import json
 import time
 
 import numpy as np
@@ -22,15 +23,16 @@ from clay_lib.world.earth import MiniWorld
 SLOW_READ = 0.15  # s, response time of a distant server for a block
 
 PEAK = """
-import sys
+import json, os, sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from test_area import run
 from clay_lib.areas import jobs
 from processes import peak_resident
-jobs.BLOCK = 256
-result = run(Path(sys.argv[2]), Path(sys.argv[1]), workers=2)
+options = json.loads(os.environ.get("OPTIONS", "{}"))
+jobs.BLOCK = 768 if options else 256
+result = run(Path(sys.argv[2]), Path(sys.argv[1]), workers=2, **options)
 print(peak_resident() >> 20, result.jobs)
 """
 # GDAL's block cache grows to a share of the machine's memory for any area; a low limit is reached immediately.
@@ -46,6 +48,20 @@ def test_memory_does_not_grow_with_the_area(tmp_path):
         peaks.append((tiles, peak))
     print("(tiles, peak MB):", peaks)
     assert peaks[1][0] > 3.5 * peaks[0][0] and peaks[1][1] < 1.15 * peaks[0][1], peaks
+
+
+@pytest.mark.slow
+def test_memory_of_composites_does_not_grow_with_the_dates(tmp_path):
+    peaks, options = [], json.dumps(dict(when=None, composite="median", period="year"))
+    for count in (4, 12):
+        for n in range(count):
+            make_scene(
+                tmp_path / f"{count}/S2A_MSIL2A_2023{n + 1:02d}10T101031_N0204_.tif", side=768, seed=n, hole=False
+            )
+        output = run_script(PEAK, tmp_path / f"{count}/*.tif", tmp_path / f"out{count}", OPTIONS=options, **CACHE)
+        peaks.append((count, *map(int, output.split()[-2:])))
+    print("(dates, peak MB, tiles):", peaks)
+    assert peaks[1][1] < 1.15 * peaks[0][1], peaks
 
 
 @pytest.mark.slow

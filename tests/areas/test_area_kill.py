@@ -1,6 +1,7 @@
 """Embedding jobs that are killed repeatedly, or whose workers are: every tile once, identical results."""
 
 import hashlib
+import json
 
 import pytest
 import rasterio
@@ -10,7 +11,7 @@ from test_area import make_scene, run
 from clay_lib.areas import vectors
 
 SMALL = """
-import os, random, signal, sys, threading, time
+import json, os, random, signal, sys, threading, time
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
@@ -18,6 +19,7 @@ from processes import forked
 from test_area import run
 from clay_lib.areas import jobs, vectors
 DENSE = dict(dense="cog", overlap=16, components=2, batch_size=4, crs="EPSG:3035")
+DENSE |= json.loads(os.environ.get("OPTIONS", "{}"))
 """
 
 # A fresh interpreter that imports once and then forks, since imports take longer than the job.
@@ -111,12 +113,19 @@ if __name__ == "__main__":
 )
 
 
-def run_on_scene(code, tmp_path, *folders):
-    """(words printed by a script with a scene and folders as arguments, scene)."""
-    scene = make_scene(tmp_path / "scene.tif", side=464)
+COMPOSITE = dict(when=None, composite="median", period="year")
+
+
+def run_on_scene(code, tmp_path, *folders, **options):
+    """(words printed by a script with a scene and folders as arguments, scene); with options, several dates."""
+    scene = tmp_path / "S2A*.tif" if options else tmp_path / "scene.tif"
+    for n, name in enumerate(("20230310T10", "20230610T10", "20230910T10") if options else ("scene",)):
+        name = f"S2A_MSIL2A_{name}1031_N0204_R022_T33UWP.tif" if options else "scene.tif"
+        make_scene(tmp_path / name, side=464, seed=n)
     script = tmp_path / "job.py"
     script.write_text(code)
-    return run_script(script, scene, *(tmp_path / name for name in folders)).split(), scene
+    environment = {"OPTIONS": json.dumps(options)}
+    return run_script(script, scene, *(tmp_path / name for name in folders), **environment).split(), scene
 
 
 def hashes(out):
@@ -132,8 +141,9 @@ def hashes(out):
 
 
 @pytest.mark.slow
-def test_killed_jobs_resume_with_identical_results(tmp_path):
-    (kills, _, states, *_), _ = run_on_scene(KILLED, tmp_path, "killed", "complete")
+@pytest.mark.parametrize("options", [{}, COMPOSITE], ids=["dates", "composites"])
+def test_killed_jobs_resume_with_identical_results(options, tmp_path):
+    (kills, _, states, *_), _ = run_on_scene(KILLED, tmp_path, "killed", "complete", **options)
     assert int(kills) >= 3 and int(states) >= 2  # killed while parts were missing
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "complete")
     partials = [path for path in (tmp_path / "killed").rglob("*.parquet") if path.name.startswith(".part-")]

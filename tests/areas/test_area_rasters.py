@@ -18,7 +18,7 @@ from clay_lib.errors import ContractError
 SIZE, PATCH, OVERLAP, DIM = 64, 8, 16, 6  # pixels; 8 patches a tile, 2 beyond each edge
 N, EDGE = SIZE // PATCH, OVERLAP // PATCH
 METADATA = dict(sensor="sentinel-2-l2a", model="clay", weights="w" * 16, configuration="c" * 16)
-OPTIONS = dict(dated=False, overlap=OVERLAP, patch=PATCH, level=False, metadata=METADATA)
+OPTIONS = dict(dates="best", overlap=OVERLAP, patch=PATCH, level=False, metadata=METADATA)
 GRID = Grid("utm", 10.0, SIZE)
 FIRST = tiles_of(shapely.Point(14.4, 50.0), GRID)[0]
 
@@ -37,7 +37,7 @@ def write_parts(folder, field, columns=3, rows=2):
 
 def blend(folder, jobs):
     """[H, W, D] of the only mosaic of the jobs."""
-    (mosaic,) = rasters.mosaics(folder, jobs, dated=False, overlap=OVERLAP, patch=PATCH)
+    (mosaic,) = rasters.mosaics(folder, jobs, dates="best", overlap=OVERLAP, patch=PATCH)
     rows = [[np.moveaxis(mosaic.block(y, x), 0, -1) for x in range(mosaic.columns)] for y in range(mosaic.rows)]
     return np.concatenate([np.concatenate(row, 1) for row in rows])
 
@@ -92,7 +92,7 @@ def test_cog_has_georeference_values_and_tags(tmp_path):
     jobs = write_parts(tmp_path, plane, columns=6, rows=5)
     gap = jobs.pop(7)  # row 1, column 1
     part_path(tmp_path, gap.id).unlink()
-    (path,), measures = write_rasters(tmp_path, jobs, "cog", 0, **OPTIONS | dict(dated=True))
+    (path,), measures = write_rasters(tmp_path, jobs, "cog", 0, **OPTIONS | dict(dates="all"))
     assert path.name == f"20230610-{FIRST.crs[5:]}-vectors.tif" and set(measures) == {path.name}
     with rasterio.open(path) as file:
         values = file.read()

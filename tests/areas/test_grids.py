@@ -26,7 +26,7 @@ from clay_lib.sensors import SENSORS
 N, EDGE, PATCH = 8, 2, 8  # patches along a side of a tile and of its overlap, pixels
 GRID = Grid("utm", 10.0, N * PATCH)
 METADATA = dict(sensor=S2, model="clay", weights="w" * 16, configuration="c" * 16)
-OPTIONS = dict(dated=False, overlap=EDGE * PATCH, patch=PATCH, level=False, metadata=METADATA)
+OPTIONS = dict(dates="best", overlap=EDGE * PATCH, patch=PATCH, level=False, metadata=METADATA)
 BORDER = shapely.box(11.97, 49.98, 12.03, 50.02)  # of the zones 32 and 33
 ANTIMERIDIAN = shapely.MultiPolygon([shapely.box(179.97, -17.03, 180, -17), shapely.box(-180, -17.03, -179.97, -17)])
 
