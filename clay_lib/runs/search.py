@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,9 +141,7 @@ class Study:
         with the draws of its first start."""
         import optuna
 
-        # Jointly over the parameters, and aware of the trials that other workers have under way.
-        tpe = partial(optuna.samplers.TPESampler, multivariate=True, constant_liar=True)
-        samplers = {"tpe": tpe, "random": optuna.samplers.RandomSampler}
+        samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         seed = int(key_of([], {"seed": self.spec.search.seed, "trial": len(self.study.get_trials(deepcopy=False))}), 16)
         self.study.sampler = samplers[self.spec.search.sampler](seed=seed % 2**32)
         return self.study.ask(self.spaces)
@@ -214,7 +210,6 @@ def _storage(path: Path, write: bool):
 def _optuna():
     import optuna
 
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
