@@ -91,6 +91,11 @@ def test_controls_change_the_answer(page):
     until_changed(page, lambda: page.keyboard.press("Enter"))
     assert page.evaluate("clay.state().chip.sensor") == "naip"
     page.screenshot(path=SHOTS / "live.png", full_page=True)
+    page.set_viewport_size({"width": 390, "height": 844})
+    edges = "[...document.querySelectorAll('article, article *')].map((e) => e.getBoundingClientRect().right)"
+    edge, *inside = page.evaluate(edges)
+    assert max(inside) <= edge < 390, "nothing is cut off on a telephone"
+    page.set_viewport_size({"width": 1400, "height": 1000})
 
 
 def test_a_file_of_ones_own_is_read(page, mini, tmp_path):
