@@ -18,7 +18,8 @@
 # You will see
 # - the trained Clay beside hand-crafted and untrained baselines, all scored by the same three simple classifiers,
 # - the difference to the best baseline with its confidence interval, whichever way it falls,
-# - by how much a random split overstates scores, and which classes are confused.
+# - by how much a random split overstates scores, and which classes are confused,
+# - an audit of the labels: near-duplicates, likely wrong ones, calibration, how many are enough.
 #
 # ![Where this notebook stands: probes](flow/07_probe_embeddings.png)
 #
@@ -37,7 +38,7 @@ import torch
 from clay_lib import SENSORS, Clay, data, figures, runs, world
 from clay_lib.clay import cosine_initialized, embed_chips
 from clay_lib.course import checks
-from clay_lib.evaluation import baselines, probes
+from clay_lib.evaluation import audit_labels, baselines, probes
 from clay_lib.teacher import teacher_view
 
 # %% tags=["parameters"]
@@ -341,6 +342,28 @@ table_by_split = by_split.pivot(index="features", columns="kind", values="value"
 gap = 100 * (table_by_split["random split"] - table_by_split["by blocks"])
 for name, points in gap[list(dict.fromkeys(by_split["features"]))].items():
     print(f"{name:<22} random minus by blocks: {points:+.1f} points")
+
+# %% [markdown]
+# ## Are the labels right, and enough?
+#
+# One call audits a labeled set: chips in training that are nearly a test chip, labels that a probe fitted on other
+# places contradicts (confident learning, Northcutt et al., 2021), whether its confidence can be believed, and how many
+# labels are enough. Below the figures are the three chips to look at first. On the synthetic Earth no label is wrong: they
+# look like another class on that date, such as a town under snow.
+
+# %%
+label_names = np.array([world.CLASSES[code] for code in pool_y])
+is_test = np.arange(len(pool_y)) >= len(train_y)
+report = audit_labels(np.concatenate(features["Clay, both"]), label_names, groups=pool_places, test=is_test)
+for name, fig in report.figures().items():
+    _ = figures.save(fig, out_dir / f"6_{name}.png")
+print("\n".join(report.sentences.values()))
+
+# %%
+pool_pixels = np.concatenate([train.pixels, test.pixels])
+suspects = list(report.wrong[:3].itertuples())
+thumbnails = [figures.rgb(pool_pixels[row.chip], sensor) for row in suspects]
+fig = figures.show_row(thumbnails, [f"{row.label},\nrather {row.suggestion}" for row in suspects], size=2.2)
 
 # %% [markdown]
 # ## Exercises, solved

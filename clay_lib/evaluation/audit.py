@@ -94,7 +94,7 @@ def audit_labels(
         + ("calibrated." if error <= chance else "overconfident." if confidence.mean() > correct.mean() else "underconfident."),
         "curve": f"{curve[curve['cost'] < CLOSE]['labels'].iloc[0]} labels come within a point of all {(~test).sum()}"
         + "".join(f"; the last doubling gains {100 * row.cost:.1f} points ({100 * row.cost_low:.1f} to "
-                  f"{100 * row.cost_high:.1f}): more {'still' if row.cost_low > 0 else 'may not'} help"
+                  f"{100 * row.cost_high:.1f}): more labels {'still' if row.cost_low > 0 else 'may not'} help"
                   for row in curve[-2:-1].itertuples()) + ".",
     }  # fmt: skip
     return Audit(pairs, wrong, bins, curve, sentences)
