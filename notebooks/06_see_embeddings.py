@@ -230,8 +230,8 @@ fig = figures.show_row([thumbnails[i] for i in order.ravel()], titles, columns=o
 _ = figures.save(fig, out_dir / "3_neighbors.png")
 
 # %% [markdown]
-# Choose for yourself: **click a dot** to see its neighbors, label it, label a chip of another kind, and a linear probe
-# colors all the others.
+# Choose for yourself: **click a dot** to see its neighbors. Mark some with + and others with −, and the ranking follows.
+# Label a few chips, of two kinds at least, and a linear probe colors all the others.
 
 # %%
 clickable = data.world_chips(sensor, dots, **world_kwargs)

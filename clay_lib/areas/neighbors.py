@@ -1,8 +1,8 @@
 """Nearest neighbors by cosine: exact, and with an index for more than a million vectors.
 
 The index is an inverted file (Sivic and Zisserman, 2003): k-means divides the directions into sqrt(N) cells, and a
-search compares the rows of the cells nearest to the query. It takes five bytes a row; a graph, as usearch's own, takes
-200 and about thirty times as long to build.
+search compares the rows of the cells nearest to the query. It takes four bytes a row; a graph, as usearch's own, takes
+200 and far longer to build (papermill_runs/README.md has figures).
 """
 
 from __future__ import annotations
