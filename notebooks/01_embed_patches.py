@@ -256,7 +256,8 @@ waves, labels, flat = zip(*sorted(table, key=lambda row: row[:2]), strict=True)
 unit = F.normalize(torch.stack(flat), dim=1)
 similarity = unit @ unit.T
 names = [f"{label}  {wave:.3f}" for label, wave in zip(labels, waves, strict=True)]
-kwargs = dict(names=names, columns=[f"{w:.2f}" for w in waves], signed=True, limits=(-1, 1))
+columns = [f"{wave:.2f}" if k % 5 == 0 else "" for k, wave in enumerate(waves)]
+kwargs = dict(names=names, columns=columns, signed=True, limits=(-1, 1))
 fig = figures.matrix(similarity, title=f"Kernels of {len(waves)} bands, by wavelength (µm)", **kwargs)
 fig.set_size_inches(9.4, 7.6)
 fig.axes[0].tick_params(labelsize=6.5)

@@ -72,7 +72,7 @@ train_y, test_y = train.land_cover, test.land_cover
 codes, counts = np.unique(test_y, return_counts=True)
 names = [world.CLASSES[code] for code in codes]
 chance = 1 / len(codes)
-print(f"train {train.pixels.shape}, test {test.pixels.shape}; {counts.min()} to {counts.max()} test chips of a class")
+print(f"train {train.pixels.shape}, test {test.pixels.shape}; at least {counts.min()} test chips of a class")
 print(f"chance: {chance:.1%}")
 
 # %%
