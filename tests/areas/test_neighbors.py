@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from test_search import cosines
 
 from clay_lib.areas import neighbors
 from clay_lib.areas.neighbors import build_index, nearest, neighbors_kept, open_index
 from clay_lib.areas.vectors import shrink, to_int8
+
+from .test_search import cosines
 
 
 @pytest.fixture
