@@ -55,8 +55,8 @@ STATIC = "nz-imagery"
 SUMMER = (38.0, 52.0)  # degrees of latitude where the default dates are summer
 NEAREST_OF = 6  # places that an event chooses its new land from
 SCL = {10: 4, 20: 4, 30: 4, 40: 4, 50: 5, 60: 5, 70: 11, 80: 6, 90: 4, 95: 4, 100: 4}  # of WorldCover's classes
-SCL_CLOUD, SCL_BARE = 9, 5
-QA_FILL, QA_CLOUD, QA_CLEAR = 1, 8, 64  # of Landsat's QA_PIXEL
+SCL_SHADOW, SCL_BARE, SCL_CLOUD = 3, 5, 9
+QA_FILL, QA_CLOUD, QA_SHADOW, QA_CLEAR = 1, 8, 16, 64  # of Landsat's QA_PIXEL
 COARSE = ("rededge1", "rededge2", "rededge3", "nir08", "swir16", "swir22")  # Sentinel-2's bands of 20 m
 EXTENSIONS = ["eo/v1.1.0", "raster/v1.1.0", "projection/v1.1.0", "file/v2.1.0"]
 STARTUP = 60.0  # s until both servers answer
@@ -189,8 +189,8 @@ def _observe(folder, archive: Archive, earth: MiniWorld, place, day, size, cover
         crs, f = crs.replace("EPSG:327", "EPSG:326"), f - 10_000_000.0
     transform = (a, b, c + archive.anchor, d, e, f - archive.anchor)  # the archive's own grid, half a pixel off
     name, missing = f"{archive.sensor}_{place.lat:.3f}_{place.lon:.3f}_{utc:%Y%m%d}", np.zeros(pixels.shape, bool)
-    cloud = np.zeros_like(chip.cloud) if SENSORS[archive.sensor].decibel else chip.cloud
-    return write_item(folder, archive, name, pixels, missing, labels, cloud, crs, transform, utc)
+    masks = missing, chip.cloud, chip.shadow
+    return write_item(folder, archive, name, pixels, masks, labels, crs, transform, utc)
 
 
 def _apply_event(pixels, labels, chip: Chip, event: Event, earth: MiniWorld) -> None:
@@ -225,21 +225,23 @@ def _add_raster(folder: Path, archive: Archive, source: str | Path | Scene) -> d
     if scene.in_decibel:
         pixels = (10 ** (pixels.astype(np.float64) / 10)).astype(np.float32)
     when = (parse_when(scene.when) or datetime(2020, 6, 15, 10, 30)).replace(tzinfo=UTC)
-    name, cloud = f"{archive.sensor}_{Path(scene.path).stem}", np.zeros((height, width), bool)
-    return write_item(folder, archive, name, pixels, missing, None, cloud, scene.crs, scene.transform, when)
+    name, clear = f"{archive.sensor}_{Path(scene.path).stem}", np.zeros((height, width), bool)
+    masks = missing, clear, clear
+    return write_item(folder, archive, name, pixels, masks, None, scene.crs, scene.transform, when)
 
 
 # ---- items ----
 
 
 def write_item(
-    folder: Path, archive: Archive, name: str, pixels, missing, labels, cloud, crs: str, transform, when: datetime
+    folder: Path, archive: Archive, name: str, pixels, masks, labels, crs: str, transform, when: datetime
 ) -> dict:
     """Write the files of one scene below a folder -> its STAC item, with addresses relative to the folder.
 
-    pixels [C, H, W]: native numbers, all bands of the sensor in its order; missing [C, H, W] and cloud [H, W]: bool;
-    labels [H, W]: WorldCover codes, or None; transform: (a, b, c, d, e, f); when: UTC.
+    pixels [C, H, W]: native numbers, all bands of the sensor in its order; masks, bool: missing [C, H, W], cloud and its
+    shadow [H, W]; labels [H, W]: WorldCover codes, or None; transform: (a, b, c, d, e, f); when: UTC.
     """
+    missing, cloud, shadow = masks
     bands, root = SENSORS[archive.sensor].band_names, Path(archive.sensor) / name
     epsg = CRS.from_user_input(crs).to_epsg()
     properties = {"gsd": SENSORS[archive.sensor].gsd, "proj:epsg": epsg} | _times(archive, when)
@@ -271,7 +273,7 @@ def write_item(
             values, grid = _halve(values), coarse
         assets[key] = _write_asset(folder, root / f"{key}.tif", values, crs, grid, archive.nodata, metadata)
     if archive.mask:
-        classes, grid = _classify(archive, labels, cloud, missing.all(0)), transform
+        classes, grid = _classify(archive, labels, cloud, shadow, missing.all(0)), transform
         if archive.baseline:
             classes, grid = classes[::2, ::2], coarse
         assets[archive.mask] = _write_asset(folder, root / f"{archive.mask}.tif", classes[None], crs, grid, None, {})
@@ -290,16 +292,18 @@ def write_item(
     }
 
 
-def _classify(archive: Archive, labels, cloud, missing) -> np.ndarray:
+def _classify(archive: Archive, labels, cloud, shadow, missing) -> np.ndarray:
     """The archive's own pixel classes: SCL, QA_PIXEL, or MODIS's state bits."""
     if archive.baseline:
         table = np.full(256, SCL_BARE, np.uint8)
         table[list(SCL)] = list(SCL.values())
         ground = table[np.zeros(cloud.shape, np.uint8) if labels is None else labels]
+        ground = np.where(shadow, SCL_SHADOW, ground)
         return np.where(missing, 0, np.where(cloud, SCL_CLOUD, ground)).astype(np.uint8)
     if archive.sensor == "modis":
-        return cloud.astype(np.uint16)
-    return np.where(missing, QA_FILL, np.where(cloud, QA_CLOUD, QA_CLEAR)).astype(np.uint16)
+        return (cloud + 4 * shadow).astype(np.uint16)
+    ground = np.where(shadow, QA_SHADOW, QA_CLEAR)
+    return np.where(missing, QA_FILL, np.where(cloud, QA_CLOUD, ground)).astype(np.uint16)
 
 
 def _write_asset(folder: Path, path: Path, values: np.ndarray, crs, transform, nodata, metadata: dict) -> dict:

@@ -35,6 +35,8 @@ BLOCK = (3.0, 6.0)  # degrees of latitude and longitude: the unit of the spatial
 MARGIN = 50_000.0  # m from a place to the border of its block: more than half the diagonal of a 128 px MODIS chip
 LOOKS = 6  # of the radar's speckle
 
+SHADOW = 0.08  # least share of the light that a shadow takes away
+
 # Optical sensors: reflectance -> gain * reflectance + haze, at the top of the atmosphere with `top` -> native numbers
 _OPTICAL = {
     "sentinel-2-l2a": dict(scale=10000, dtype=np.uint16, haze=0.012),
@@ -63,6 +65,7 @@ class Chip:
     pixels: np.ndarray  # [C, H, W] native numbers in their native dtype (linear power for Sentinel-1)
     labels: np.ndarray  # [H, W] uint8 WorldCover codes
     cloud: np.ndarray  # [H, W] bool
+    shadow: np.ndarray  # [H, W] bool, ground that a cloud's shadow darkens by more than SHADOW
     leaf_area: np.ndarray  # [H, W] float32, m2/m2
     sensor: str
     when: dt.datetime  # local solar time
@@ -171,17 +174,18 @@ class MiniWorld:
         sun, weather = sun_at(lat, when), weather_at(*center, when, self.seed)
         surface = paint(land, when, sun, weather)
         labels, leaf_area = _mode(grid.gather(land.labels), grid.fold), grid.mean(surface.leaf_area)
-        cloud = np.zeros((height, width), bool)
+        cloud = shadow = np.zeros((height, width), bool)
         if spec.decibel:
             pixels = self._radar(land, surface, weather, when, grid, rng if noise else None)
         else:
             reflectance = grid.mean(_reflect(surface, weather, tuple(b.wavelength for b in spec.bands)))  # [H, W, C]
             if cover > 0:
-                reflectance, cloud = self._clouds(reflectance, grid, when, sun, cover)
+                reflectance, cloud, shadow = self._clouds(reflectance, grid, when, sun, cover)
             x, y = (int(v // 40_000) for v in center)
             scene = uniform(x, y, when.toordinal(), np.arange(4), _hash(sensor), seed=self.seed + 7)
             pixels = _record(reflectance, spec, sun, scene, rng if noise else None)
-        return Chip(pixels, labels, cloud, leaf_area, sensor, when, lat, lon, float(spec.gsd), grid.crs, grid.transform)
+        layers = pixels, labels, cloud, shadow, leaf_area
+        return Chip(*layers, sensor, when, lat, lon, float(spec.gsd), grid.crs, grid.transform)
 
     def _radar(self, land, surface, weather, when, grid, rng):
         """Linear gamma0 power [2, H, W]: class backscatter, slopes towards and away from the radar, speckle."""
@@ -197,7 +201,7 @@ class MiniWorld:
         return np.ascontiguousarray(np.moveaxis(power, -1, 0), dtype=np.float32)
 
     def _clouds(self, image, grid, when, sun, cover):
-        """Clouds over the target share of pixels, with their shadows. image [H, W, C] -> (image, mask)."""
+        """Clouds over the target share of pixels, with their shadows. image [H, W, C] -> (image, cloud, shadow)."""
         x, y = grid.centers
         extent = max(np.ptp(x), np.ptp(y), 1.0)
         size = min(4000.0, extent / 1.5)
@@ -212,8 +216,10 @@ class MiniWorld:
         shadow = smoothstep(level - 0.1, level + 0.25, density(sun.east * reach, sun.north * reach))
         opacity = (0.55 + 0.45 * smoothstep(level, level + 0.5, field)) * (field >= level)
         white = np.clip(0.42 + 0.22 * np.maximum(field - level, 0), 0, 0.85)
-        image = image * (1 - 0.55 * shadow * (1 - opacity))[..., None]
-        return (image * (1 - opacity[..., None]) + (white * opacity)[..., None]).astype(np.float32), field >= level
+        dark, cloud = 0.55 * shadow * (1 - opacity), field >= level
+        image = image * (1 - dark)[..., None]
+        image = (image * (1 - opacity[..., None]) + (white * opacity)[..., None]).astype(np.float32)
+        return image, cloud, (dark > SHADOW) & ~cloud
 
 
 @dataclass(frozen=True)
