@@ -222,23 +222,35 @@ def _seconds_a_target(teacher: nn.Module, chips, batch_size: int) -> float:
 def find_start(name: str, config: ClayConfig, seed: int) -> ClayMAE | None:
     """Initial weights of a run: from a file, or from a function of configuration and seed; None: random ones.
 
-    A file whose projection fits another teacher gets a new one.
+    A projection for another teacher is replaced by a new one. "0.3 a.safetensors + 0.7 b.safetensors" is the average of
+    a model and of what it became by further training, which is often better than both (Wortsman et al. 2022).
     """
     if not name:
         return None
     if not is_function(name):
-        model = Clay.load(name).model
-        if model.config != config and replace(model.config, teacher_dim=config.teacher_dim) == config:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                old, model.config, model.proj = model.proj, config, nn.Linear(config.dim, config.teacher_dim)
-            with torch.no_grad():  # the texture teacher's numbers are the first ones of the ImageNet teacher
-                for new, previous in zip(model.proj.parameters(), old.parameters(), strict=True):
-                    shared = min(len(new), len(previous))
-                    new[:shared] = previous[:shared]
-        return model
+        parts = [part.split(maxsplit=1) for part in name.split(" + ")] if " + " in name else [["1", name]]
+        models = [_fitting(Clay.load(path).model, config, seed) for _, path in parts]
+        if len(models) > 1:
+            states = [model.state_dict() for model in models]
+            shares = [float(share) for share, _ in parts]
+            mean = {k: sum(w * state[k] for w, state in zip(shares, states, strict=True)) for k in states[-1]}
+            models[-1].load_state_dict(mean | {k: v for k, v in states[-1].items() if k.startswith("proj.")})
+        return models[-1]
     start = find_function("start", name, "a file of weights")(config, seed)
     return getattr(start, "model", start)
+
+
+def _fitting(model: ClayMAE, config: ClayConfig, seed: int) -> ClayMAE:
+    """The model, with another projection if it differs from the configuration in the teacher's width alone."""
+    if model.config != config and replace(model.config, teacher_dim=config.teacher_dim) == config:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            old, model.config, model.proj = model.proj, config, nn.Linear(config.dim, config.teacher_dim)
+        with torch.no_grad():  # the texture teacher's numbers are the first ones of the ImageNet teacher
+            for new, previous in zip(model.proj.parameters(), old.parameters(), strict=True):
+                shared = min(len(new), len(previous))
+                new[:shared] = previous[:shared]
+    return model
 
 
 def find_logger(name: str, folder: Path):

@@ -181,7 +181,8 @@ def train(
         data: training and validation chips
         settings: optimizer, schedule and losses, by default those of the release
         teacher: null, stand-in, textures, imagenet, a folder or hub name with DINOv2 weights, or package.module:function
-        start: weights to start from, or package.module:function of configuration and seed; empty: random ones
+        start: weights to start from, an average such as "0.3 a.safetensors + 0.7 b.safetensors", or
+            package.module:function of configuration and seed; empty: random ones
         out: folder for checkpoints, log/metrics.csv, pictures, weights.safetensors, config.yaml and run.json
         epochs: training length, instead of settings.max_steps
         accelerator: auto, cpu, gpu or mps

@@ -117,5 +117,15 @@ def test_a_start_from_another_teacher_gets_a_new_projection():
     assert model.config == wider and model.proj.out_features == wider.teacher_dim
     torch.testing.assert_close(model.proj.weight[:-9], shipped.proj.weight)
     torch.testing.assert_close(model.encoder.state_dict(), shipped.encoder.state_dict())
-    deeper = replace(wider, depth=3)
-    assert find_start("clay-mini", deeper, 3).config == shipped.config  # refused by train
+
+
+def test_a_start_may_be_an_average(tmp_path):
+    config, paths = MICRO, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    models = [Clay.random(config, seed=k) for k in range(2)]
+    for model, path in zip(models, paths, strict=True):
+        model.save(path)
+    average = find_start(f"0.25 {paths[0]} + 0.75 {paths[1]}", config, 3).state_dict()
+    a, b = (model.model.state_dict() for model in models)
+    for name, value in average.items():
+        expected = b[name] if name.startswith("proj.") else 0.25 * a[name] + 0.75 * b[name]
+        torch.testing.assert_close(value, expected)
