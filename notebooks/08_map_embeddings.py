@@ -281,8 +281,9 @@ normalized = [SENSORS[sensor].normalize(p) for p in pixels.values()]
 shifted = [p - np.nanmean(p, axis=(1, 2), keepdims=True) for p in normalized]
 pixel_change = np.abs(shifted[1] - shifted[0]).mean(axis=0).reshape(h, P, w, P).mean(axis=(1, 3))  # [h, w]
 pixel_change = np.where(known, pixel_change, np.nan)
-geo = dict(crs=crs, transform=tuple(cells)[:6], descriptions=["1 - cosine of patch vectors"], nodata=float("nan"))
-_ = data.write_raster(out_dir / "change.tif", change[None].astype(np.float32), **geo)
+rasters = [result.rasters[0] for result in results.values()]
+library = areas.map_change(*rasters, out_dir / "change.tif")  # the same, as `clay change` writes it
+np.testing.assert_allclose(library, change, atol=1e-4)
 
 # %%
 score, contrast, outline = {}, {}, {}
