@@ -40,7 +40,7 @@ from IPython.display import display
 from odc.geo.geobox import GeoBox
 from sklearn.metrics import roc_auc_score
 
-from clay_lib import SENSORS, Clay, areas, data, figures, runs
+from clay_lib import SENSORS, Clay, areas, figures, runs
 from clay_lib.course import checks
 from clay_lib.evaluation import principal_components
 
