@@ -84,7 +84,10 @@ class AreaResult:
             )
         lines += self.effect_sentences()
         times = f"{self.model_seconds:.1f} s in the model and {self.waited_seconds:.1f} s waiting for pixels"
-        return "\n".join([*lines, f"{self.seconds:.1f} s, of which {times}"])
+        if not self.rows:
+            return "\n".join([*lines, f"{self.seconds:.1f} s, of which {times}"])
+        rate = f"{self.rows / self.seconds:.1f} tiles/s, {work.pace(self)}"
+        return "\n".join([*lines, f"{self.seconds:.1f} s ({rate}), of which {times}"])
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,12 @@ class Tally:
     effect: dict[str, tuple[float, float]] | None = None  # of place and date, see `position_effect`
 
 
+def pace(times) -> str:
+    """What limits a job, from its model_seconds and waited_seconds (pixels are read while the model computes)."""
+    slower = "reading" if times.waited_seconds > times.model_seconds else "the model"
+    return f"{slower} sets the pace"
+
+
 def embed_jobs(
     clay: Clay,
     client,
@@ -298,7 +304,7 @@ def embed_jobs(
                 tally.empty += sum(row is None for _, row in done)
                 buffer.add(*done)  # complete batches, even if interrupted: rounding depends on the batch
                 bar.update(len(batch))
-                bar.set_postfix_str(f"{tally.bytes_read / 1e6:,.0f} MB of pixels")
+                bar.set_postfix_str(f"{tally.bytes_read / 1e6:,.0f} MB of pixels, {pace(tally)}")
                 failed = len(tally.unread) + len(tally.refused)
                 if failed >= MAX_FAILURES and failed > tally.rows + tally.empty:
                     break
