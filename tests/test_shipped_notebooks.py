@@ -50,7 +50,7 @@ def test_links_lead_to_existing_notebooks(script):
 @each
 def test_paired_notebook_has_outputs_and_is_small_and_clean(script):
     paired = script.with_suffix(".ipynb")
-    assert paired.stat().st_size < 1_100_000
+    assert paired.stat().st_size < 1_000_000
     outputs = [o for c in nbformat.read(paired, as_version=4).cells for o in c.get("outputs", [])]
     assert any("image/png" in o.get("data", {}) for o in outputs), "no figure in its outputs: make notebooks"
     assert not any(o.output_type == "error" for o in outputs)

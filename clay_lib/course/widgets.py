@@ -38,7 +38,9 @@ class Widget(ipywidgets.VBox):
         super().__init__(children)
         self.still = png(still)
         self._png = base64.b64encode(self.still).decode()
-        self.page = page.replace("{{still}}", f"data:image/png;base64,{self._png}")
+        small = Image.open(BytesIO(self.still)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+        small.save(buffer := BytesIO(), "PNG", optimize=True)  # a third of the bytes
+        self.page = page.replace("{{still}}", f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
