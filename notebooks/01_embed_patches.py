@@ -267,7 +267,7 @@ _ = figures.save(fig, out_dir / "5_kernel_similarity.png")
 index = {label: i for i, label in enumerate(labels)}
 others = ("landsat-c2l2-sr red", "sentinel-2-l2a rededge2", "sentinel-2-l2a nir")
 landsat_red, red_edge, near_infrared = (similarity[index["sentinel-2-l2a red"], index[k]].item() for k in others)
-print(f"Sentinel-2 red and Landsat red {landsat_red:.4f}, red edge at 0.74 µm {red_edge:.3f}, near infrared {near_infrared:.3f}")
+print(f"Sentinel-2 red and Landsat red {landsat_red:.4f}, edge at 0.74 µm {red_edge:.3f}, infrared {near_infrared:.3f}")
 runs.claim(landsat_red > red_edge > near_infrared, "kernels differ more, the further apart two wavelengths lie")
 
 # %% [markdown]
