@@ -12,6 +12,7 @@ import math
 import operator
 import os
 import re
+import threading
 import time
 import warnings
 from collections import deque
@@ -70,6 +71,8 @@ OPEN = {"AWS_NO_SIGN_REQUEST": "YES", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
 REQUESTER_PAYS = {"AWS_REQUEST_PAYER": "requester", "CPL_AWS_EC2_API_ROOT_URL": "disabled"}
 READ_AHEAD = 2  # blocks beyond those being read
 WITHOUT_WORKERS = 120  # s without any worker until a job gives up
+IGNORED = ("ignore", None, Warning, None, 0)  # as warnings.simplefilter("ignore") writes it
+_readers, _readers_lock = {"now": 0, "ignored before": False}, threading.Lock()
 
 
 def read_acquisition(
@@ -95,7 +98,8 @@ def read_acquisition(
     sensor, bands = acquisition.sensor, acquisition.bands
     merged: dict[str, xr.DataArray] = {}
     for item in acquisition.items:
-        pixels = _read_item(item, acquisition, geobox, clouds, dilation, chunks)
+        with _warnings_kept():
+            pixels = _read_item(item, acquisition, geobox, clouds, dilation, chunks)
         empty = _all(values.isnull() for values in merged.values()) if merged else None
         merged = {band: pixels[band].where(empty, merged[band]) for band in bands} if merged else pixels
     out = xr.Dataset(merged)
@@ -108,6 +112,25 @@ def read_acquisition(
         "archive": acquisition.archive.name,
     }
     return out
+
+
+@contextmanager
+def _warnings_kept() -> Iterator[None]:
+    """Undo what rasterio leaves behind where several threads warp at a time: a filter that ignores all warnings.
+
+    It sets the filter during each warp and puts back what it found, which may be the filter of another thread.
+    """
+    with _readers_lock:
+        if not _readers["now"]:
+            _readers["ignored before"] = IGNORED in warnings.filters
+        _readers["now"] += 1
+    try:
+        yield
+    finally:
+        with _readers_lock:
+            _readers["now"] -= 1
+            while not _readers["ignored before"] and IGNORED in warnings.filters:
+                warnings.filters.remove(IGNORED)
 
 
 def estimate_bytes(acquisition: Acquisition, geobox: GeoBox) -> int:

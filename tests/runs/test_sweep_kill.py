@@ -206,7 +206,7 @@ def test_two_workers_of_an_external_scheduler_give_the_same_ledger(tmp_path):
         for process in both:
             process.wait(timeout=60)
     local = sweep.run_sweep(path, workers=2, runs=tmp_path / "local")
-    own = ("seconds", "peak_mb", "finished", "folder", "metric pid", "commit", "changed", "library")  # when and where
+    own = ("seconds", "cpu_seconds", "peak_mb", "finished", "folder", "metric pid", "commit", "changed", "library")
     same = [c for c in local if c not in own]
     assert len(local) == 6 and (local["status"] == "done").all()
     assert local[same].equals(external[same])
