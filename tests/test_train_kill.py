@@ -48,7 +48,9 @@ while True:
         assert done[1] == 0, done
         break
     os.kill(pid, signal.SIGKILL)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    if (ended := os.waitpid(pid, 0)[1]) == 0:  # before the signal came
+        break
+    assert ended == signal.SIGKILL, ended
     if age() > before:
         reached.append(newest_checkpoint(out + "/killed/checkpoints")["step"])
 print(len(reached), "kills during training, after the checkpoints of steps", reached, "in", starts, "starts")
