@@ -132,7 +132,7 @@ def hashes(out):
     """Hashes of ids, vectors and raster."""
     table = vectors.read_vectors(out)
     assert len(set(table["id"].to_pylist())) == table.num_rows
-    (path,) = (out / "dense").rglob("*.tif")
+    (path,) = (out / "dense").rglob("[!.]*.tif")  # a kill while the raster is written leaves a .part- file
     with rasterio.open(path) as file:
         pixels = file.read().tobytes()
     numbers = b"".join(vectors.as_matrix(table, name).tobytes() for name in ("vector", "patch_mean"))
