@@ -243,7 +243,7 @@ display(chip_map(clickable, embed_chips(clay, clickable)[kind], background, **kw
 # ## The same place in another sensor
 #
 # A harder question: is the chip of **the same place and date** in another sensor the most similar one of all, or among
-# the ten most similar? The model is told neither place nor date, which would give the answer away. Each pair of sensors
+# the ten most similar? The model is given neither place nor date, which would give the answer away. Each pair of sensors
 # is a search of its own, and each sensor's mean vector is subtracted first. The brackets hold 95 % intervals over places.
 
 # %%

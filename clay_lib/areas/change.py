@@ -30,13 +30,12 @@ def map_change(before, after, out: str | Path = "", *, figure: str | Path = "", 
     for opened in pair:
         if not isinstance(opened, xr.DataArray):
             raise ContractError("before, after", "a table", "two rasters", "embedded without --dense cog")
-    crs, lengths = {str(one.odc.geobox.crs) for one in pair}, {len(one) for one in pair}
+    crs, dims = {str(one.odc.geobox.crs) for one in pair}, {len(one) for one in pair}
     first, second = xr.align(*pair, join="inner", exclude=["band"])
-    if len(crs) > 1 or len(lengths) > 1 or not first.size:
-        found = f"CRS {sorted(crs)}, {sorted(lengths)} numbers, {first[0].size} common cells"
-        raise ContractError(
-            "before, after", found, "two rasters of one model and grid", "other areas: give both --like"
-        )
+    if len(crs) > 1 or len(dims) > 1 or not first.size:
+        found = f"CRS {sorted(crs)}, {sorted(dims)} numbers, {first[0].size} common cells"
+        expected, cause = "two rasters of one model and grid", "other areas: give both --like"
+        raise ContractError("before, after", found, expected, cause)
     box, frame = first.odc.geobox, first.isel(band=0, drop=True)
     first, second = first.values, second.values  # [D, h, w]
     known = np.isfinite(first).all(axis=0) & np.isfinite(second).all(axis=0)
@@ -52,9 +51,8 @@ def map_change(before, after, out: str | Path = "", *, figure: str | Path = "", 
         write_raster(out, change.values, nodata=float("nan"), descriptions=[LABEL], **place)
     if figure:
         limits = (0.0, float(np.nanpercentile(change, 99.5)))
-        save(
-            static_map([Layer("change of embeddings", change.values, *place.values(), "magma", limits, LABEL)]), figure
-        )
+        layer = Layer("change of embeddings", change.values, *place.values(), "magma", limits, LABEL)
+        save(static_map([layer]), figure)
     return change
 
 

@@ -169,7 +169,7 @@ def _compose(composite: Composite, geobox: GeoBox, clouds: str) -> np.ndarray:
 
 
 def _read_day(day: Acquisition, geobox: GeoBox, clouds: str, dilation: int, faults: list[ContractError]):
-    """(float32 [C, H, W], the acquisition); without items that lack a band or a file, which become faults: None for none."""
+    """(float32 [C, H, W] or None, the acquisition) of the items that have all bands and files; the others become faults."""
     try:
         dataset = read_acquisition(day, geobox, clouds=clouds, dilation=dilation)
         return np.stack([dataset[band].values for band in day.bands]), day
@@ -231,7 +231,7 @@ def quality(away: np.ndarray, numbers: np.ndarray, length: int) -> np.ndarray:
 
 
 def dated(job, read, size: int):
-    """A job with the date that the model is told and the mean number of clear observations, and its pixels and bands.
+    """A job with the date that the model is given and the mean number of clear observations, and its pixels and bands.
 
     read: (pixels [C + 2, H, W], bands) of `read_block`, or an exception; size: side of the tile without its overlap.
     The date is the middle of what was used: the mean over the tile's pixels of `day`, at the mean solar time of the

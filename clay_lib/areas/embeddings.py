@@ -102,8 +102,8 @@ def read_embeddings(source, *, column: str = "", configuration: str = "", area=N
 def open_vectors(source, *, column: str = "", configuration: str = "", area=None) -> Vectors:
     """Embeddings of `read_embeddings` as one table for many searches, of a raster with a row a cell.
 
-    column: by default "vector", "embedding" or "embeddings", or the only one of lists; ours have "patch_mean" too. configuration:
-    the one to open if a folder of ours holds several. Memory: that of the values as stored and about 200 bytes a row.
+    column: by default "vector", "embedding" or "embeddings", or the only one of lists; ours have "patch_mean" too.
+    configuration: the one to open if a folder of ours holds several. Memory: that of the values as stored and about 200 bytes a row.
     Raises ContractError for missing columns, damaged files, NaN, and vectors that are not comparable.
     """
     opened = read_embeddings(source, column=column, configuration=configuration, area=area)

@@ -19,7 +19,7 @@ NEGATIVE_WEIGHT = 0.5  # of negative examples; at 1 the part common to all land 
 BLOCK = 32_768  # rows compared at once, which bounds copies and float64 values in memory
 ROUNDING = 2e-6  # error bound of usearch's single-precision cosines
 EXACT_ROWS = 1_000_000  # up to which every row is compared
-CELLS_SEARCHED = 32  # rows that are compared beyond, in cells of average size
+CELLS_SEARCHED = 32  # cells of average size whose rows are compared beyond that
 ROUNDS, SAMPLE = 8, 40  # of k-means: iterations, rows for each cell
 
 
@@ -130,12 +130,11 @@ def build_index(values: np.ndarray, *, seed: int = 0, progress: bool = False) ->
 
     rng, cells = np.random.default_rng(seed), round(len(values) ** 0.5)
     sample = values[np.sort(rng.choice(len(values), min(len(values), SAMPLE * cells), replace=False))]
-    centers = _directions(rng.permutation(sample)[:cells])
+    centers, directions = _directions(rng.permutation(sample)[:cells]), _directions(sample)
     for _ in range(ROUNDS):
         of = _cell_of(sample, centers)
-        sums = csr_array((np.ones(len(of), np.float32), (of, np.arange(len(of)))), (cells, len(of))) @ _directions(
-            sample
-        )
+        members = csr_array((np.ones(len(of), np.float32), (of, np.arange(len(of)))), (cells, len(of)))
+        sums = members @ directions
         centers = np.where(sums.any(axis=1, keepdims=True), _directions(sums), centers)
     blocks = tqdm(range(0, len(values), BLOCK), "index", disable=not progress, leave=False)
     of = np.concatenate([_cell_of(values[start : start + BLOCK], centers) for start in blocks])

@@ -88,7 +88,8 @@ def write_part(
     """Publish rows, {column: value} with shapely geometries and float32 vectors, as one file per year.
 
     shared: columns with the same value in all rows: sensor, gsd, model, weights, configuration and, of composites only,
-    composite. empty: ids of tiles without a row. The file name is a hash of the ids, so that writing the same rows again gives the same file.
+    composite. empty: ids of tiles without a row. The file name is a hash of the ids, so that writing the same rows again
+    gives the same file.
     """
     empty = sorted(empty)
     years: dict[int, list[dict]] = {0: []} if empty and not rows else {}

@@ -21,7 +21,7 @@ from clay_lib.errors import ContractError
 from clay_lib.evaluation import probes
 from clay_lib.evaluation.intervals import codes, interval, resample
 
-ALIKE = 0.98  # cosine of standardized features from which two chips count as near-duplicates
+NEAR_DUPLICATE = 0.98  # cosine of standardized features from which two chips count as near-duplicates
 FOLDS, BINS, CLOSE = 5, 10, 0.01  # of out-of-fold predictions; of the reliability curve; a point of accuracy
 SHARE = 0.3  # of the groups, to test on, where no test set is given
 
@@ -40,7 +40,7 @@ class Audit:
         from clay_lib.figures import audit as charts
         from clay_lib.figures.charts import matrix
 
-        drawn = {"duplicates": charts.highest_cosines(self.duplicates["cosine"].to_numpy(), ALIKE)}
+        drawn = {"duplicates": charts.highest_cosines(self.duplicates["cosine"].to_numpy(), NEAR_DUPLICATE)}
         if len(self.wrong):
             counts = pd.crosstab(self.wrong["label"], self.wrong["suggestion"])
             options = dict(names=[*map(str, counts.index)], columns=[*map(str, counts.columns)], form="{:.0f}")
@@ -75,7 +75,7 @@ def audit_labels(
     test = np.asarray(test, bool) & np.isin(labels, labels[~np.asarray(test, bool)])
     strength = probes.choose_c(features[~test], labels[~test], groups=groups[~test])
     pairs, hits = near_duplicates(features, test), _hits(features, labels, ~test, test, strength)
-    alike = pairs["cosine"].to_numpy() >= ALIKE
+    duplicate = pairs["cosine"].to_numpy() >= NEAR_DUPLICATE
     probabilities, classes = out_of_fold(features, labels, groups=groups, strength=strength)
     wrong = likely_wrong(probabilities, labels, classes)
     confidence, correct = probabilities.max(axis=1), classes[probabilities.argmax(axis=1)] == labels
@@ -84,9 +84,9 @@ def audit_labels(
     chance = np.quantile([calibration(confidence, draw)[1] for draw in draws], 0.95)
     curve = learning_curve(features, labels, groups, test, strength=strength, seeds=seeds, bootstraps=bootstraps)
     sentences = {
-        "duplicates": f"{alike.sum()} of {len(pairs)} test chips have a near-duplicate in training (cosine at least "
-        f"{ALIKE}); the linear probe is right for {hits.mean():.1%} of all test chips"
-        + (f" and {hits[~alike].mean():.1%} of those without." if 0 < alike.sum() < len(pairs) else "."),
+        "duplicates": f"{duplicate.sum()} of {len(pairs)} test chips have a near-duplicate in training (cosine at least "
+        f"{NEAR_DUPLICATE}); the linear probe is right for {hits.mean():.1%} of all test chips"
+        + (f" and {hits[~duplicate].mean():.1%} of those without." if 0 < duplicate.sum() < len(pairs) else "."),
         "wrong": f"{len(wrong)} of {len(labels)} labels ({len(wrong) / len(labels):.1%}) are likely wrong or ambiguous"
         + "".join(f"; chip {row.chip}: {row.label}, rather {row.suggestion}" for row in wrong[:3].itertuples()) + ".",
         "calibration": f"The expected calibration error is {error:.1%}; 95 % of perfectly calibrated probes show less "
@@ -170,16 +170,13 @@ def learning_curve(
     """
     train, least = np.flatnonzero(~test), 2 * len(np.unique(labels[~test]))
     places = groups[test] if len(np.unique(groups[test])) > 1 else np.arange(test.sum())  # one block: by chip
-    group, drawn = np.tile(codes(places), seeds), {}
+    group, place, drawn = np.tile(codes(places), seeds), codes(groups[train]), {}
     size = len(train)
     while size >= min(least, len(train)):
         hits = []
         for seed in range(seeds):
-            order = np.random.default_rng(seed).permutation(np.unique(groups[train]))
-            place = np.argsort(order)[
-                np.searchsorted(np.sort(order), groups[train])
-            ]  # of each chip's group in the draw
-            kept = train[np.argsort(place, kind="stable")[:size]]
+            rank = np.argsort(np.random.default_rng(seed).permutation(place.max() + 1))  # of each group in the draw
+            kept = train[np.argsort(rank[place], kind="stable")[:size]]
             if len(np.unique(labels[kept])) < 2:
                 break
             hits.append(_hits(features, labels, kept, test, strength))

@@ -247,8 +247,8 @@ STUDIES = {
     "retrieval": Study(
         "The same place in another sensor",
         "1,000 places of test land, one date each, in chips of 64 px: how often the 1 or 10 most similar of all chips "
-        "of another sensor hold the one of the same place and date; the model is told neither. By chance 0.1 and 1.0. Similarity is the cosine "
-        "after each sensor's mean is subtracted; intervals over places. A pixel is 1 m wide in naip, 10 m in both "
+        "of another sensor hold the one of the same place and date; the model is given neither. By chance 0.1 and 1.0. Similarity is the "
+        "cosine after each sensor's mean is subtracted; intervals over places. A pixel is 1 m wide in naip, 10 m in both "
         "Sentinels, 30 m in Landsat and 463 m in MODIS, so that chips of most pairs share only their center.",
         (),
         _retrieval,

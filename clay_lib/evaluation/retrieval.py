@@ -30,7 +30,7 @@ def retrieval_table(
 
 
 def without_place(chips: Chips) -> Chips:
-    """The chips with place and date unknown: a model that is told these needs no image to find the chip again."""
+    """The chips with place and date unknown: a model that knows these needs no image to find the chip again."""
     unknown = np.full(len(chips), np.nan)
     return replace(chips, lat=unknown, lon=unknown, when=np.full(len(chips), ""))
 

@@ -15,11 +15,11 @@ def highest_cosines(cosines: np.ndarray, limit: float) -> Figure:
     with style.styled():
         fig, ax = plt.subplots(figsize=(5.2, 3.2))
         edges = np.linspace(min(0.0, cosines.min()), 1, 51)
-        alike = cosines >= limit
-        ax.hist([cosines[~alike], cosines[alike]], edges, stacked=True, color=[style.BASELINE, style.OURS])
+        duplicate = cosines >= limit
+        ax.hist([cosines[~duplicate], cosines[duplicate]], edges, stacked=True, color=[style.BASELINE, style.OURS])
         ax.axvline(limit, color=style.INK, lw=1, ls="--")
-        ax.annotate(f"{alike.sum()} near-duplicates ", (limit, 1.0), xycoords=("data", "axes fraction"), va="top", ha="right",
-                    fontsize=9)  # fmt: skip
+        where = dict(xycoords=("data", "axes fraction"), va="top", ha="right")
+        ax.annotate(f"{duplicate.sum()} near-duplicates ", (limit, 1.0), fontsize=9, **where)
         ax.set(title="The most similar training chip", xlabel="cosine, standardized features", ylabel="test chips")
     return fig
 

@@ -391,9 +391,8 @@ def run_task(task: Task) -> dict | None:
         for attempt in range(1, KERNEL_ATTEMPTS + 1):
             recent = row is not None and record.exists() and record.stat().st_mtime > started
             final = ("done", "pruned", "failed") if recent else ("done", "pruned")
-            if (
-                row and row["status"] in final and (recent or not task.redo)
-            ):  # recent: by another worker that had been considered dead
+            # recent: by another worker that had been considered dead
+            if row and row["status"] in final and (recent or not task.redo):
                 break
             if task.deadline and time.time() > task.deadline:
                 return None
@@ -438,10 +437,8 @@ def _own_gpu(gpus: Sequence[str]) -> dict[str, str]:
 def _check_metrics(spec: Sweep, rows: Sequence[dict]) -> None:
     """Refuse a metric that is text in finished runs, or that none of them has."""
     for metric in spec.metrics:
-        where, written = (
-            f"sweep {spec.name!r}: metric {metric!r}",
-            sorted({name for row in rows for name in row["metrics"]}),
-        )
+        where = f"sweep {spec.name!r}: metric {metric!r}"
+        written = sorted({name for row in rows for name in row["metrics"]})
         if text := [row["metrics"][metric] for row in rows if isinstance(row["metrics"].get(metric), str)]:
             cause = "a text cannot be ranked; the runs are kept, name another metric and start again"
             raise ContractError(where, f"the text {text[0]!r}", "a number", cause)

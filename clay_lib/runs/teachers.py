@@ -21,6 +21,8 @@ from clay_lib.teacher import load_teacher, stand_in_teacher, teacher_view
 
 CLIP = 4.0  # standardized features are clipped here
 MIN_VARIANCE = 0.02  # lower bound of a direction's variance in whitening
+DIRECTIONS = 64  # of the network's features
+IMAGENET_CONTRAST = 0.4  # of a standard deviation of the sensor, on the network's scale of -1 to 1
 
 
 class TextureTeacher(nn.Module):
@@ -85,7 +87,7 @@ class ImageNetTeacher(TextureTeacher):
         statistics = torch.cat([texture_statistics(rgb) for rgb in images])
         super().__init__(features)
         self.network, self.textures = network, TextureTeacher(statistics)
-        white = super()._standardize(features) @ self.turn  # [N, 1280]
+        white = self._standardize(features) @ self.turn  # [N, 1280]
         directions = torch.linalg.svd(white.double(), full_matrices=False)[2][:DIRECTIONS].T.float()
         self.register_buffer("directions", directions / (white @ directions).norm(dim=1).mean())
         self.register_buffer("scale", 1 / torch.cat([self.textures(rgb) for rgb in images]).norm(dim=1).mean())
@@ -97,10 +99,6 @@ class ImageNetTeacher(TextureTeacher):
 
     def features(self, rgb: Tensor) -> Tensor:
         return imagenet_features(self.network, rgb, self.size)
-
-
-DIRECTIONS = 64
-IMAGENET_CONTRAST = 0.4  # of a standard deviation of the sensor, on the network's scale of -1 to 1
 
 
 @torch.no_grad()

@@ -36,4 +36,4 @@ def test_shipped_weights_find_places_across_sensors():
 
 def test_place_and_date_are_withheld():
     table = retrieval_table(Clay.random(MICRO, seed=0), sensors=["naip", "modis"], places=44, size=32)
-    assert table[table["k"] == 1]["recall"].max() < 0.15  # told both, random weights find 0.4 of them
+    assert table[table["k"] == 1]["recall"].max() < 0.15  # given both, random weights find 0.4 of them
