@@ -21,7 +21,7 @@ class ContractError(ValueError):
         super().__init__(f"{field}: found {found}; expected {expected}. Likely cause: {cause}")
 
     def __reduce__(self):  # keeps the fields when a worker process returns the error
-        return ContractError, (self.field, self.found, self.expected, self.cause)
+        return type(self), (self.field, self.found, self.expected, self.cause)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

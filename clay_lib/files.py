@@ -21,7 +21,7 @@ from ruamel.yaml.resolver import VersionedResolver
 from clay_lib.errors import ContractError
 
 FULL = 2**20  # free bytes below which a disk is full
-PARTIAL = ".part-"  # start of the name of an unfinished file, which keeps the ending of the finished one
+PARTIAL = ".part-"  # start of the name of an unfinished file, before its writer's process id and the finished name
 
 # Where notebooks and commands keep their files: CLAY_DATA, or data/ of the checkout, or data/ of the current folder.
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], object], *, overwrite
     make_folder(path.parent)
     if path.is_dir():
         raise ContractError("out", f"{path}, which is a folder", "the name of a file", "the file's name is missing")
-    partial = path.with_name(f"{PARTIAL}{secrets.token_hex(4)}-{path.name}")
+    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         write(partial)
         with open(partial, "rb") as file:
@@ -71,6 +71,17 @@ def atomic_write(path: str | Path, write: Callable[[Path], object], *, overwrite
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete unfinished files and folders below a folder whose writers died. Hold the folder's lock: then nothing there
+    is being written by this process either, whose id a killed writer in a container often had."""
+    import psutil
+
+    for path in sorted(Path(folder).rglob(f"{PARTIAL}*")):
+        writer = int(re.match(r"(\d*)", path.name.removeprefix(PARTIAL))[1] or 0)
+        if writer == os.getpid() or not psutil.pid_exists(writer):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _rename_new(partial: Path, path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from clay_lib import ContractError
 from clay_lib import __main__ as cli
 from clay_lib.figures.style import save
-from clay_lib.files import PARTIAL, PartBuffer, atomic_write, filesystem, locked, make_folder, put
+from clay_lib.files import PARTIAL, PartBuffer, atomic_write, filesystem, locked, make_folder, put, remove_leftovers
 
 
 def test_failed_write_keeps_the_previous_file(tmp_path):
@@ -62,6 +62,11 @@ def test_killed_write_leaves_no_file(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == -signal.SIGKILL
     assert not (tmp_path / "a.bin").exists()
+    (tmp_path / f"{PARTIAL}{os.getppid()}-b.bin").write_text("another process is at work on it")
+    (tmp_path / f"{PARTIAL}999999999-c.zarr" / "0").mkdir(parents=True)
+    assert len([*tmp_path.iterdir()]) == 3
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{PARTIAL}{os.getppid()}-b.bin"]
 
 
 @pytest.mark.parametrize("hard_links", [True, False])

@@ -30,7 +30,7 @@ from clay_lib.clay import Clay
 from clay_lib.cluster import dask_client, forecast_lines, progress_bar, timed
 from clay_lib.datamodule import noise_batch
 from clay_lib.errors import ContractError
-from clay_lib.files import locked, read_json, write_json
+from clay_lib.files import locked, read_json, remove_leftovers, write_json
 from clay_lib.model import ClayConfig
 from clay_lib.precision import NAMES, choose
 from clay_lib.sensors import SENSORS, Sensor
@@ -260,6 +260,7 @@ def embed_area(
         seconds = len(todo) * sum(_seconds_per_chip(clay, sensor, side, batch_size) for side in sides)
         return AreaForecast(len(jobs), len(jobs) - len(todo), len(acquisitions), read, write, seconds)
     with locked(out / ".lock", "embed"), _disk_errors(out):
+        remove_leftovers(out)
         description = out / f"configuration-{metadata['configuration']}.json"
         if not description.is_file():
             _refuse_mixed(out, metadata)

@@ -26,7 +26,7 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from clay_lib.areas.items import Acquisition, mean_cloud_cover, moment_of, solar_day
-from clay_lib.areas.reading import clouds_around, picklable, read_acquisition
+from clay_lib.areas.reading import MissingFile, clouds_around, picklable, read_acquisition
 from clay_lib.errors import ContractError, warn
 
 METHODS = ("median", "medoid", "best-pixel")
@@ -174,7 +174,7 @@ def _read_day(day: Acquisition, geobox: GeoBox, clouds: str, dilation: int, faul
         dataset = read_acquisition(day, geobox, clouds=clouds, dilation=dilation)
         return np.stack([dataset[band].values for band in day.bands]), day
     except ContractError as error:
-        if error.field != "item" and "no longer holds" not in error.cause:
+        if error.field != "item" and not isinstance(error, MissingFile):
             raise
         if len(day.items) == 1:
             faults.append(error)

@@ -188,9 +188,9 @@ def _observe(folder, archive: Archive, earth: MiniWorld, place, day, size, cover
     if archive.crs == "utm-north" and crs.startswith("EPSG:327"):  # Landsat: southern scenes in northern zones
         crs, f = crs.replace("EPSG:327", "EPSG:326"), f - 10_000_000.0
     transform = (a, b, c + archive.anchor, d, e, f - archive.anchor)  # the archive's own grid, half a pixel off
-    name, missing = f"{archive.sensor}_{place.lat:.3f}_{place.lon:.3f}_{utc:%Y%m%d}", np.zeros(pixels.shape, bool)
-    masks = missing, chip.cloud, chip.shadow
-    return write_item(folder, archive, name, pixels, masks, labels, crs, transform, utc)
+    name = f"{archive.sensor}_{place.lat:.3f}_{place.lon:.3f}_{utc:%Y%m%d}"
+    return write_item(folder, archive, name, pixels, crs, transform, utc, labels=labels, cloud=chip.cloud,
+                      shadow=chip.shadow)  # fmt: skip
 
 
 def _apply_event(pixels, labels, chip: Chip, event: Event, earth: MiniWorld) -> None:
@@ -225,23 +225,24 @@ def _add_raster(folder: Path, archive: Archive, source: str | Path | Scene) -> d
     if scene.in_decibel:
         pixels = (10 ** (pixels.astype(np.float64) / 10)).astype(np.float32)
     when = (parse_when(scene.when) or datetime(2020, 6, 15, 10, 30)).replace(tzinfo=UTC)
-    name, clear = f"{archive.sensor}_{Path(scene.path).stem}", np.zeros((height, width), bool)
-    masks = missing, clear, clear
-    return write_item(folder, archive, name, pixels, masks, None, scene.crs, scene.transform, when)
+    name = f"{archive.sensor}_{Path(scene.path).stem}"
+    return write_item(folder, archive, name, pixels, scene.crs, scene.transform, when, missing=missing)
 
 
 # ---- items ----
 
 
 def write_item(
-    folder: Path, archive: Archive, name: str, pixels, masks, labels, crs: str, transform, when: datetime
-) -> dict:
+    folder: Path, archive: Archive, name: str, pixels, crs: str, transform, when: datetime, *,
+    labels=None, missing=False, cloud=False, shadow=False,
+) -> dict:  # fmt: skip
     """Write the files of one scene below a folder -> its STAC item, with addresses relative to the folder.
 
-    pixels [C, H, W]: native numbers, all bands of the sensor in its order; masks, bool: missing [C, H, W], cloud and its
-    shadow [H, W]; labels [H, W]: WorldCover codes, or None; transform: (a, b, c, d, e, f); when: UTC.
+    pixels [C, H, W]: native numbers, all bands of the sensor in its order; transform: (a, b, c, d, e, f); when: UTC;
+    labels [H, W]: WorldCover codes. bool, False for nowhere: missing [C, H, W], cloud and its shadow [H, W].
     """
-    missing, cloud, shadow = masks
+    missing = np.broadcast_to(missing, pixels.shape)
+    cloud, shadow = (np.broadcast_to(mask, pixels.shape[1:]) for mask in (cloud, shadow))
     bands, root = SENSORS[archive.sensor].band_names, Path(archive.sensor) / name
     epsg = CRS.from_user_input(crs).to_epsg()
     properties = {"gsd": SENSORS[archive.sensor].gsd, "proj:epsg": epsg} | _times(archive, when)

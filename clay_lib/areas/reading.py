@@ -75,6 +75,10 @@ IGNORED = ("ignore", None, Warning, None, 0)  # as warnings.simplefilter("ignore
 _readers, _readers_lock = {"now": 0, "ignored before": False}, threading.Lock()
 
 
+class MissingFile(ContractError):
+    """A file that the archive's item names and its server does not have (404)."""
+
+
 def read_acquisition(
     acquisition: Acquisition,
     geobox: GeoBox,
@@ -98,8 +102,7 @@ def read_acquisition(
     sensor, bands = acquisition.sensor, acquisition.bands
     merged: dict[str, xr.DataArray] = {}
     for item in acquisition.items:
-        with _warnings_kept():
-            pixels = _read_item(item, acquisition, geobox, clouds, dilation, chunks)
+        pixels = _read_item(item, acquisition, geobox, clouds, dilation, chunks)
         empty = _all(values.isnull() for values in merged.values()) if merged else None
         merged = {band: pixels[band].where(empty, merged[band]) for band in bands} if merged else pixels
     out = xr.Dataset(merged)
@@ -261,6 +264,7 @@ class _RetryingReader(RioReader):
         super().__init__(src, ctx)
         self.archive, self.share_of = driver.archive, driver.share_of
 
+    @_warnings_kept()
     def read(self, cfg, dst_geobox, *, dst=None, selection=None):
         href, _, index = self._src.uri.rpartition("#")
         address = sign(href, self.archive)
@@ -292,8 +296,11 @@ def with_retries(address: str, read):
             message = " ".join(str(e) for e in (error.__cause__, error) if e) if str(error) else "no CRS"
             if not remote or attempt == TRIES - 1 or re.search(PERMANENT, message):
                 plain = address.removeprefix("vrt://").removeprefix("/vsicurl/").partition("?")[0]  # without a token
-                expected = "a raster that can be read to its end"
-                raise ContractError("archive", f"{plain}: {message}", expected, _cause(message, remote)) from None
+                kind, expected = (
+                    MissingFile if "404" in message else ContractError,
+                    "a raster that can be read to its end",
+                )
+                raise kind("archive", f"{plain}: {message}", expected, _cause(message, remote)) from None
             time.sleep(PAUSE * 2**attempt)
 
 

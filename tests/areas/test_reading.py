@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -56,6 +57,18 @@ def test_dask_reads_the_same(archive_folder, url):
     lazy = read_acquisition(acquisition, grid, chunks={"x": 32, "y": 32})
     assert all(lazy[band].chunks is not None for band in lazy.data_vars)
     xr.testing.assert_equal(lazy.compute(), read_acquisition(acquisition, grid))
+
+
+def test_no_read_leaves_a_filter_that_ignores_all_warnings(archive_folder, url, monkeypatch):
+    """As rasterio's warps do that overlap in time; of Dask too, which reads after `read_acquisition` has returned."""
+    rio_read = reading.rio_read
+    monkeypatch.setattr(reading, "rio_read", lambda *args, **options: (warnings.simplefilter("ignore"), rio_read(*args, **options))[1])  # fmt: skip
+    acquisition = find_acquisitions("sentinel-2-l2a", around(), ALWAYS, url=url)[0]
+    grid = grid_of(file_of(acquisition, archive_folder, url, "red"))
+    with warnings.catch_warnings():
+        for chunks in (None, {"x": 32, "y": 32}):
+            assert np.isfinite(read_acquisition(acquisition, grid, chunks=chunks)["red"].values).any()
+            assert reading.IGNORED not in warnings.filters
 
 
 def test_two_crs_on_one_grid(tmp_path):
