@@ -78,6 +78,11 @@ class Datacube:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __getitem__(self, chips: slice) -> Datacube:
+        """Some of the chips."""
+        parts = {name: getattr(self, name)[chips] for name in ("pixels", "time", "latlon")}
+        return replace(self, **parts, valid=None if self.valid is None else self.valid[chips])
+
     def to(self, device=None, dtype: torch.dtype | None = None) -> Datacube:
         """On another device; dtype applies to the pixels alone, the codes stay float32."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -129,7 +129,7 @@ def _trial(encoder: Encoder, cube: Datacube, N: int, names: list[str], training:
     tokens = N
     while _block_flops(encoder, tokens) > TRIAL:
         tokens = int(0.9 * tokens)
-    one = first_chips(cube, 1)
+    one = cube[:1]
     with torch.no_grad(), arithmetic(encoder, "exact"):
         reference = encoder(one, mask_ratio=0.0, shuffle=False).tokens  # [1, 1+V, D]
     block_input = reference[:, :tokens].repeat(chips, 1, 1)
@@ -177,12 +177,6 @@ def measure(encoder: Encoder, x: torch.Tensor, names: list[str], training: bool)
         if round_number >= 2 and time.perf_counter() - began > TRIAL_SECONDS:
             break
     return least
-
-
-def first_chips(cube: Datacube, count: int) -> Datacube:
-    """The first chips of a batch."""
-    valid = None if cube.valid is None else cube.valid[:count]
-    return Datacube(cube.pixels[:count], cube.time[:count], cube.latlon[:count], cube.gsd, cube.waves, valid)
 
 
 def cache_file() -> Path:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, ContractError
-from clay_lib.clay import embed_chips, reconstruction_scores
+from clay_lib.clay import TOKENS, embed_chips, reconstruction_scores
 from clay_lib.data.images import open_image
 from clay_lib.data.rasters import write_raster
 
@@ -305,12 +305,25 @@ def land_chips(count):
     return replace(fake_chips(S2, count), pixels=land(B=count))
 
 
-def test_embeddings_do_not_depend_on_the_batch():
+def test_embeddings_do_not_depend_on_the_batch(monkeypatch):
     chips = land_chips(7)
-    together, parts = (embed_chips(CLAY, chips, batch_size=size) for size in (7, 3))
+    together = embed_chips(CLAY, chips)
+    holes = chips.pixels.copy()
+    holes[5], holes[1, :, :4, :4] = np.nan, np.nan  # nothing of one chip, all but one patch of another
+    options = dict(layers=[0], when="2021-05-04T10:30", lat=10, lon=20)
+    with pytest.warns(UserWarning, match=r"chips \[5\] of 7"):
+        complete = CLAY.embed(holes, S2, **options)
+    monkeypatch.setitem(TOKENS, "cpu", 3 * 16)  # three chips at a time
+    parts = embed_chips(CLAY, chips)
+    with pytest.warns(UserWarning, match=r"chips \[5\] of 7"):
+        split = CLAY.embed(holes, S2, **options)
     for name in ("class token", "patch mean"):
         assert together[name].shape == (7, 24)
         np.testing.assert_allclose(together[name], parts[name], atol=1e-5)
+    assert torch.equal(split.valid, complete.valid) and split.chip[5].isnan().all()
+    for a, b in ((split, complete), (split.layers[0], complete.layers[0])):
+        torch.testing.assert_close(a.chip, b.chip, atol=1e-5, rtol=0, equal_nan=True)
+        torch.testing.assert_close(a.patches, b.patches, atol=1e-5, rtol=0, equal_nan=True)
     alone = CLAY.embed(chips.pixels[3], S2, when="2021-05-04T10:30", lat=10, lon=20)
     np.testing.assert_allclose(together["class token"][3], alone.chip[0].numpy(), atol=1e-5)
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from einops import rearrange
 
-from clay_lib.clay import Clay
+from clay_lib.clay import BATCH, Clay
 from clay_lib.data.chips import Chips
 from clay_lib.data.labels import LabeledSet, whole_numbers
 from clay_lib.data.splits import random_split, spatial_blocks, split_by_blocks
@@ -276,7 +276,6 @@ def patch_features(
     *,
     layers: Sequence[int] = (),
     seeds: int = 5,
-    batch_size: int = 32,
     **metadata,
 ) -> dict[str, list[np.ndarray]]:
     """Feature sets of single patches: their tokens, each patch embedded by itself, and the pixel baselines.
@@ -294,27 +293,25 @@ def patch_features(
     per_patch = {k: np.repeat(np.asarray(metadata[k]), h * w)[place] for k in PER_CHIP if np.ndim(metadata.get(k))}
     for owner, models in with_random_weights(clay, seeds).items():
         for model in models:
-            batches = [model.embed(x, layers=layers, **part) for x, part in _batches(pixels, batch_size, metadata)]
-            tokens = {"patch token": [out.patches for out in batches]}
-            tokens |= {f"patch token, layer {k}": [out.layers[k].patches for out in batches] for k in layers}
-            flat = {n: np.concatenate([t.flatten(0, 2).cpu().numpy() for t in ts])[place] for n, ts in tokens.items()}
+            out = model.embed(pixels, layers=layers, **metadata)
+            tokens = {"patch token": out.patches} | {f"patch token, layer {k}": out.layers[k].patches for k in layers}
+            flat = {name: t.flatten(0, 2).cpu().numpy()[place] for name, t in tokens.items()}
             alone = embed_features(model, cut(np.asarray(pixels)), **metadata | per_patch)
             for name, x in (flat | {"each patch by itself": alone["class token"]}).items():
                 sets.setdefault(f"{owner}, {name}", []).append(x)
     return sets | _pixel_baselines(cut(normalized), seeds)
 
 
-def embed_features(
-    clay: Clay, pixels, *, layers: Sequence[int] = (), batch_size: int = 64, **metadata
-) -> dict[str, np.ndarray]:
+def embed_features(clay: Clay, pixels, *, layers: Sequence[int] = (), **metadata) -> dict[str, np.ndarray]:
     """[N, C, H, W] -> {"class token", "patch mean", "patch spread" (standard deviation of valid patches)}: [N, D] each.
 
     For each of `layers` the same as "class token, layer 3". metadata: as `Clay.embed` takes it; when, lat, lon may be
     one a chip.
     """
-    parts: dict[str, list[np.ndarray]] = {}
-    for x, batch_metadata in _batches(pixels, batch_size, metadata):
-        out = clay.embed(x, layers=layers, **batch_metadata)
+    pixels, parts = np.asarray(pixels), {}
+    for i in range(0, len(pixels), BATCH):  # one after another, since patch tokens take far more memory than these
+        own = {k: v[i : i + BATCH] if k in PER_CHIP and np.ndim(v) else v for k, v in metadata.items()}
+        out = clay.embed(pixels[i : i + BATCH], layers=layers, **own)
         for suffix, e in {"": out, **{f", layer {k}": v for k, v in out.layers.items()}}.items():
             tokens = e.patches.flatten(1, 2).cpu().numpy()
             spread = np.nanstd(tokens, axis=1, ddof=1) if tokens.shape[1] > 1 else np.zeros_like(tokens[:, 0])
@@ -353,11 +350,3 @@ def _pixel_baselines(normalized: np.ndarray, seeds: int, n_filters: int = 256) -
 def _normalize(pixels, metadata: Mapping) -> np.ndarray:
     in_decibel = bool(metadata.get("in_decibel"))
     return SENSORS.resolve(metadata["sensor"]).normalize(pixels, metadata.get("bands"), in_decibel=in_decibel)
-
-
-def _batches(pixels, size: int, metadata: Mapping) -> Iterator[tuple[np.ndarray, dict]]:
-    """Batches of `size` chips, each with its part of the metadata."""
-    pixels = np.asarray(pixels)
-    for i in range(0, len(pixels), size):
-        part = {k: v[i : i + size] if k in PER_CHIP and np.ndim(v) else v for k, v in metadata.items()}
-        yield pixels[i : i + size], part

@@ -92,7 +92,7 @@ def probe_patches(
     """
     patches = cut_patches(pairs, clay.model.config.patch_size)
     metadata = dict(sensor=sensor, bands=bands, gsd=gsd, check=False)
-    sets = evaluate.patch_features(clay, patches.windows, patches.place, seeds=seeds, batch_size=16, **metadata)
+    sets = evaluate.patch_features(clay, patches.windows, patches.place, seeds=seeds, **metadata)
     tables = []
     for split in ("rasters", "windows"):
         predictions = []

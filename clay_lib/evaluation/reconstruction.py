@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from clay_lib.clay import Clay, batches
+from clay_lib.clay import BATCH, Clay, batches
 from clay_lib.data.chips import Chips, world_chips
 from clay_lib.encoder import patchify, unpatchify, unpatchify_mask
 from clay_lib.evaluation.intervals import bootstrap_weights, interval
@@ -60,13 +60,12 @@ def reconstruction_measures(
     mask_ratio: float = 0.75,
     seeds: int = 5,
     bootstraps: int = 1000,
-    batch_size: int = 64,
 ) -> pd.DataFrame:
     """The three measures on chips without holes: columns method, measure, value, low, high."""
     P = clay.model.config.patch_size
     generators = [torch.Generator(clay.model.proj.weight.device).manual_seed(seed) for seed in range(seeds)]
     errors, means, detail = ({method: [] for method in METHODS} for _ in range(3))  # sums of each chip
-    for part in batches(chips, batch_size):
+    for part in batches(chips, BATCH):
         cube = clay.cube(part.pixels, chips.sensor, **part.place_and_time)
         for generator in generators:
             out = clay.model(cube, mask_ratio=mask_ratio, generator=generator)

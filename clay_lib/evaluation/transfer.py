@@ -201,7 +201,7 @@ def probe_images(
     folds[~train] = 4
 
     def embed(model: Clay) -> dict[str, np.ndarray]:
-        options = dict(sensor=sensor, bands=bands, check=False, batch_size=16)
+        options = dict(sensor=sensor, bands=bands, check=False)
         scaled = {size: gsd * native / size for size in images}
         by_size = {s: evaluate.embed_features(model, images[s].pixels, gsd=d, **options) for s, d in scaled.items()}
         return readout_candidates(by_size)

@@ -180,7 +180,7 @@ def test_chips_with_baselines_layers_and_a_figure(clay):
 def test_features_of_chips_equal_those_of_embed(clay):
     chips = random_chips(5)
     metadata = {"sensor": chips.sensor, **chips.place_and_time}
-    features = embed_features(clay, chips.pixels, layers=[0], batch_size=2, **metadata)
+    features = embed_features(clay, chips.pixels, layers=[0], **metadata)
     expected = clay.embed(chips.pixels, layers=[0], **metadata)
     np.testing.assert_allclose(features["class token"], expected.chip, atol=1e-5)
     np.testing.assert_allclose(features["patch mean, layer 0"], expected.layers[0].mean, atol=1e-5)
