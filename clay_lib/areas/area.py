@@ -25,6 +25,7 @@ from shapely import union_all
 from clay_lib.areas import jobs as work
 from clay_lib.areas import rasters, vectors
 from clay_lib.areas.composites import composites_of
+from clay_lib.areas.items import estimate_bytes
 from clay_lib.areas.tiles import grid_around, grid_of, tiles_of
 from clay_lib.clay import Clay
 from clay_lib.cluster import dask_client, forecast_lines, progress_bar, timed
@@ -411,8 +412,6 @@ def _disk_errors(out: Path) -> Iterator[None]:
 
 
 def _bytes_to_read(blocks: list[work.Block], overlap: int | None) -> int:
-    from clay_lib.areas.reading import estimate_bytes
-
     sample = blocks[:: max(1, len(blocks) // SAMPLE_BLOCKS)]
     read = sum(estimate_bytes(block.acquisition, block.geobox(overlap or 0)) for block in sample)
     return round(read * len(blocks) / max(1, len(sample)))

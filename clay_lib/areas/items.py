@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -9,13 +11,15 @@ from datetime import UTC, date, datetime, timedelta
 import pystac
 import shapely
 import shapely.geometry
+from odc.geo.geobox import GeoBox
 
-from clay_lib.data.georeference import center_longitude
+from clay_lib.data.georeference import center_longitude, cut_at_antimeridian
 from clay_lib.errors import ContractError
-from clay_lib.sensors import SENSORS, Sensor
+from clay_lib.sensors import METERS_PER_DEGREE, SENSORS, Sensor
 
 OFFSET_BASELINE = 4.0  # Sentinel-2's processing baseline of January 2022: since then 1000 is added to every number
 BASELINE_OFFSET = -0.1  # the reflectance that undoes it
+BLOCK, HEADER, PACKED = 512, 32_768, 0.7  # px, bytes, compressed share: as in the public archives' files
 ITEM_SIZES = {"uint8": 1, "int8": 1, "float32": 4, "float64": 8, "uint32": 4}  # bytes; others: 2
 
 
@@ -128,6 +132,28 @@ def solar_day(item: pystac.Item) -> date:
     """The local date of an item: scenes of one pass share it, wherever midnight UTC falls."""
     longitude = center_longitude(shapely.geometry.shape(item.geometry))
     return (moment_of(item) + timedelta(hours=longitude / 15)).date()
+
+
+def estimate_bytes(acquisition: Acquisition, geobox: GeoBox) -> int:
+    """Bytes that reading the grid would fetch, estimated from the items' metadata: no file is opened.
+
+    Complete internal tiles are fetched, BLOCK pixels a side. Files whose size is not stated count PACKED bytes a byte.
+    """
+    total, archive = 0.0, acquisition.archive
+
+    @functools.cache
+    def fetched(gsd: float) -> shapely.Geometry:
+        return cut_at_antimeridian(geobox.buffered(BLOCK / 2 * gsd).footprint("EPSG:4326").geom)
+
+    for item in acquisition.items:
+        shape = shapely.geometry.shape(item.geometry)
+        item_area = shape.area * METERS_PER_DEGREE**2 * math.cos(math.radians(shape.centroid.y))
+        for source in filter(None, [*sources_of(item, archive, acquisition.bands).values(), mask_of(item, archive)]):
+            gsd = source.gsd or archive.gsd
+            size = source.size or item_area / gsd**2 * source.itemsize * PACKED
+            share = shape.intersection(fetched(gsd)).area / shape.area
+            total += size * share + min(HEADER, size) * (share > 0)
+    return round(total)
 
 
 def _source(item: pystac.Item, archive: Archive, key: str, *, scaled: bool = True) -> Source:

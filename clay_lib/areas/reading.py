@@ -26,8 +26,6 @@ import numpy as np
 import odc.stac
 import pystac
 import rasterio
-import shapely
-import shapely.geometry
 import xarray as xr
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
@@ -40,16 +38,13 @@ from rasterio.windows import Window, from_bounds
 from scipy.ndimage import distance_transform_edt
 
 from clay_lib.areas.items import Acquisition, Archive, Source, mask_of, moment_of, sources_of
-from clay_lib.data.georeference import cut_at_antimeridian
 from clay_lib.data.rasters import has_mask
 from clay_lib.errors import ContractError
-from clay_lib.sensors import METERS_PER_DEGREE
 
 warnings.filterwarnings("ignore", "Dataset has no geotransform", module="rasterio.warp")  # the warper's own arrays
 logging.getLogger("odc.loader._rio").setLevel(logging.CRITICAL)  # it reports reads that are retried
 
 UNKNOWN = datetime(2000, 1, 1, tzinfo=UTC)  # odc-stac needs a date; no result depends on it
-BLOCK, HEADER, PACKED = 512, 32_768, 0.7  # px, bytes, compressed share: as in the public archives' files
 READERS = 8  # threads of a read without Dask: they wait for the network, not for a core
 FULL = 0.999  # share of a pixel's interpolation weights, all but rounding
 TRIES, PAUSE = 3, 0.5  # of one read, beside GDAL's own; s before the second, doubled before each further one
@@ -134,28 +129,6 @@ def _warnings_kept() -> Iterator[None]:
             _readers["now"] -= 1
             while not _readers["ignored before"] and IGNORED in warnings.filters:
                 warnings.filters.remove(IGNORED)
-
-
-def estimate_bytes(acquisition: Acquisition, geobox: GeoBox) -> int:
-    """Bytes that reading the grid would fetch, estimated from the items' metadata: no file is opened.
-
-    Complete internal tiles are fetched, BLOCK pixels a side. Files whose size is not stated count PACKED bytes a byte.
-    """
-    total, archive = 0.0, acquisition.archive
-
-    @functools.cache
-    def fetched(gsd: float) -> shapely.Geometry:
-        return cut_at_antimeridian(geobox.buffered(BLOCK / 2 * gsd).footprint("EPSG:4326").geom)
-
-    for item in acquisition.items:
-        shape = shapely.geometry.shape(item.geometry)
-        item_area = shape.area * METERS_PER_DEGREE**2 * math.cos(math.radians(shape.centroid.y))
-        for source in filter(None, [*sources_of(item, archive, acquisition.bands).values(), mask_of(item, archive)]):
-            gsd = source.gsd or archive.gsd
-            size = source.size or item_area / gsd**2 * source.itemsize * PACKED
-            share = shape.intersection(fetched(gsd)).area / shape.area
-            total += size * share + min(HEADER, size) * (share > 0)
-    return round(total)
 
 
 # ---- one item ----
@@ -296,11 +269,9 @@ def with_retries(address: str, read):
             message = " ".join(str(e) for e in (error.__cause__, error) if e) if str(error) else "no CRS"
             if not remote or attempt == TRIES - 1 or re.search(PERMANENT, message):
                 plain = address.removeprefix("vrt://").removeprefix("/vsicurl/").partition("?")[0]  # without a token
-                kind, expected = (
-                    MissingFile if "404" in message else ContractError,
-                    "a raster that can be read to its end",
-                )
-                raise kind("archive", f"{plain}: {message}", expected, _cause(message, remote)) from None
+                kind = MissingFile if "404" in message else ContractError
+                found, expected = f"{plain}: {message}", "a raster that can be read to its end"
+                raise kind("archive", found, expected, _cause(message, remote)) from None
             time.sleep(PAUSE * 2**attempt)
 
 

@@ -8,6 +8,7 @@ from or the mini-world's land cover.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class Atlas:
     thumbnails: Sequence[np.ndarray]  # N of [H, W, 3]
     outlines: np.ndarray | None = None  # [N, 4, 2] corners, lon and lat in degrees; None: chips are dots
     truth: np.ndarray | None = None  # [N] names, where they are known; never shown to the probe
+    placed: bool = True  # whether the degrees are those of the Earth
 
     def __post_init__(self):
         counts = {len(v) for v in (self.lat, self.lon, self.vectors, self.thumbnails)}
@@ -62,6 +64,15 @@ class Atlas:
             found = f"{sorted(counts)} places, vectors and thumbnails"
             cause = "a selection of one of them, or an image without georeference"
             raise ContractError("chips", found, "one of each for every chip, and a known place", cause)
+
+    def shape(self, chip: int) -> dict:
+        """The outline of a chip, or its center, as a GeoJSON geometry, counterclockwise."""
+        if self.outlines is None:
+            return {"type": "Point", "coordinates": [round(float(self.lon[chip]), 6), round(float(self.lat[chip]), 6)]}
+        ring = self.outlines[chip].round(6)
+        (ax, ay), (bx, by) = ring[2] - ring[0], ring[3] - ring[1]
+        ring = (ring if ax * by > ay * bx else ring[::-1]).tolist()
+        return {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
 
 
 def neighbors(
@@ -256,6 +267,7 @@ def _page(atlas: Atlas, background: Layer, colors: Mapping[str, str]) -> str:
         vectors=f"data:application/octet-stream;base64,{base64.b64encode(scaled.tobytes()).decode()}",
         colors=["#fff"] * len(shapes) if names is None else [to_hex(colors.get(n, "#fff")) for n in atlas.truth],
         background=webp_url(background.values), sprite=webp_url(sprite), across=across, names=names,
+        places=[atlas.shape(n) for n in range(len(shapes))] if atlas.placed else None,
     )  # fmt: skip
     alt = "Chips, and those with the most similar embeddings"
     return fill_page("click.html", data, alt=alt, weight=str(NEGATIVE_WEIGHT))
@@ -314,8 +326,24 @@ class ChipMap(Widget):
             signs = list(self.marks.values())
             text = f"Chip {self.chosen}, and those ranked first by the examples: "
             text += f"{signs.count(1) or 1} for, {signs.count(-1)} against."
-        self._show_message(text)
+        self._show_message(text, self._link())
         self.chips.data = self._features()
+
+    def _link(self) -> str:
+        """A link that saves the chosen chip (rank 0), the hits and the marked chips as GeoJSON."""
+        if not self.atlas.placed:
+            return ""
+        order, cosines = neighbors(self.atlas.vectors, self.chosen, marks=self.marks)
+        rows = {self.chosen: (0, None)} | {n: (None, None) for n in self.marks}
+        rows |= {int(n): (rank, float(c)) for rank, (n, c) in enumerate(zip(order, cosines, strict=True), start=1)}
+        names = self.predictions if self.predictions is not None else self.atlas.truth
+        features = [
+            {"type": "Feature", "geometry": self.atlas.shape(n), "properties": {
+                "rank": rank, "chip": n, "similarity": cosine, "mark": self.marks.get(n, 0),
+                "name": None if names is None else str(names[n])}} for n, (rank, cosine) in rows.items()
+        ]  # fmt: skip
+        text = base64.b64encode(json.dumps({"type": "FeatureCollection", "features": features}).encode()).decode()
+        return f'<a download="hits.geojson" href="data:application/geo+json;base64,{text}">save as GeoJSON</a>'
 
     def label(self, name: str) -> None:
         """Label the chosen chip (empty: remove its label) and fit the probe again."""
@@ -335,7 +363,7 @@ class ChipMap(Widget):
         check = f" Look again at {', '.join(found)}." if found else ""
         self._show_message(f"Chip {self.chosen} is {name or 'without a label'}.{check}")
 
-    def _show_message(self, text: str) -> None:
+    def _show_message(self, text: str, link: str = "") -> None:
         status = f"{len(self.labels)} labeled." if self.labels else ""
         if self.predictions is None and self.labels:
             status += " A second kind is needed before the others can be predicted."
@@ -345,7 +373,7 @@ class ChipMap(Widget):
             if known and len(self.labels) < len(self.predictions):
                 share = agreement(self.predictions, self.atlas.truth, self.labels)
                 status += f" It is right for {share:.0%} of them."
-        self.message.value = f"<b>{text}</b> {status}"
+        self.message.value = f"<b>{text}</b> {status} {link}"
 
     def _features(self) -> dict:
         """GeoJSON: a square or a dot for each chip, in the color of its label or prediction."""
@@ -353,11 +381,6 @@ class ChipMap(Widget):
         filled, empty = (0.55, 0.05) if atlas.outlines is not None else (0.95, 0.6)  # opacity of squares, of dots
         for chip in range(len(atlas.lat)):
             name = self.labels.get(chip) or (self.predictions[chip] if self.predictions is not None else None)
-            if atlas.outlines is None:
-                shape = {"type": "Point", "coordinates": [float(atlas.lon[chip]), float(atlas.lat[chip])]}
-            else:
-                ring = atlas.outlines[chip].tolist()
-                shape = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
             sign = self.marks.get(chip)
             style = {
                 "color": "#0072B2"
@@ -374,7 +397,8 @@ class ChipMap(Widget):
                 "fillOpacity": filled if name else empty,
                 "radius": 6,
             }
-            features.append({"type": "Feature", "geometry": shape, "properties": {"chip": chip, "style": style}})
+            properties = {"chip": chip, "style": style}
+            features.append({"type": "Feature", "geometry": atlas.shape(chip), "properties": properties})
         return {"type": "FeatureCollection", "features": features}
 
 
@@ -399,6 +423,7 @@ def chip_map(
     truth = None if truth is None else np.asarray(truth)
     colors = colors or ({} if truth is None else figures.class_colors(truth.tolist()))
     lat, lon = np.asarray(chips.lat, float), np.asarray(chips.lon, float)
-    if outlines is not None and np.isnan(lat).all():  # of a scene without a CRS
+    placed = not np.isnan(lat).all()
+    if outlines is not None and not placed:  # of a scene without a CRS
         lon, lat = outlines.mean(axis=1).T
-    return ChipMap(Atlas(lat, lon, vectors, thumbnails, outlines, truth), background, colors)
+    return ChipMap(Atlas(lat, lon, vectors, thumbnails, outlines, truth, placed), background, colors)

@@ -16,8 +16,9 @@ from live_archives import differences
 from pyproj import Transformer
 
 from clay_lib.areas.archives import acquisition_from_file, archives_of, find_acquisitions, parse_area, tile_bounds
+from clay_lib.areas.items import estimate_bytes
 from clay_lib.areas.jobs import plan
-from clay_lib.areas.reading import estimate_bytes, read_acquisition
+from clay_lib.areas.reading import read_acquisition
 from clay_lib.areas.tiles import grid_of as tile_grid
 from clay_lib.areas.tiles import tiles_of
 from clay_lib.data.check import inspect_image

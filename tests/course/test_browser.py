@@ -11,11 +11,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import geopandas
 import nbformat
+import numpy as np
 import pytest
+from fakes import fake_chips
+from shapely import Polygon
 
+from clay_lib.course.chip_map import chip_map, neighbors
+from clay_lib.figures.maps import Layer
 from clay_lib.runs.notebooks import ROOT
 
 pytestmark = pytest.mark.slow
@@ -234,3 +241,35 @@ def test_gallery_opens_from_disk_with_the_network_off(browser, tmp_path):
                 assert view.page.locator("dialog[open] img").get_attribute("alt") == "An image"
         assert not view.requests and not view.errors, (view.requests, view.errors)
         view.context.close()
+
+
+def test_click_map_without_a_kernel_saves_its_hits_as_geojson(browser, tmp_path):
+    rng, side = np.random.default_rng(0), 0.01
+    lat, lon = np.mgrid[48:48.05:side, 15:15.06:side][:, :5, :6].reshape(2, -1)
+    corners = np.stack([lon, lat], -1)[:, None] + side * np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
+    vectors = rng.normal(size=(len(lat), 8)).astype(np.float32)
+    ground = Layer("ground", np.ones((10, 12, 3)), "EPSG:4326", (0.005, 0.0, 15.0, 0.0, -0.005, 48.06))
+    chips = replace(fake_chips("naip", len(lat), 8), lat=lat, lon=lon)
+    page = tmp_path / "map.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8>{chip_map(chips, vectors, ground, outlines=corners).page}")
+    view = RecordedPage(browser, "file:///")
+    view.page.goto(page.as_uri())
+    view.page.locator("[data-n='7']").click(force=True)
+    view.page.locator("svg").press("+")
+    view.page.locator("[data-n='9']").click(force=True)
+    view.page.locator("svg").press("-")
+    view.page.locator(".clear").focus()
+    view.page.keyboard.press("Tab")
+    with view.page.expect_download() as saved:
+        view.page.keyboard.press("Enter")
+    assert saved.value.suggested_filename == "hits.geojson" and not view.requests and not view.errors
+    frame = geopandas.read_file(saved.value.path()).set_index("chip")
+    order, cosines = neighbors(vectors, 9, marks={7: 1, 9: -1})
+    hits = frame[frame["rank"] > 0].sort_values("rank")
+    assert (
+        hits.index.tolist() == order.tolist() and frame["mark"].to_dict()[7] == 1 and frame["mark"].to_dict()[9] == -1
+    )
+    np.testing.assert_allclose(hits["similarity"], cosines, atol=0.02)  # the page's vectors have 8 bits
+    for chip, outline in frame.geometry.items():
+        assert outline.exterior.is_ccw and outline.equals(Polygon(corners[chip].round(6)))
+    view.context.close()

@@ -1,5 +1,8 @@
 """The chip map: nearest neighbors, a probe on the labels alone, tiles where the scene lies."""
 
+import base64
+import json
+
 import numpy as np
 import pytest
 import rasterio
@@ -84,6 +87,11 @@ def test_marks_rank_by_examples_for_and_against(widget, vectors):
         widget.mark(sign)
         assert chip == 0 or widget.image.value != before  # the first example alone is the chip that was clicked
     assert widget.marks == {0: 1, 1: -1, 3: 1} and "the examples: 2 for, 1 against" in widget.message.value
+    link = base64.b64decode(widget.message.value.partition("base64,")[2].partition('"')[0])  # hits.geojson
+    saved = {hit["properties"]["chip"]: hit["properties"] for hit in json.loads(link)["features"]}
+    order, cosines = neighbors(vectors, 2, marks=widget.marks)
+    assert list(saved) == [2, 0, 1, 3, *order] and saved[2]["rank"] == 0 and saved[1]["mark"] == -1
+    assert [saved[n]["similarity"] for n in order] == list(cosines) and saved[order[4]]["rank"] == 5
     styles = [feature["properties"]["style"] for feature in widget.chips.data["features"]]
     assert styles[1]["dashArray"] and styles[0]["color"] != styles[1]["color"] != styles[5]["color"]
 
@@ -124,6 +132,8 @@ def test_image_without_a_crs_has_a_map_too(tmp_path):
     assert corners[0].tolist()[0] == [west, north] and np.isnan(chips.lat).all()
     widget = chip_map(chips, np.eye(6), layer, outlines=corners, thumbnails=[layer.values] * 6)
     assert np.isfinite(widget.atlas.lat).all()
+    widget.click(0)
+    assert "GeoJSON" not in widget.message.value, "it has no true place"
 
 
 def test_background_is_the_land_cover_of_the_mini_world():
