@@ -365,14 +365,16 @@ def acquisition_from_file(
     # What a caller says of the file is a part of a job's name, beside the file's version.
     properties = {"given": repr((bands, given))} if bands or given else {}
     item = pystac.Item(Path(finest.path).stem, geometry, list(shape.bounds), when or unknown, properties)
+    several_sizes = len({(layer.height, layer.width) for layer in layers.values()}) > 1
     for band, layer in layers.items():
         units = given or (layer.scale, layer.offset)
         metadata = {"data_type": layer.dtype, "scale": units[0], "offset": units[1]}
-        metadata |= {} if layer.nodata is None else {"nodata": layer.nodata}
+        fill = 0.0 if layer.nodata is None and several_sizes else layer.nodata
+        metadata |= {} if fill is None else {"nodata": fill}
         href = layer.path if "://" in layer.path or layer.path.startswith("/vsi") else str(Path(layer.path).resolve())
         item.add_asset(band, pystac.Asset(href, extra_fields={"raster:bands": [metadata] * layer.index}))
     fills = {layer.nodata for layer in layers.values()} - {None}
-    shared = [fill for fill in fills if fill == 0 or (fill == 255 and finest.dtype == "uint8")]
+    shared = [fill for fill in fills if fill == 255 and finest.dtype == "uint8" or fill == 0 and not several_sizes]
     a, b, left, d, e, top = finest.transform
     gsd = abs(a)
     grid: dict = {"gsd": sensor.gsd}  # of another raster, in degrees or rotated, the sensor's own pixels in UTM

@@ -346,25 +346,37 @@ def header_units(scale: float, offset: float, sensor: Sensor) -> tuple[float, fl
     return round(scale * span, 4), round(offset * span + facts.zero)
 
 
-def missing_pixels(pixels: np.ndarray, nodata: Sequence[float | None], sensor: Sensor) -> np.ndarray:
+def missing_pixels(
+    pixels: np.ndarray, nodata: Sequence[float | None], sensor: Sensor, zero: float = 0.0
+) -> np.ndarray:
     """Pixels [C, H, W] in the dtype they were stored in, nodata one a band -> bool [C, H, W], True where not measured.
 
-    NaN and infinities are missing too; a fill inside the range of measurements (0; 255 in 8 bit) only where every band
-    holds it.
+    NaN and infinities are missing too, and zero in every band, which products leave outside the scene, tagged or not.
+    A fill inside the range of measurements (0; 255 in 8 bit) counts only where every band holds it.
+    zero: what a stored zero has become, of numbers that were converted on opening.
     """
-    missing = ~np.isfinite(pixels) if pixels.dtype.kind == "f" else np.zeros(pixels.shape, bool)
-    if pixels.dtype.kind == "f" and np.isinf(pixels).any():
-        warn(
-            f"{np.isinf(pixels).sum()} infinite numbers count as missing: a division by zero, or the logarithm of zero"
-        )
-    ambiguous = missing.copy()
+    missing = np.zeros(pixels.shape, bool)
+    if pixels.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            missing = ~np.isfinite(pixels.astype(np.float32, copy=False))
+        if infinite := int(missing.sum() - np.isnan(pixels).sum()):
+            warn(f"{infinite} infinite numbers count as missing: a division by zero, or the logarithm of zero")
+    empty = missing | (pixels == np.asarray(zero, pixels.dtype))
     for band, fill in enumerate(nodata):
         if fill is not None and not math.isnan(fill):
             measurable = fill == 0 or (fill == 255 and pixels.dtype == np.uint8)
-            (ambiguous if measurable else missing)[band] |= pixels[band] == fill
+            (empty if measurable else missing)[band] |= pixels[band] == fill
     if sensor.name == "modis":
         missing |= pixels == MODIS_FILL
-    return missing | ambiguous.all(axis=0)
+    return missing | empty.all(axis=0)
+
+
+def measured(pixels: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Pixels of any dtype as float32, NaN where missing, which has the same shape."""
+    with np.errstate(over="ignore"):
+        out = pixels.astype(np.float32)
+    out[missing] = np.nan
+    return out
 
 
 def looks_like_decibel(pixels: np.ndarray) -> bool:

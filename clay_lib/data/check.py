@@ -313,12 +313,9 @@ def _inspect_numbers(s: ImageSample) -> list[Finding]:
     if not -900 < s.low <= s.high < 32767:  # where codes lie
         findings = [*rules.nodata_codes(s)]
         s = s.without(np.isin(s.values, rules.CODES))
+        if not s.count.any():
+            return findings
     findings += rules.zeros(s)
-    least, most = s.percentiles[0], s.percentiles[100]
-    if not ((s.count > 0) & ((least != most) | (most != 0))).any():
-        return findings
-    filled = (s.values == 0).all(0)
-    s = s.without(filled) if filled.any() and not s.facts.bits else s
     units = [*(rules.radar_units(s) if s.sensor.decibel else rules.optical_units(s))]
     rest = [rules.alpha_band, rules.constant, rules.negative, rules.repeated]
     rest += [rules.offset_kept, rules.out_of_order, rules.far_from_mean]
@@ -339,7 +336,7 @@ def _missing(missing: np.ndarray, array: np.ndarray, names) -> Iterator[Finding]
         cause = "a band that the file lacks: leave it out and name the others in bands=[...]"
         yield error("pixels", found, "measurements in every band", cause)
     elif empty:
-        cause = "an area outside the scene, a band that is missing everywhere, or an inverted mask"
+        cause = "zeros or fill outside the scene, a band that is missing everywhere, or an inverted mask"
         yield error("pixels", f"not one valid pixel{where}", "at least one", cause)
     elif chips:
         cause = "the scene's edge, clouds, or an inverted mask"

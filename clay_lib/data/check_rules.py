@@ -129,19 +129,9 @@ def nodata_codes(s: ImageSample) -> Iterator[Finding]:
 
 
 def zeros(s: ImageSample) -> Iterator[Finding]:
-    """Zero is the fill value of Landsat and Sentinel-2."""
-    zero = s.values == 0
-    empty = zero.all(1) & (s.count > 0)
-    if s.count.any() and empty[s.count > 0].all() and (s.pixels >= 16 or not s.facts.bits):
-        cause = "an area outside the scene, or a file that was created but never filled"
-        yield error("pixels", "zero in every pixel of every band", "measurements", cause)
-        return
-    share = float(zero.all(0).mean())
-    limit = 0.3 if s.facts.bits else 0.05
-    if share > limit:
-        cause = "fill outside the scene that counts as measured: pass valid=(pixels != 0).any(0), or set it to NaN"
-        yield warning("pixels", f"zero in all bands in {share:.0%} of the pixels", f"at most {limit:.0%}", cause)
-    for band in np.flatnonzero(empty) if s.pixels >= FEW else ():
+    """Bands of zeros; zero in every band is missing already (`bands.missing_pixels`)."""
+    empty = (s.values == 0).sum(1) == s.count
+    for band in np.flatnonzero(empty & (s.count > 0)) if s.pixels >= FEW else ():
         name = s.names[band]
         cause = f"a band that the file lacks: leave {name} out and name the others in bands=[...]"
         yield error("pixels", f"zero in every pixel of band {name}", "measurements in every band", cause)

@@ -24,6 +24,7 @@ from clay_lib.data.bands import (
     header_units,
     looks_like_decibel,
     match_bands,
+    measured,
     missing_pixels,
     product_name,
     radar_holes,
@@ -99,7 +100,7 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
     in order, None for one to leave out, or {name: 1-based number}. Without it, bands that carry names are matched to
     the sensor's and the others left out; bands without names must be all the sensor's in its order.
     nodata: the fill value, instead of the source's own; where it could be a measurement (0, or 255 in 8 bit), it
-    counts only where every band holds it. NaN, infinities and masked elements are missing too.
+    counts only where every band holds it. NaN, infinities, masked elements and zero in every band are missing too.
     reading: when (which tells Landsat 4 to 7 from 8 and 9), and in_decibel, scale and offset of `read_scene`, for files.
     An Image is returned as it is. Raises ContractError for anything that cannot be read or named.
     """
@@ -151,13 +152,10 @@ def as_batch(values: np.ndarray, sensor: Sensor, names: Sequence[str] | None = N
     return values.reshape(-1, *shape[-3:])
 
 
-def _native(values: np.ndarray, fills: Sequence[float | None], sensor: Sensor) -> np.ndarray:
+def _native(values: np.ndarray, fills: Sequence[float | None], sensor: Sensor, zero: float = 0.0) -> np.ndarray:
     """Stored numbers [B, C, H, W] and a fill value a band -> float32 with NaN where not measured."""
-    missing = np.stack([missing_pixels(chip, fills, sensor) for chip in values])  # before a cast rounds the fill
-    with np.errstate(over="ignore"):
-        pixels = values.astype(np.float32)
-    pixels[missing | ~np.isfinite(pixels)] = np.nan
-    return pixels
+    missing = np.stack([missing_pixels(chip, fills, sensor, zero) for chip in values])  # before a cast rounds the fill
+    return measured(values, missing)
 
 
 def _image(
@@ -222,7 +220,7 @@ def _from_files(source, sensor: Sensor, bands: Bands, fill: float | None, readin
             raise ContractError("path", str(path), expected, cause)
     from clay_lib.data.scenes import read_scene  # arrays need no raster library
 
-    return _from_scene(read_scene(source, sensor, bands=bands, **reading), sensor, None, fill)
+    return _from_scene(read_scene(source, sensor, bands=bands, nodata=fill, **reading), sensor, None, None)
 
 
 def _from_scene(scene: Scene, sensor: Sensor, bands: Bands, fill: float | None) -> Image:
@@ -231,8 +229,10 @@ def _from_scene(scene: Scene, sensor: Sensor, bands: Bands, fill: float | None) 
         found, expected = f"{names} of {sensor.name}", f"some of {list(scene.bands)} of {scene.sensor.name}"
         raise ContractError("bands", found, expected, "a scene that was read as another sensor, or with other bands")
     taken = slice(None) if bands is None else [scene.bands.index(name) for name in names]  # a slice copies nothing
-    pixels = _native(scene.pixels[None, taken], [fill] * len(names), sensor)
-    pixels[:, scene.missing[taken]] = np.nan
+    stored, missing = scene.pixels[taken], scene.missing[taken]
+    if fill is not None:
+        missing = missing | missing_pixels(stored, [fill] * len(names), sensor)
+    pixels = measured(stored, missing)[None]
     metadata = dict(gsd=scene.gsd if scene.crs else None, in_decibel=scene.in_decibel, stored=scene.pixels.dtype)
     metadata |= dict(lat=scene.lat, lon=scene.lon, when=scene.when)
     return _image(pixels, sensor, names, scene.origin, **metadata)
@@ -267,7 +267,7 @@ def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None, when)
         values, first = values[..., ::-1, :], first.isel({axes["y"]: slice(None, None, -1)})
         place = position(first, axes)
     fills = [_fill_value(own) if fill is None else fill for own in fills]
-    pixels = _native(as_batch(values, sensor), fills, sensor)
+    pixels = _native(as_batch(values, sensor), fills, sensor, _own_zero(first))
     if any(pair != (1.0, 0.0) for pair in units):
         scale, offset = np.array(units, np.float32).T[:, :, None, None]  # [C, 1, 1]
         pixels = pixels * scale + offset
@@ -384,6 +384,11 @@ def _own_fill(array: xarray.DataArray, shared: Mapping | None = None):
     attrs = {**(shared or {}), **({} if unpacked else array.encoding), **array.attrs}
     fills = [np.ravel(attrs[key])[0] for key in FILL_ATTRIBUTES if attrs.get(key) is not None and np.size(attrs[key])]
     return fills[0] if fills else None
+
+
+def _own_zero(array: xarray.DataArray) -> float:
+    """What a stored zero has become: the offset, where xarray unpacked the numbers on opening."""
+    return float(array.encoding.get("add_offset", 0)) if array.dtype.kind == "f" else 0.0
 
 
 def _own_units(array: xarray.DataArray, sensor: Sensor, shared: Mapping | None = None) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from clay_lib.data.bands import (
     has_offset,
     header_date,
     looks_like_decibel,
+    measured,
     missing_pixels,
     product_name,
     radar_holes,
@@ -78,7 +79,7 @@ class Scene:
 
     def measured(self) -> np.ndarray:
         """Pixels float32 [C, H, W], NaN where nothing was measured: what `Clay` takes."""
-        return np.where(self.missing, np.float32(np.nan), self.pixels.astype(np.float32))
+        return measured(self.pixels, self.missing)
 
     def filled(self) -> np.ndarray:
         """Pixels float32 [C, H, W] whose missing ones hold their band's mean, for a file that can hold no NaN."""
@@ -99,6 +100,7 @@ def read_scene(
     in_decibel: bool | None = None,
     scale: float | None = None,
     offset: float | None = None,
+    nodata: float | None = None,
     window: tuple[int, int, int, int] | None = None,
 ) -> Scene:
     """A GeoTIFF, VRT, JPEG or PNG, or a folder or list of single-band files, as a Scene of `sensor`.
@@ -109,6 +111,7 @@ def read_scene(
     ESA's order, or with B8A last by their spectra; Landsat from band 1). Bands may be a subset of the sensor's.
     scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it. None:
     as the file's header says (`bands.header_units`), 1 and 0 where it is silent; given ones replace the header's.
+    nodata: the stored number of missing pixels, instead of the header's; zero in every band is missing too.
     when: ISO 8601, UTC; None: as a product's name says, or its header. Of a .SAFE folder, level and baseline count too:
     its offset of 1000 is removed. in_decibel: radar in dB; None goes by the sign of the median. window: (column, row,
     width, height) in pixels.
@@ -136,7 +139,8 @@ def read_scene(
             cause = "a truncated download, or a VRT whose sources moved"
             found = f"{paths[0]}: {first_line(error)}"
             raise ContractError("path", found, "a raster that can be read to its end", cause) from None
-        nodata = [layer.nodata for layer in layers.values()]
+        fills = [layer.nodata if nodata is None else nodata for layer in layers.values()]
+        several_sizes = len({file.shape for file in files}) > 1
         units = np.array([layer.units(sensor) for layer in layers.values()], np.float32)  # [C, 2]: scale, offset
         stated = any(set(file.scales) != {1.0} or any(file.offsets) for file in files)
         crs = finest.crs
@@ -145,7 +149,9 @@ def read_scene(
         corner = Affine.translation(box.col_off, box.row_off)
         transform = north_up(finest) @ corner if georeferenced else None
 
-    missing = missing_pixels(pixels, nodata, sensor) | (pixels == 0).all(axis=0)  # untagged fill, as in `clay embed`
+    missing = missing_pixels(pixels, fills, sensor)
+    if several_sizes:  # at the scene's edge, fill ends elsewhere in coarser bands
+        missing |= (pixels == 0) & np.array([not fill for fill in fills])[:, None, None]
     for mask in masks:
         missing |= mask == 0
     if given is not None:

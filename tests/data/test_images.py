@@ -87,10 +87,10 @@ def test_every_source_gives_the_same_pixels(tmp_path_factory, height, width, dty
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool])
 def test_tensors_of_any_dtype(dtype):
-    pixels = torch.tensor([0, 1, 9999]).to(dtype).expand(3, 2, 3)  # neither contiguous nor exact in two of them
+    pixels = torch.tensor([1, 0, 9999]).to(dtype).expand(3, 2, 3)  # neither contiguous nor exact in two of them
     image = open_image(pixels.requires_grad_() if dtype.is_floating_point else pixels, LINZ, nodata=9999)
     expected = pixels.detach().float().numpy()
-    missing = [False, False, dtype not in (torch.uint8, torch.bool)]  # which cannot hold the fill
+    missing = [False, True, dtype not in (torch.uint8, torch.bool)]  # which cannot hold the fill
     np.testing.assert_array_equal(image.pixels[0], np.where(missing, np.nan, expected))
 
 
