@@ -32,9 +32,10 @@ from pystac_client.stac_api_io import StacApiIO
 from urllib3 import Retry
 
 from clay_lib.areas.items import Acquisition, Archive, mean_cloud_cover, moment_of, solar_day
-from clay_lib.data.bands import MODIS_FILL, product_name
+from clay_lib.data.bands import MODIS_FILL, has_offset, product_name
 from clay_lib.data.georeference import bounds_wgs84, boxes, check_polygons, crs_text, outline
 from clay_lib.data.rasters import find_layers
+from clay_lib.data.scenes import read_scene
 from clay_lib.datacube import parse_when
 from clay_lib.errors import ContractError, number
 from clay_lib.files import read_yaml
@@ -341,7 +342,7 @@ def acquisition_from_file(
 ) -> Acquisition:
     """A raster file, a folder of single-band files or a list of them as an acquisition of `sensor`, in native numbers.
 
-    bands, scale, offset: as in `data.scenes.read_scene`. Only headers are read. Raises ContractError for bands that
+    bands, scale, offset: as in `data.scenes.read_scene`. Hardly more than headers are read. Raises ContractError for bands that
     cannot be named and for files without a place on Earth.
     """
     sensor = SENSORS.resolve(sensor)
@@ -373,6 +374,10 @@ def acquisition_from_file(
         metadata |= {} if fill is None else {"nodata": fill}
         href = layer.path if "://" in layer.path or layer.path.startswith("/vsi") else str(Path(layer.path).resolve())
         item.add_asset(band, pystac.Asset(href, extra_fields={"raster:bands": [metadata] * layer.index}))
+    if given is None and has_offset(finest.path):  # the reader warns where it may be in the numbers
+        side = min(256, finest.height, finest.width)
+        corner = ((finest.width - side) // 2, (finest.height - side) // 2)
+        read_scene(path, sensor, bands=bands, when=when and when.isoformat(), window=(*corner, side, side))
     fills = {layer.nodata for layer in layers.values()} - {None}
     shared = [fill for fill in fills if fill == 255 and finest.dtype == "uint8" or fill == 0 and not several_sizes]
     a, b, left, d, e, top = finest.transform

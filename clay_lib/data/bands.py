@@ -33,7 +33,8 @@ LAYOUTS = {
     "linz": ("1 2 3 4",),  # the fourth is near infrared
 }
 ALIASES = {  # other names of bands -> those of the sensors, of which each sensor has one or none
-    "rededge1": "re1 redge1 vre1 rededge705", "rededge2": "re2 redge2 vre2 rededge740", "rededge3": "re3 redge3 vre3 rededge783",
+    "rededge1": "re1 redge1 vre1 rededge705 rededge071", "rededge2": "re2 redge2 vre2 rededge740 rededge075",
+    "rededge3": "re3 redge3 vre3 rededge783 rededge078",
     "nir": "nir1 nearinfrared nir842 nirbroad", "nir08": "nir2 nir8a nearinfrared narrownir nirnarrow nir865 nir rededge4 re4",
     "swir16": "swir1 shortwaveinfrared1 swir1610", "swir22": "swir2 shortwaveinfrared2 swir2190",
 }  # fmt: skip
@@ -44,12 +45,16 @@ AUXILIARY = re.compile(
 MODIS_FILL = 32767
 OFFSET = -1000  # which Sentinel-2's numbers need since processing baseline 04.00
 SENTINEL_2_NAME = re.compile(r"S2[A-D]_MSIL(?P<level>1C|2A)_(?P<when>\d{8}T\d{6})_N(?P<baseline>\d{4})_")
-LANDSAT_NAME = re.compile(r"L[COTEM]0[4-9]_L(?P<level>[12])[A-Z]{2}P?_\d{6}_(?P<when>\d{8})_")
-OTHER_NAMES = (
-    re.compile(r"(?:S1[A-D]_[A-Z0-9]{2}_\w{4}_\w{4}|T\d{2}[A-Z]{3})_(?P<when>\d{8}T\d{6})_"),
-    re.compile(r"m_\d{7}_[ns][ew]_\d{2}_\w{1,3}_(?P<when>\d{8})(?!\d)"),  # NAIP
-    re.compile(r"M[COY]D\w+\.A(?P<when>\d{7})\."),  # MODIS, by the day of the year
-    re.compile(r"L[COTEM][4-8]\d{6}(?P<when>\d{7})[A-Z]{3}"),  # Landsat before the collections
+PRODUCT_NAMES = (  # of files; the sensors whose images they are begin with the first word
+    ("sentinel-2", SENTINEL_2_NAME),
+    ("sentinel-2", re.compile(r"T\d{2}[A-Z]{3}_(?P<when>\d{8}T\d{6})_")),
+    ("sentinel-2", re.compile(r"HLS\.S30\.T\w{5}\.(?P<when>\d{7}T\d{6})")),  # by the day of the year
+    ("landsat", re.compile(r"L[COTEM]0[4-9]_L(?P<level>[12])[A-Z]{2}P?_\d{6}_(?P<when>\d{8})_")),
+    ("landsat", re.compile(r"HLS\.L30\.T\w{5}\.(?P<when>\d{7}T\d{6})")),
+    ("landsat", re.compile(r"L[COTEM][4-8]\d{6}(?P<when>\d{7})[A-Z]{3}")),  # before the collections
+    ("sentinel-1", re.compile(r"S1[A-D]_[A-Z0-9]{2}_\w{4}_\w{4}_(?P<when>\d{8}T\d{6})_")),
+    ("naip", re.compile(r"m_\d{7}_[ns][ew]_\d{2}_\w{1,3}_(?P<when>\d{8})(?!\d)")),
+    ("modis", re.compile(r"M[COY]D\w+\.A(?P<when>\d{7})\.")),
 )
 LEVELS = {"sentinel-2-l2a": "2A", "landsat-c2l1": "1", "landsat-c2l2-sr": "2"}
 
@@ -111,12 +116,14 @@ def match_bands(
     Raises ContractError where nothing names the bands, or two labels mean the same band.
     """
     product, level = product_name(source), LEVELS.get(sensor.name)
-    if level and product.get("level", level) != level:
-        expected, cause = (
-            f"level {level}, as {sensor.name}",
-            "another product: download the other level, or convert it (sen2cor)",
-        )
-        raise ContractError("sensor", f"level {product['level']} in the name of {source}", expected, cause)
+    own = sensor.name.startswith(product.get("mission", "")) or sensor.name not in FACTS
+    if not own and bands is None:
+        found, cause = f"{source}, by its name of {product['mission']}", "another sensor; bands=[...] takes it as it is"
+        raise ContractError("sensor", found, f"a product of {sensor.name}", cause)
+    if own and level and product.get("level", level) != level:
+        found, expected = f"level {product['level']} in the name of {source}", f"level {level}, as {sensor.name}"
+        cause = "another product: download the other level, or convert it (sen2cor)"
+        raise ContractError("sensor", found, expected, cause)
     labels = [""] * len(labels) if _uninformative(labels) else labels
     numbers = band_numbers(sensor, source, labels, _first_date(when) or product.get("when", ""))
     names = [recognize_band(label, sensor, numbers) for label in labels]
@@ -164,23 +171,22 @@ def recognize_band(label: str, sensor: Sensor, numbers: Mapping[str, str]) -> st
 
 
 def product_name(source: str) -> dict[str, str]:
-    """What a product's own name says: level, when (ISO 8601, UTC) and Sentinel-2's baseline, those it has.
+    """What a product's own name says: mission, when (ISO 8601, UTC), level and Sentinel-2's baseline, those it has.
 
     source: a path; the innermost file or folder that has a product's name counts.
     """
     for part in reversed(re.split(r"[/\\]", source)):
-        for pattern in (SENTINEL_2_NAME, LANDSAT_NAME, *OTHER_NAMES):
+        for mission, pattern in PRODUCT_NAMES:
             if match := pattern.search(part):
-                names = match.groupdict()
+                day, at, hour = match["when"].partition("T")
                 try:
-                    ordinal = len(names["when"]) == 7
-                    moment = (
-                        datetime.strptime(names["when"], "%Y%j") if ordinal else datetime.fromisoformat(names["when"])
+                    moment = datetime.strptime(
+                        day + hour, ("%Y%j" if len(day) == 7 else "%Y%m%d") + "%H%M%S" * bool(at)
                     )
                 except ValueError:
                     continue
-                text = moment.isoformat() if "T" in names["when"] else moment.date().isoformat()
-                return _outer_name(source, part) | names | {"when": text}
+                text = moment.isoformat() if at else moment.date().isoformat()
+                return _outer_name(source, part) | match.groupdict() | {"mission": mission, "when": text}
     return {}
 
 
@@ -346,9 +352,7 @@ def header_units(scale: float, offset: float, sensor: Sensor) -> tuple[float, fl
     return round(scale * span, 4), round(offset * span + facts.zero)
 
 
-def missing_pixels(
-    pixels: np.ndarray, nodata: Sequence[float | None], sensor: Sensor, zero: float = 0.0
-) -> np.ndarray:
+def missing_pixels(pixels: np.ndarray, nodata: Sequence[float | None], sensor: Sensor, zero: float = 0.0) -> np.ndarray:
     """Pixels [C, H, W] in the dtype they were stored in, nodata one a band -> bool [C, H, W], True where not measured.
 
     NaN and infinities are missing too, and zero in every band, which products leave outside the scene, tagged or not.

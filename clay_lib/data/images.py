@@ -94,8 +94,8 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
     source: numbers of any dtype and device, [C, H, W] or [B, C, H, W]; a DataArray with a band, a y and an x dimension
     in any order and at most one more (the batch, such as time); a Dataset with a variable a band; or what
     `scenes.read_scene` reads. CRS and pixel size of xarray come from its grid mapping coordinate (rioxarray, odc-stac,
-    CF) and its x and y; rows from south to north are flipped. A scale factor and offset in xarray's attributes, or undone
-    on opening (its encoding), count as a raster header's do (`bands.header_units`).
+    CF) and its x and y; rows from south to north and columns from east to west are flipped. A scale factor and offset
+    in xarray's attributes, or undone on opening (its encoding), count as a raster header's do (`bands.header_units`).
     bands: of a source that names its bands, those to take, in that order; of one that does not, the names of its bands
     in order, None for one to leave out, or {name: 1-based number}. Without it, bands that carry names are matched to
     the sensor's and the others left out; bands without names must be all the sensor's in its order.
@@ -260,12 +260,13 @@ def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None, when)
     read = _read_dataset if hasattr(source, "data_vars") else _read_dataarray
     values, fills, units, names, first, axes = read(source, sensor, bands, when)
     place = position(first, axes)
-    ascends = _ascends(first, axes["y"])
-    if ascends and not place and not _counts(first.coords[axes["y"]].values):
+    south_up, east_first = _step_of(first, axes["y"]) > 0, _step_of(first, axes["x"]) < 0
+    if south_up and not place and not _counts(first.coords[axes["y"]].values):
         warn(f"{_source_name(source)}: {NO_CRS}")
-    if ascends and place:  # south-up, as from NetCDF
-        values, first = values[..., ::-1, :], first.isel({axes["y"]: slice(None, None, -1)})
-        place = position(first, axes)
+    for flipped, axis, dim in ((south_up, -2, axes["y"]), (east_first, -1, axes["x"])):
+        if flipped and place:  # as from NetCDF
+            values, first = np.flip(values, axis), first.isel({dim: slice(None, None, -1)})
+    place = place and position(first, axes)
     fills = [_fill_value(own) if fill is None else fill for own in fills]
     pixels = _native(as_batch(values, sensor), fills, sensor, _own_zero(first))
     if any(pair != (1.0, 0.0) for pair in units):
@@ -415,10 +416,10 @@ def _dates(array: xarray.DataArray, batch: Hashable | None) -> datetime | tuple[
     return None
 
 
-def _ascends(array: xarray.DataArray, y: Hashable) -> bool:
-    """Whether y ascends with the rows."""
-    values = array.coords[y].values if y in array.coords else np.empty(0)
-    return len(values) > 1 and values.dtype.kind in "iuf" and values[-1] > values[0]
+def _step_of(array: xarray.DataArray, dim: Hashable) -> float:
+    """From the first to the last coordinate; 0 where there are none."""
+    values = array.coords[dim].values if dim in array.coords else np.empty(0)
+    return float(values[-1]) - float(values[0]) if len(values) > 1 and values.dtype.kind in "iuf" else 0.0
 
 
 def _counts(values: np.ndarray) -> bool:

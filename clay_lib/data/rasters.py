@@ -320,6 +320,15 @@ def open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[list
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         files = [stack.enter_context(open_raster(p)) for p in paths]
+        if ColorInterp.palette in files[0].colorinterp:
+            cause = "an image for display, or labels; colors: gdal_translate -expand rgb in.tif out.tif"
+            raise ContractError("path", f"{paths[0]}: numbers of a palette", "measurements", cause)
+        grid, fix = north_up(files[0]), f"gdalwarp {files[0].name} out.tif"
+        if files[0].crs is not None and grid.determinant > 0:
+            expected, cause = "columns from west to east", f"a flipped export, which this makes north-up: {fix}"
+            raise ContractError("transform", f"{files[0].name}, mirrored", expected, cause)
+        if abs(grid.d) > 0.1 * abs(grid.a):  # 6 degrees
+            warn(f"{files[0].name} is rotated, and read as it lies; this makes it north-up: {fix}")
         layers = _layers(files, many, sensor)
         for file in [file for file in files if file.crs is None][:1]:
             if file.gcps[0] or file.rpcs:

@@ -192,6 +192,7 @@ def test_a_date_before_landsat_8_means_the_older_band_numbers():
         ("m_3607717_sw_18_1_20161399.tif", None),
         ("data/LC08_L2SP_022049_20200322_20200822_02_T1.tif", "2020-03-22"),
         ("data/S1A_IW_GRDH_1SDV_20200101T054321_x.tif", "2020-01-01T05:43:21"),
+        ("data/HLS.L30.T33UWP.2023161T101010.v2.0.B05.tif", "2023-06-10T10:10:10"),
         ("data/a.tif", None),
     ],
 )

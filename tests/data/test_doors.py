@@ -160,6 +160,18 @@ def test_a_scene_with_holes_a_scale_and_ascending_rows_is_the_same_at_every_door
     assert torch.equal(embedding(clay, data[0].pixels, **data.metadata([0])), truth)
 
 
+@pytest.mark.parametrize("edge", [31, 32])  # an odd one lies inside a pixel of 20 m
+def test_fill_at_the_edge_of_a_scene_is_a_hole_in_each_band_and_not_blended(tmp_path, edge):
+    values = {number: np.full((SIDE, SIDE), 3000, np.uint16) for number in (FINE | COARSE).values()}
+    for number, pixels in values.items():
+        pixels[:, : edge if number in FINE.values() else 2 * (edge // 2 + 1)] = 0
+    folder = safe_folder(tmp_path / f"{PRODUCT.replace('N0301', 'N0509')}.SAFE", values, PLACE)
+    image, (pixels, bands, _) = open_image(folder, S2), on_grid(acquisition_from_file(folder, S2))
+    assert bands == image.bands and np.isnan(pixels[:, :, : edge - 1]).all()
+    np.testing.assert_array_equal(pixels, image.pixels[0])
+    assert {*np.unique(pixels[np.isfinite(pixels)])} == {2000.0}
+
+
 def test_a_given_date_before_landsat_8_means_the_older_band_numbers_at_every_door(clay, tmp_path):
     names, when = [f"SR_B{n}" for n in (1, 3, 4)], "1999-11-18"  # without B5 and B7 only the date tells
     values = np.arange(8000, 8000 + 3 * 32 * 32, dtype=np.uint16).reshape(3, 32, 32)

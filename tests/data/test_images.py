@@ -20,7 +20,7 @@ from clay_lib.data.images import open_image
 from clay_lib.data.rasters import write_raster
 from clay_lib.data.scenes import read_scene
 
-S2, NAIP, LINZ = (SENSORS[name] for name in ("sentinel-2-l2a", "naip", "linz"))
+S2, L2, NAIP, LINZ = (SENSORS[name] for name in ("sentinel-2-l2a", "landsat-c2l2-sr", "naip", "linz"))
 UTM = dict(crs="EPSG:32736", transform=(10.0, 0.0, 617300.0, 0.0, -10.0, 9625100.0))
 
 
@@ -83,6 +83,24 @@ def test_every_source_gives_the_same_pixels(tmp_path_factory, height, width, dty
     assert images["DataArray"].bands == images["Dataset"].bands == images["GeoTIFF"].bands == NAIP.band_names
     assert images["DataArray"].gsd == (10.0 if height * width > 1 else None)  # which one pixel's coordinates don't tell
     assert images["NumPy"].bands is images["NumPy"].gsd is images["NumPy"].lat is None
+
+
+def test_numbers_of_a_palette_are_no_measurement(tmp_path):
+    path = write_raster(tmp_path / "a.tif", numbered(1, dtype=np.uint8), **UTM)
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {1: (10, 200, 30, 255)})
+    with pytest.raises(ContractError, match="palette.*-expand rgb"):
+        open_image(path, LINZ, bands=["red"])
+
+
+def test_a_fill_that_is_given_is_compared_with_the_stored_numbers(tmp_path):
+    values = numbered(3, dtype=np.int16) * 10
+    values[:, 0, 1] = 77
+    path = write_raster(tmp_path / "a.tif", values, **UTM)
+    with rasterio.open(path, "r+") as file:
+        file.scales = [2.0] * 3
+    image = open_image(path, LINZ, nodata=77)
+    assert np.isnan(image.pixels[0, :, 0, 1]).all() and levels(image) == [20, 40, 60]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool])
@@ -181,6 +199,8 @@ def test_a_scale_in_attributes_is_applied_once():
     unpacked = data_array(values * 0.1 - 1.0, LINZ.band_names)
     unpacked.encoding = dict(scale_factor=0.1, add_offset=-1.0, _FillValue=unpacked.values[0, 1, 1])
     np.testing.assert_array_equal(open_image(unpacked, LINZ).pixels[0], unpacked.values)
+    unpacked[:, 2, 2] = -1.0  # stored as zero in every band: a hole here too
+    assert np.isnan(open_image(unpacked, LINZ).pixels[0, :, 2, 2]).all()
 
 
 @pytest.mark.parametrize("window", [None, (2, 1, 5, 4)])
@@ -193,9 +213,19 @@ def test_south_up_rows_are_flipped(tmp_path, window):
     np.testing.assert_array_equal(scene.pixels, expected.pixels)
     assert (scene.transform, scene.lat, scene.lon) == (expected.transform, expected.lat, expected.lon)
     array = data_array(values, LINZ.band_names)
-    a, b = (open_image(x, LINZ) for x in (array, array.isel(y=slice(None, None, -1))))
-    np.testing.assert_array_equal(a.pixels, b.pixels)
-    assert (a.lat, a.lon, a.gsd) == pytest.approx((b.lat, b.lon, b.gsd))
+    a = open_image(array, LINZ)
+    for axes in ("y", "x", "yx"):  # from south to north, from east to west, and both
+        b = open_image(array.isel(dict.fromkeys(axes, slice(None, None, -1))), LINZ)
+        np.testing.assert_array_equal(a.pixels, b.pixels)
+        assert (a.lat, a.lon, a.gsd) == pytest.approx((b.lat, b.lon, b.gsd))
+    write_raster(
+        tmp_path / "mirrored.tif", values[..., ::-1], crs=UTM["crs"], transform=(-10, 0, 617390, 0, -10, 9625100)
+    )
+    with pytest.raises(ContractError, match="mirrored.*gdalwarp"):
+        open_image(tmp_path / "mirrored.tif", LINZ)
+    write_raster(tmp_path / "turned.tif", values, crs=UTM["crs"], transform=(0, -10, 617390, -10, 0, 9625100))
+    with pytest.warns(UserWarning, match="rotated.*gdalwarp"):
+        open_image(tmp_path / "turned.tif", LINZ)
     bare = array.drop_vars(["x", "y", "spatial_ref"]).assign_coords(y=np.arange(12))  # row numbers
     np.testing.assert_array_equal(open_image(bare, LINZ).pixels[0], values)
 
@@ -277,10 +307,14 @@ def test_scale_and_offset_of_a_header_are_honored_at_every_door(tmp_path, sensor
 
 def test_the_date_of_a_products_name_is_known(tmp_path):
     path = tmp_path / "LC08_L2SP_022049_20200322_20200822_02_T1.tif"
-    write_raster(path, np.full((3, 8, 8), 99, np.uint8), **UTM)
-    array = data_array(np.full((3, 8, 8), 99, np.uint8), LINZ.band_names)
+    names = ["SR_B4", "SR_B3", "SR_B2"]
+    write_raster(path, np.full((3, 8, 8), 9999, np.uint16), descriptions=names, **UTM)
+    array = data_array(np.full((3, 8, 8), 9999, np.uint16), names)
     array.encoding["source"] = str(path)
-    assert open_image(path, LINZ).when == open_image(array, LINZ).when == "2020-03-22"
+    assert open_image(path, L2).when == open_image(array, L2).when == "2020-03-22"
     for source in (path, array):
         with pytest.raises(ContractError, match="level 2 in the name"):
             open_image(source, "landsat-c2l1")
+        with pytest.raises(ContractError, match="by its name of landsat; expected a product of sentinel-2-l2a"):
+            open_image(source, S2)
+        assert open_image(source, S2, bands=["red", "green", "blue"]).bands[0] == "red"
