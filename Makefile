@@ -26,7 +26,7 @@ test-slow: $(READY)  ## the slow tests
 	$(PY) -m pytest -m slow --durations=15
 
 lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with its token
-	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH" \
+	OMP_WAIT_POLICY=PASSIVE JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH" \
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" $(LAB) $(firstword $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)) notebooks)
 
 gallery: $(READY)  ## the executed notebooks as a static site that opens from disk: papermill_runs/gallery/index.html

@@ -107,7 +107,7 @@ def test_stated_minutes_are_those_of_the_demo(script):
 
 def run_all(out: Path) -> dict[str, RunResult]:
     """One run of all notebooks under the smoke profile, continued after a failure so that each has a result."""
-    return {r.name: r for r in run_profile("smoke", out=out, keep_going=True, timeout=300)}
+    return {r.name: r for r in run_profile("smoke", out=out, timeout=300)}
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from clay_lib.areas.neighbors import build_index, nearest
 from clay_lib.data.makers import MakerOutput, WorldMaker
 from clay_lib.data.store import ChipStore, write_chips
 from clay_lib.datacube import Datacube, make_datacube
@@ -28,9 +30,7 @@ from clay_lib.loss import reconstruction_loss
 from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.onnx_encoder import load_onnx, need
 from clay_lib.precision import arithmetic, candidates, choose, matmul_precision, measure, processor
-from clay_lib.runs.bench_search import search_rows
 from clay_lib.sensors import SENSORS
-from clay_lib.teacher import Teacher
 from clay_lib.training import ClayModule
 
 SENSOR = "sentinel-2-l2a"
@@ -48,7 +48,6 @@ class Workload:
     pixels: int  # a side
     repeats: int  # timed calls, after one to warm up
     count: int = 0  # chips in the store, vectors
-    teacher_pixels: int = 518  # to which the live teacher's RGB is resized
     device: str = "cpu"
 
 
@@ -68,7 +67,6 @@ def bench(
     pixels: int = 0,
     repeats: int = 0,
     count: int = 0,
-    teacher_pixels: int = 0,
     device: str = "cpu",
     out: str = "",
 ) -> int:
@@ -79,25 +77,23 @@ def bench(
     Args:
         what: any of these, separated by commas; empty: all but chips and search, on a GPU embed and train. embed: the
             encoder in each precision, beside the peak of a matrix product. train: a training step likewise. onnx: the
-            exported encoder in ONNX Runtime beside torch. teacher: cached targets beside the live DINOv2. chips:
-            a chip store, written and read. search: synthetic vectors, exact and with an index, in processor time
+            exported encoder in ONNX Runtime beside torch. chips: a chip store, written and read. search: synthetic
+            vectors, exact and with an index, in processor time
         size: tiny, small, base or large, several for embed, train and onnx; empty: tiny,base,large for embed, tiny,base
-            for train and onnx, base for chips, large for teacher
-        batch: chips; 0: 32 on a GPU, or else 1 for embed and onnx, 2 for train, 4 for teacher, 32 for chips
+            for train and onnx, base for chips
+        batch: chips; 0: 32 on a GPU, or else 1 for embed and onnx, 2 for train, 32 for chips
         pixels: a side of a chip; 0: 64 and 256 for onnx, 128 for chips, 256 for the others
         repeats: timed calls of each, after one to warm up; queries of search; 0: 2 to 20
         count: chips in the store, vectors for search; 0: 512, 10 million
-        teacher_pixels: to which the live teacher's RGB is resized; 0: 518
         device: cpu or cuda, of embed and train; on cuda also compiled, after a comparison with the CPU's float32
         out: a JSON file for the results; empty: none
     """
-    names = (what or ("embed,train" if device == "cuda" else "embed,train,onnx,teacher")).split(",")
+    names = (what or ("embed,train" if device == "cuda" else "embed,train,onnx")).split(",")
     if unknown := sorted(set(names) - set(BENCHES)):
         raise ContractError("what", unknown, f"some of {list(BENCHES)}", "a misspelled name")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ContractError("device", device, "cpu, or cuda where there is a GPU", "no GPU, or torch without CUDA")
     options = dict(size=size, batch=batch, pixels=pixels, repeats=repeats, count=count, device=device)
-    options["teacher_pixels"] = teacher_pixels
     machine = torch.cuda.get_device_name() if device == "cuda" else processor()
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
     results = []
@@ -174,13 +170,6 @@ def _count_on_meta(work: Callable, config: ClayConfig, sensor: str, batch: int, 
         codes = torch.empty(batch, 4)
         cube = Datacube(torch.empty(batch, len(waves), pixels, pixels), codes, codes, torch.empty(()), waves)
     return count_flops(lambda: work(model, cube))
-
-
-def teacher_flops(pixels: int = 518) -> int:
-    """Operations of the teacher's forward pass on one image."""
-    with torch.device("meta"):
-        teacher, image = random_dinov2_large(pixels), torch.empty(1, 3, pixels, pixels)
-    return count_flops(lambda: teacher.network(image))
 
 
 # ---- the model in each precision
@@ -296,32 +285,6 @@ def _seconds(work: Callable, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-# ---- the training step beside others
-
-
-def _bench_teacher(w: Workload) -> Iterator[Row]:
-    config = ClayConfig.named(w.size)
-    ours = ClayModule(config, teacher=random_dinov2_large(w.teacher_pixels), cached=True)
-    step = training_step(lambda batch: ours.losses(batch, training=True)["loss"], ours)
-    flops = step_flops(config, SENSOR, batch=w.batch, pixels=w.pixels) + w.batch * teacher_flops(w.teacher_pixels)
-    without_targets = lambda batch: step(replace(batch, targets=None))  # noqa: E731, so that the teacher runs
-    yield from _bench_step(w, ours, f"with DINOv2 large at {w.teacher_pixels} px", without_targets, flops)
-
-
-def _bench_step(
-    w: Workload, ours: ClayModule, other_name: str, other: Callable[[Batch], None], other_flops: int
-) -> Iterator[Row]:
-    """Our step (losses, backward, AdamW in float32, on noise) beside another; a ratio above 1: ours is faster."""
-    torch.manual_seed(0)
-    flops = step_flops(ours.model.config, SENSOR, batch=w.batch, pixels=w.pixels)
-    step = training_step(lambda batch: ours.losses(batch, training=True)["loss"], ours)
-    batch = noise_batch(SENSOR, w.batch, w.pixels, ours.model.config.teacher_dim)
-    own, others, ratio = paired_seconds(lambda: step(batch), lambda: other(batch), repeats=w.repeats)
-    rate = f"{w.batch / own:.2f} chips/s, {flops / own / 1e9:.0f} GFLOP/s"
-    yield Row(f"{w.size} step, {w.batch} x {w.pixels} px", own, rate)
-    yield Row(other_name, others, f"{ratio:.2f} x ours; {other_flops / flops:.2f} x by operations")
-
-
 def training_step(loss: Callable[[Batch], Tensor], model: nn.Module) -> Callable[[Batch], None]:
     """One training step: loss, backward, AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.05, betas=(0.9, 0.95), fused=True)
@@ -332,15 +295,6 @@ def training_step(loss: Callable[[Batch], Tensor], model: nn.Module) -> Callable
         optimizer.zero_grad()
 
     return step
-
-
-def random_dinov2_large(pixels: int = 518) -> Teacher:
-    """The release's teacher with random weights: as slow as the trained one."""
-    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
-
-    shape = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14)
-    config = Dinov2WithRegistersConfig(num_register_tokens=4, **shape)
-    return Teacher(Dinov2WithRegistersModel(config), size=pixels, stand_in=True)
 
 
 def matrix_rate(device: torch.device | str = "cpu", precision: str = "exact") -> float:
@@ -422,14 +376,57 @@ def _bench_chips(w: Workload) -> Iterator[Row]:
         yield Row(name, seconds, f"{1 / seconds:9.1f} chips/s {chip_bytes / 1e6 / seconds:9.1f} MB/s   {note}")
 
 
+DIM = 64  # numbers of a vector, as AlphaEarth's
+KINDS, DIRECTIONS = 200, 16  # of synthetic land: clusters, and directions in which each varies
+NEIGHBORS = 20  # hits whose recall is counted
+MADE_AT_ONCE = 100_000
+
+
+def synthetic_vectors(count: int) -> np.ndarray:
+    """int8 [count, DIM]: clusters that vary in a few common directions, with a tenth of noise in all."""
+    rng, vectors = np.random.default_rng(0), np.empty((count, DIM), np.int8)
+    kinds, directions = rng.normal(size=(KINDS, DIM)), rng.normal(size=(DIRECTIONS, DIM)) / DIRECTIONS**0.5
+    for start in range(0, count, MADE_AT_ONCE):
+        n = min(MADE_AT_ONCE, count - start)
+        free, noise = (rng.standard_normal((n, d), np.float32) for d in (DIRECTIONS, DIM))
+        values = kinds.astype("f4")[rng.integers(KINDS, size=n)] + free @ directions.astype("f4") + noise / 10
+        vectors[start : start + n] = np.rint(127 * values / np.abs(values).max(axis=1, keepdims=True))
+    return vectors
+
+
+def _bench_search(w: Workload) -> Iterator[Row]:
+    """Processor time, of all threads together: it does not count what else a machine does."""
+    vectors = synthetic_vectors(w.count)
+    tracemalloc.start()
+    began = time.process_time()
+    index = build_index(vectors)
+    seconds, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    kept = sum(array.nbytes for array in index)
+    note = f"{vectors.nbytes / 1e6:,.0f} MB of vectors, at most {peak / 1e6:,.0f} MB more, {kept / 1e6:,.0f} MB kept"
+    yield Row(f"index, {w.count:,} x {DIM} int8", seconds, note)
+    chosen = np.random.default_rng(1).choice(w.count, (w.repeats, 2), replace=False)
+    first, second = (vectors[rows].astype(np.float64) for rows in chosen.T)
+    first, second = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (first, second))
+    for sort, queries in (("a place", first), ("with a negative example", first - second / 2)):
+        spent, recall = np.empty((w.repeats, 2)), []
+        for n, query in enumerate(queries):
+            hits = []
+            for k, search in enumerate((nearest, index.nearest)):
+                began = time.process_time()
+                hits.append(search(vectors, query, NEIGHBORS)[0])
+                spent[n, k] = time.process_time() - began
+            recall.append(np.isin(*hits).mean())
+        exact, indexed = np.median(spent, axis=0).tolist()
+        yield Row(f"{sort}, exact", exact, "every row compared")
+        note = f"{exact / indexed:.0f} x; recall of {NEIGHBORS}: {np.mean(recall):.3f}"
+        yield Row(f"{sort}, index", indexed, note)
+
+
 BENCHES = {
     "embed": (_bench_embed, Workload("tiny,base,large", batch=1, pixels=256, repeats=3)),
     "train": (_bench_train, Workload("tiny,base", batch=2, pixels=256, repeats=3)),
     "onnx": (_bench_onnx, Workload("tiny,base", batch=1, pixels=0, repeats=9)),
-    "search": (
-        lambda w: (Row(*row) for row in search_rows(w.count, w.repeats)),
-        Workload("", batch=0, pixels=0, repeats=20, count=10_000_000),
-    ),
-    "teacher": (_bench_teacher, Workload("large", batch=4, pixels=256, repeats=2)),
+    "search": (_bench_search, Workload("", batch=0, pixels=0, repeats=20, count=10_000_000)),
     "chips": (_bench_chips, Workload("base", batch=32, pixels=128, repeats=15, count=512)),
 }

@@ -245,13 +245,12 @@ def run_profile(
     out: Path | None = None,
     folder: Path = NOTEBOOKS,
     timeout: float | None = None,
-    keep_going: bool = False,
 ) -> list[RunResult]:
     """Run notebooks in order with a profile's values, print a line for each, and write the gallery.
 
     notebooks: their names or the beginnings of them ("04"); None: all. overrides: values for every notebook that
-    has such a parameter (at least one must). Everything is checked before the first one starts. Stops at the
-    first failure unless keep_going; completed runs are kept either way.
+    has such a parameter (at least one must). Everything is checked before the first one starts. A failure does not
+    stop the others.
     """
     profile, overrides = read_profile(profile), overrides or {}
     out = Path(out or RUNS / profile.name)
@@ -279,12 +278,12 @@ def run_profile(
         print(f"{result.name:<28} {state:<7}{result.seconds:7.1f} s {result.peak_mb:7.0f} MB", flush=True)
         if not result.ok:
             print(f"  in {result.failed_cell or 'no cell'}\n  {result.error}\n  see {result.notebook}", flush=True)
-            if not keep_going:
-                break
     page = write_gallery(out, title=profile.name)
-    done, minutes = sum(r.ok for r in results), sum(r.seconds for r in results) / 60
-    peak = max(r.peak_mb for r in results)
-    print(f"{done} of {len(scripts)} notebooks done in {minutes:.1f} min, peak {peak:.0f} MB. Open {page}")
+    failed, minutes = [r.name for r in results if not r.ok], sum(r.seconds for r in results) / 60
+    count, peak = f"{len(results) - len(failed)} of {len(results)}", max(r.peak_mb for r in results)
+    print(f"{count} notebooks done in {minutes:.1f} min, peak {peak:.0f} MB. Open {page}")
+    if failed:
+        print(f"FAILED: {', '.join(failed)}")
     return results
 
 

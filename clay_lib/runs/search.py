@@ -141,9 +141,13 @@ class Study:
         with the draws of its first start."""
         import optuna
 
-        samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-        seed = int(key_of([], {"seed": self.spec.search.seed, "trial": len(self.study.get_trials(deepcopy=False))}), 16)
-        self.study.sampler = samplers[self.spec.search.sampler](seed=seed % 2**32)
+        search, count = self.spec.search, len(self.study.get_trials(deepcopy=False))
+        seed = int(key_of([], {"seed": search.seed, "trial": count}), 16) % 2**32
+        if search.sampler == "tpe":
+            first = min(10, max(2, search.trials // 4))  # drawn at random; Optuna draws 10 of any number
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=first)
+        else:
+            self.study.sampler = optuna.samplers.RandomSampler(seed=seed)
         return self.study.ask(self.spaces)
 
     def _run(self, trial: optuna.trial.BaseTrial) -> Run:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from clay_lib.errors import ContractError
-from clay_lib.files import read_json, write_json
+from clay_lib.files import read_json, write_json, yaml_format
 from clay_lib.runs.notebooks import NOTEBOOKS, RUNS, list_notebooks, meaning, read_script
 from clay_lib.runs.profiles import (
     STRICT,
@@ -76,6 +78,7 @@ class Specification:
     confirm: Confirm | None = None
     seeds: Any = None  # a number of them, a list, or {parameter: list}
     budget: Budget = Budget()
+    run_minutes: Duration | None = None  # of one run, until one has been measured
     timeout: Duration | None = None  # seconds a run
     threads: Positive | None = None  # of a kernel
     stop_after_failures: Positive | None = None
@@ -220,6 +223,15 @@ def write_summary(spec: Sweep, home: Path) -> None:
     summary["file"] = str(spec.file) if spec.file else None
     summary["confirmed"] = spec.confirm.seeds if spec.confirm else []
     write_json(home / "sweep.json", {**summary, "specification": spec.specification})
+
+
+def command_of(spec: Sweep, parameters: Mapping) -> str:
+    """What runs one run again by itself."""
+    text, yaml = io.StringIO(), yaml_format((1, 1))  # which papermill reads
+    yaml.default_flow_style = True
+    yaml.dump(parameters, text)
+    values = shlex.quote(text.getvalue().partition("---")[2].strip())
+    return f"jupytext --to ipynb {shlex.quote(str(spec.script))} -o - | papermill - run.ipynb -y {values}"
 
 
 def find_notebook(name: str, folder: Path) -> Path:

@@ -5,10 +5,8 @@ The only state is the runs' folders, so the same command continues where the las
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import shlex
 import shutil
 import time
 from collections import Counter
@@ -20,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from clay_lib.cluster import cores, dask_client, free_memory, gpus, wait_for_workers
 from clay_lib.errors import ContractError
-from clay_lib.files import locked, make_folder, read_json, write_json, yaml_format
+from clay_lib.files import locked, make_folder, read_json, write_json
 from clay_lib.runs.notebooks import REPORTED, RUN_FOLDER, RUNS, library_hash, run_notebook
 from clay_lib.runs.search import Study, known_runs
-from clay_lib.runs.specification import Run, Sweep, check_owner, read_sweep, write_summary
+from clay_lib.runs.specification import Run, Sweep, check_owner, command_of, read_sweep, write_summary
 from clay_lib.runs.tables import (
     ENDED,
     Forecast,
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
 KERNEL_MB = 1000  # assumed memory of a run until one has been measured
 INCOMPLETE = 3  # exit code: nothing failed, but the budget of minutes left runs that were not begun
 POLL_SECONDS = 0.5  # between two looks at what the runs report
+LINE_SECONDS = 5  # at least, between two lines of runs that went well
 KERNEL_ATTEMPTS = 2  # within one start, for a run whose kernel was killed from outside
 
 
@@ -250,12 +249,13 @@ def _worker_count(spec: Sweep, todo: int, peaks: Sequence[float]) -> int:
 
 
 class Progress:
-    """Prints a line for each run that ended."""
+    """Prints a line as runs end: for each that did not go well, for others at most one every LINE_SECONDS."""
 
     def __init__(self, spec: Sweep, todo: Sequence[Run], total: int, forecast: Forecast, *, checked: bool):
         self.spec, self.total, self.forecast, self.workers, self.count = spec, total, forecast, 1, 0
         self.waiting = {run.key: run for run in todo}
         self.failures: Counter = Counter()
+        self.printed = -math.inf  # when
         self.checked = checked  # whether a finished run has the metrics
 
     def __call__(self, run: Run, row: dict | None) -> None:
@@ -268,6 +268,10 @@ class Progress:
         score = f"{metric} {value:.4g}" if isinstance(value, float) else ""
         seconds = row["seconds"] or 0
         self.forecast.ended(run, wall_seconds(row))
+        fine = row["status"] in ("done", "pruned") and row["attempt"] in (None, 1) and not row["warnings"]
+        if fine and self.count < self.total and time.monotonic() < self.printed + LINE_SECONDS:
+            return
+        self.printed = time.monotonic()
         left = self.forecast.minutes([*self.waiting.values()], self.total - self.count, self.workers)
         state = {"done": "ok", "pruned": "pruned"}.get(row["status"]) or row["status"].upper()
         head = f"{self.count:>4}/{self.total}  {run.key}  {_settings_text(run.settings)}"
@@ -297,6 +301,10 @@ def plan(
     limit = f", of which {spec.minutes:g} are allowed" if spec.minutes else ""
     head = f"sweep {spec.name}: {planned} runs of {spec.script.stem} ({', '.join(parts)})"
     lines = [f"{head}; {left} to do {time}{limit}"]
+    for metric in spec.metrics:
+        leaf = metric.rpartition(" / ")[2]
+        if f'"{leaf}"' not in spec.source and f"'{leaf}'" not in spec.source:  # it may be put together while it runs
+            lines.append(f"metric {metric!r} does not occur in the code of {spec.script.name}: is it misspelled?")
     if changed:
         modules = _few(sorted({name.removeprefix("clay_lib.") for names in changed.values() for name in names}))
         state = f"another state of clay_lib (changed: {modules})"
@@ -337,7 +345,7 @@ def outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> st
         row = group.iloc[0]
         count = f"{len(group)} runs, such as " if len(group) > 1 else ""
         lines.append(f"{status.upper()} {count}{row['run']} in {cell if isinstance(cell, str) else 'no cell'}: {error}")
-        lines.append(f"  again: {_command(spec, row)}")
+        lines.append(f"  again: {command_of(spec, read_json(Path(row['folder'], 'parameters.json'))['parameters'])}")
     if len(warned := table[table["warnings"].fillna("") != ""]):
         for message, group in warned.groupby("warnings", sort=False):
             count = f"{len(group)} run{'s' * (len(group) > 1)}"
@@ -347,16 +355,6 @@ def outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> st
     if missing := planned - sum(counts[status] for status in ("done", "pruned", "failed", "died")):
         lines.append(f"{missing} not started or cut short: the same command continues")
     return "\n".join(lines)
-
-
-def _command(spec: Sweep, row: pd.Series) -> str:
-    """What runs one run of a table again by itself."""
-    parameters = read_json(Path(row["folder"], "parameters.json"))["parameters"]
-    text, yaml = io.StringIO(), yaml_format((1, 1))  # which papermill reads
-    yaml.default_flow_style = True
-    yaml.dump(parameters, text)
-    values = shlex.quote(text.getvalue().partition("---")[2].strip())
-    return f"jupytext --to ipynb {shlex.quote(str(spec.script))} -o - | papermill - run.ipynb -y {values}"
 
 
 # ---- on a worker

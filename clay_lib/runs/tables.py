@@ -144,7 +144,7 @@ def changed_modules(rows: Sequence[Mapping]) -> dict[str, list[str]]:
 
 class Forecast:
     """Seconds of runs: those of the most similar runs of the notebook that ended on this machine, times what the most
-    similar runs of this start took in comparison; before any run was measured, as a profile states them.
+    similar runs of this start took in comparison; before any run was measured, as its file or a profile states them.
 
     start: seconds that a start takes beside its runs, for workers, ledger and report, as earlier ones did.
     """
@@ -159,9 +159,10 @@ class Forecast:
         starts = [start["seconds"] for start in starts if start.get("machine") == machine]
         self.start = sum(starts) / max(1, len(starts))
         self.ratios: deque[tuple[set[str], float]] = deque(maxlen=RECENT_RUNS)
-        stated = spec.expected_minutes or read_profile("demo").minutes.get(spec.script.stem)
-        self.stated = 60 * stated * max(1, cores() / (threads or 1)) if stated else None  # measured with all cores
-        self.source = f"by {len(rows)} earlier runs" if rows else "as the profile states"
+        stated = spec.expected_minutes or read_profile("demo").minutes.get(spec.script.stem) or 0
+        stated *= max(1, cores() / (threads or 1))  # measured with all cores
+        self.stated = 60 * (spec.specification.get("run_minutes") or stated) or None
+        self.source = f"by {len(rows)} earlier runs" if rows else "as its file or the profile states"
 
     def _settings(self, parameters: Mapping, threads: int | None) -> set[str]:
         values = {k: v for k, v in parameters.items() if k != self.spec.seed} | {"threads": threads}

@@ -72,7 +72,7 @@ def test_failed_cell_is_named_and_earlier_outputs_are_kept(write, profile, tmp_p
     write("02_bad", "\n# %%\nprint('kept')\n\n# %%\n# a remark\nharvest = {}\nharvest['wheat']\n")
     write("03_after")
     results = run_profile(profile, out=tmp_path / "runs", folder=tmp_path / "notebooks")
-    assert [(r.name, r.ok) for r in results] == [("01_good", True), ("02_bad", False)]
+    assert [(r.name, r.ok) for r in results] == [("01_good", True), ("02_bad", False), ("03_after", True)]
     assert results[1].failed_cell == "cell 4 of 5: harvest = {}" and results[1].error == "KeyError: 'wheat'"
     assert results[0].parameters["steps"] == 5
     assert not is_done(Path(results[1].notebook)) and "kept" in (tmp_path / "runs/02_bad/log.txt").read_text()

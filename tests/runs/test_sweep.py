@@ -175,7 +175,7 @@ def test_concurrent_start_and_missing_scheduler_raise(home, monkeypatch):
         )
 
 
-def test_metric_that_no_run_writes_stops_the_sweep(home, tmp_path):
+def test_metric_that_no_run_writes_is_doubted_and_stops_the_sweep(home, tmp_path, capsys):
     folder, *_ = home
     (tmp_path / "tiny.py").write_text(SCRIPT)
     spec = {"notebook": "tiny.py", "grid": {"rate": [0.1, 0.2, 0.3, 0.35]}, "metrics": {"los": "min"}, "threads": 1}
@@ -183,6 +183,7 @@ def test_metric_that_no_run_writes_stops_the_sweep(home, tmp_path):
     os.environ["CUDA_VISIBLE_DEVICES"] = previous = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ContractError, match="'los'.*loss"):
         sweep.run_sweep(tmp_path / "typo.yaml", workers=1, runs=tmp_path / "runs")
+    assert "metric 'los' does not occur in the code of tiny.py" in capsys.readouterr().out
     assert len(list(tmp_path.glob("runs/typo/*/run.json"))) < 4
     with pytest.raises(ContractError, match="'los'.*loss"):  # the second time before any run
         sweep.run_sweep(tmp_path / "typo.yaml", workers=1, runs=tmp_path / "runs", dry_run=True)
@@ -299,6 +300,8 @@ def test_forecast_follows_the_most_similar_runs_and_those_of_this_start(home):
     forecast.ended(first, 3 * done[first.key])  # this machine is slower now
     assert forecast.seconds(other) == pytest.approx(3 * before)
     assert forecast.minutes([first], 3, workers=1) == pytest.approx(3 * 3 * done[first.key] / 60)
+    stated = replace(spec, specification=spec.specification | {"run_minutes": 2})
+    assert tables.Forecast(stated, folder / "elsewhere", threads=1).minutes(spec.runs, 8, workers=2) == pytest.approx(8)
     unmeasured = tables.Forecast(spec, folder / "elsewhere", threads=1)
     assert unmeasured.minutes(spec.runs, 8, 2) is None
     unmeasured.ended(first, 30)

@@ -1,4 +1,4 @@
-"""Sweeps under load: many starts, SIGKILL of driver, workers and kernels, another scheduler."""
+"""Sweeps under load: many starts, SIGKILL of driver, workers and kernels, another scheduler, an open JupyterLab."""
 
 import json
 import os
@@ -8,10 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import jupytext
 import psutil
 import pytest
+import requests
+from jupyter_client import BlockingKernelClient
 
 from clay_lib.callbacks import read_checkpoint
 from clay_lib.files import read_json, read_yaml, write_yaml
@@ -204,7 +208,7 @@ def test_two_workers_of_an_external_scheduler_give_the_same_ledger(tmp_path):
         for process in both:
             process.send_signal(signal.SIGTERM)
         for process in both:
-            process.wait(timeout=60)
+            process.wait(timeout=120)
     local = sweep.run_sweep(path, workers=2, runs=tmp_path / "local")
     own = ("seconds", "cpu_seconds", "peak_mb", "finished", "folder", "metric pid", "commit", "changed", "library")
     same = [c for c in local if c not in own]
@@ -300,3 +304,59 @@ def test_run_killed_in_the_middle_of_a_training_resumes_from_its_checkpoint_with
     assert later["metric first step"] == 6 and later[same].equals(again[same])
     histories = [Path(row["folder"], "log/metrics.csv").read_bytes() for row in (killed, again)]
     assert histories[0] == histories[1]
+
+
+def _answers(about: dict) -> bool:
+    with suppress(requests.ConnectionError):
+        return requests.get(f"{about['url']}api", timeout=60).ok
+    return False
+
+
+@pytest.mark.slow
+def test_notebook_open_in_jupyter_is_not_disturbed_by_a_sweep_of_it(tmp_path):
+    path, token = specify(tmp_path, grid={"rate": [0.1, 0.2]}), "t"
+    (tmp_path / "jupytext.toml").write_text((ROOT / "jupytext.toml").read_text())
+    jupytext.write(jupytext.read(tmp_path / "tiny.py"), tmp_path / "tiny.ipynb")
+    command = [sys.executable, "-m", "jupyter", "server", "--no-browser", "--allow-root", "--ServerApp.port=0"]
+    command += [f"--ServerApp.root_dir={tmp_path}", f"--IdentityProvider.token={token}"]
+    env = os.environ | {"JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen(command, env=env, stderr=open(tmp_path / "server.log", "w"), start_new_session=True)
+    try:
+        while not (about := [*(tmp_path / "runtime").glob("jpserver-*.json")]) or not _answers(read_json(about[0])):
+            assert server.poll() is None, (tmp_path / "server.log").read_text()
+            time.sleep(0.2)
+        home = f"{read_json(about[0])['url']}api"
+
+        def ask(what: str, method: str = "GET", **body):
+            headers = {"Authorization": f"token {token}"}
+            answer = requests.request(method, f"{home}/{what}", json=body or None, headers=headers, timeout=120)
+            answer.raise_for_status()
+            return answer.json()
+
+        opened = ask("contents/tiny.ipynb")
+        notebook = {"path": "tiny.ipynb", "type": "notebook", "name": "tiny"}
+        session = ask("sessions", "POST", **notebook, kernel={"name": "python3"})
+        client = BlockingKernelClient()
+        client.load_connection_file(str(tmp_path / "runtime" / f"kernel-{session['kernel']['id']}.json"))
+        client.start_channels(hb=False)  # which a busy machine would take for dead
+        client.wait_for_ready(120)
+        client.execute_interactive("mine = 41", timeout=120)
+        before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.glob("tiny.*")}
+
+        table = sweep.run_sweep(path, workers=2, runs=tmp_path / "runs")
+
+        assert (table["status"] == "done").all() and len(before) == 2
+        assert before == {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.glob("tiny.*")}
+        assert ask("contents/tiny.ipynb") == opened
+        assert (
+            [s["kernel"]["id"] for s in ask("sessions")]
+            == [session["kernel"]["id"]]
+            == [k["id"] for k in ask("kernels")]
+        )
+        reply = client.execute_interactive("", user_expressions={"sum": "mine + 1"}, timeout=120)
+        assert reply["content"]["user_expressions"]["sum"]["data"]["text/plain"] == "42"
+        client.stop_channels()
+        ask("contents/tiny.ipynb", "PUT", type="notebook", format="json", content=opened["content"])  # saving works
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
