@@ -41,7 +41,7 @@ class Stored:
 
     sensor: str
     seed: int
-    container: str  # GeoTIFF, folder, PNG, JPEG, array, xarray
+    container: str  # GeoTIFF, BigTIFF, COG, folder, PNG, JPEG, array, tensor, xarray, Dataset
     order: tuple[int, ...]  # band of the sensor at each place
     names: str  # own, other, unknown, none
     south_up: bool
@@ -64,7 +64,11 @@ def stored(draw) -> Stored:
     radar = sensor == "sentinel-1-rtc"
     aerial = sensor in ("naip", "linz")
     dtype = "float32" if radar else draw(st.sampled_from(["uint8"] if aerial else ["uint16", "int32", "float32"]))
-    containers = ["GeoTIFF", "folder", "array", "xarray"] + ["PNG"] * aerial + ["JPEG"] * (sensor == "linz")
+    containers = (
+        ["GeoTIFF", "BigTIFF", "COG", "folder", "array", "tensor", "xarray", "Dataset"]
+        + ["PNG"] * aerial
+        + ["JPEG"] * (sensor == "linz")
+    )
     container = draw(st.sampled_from(containers))
     scaled = sensor == "sentinel-2-l2a" and draw(st.booleans())
     holes = ["none", "tagged", "zeros"] + (["nan", "inf"] if dtype == "float32" else [])
@@ -114,19 +118,21 @@ def write(case: Stored, values: np.ndarray, folder: Path):
     fill = {"tagged": 0.0, "zeros": 0.0, "inf": np.inf}.get(case.hole, np.nan)
     array = np.where(np.isnan(values), fill, (values - case.offset) / case.scale)[list(case.order)].astype(case.dtype)
     options = {"when": WHEN} if case.date == "given" else {}
-    if case.container == "array":
+    if case.container in ("array", "tensor"):
         native = array if case.scale == 1 else np.where(np.isnan(values), fill, values)[list(case.order)]
         options |= {"bands": names} if names else {}
+        native = torch.from_numpy(native) if case.container == "tensor" else native
         return native, options | ({"nodata": 0} if case.hole == "tagged" else {})
     up = -1 if case.south_up else 1
-    if case.container == "xarray":
+    if case.container in ("xarray", "Dataset"):
         attrs = {"scale_factor": case.scale, "add_offset": case.offset} if case.scale != 1 else {}
         attrs |= {"_FillValue": 0} if case.hole == "tagged" else {}
         a, _, left, _, e, top = tuple(grid(case))[:6]
         x, y = (start + step * (np.arange(SIDE) + 0.5) for start, step in ((left, a), (top, e)))
         coords = {"x": x, "y": y[::up]} | ({"band": names} if names else {})
         coords |= {"spatial_ref": ((), 0, {"crs_wkt": rasterio.CRS.from_user_input(case.crs).wkt})} if case.crs else {}
-        return xr.DataArray(array[:, ::up], coords, ("band", "y", "x"), attrs=attrs), options
+        source = xr.DataArray(array[:, ::up], coords, ("band", "y", "x"), attrs=attrs)
+        return source.to_dataset("band") if names and case.container == "Dataset" else source, options
     stem = "scene"
     if case.container != "folder" or not names:
         ending = {"PNG": "png", "JPEG": "jpg"}.get(case.container, "tif")
@@ -153,6 +159,10 @@ def write_file(case: Stored, array: np.ndarray, path: Path, names) -> Path:
     profile |= dict(tiled=True, blockxsize=tile, blockysize=tile) if tile else {}
     if case.container in ("PNG", "JPEG"):
         profile = dict(driver=case.container) | (dict(QUALITY=100) if case.container == "JPEG" else {})
+    if case.container == "BigTIFF":
+        profile |= dict(BIGTIFF="YES")
+    if case.container == "COG":
+        profile = dict(driver="COG", compress=compression, blocksize=max(16 * (tile // 16), 128), interleave=interleave)
     profile |= dict(count=len(array), height=SIDE, width=SIDE, dtype=array.dtype)
     profile |= dict(crs=case.crs, transform=transform) if case.crs or case.south_up else {}
     profile |= dict(nodata=0) if case.hole == "tagged" else {}
@@ -173,9 +183,10 @@ def check(case: Stored) -> None:
     sensor, values = SENSORS[case.sensor], true_scene(case.sensor, case.seed).copy()
     if case.hole != "none":
         values[:, :8, 8:16] = np.nan
-    is_file = case.container not in ("array", "xarray")
+    in_memory = case.container in ("array", "tensor")  # without a place; `bands=` takes the sensor's own names alone
+    is_file = not in_memory and case.container not in ("xarray", "Dataset")
     truth = dict(when=WHEN) if case.date == "given" or (case.date == "tag" and is_file) else {}
-    if case.crs and case.container != "array":
+    if case.crs and not in_memory:
         place = pyproj.Transformer.from_crs(case.crs, "EPSG:4326", always_xy=True)
         lon, lat = place.transform(*(grid(case) @ (SIDE / 2, SIDE / 2)))
         truth |= dict(lat=lat, lon=lon)
@@ -187,9 +198,9 @@ def check(case: Stored) -> None:
                 values = file.read()[np.argsort(case.order), :: -1 if case.south_up else 1].astype(np.float32)
         expected = clay().embed(values, sensor, check=False, **truth).chip[0]
         known = case.names != "unknown" and case.hole != "inf"  # must be read, not only reported
-        if case.south_up and not case.crs and case.container != "array":
+        if case.south_up and not case.crs and not in_memory:
             known = False  # nothing tells whether rows count from north or south
-        if case.container == "array":  # `bands=` takes the sensor's own names alone
+        if in_memory:
             known = known and case.names != "other"
         try:
             found = clay().embed(source, sensor, **options).chip[0]
