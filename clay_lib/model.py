@@ -15,7 +15,7 @@ from clay_lib.decoder import Decoder
 from clay_lib.embedding import KERNEL_SCALE, PatchEmbedding, PixelHead, wave_code
 from clay_lib.encoder import MIN_VALID, Encoded, Encoder
 from clay_lib.errors import ContractError
-from clay_lib.position import check_frequencies
+from clay_lib.position import METADATA, check_frequencies
 from clay_lib.sensors import SENSORS
 
 
@@ -139,6 +139,7 @@ CONTRAST_FALL = 1.1  # exponent by which the contrast of natural images falls wi
 CONTRAST = 5.0  # of one period in two patches, all bands together: standard deviations of the sensor
 TOKEN_SPREAD, PIXEL_SPREAD = 0.6, 0.5  # initial spread of a token's channel and of a predicted pixel
 RIDGE = 1e-3
+ATTENTION_GAIN = 2.0  # of queries and keys over the position code
 # Wavelengths (um), and their places on a scale that spreads different bands: most of it is visible, radar lies beyond.
 WAVES, PLACES = (0.40, 0.70, 0.90, 1.2, 2.3, 3.5, 4.0), (0.0, 0.45, 0.65, 0.75, 1.0, 1.3, 1.6)
 
@@ -165,6 +166,23 @@ def set_kernels(layer: PatchEmbedding | PixelHead) -> float:
     last.weight.copy_(solution.T)
     last.bias.zero_()
     return 1 - float(((inputs @ solution - targets) ** 2).sum() / (targets**2).sum())
+
+
+@torch.no_grad()
+def attend_to_neighbors(model: ClayMAE) -> ClayMAE:
+    """Let the decoder's first attention follow distance from the first step on, in place.
+
+    Its queries and keys read the position code alone, each head a part of the frequencies, so that hidden patches
+    attend to the visible ones around them. Sources as for `transformer.Attention`; for geometric frequencies.
+    """
+    attention = model.decoder.transformer.layers[0][0]
+    channels = torch.arange(model.decoder.dim - METADATA).view(4, -1)  # sin x, cos x, sin y, cos y of each frequency
+    for weight in attention.to_qkv.weight.chunk(3)[:2]:  # queries, keys
+        weight.zero_()
+        for head, rows in enumerate(weight.chunk(attention.heads)):  # [d, D]
+            own = channels[:, head :: attention.heads].T.flatten()[: len(rows)]
+            rows[torch.arange(len(own)), own] = ATTENTION_GAIN
+    return model
 
 
 def cosine_kernels(layer: PatchEmbedding | PixelHead, waves: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The model against a plain NumPy reference, for random sizes, bands and mask ratios; its initialization."""
 
+import copy
 import csv
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import plain_clay
 import pytest
 import torch
+from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -17,7 +19,8 @@ from clay_lib.clay import cosine_initialized
 from clay_lib.datacube import latlon_code, time_code
 from clay_lib.encoder import patchify, random_mask, unpatchify
 from clay_lib.loss import reconstruction_loss, representation_loss
-from clay_lib.model import cosine_initialize, cosine_kernels, set_kernels
+from clay_lib.model import attend_to_neighbors, cosine_initialize, cosine_kernels, set_kernels
+from clay_lib.position import position_code
 
 MICRO = ClayConfig(24, 2, 2, 8, 2, 16, 1, 2, 8, 2, patch_size=4, teacher_dim=12)
 MODEL = ClayMAE(MICRO).eval()
@@ -189,6 +192,27 @@ def test_cosine_kernels_separate_colors_and_see_fine_detail():
     grating = (torch.arange(8)[:, None] + torch.arange(8)).remainder(2) * 2.0 - 1
     norms = [(kernels_of(model) * grating).sum((1, 2, 3)).norm() for model in (random, cosine)]
     assert norms[1] > 5 and norms[1] > 5 * norms[0]
+
+
+def test_the_first_attention_of_the_decoder_follows_distance():
+    """A hidden patch attends to the patches beside it more than to far ones; nothing but queries and keys changes."""
+    config = ClayConfig.named("tiny", frequencies="geometric")
+    torch.manual_seed(0)
+    plain = ClayMAE(config)
+    local = attend_to_neighbors(copy.deepcopy(plain))
+    before, after = plain.state_dict(), local.state_dict()
+    name = "decoder.transformer.layers.0.0.to_qkv.weight"
+    assert {n for n in before if not torch.equal(before[n], after[n])} == {name}
+    assert torch.equal(before[name].chunk(3)[2], after[name].chunk(3)[2])
+    code = position_code(8, 8, 96, 10.0, torch.zeros(1, 4), torch.zeros(1, 4), frequencies="geometric")
+    distance = torch.cdist(*[torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0))] * 2)
+    ratio = {}
+    for name, model in {"plain": plain, "local": local}.items():
+        attention = model.decoder.transformer.layers[0][0]
+        q, k, _ = rearrange(attention.to_qkv(attention.norm(code)), "1 N (t h d) -> t h N d", t=3, h=2)
+        share = (q @ k.mT / 48**0.5).softmax(-1).mean(0)
+        ratio[name] = (share[distance == 1].mean() / share[distance > 4].mean()).item()
+    assert ratio["local"] > 5 * ratio["plain"], ratio
 
 
 def test_cosine_initialization_is_repeatable_and_changes_only_the_kernels():

@@ -31,6 +31,7 @@ from clay_lib.model import ClayConfig, ClayMAE
 from clay_lib.onnx_encoder import load_onnx, need
 from clay_lib.precision import arithmetic, candidates, choose, matmul_precision, measure, processor
 from clay_lib.sensors import SENSORS
+from clay_lib.teacher import Teacher
 from clay_lib.training import ClayModule
 
 SENSOR = "sentinel-2-l2a"
@@ -77,18 +78,19 @@ def bench(
     Args:
         what: any of these, separated by commas; empty: all but chips and search, on a GPU embed and train. embed: the
             encoder in each precision, beside the peak of a matrix product. train: a training step likewise. onnx: the
-            exported encoder in ONNX Runtime beside torch. chips: a chip store, written and read. search: synthetic
+            exported encoder in ONNX Runtime beside torch. teacher: a training step with cached targets, and with a
+            live DINOv2 large (random weights) at 518 px. chips: a chip store, written and read. search: synthetic
             vectors, exact and with an index, in processor time
         size: tiny, small, base or large, several for embed, train and onnx; empty: tiny,base,large for embed, tiny,base
-            for train and onnx, base for chips
-        batch: chips; 0: 32 on a GPU, or else 1 for embed and onnx, 2 for train, 32 for chips
+            for train and onnx, base for chips, large for teacher
+        batch: chips; 0: 32 on a GPU, or else 1 for embed and onnx, 2 for train, 4 for teacher, 32 for chips
         pixels: a side of a chip; 0: 64 and 256 for onnx, 128 for chips, 256 for the others
         repeats: timed calls of each, after one to warm up; queries of search; 0: 2 to 20
         count: chips in the store, vectors for search; 0: 512, 10 million
         device: cpu or cuda, of embed and train; on cuda also compiled, after a comparison with the CPU's float32
         out: a JSON file for the results; empty: none
     """
-    names = (what or ("embed,train" if device == "cuda" else "embed,train,onnx")).split(",")
+    names = (what or ("embed,train" if device == "cuda" else "embed,train,onnx,teacher")).split(",")
     if unknown := sorted(set(names) - set(BENCHES)):
         raise ContractError("what", unknown, f"some of {list(BENCHES)}", "a misspelled name")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -297,6 +299,20 @@ def training_step(loss: Callable[[Batch], Tensor], model: nn.Module) -> Callable
     return step
 
 
+def _bench_teacher(w: Workload) -> Iterator[Row]:
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    shape = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14)
+    dinov2 = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(num_register_tokens=4, **shape))
+    module = ClayModule(ClayConfig.named(w.size), teacher=Teacher(dinov2, stand_in=True), cached=True)
+    step = training_step(lambda batch: module.losses(batch, training=True)["loss"], module)
+    batch = noise_batch(SENSOR, w.batch, w.pixels, module.model.config.teacher_dim)
+    without_targets = replace(batch, targets=None)  # so that the teacher runs
+    cached, live, ratio = paired_seconds(lambda: step(batch), lambda: step(without_targets), repeats=w.repeats)
+    yield Row(f"{w.size} step, cached targets", cached, f"{w.batch / cached:.2f} chips/s, exact")
+    yield Row(f"{w.size} step, live teacher", live, f"{ratio:.2f} x as long, exact")
+
+
 def matrix_rate(device: torch.device | str = "cpu", precision: str = "exact") -> float:
     """FLOP/s of a product as wide as the large model's."""
     n = 8192 if torch.device(device).type == "cuda" else 1024
@@ -427,6 +443,7 @@ BENCHES = {
     "embed": (_bench_embed, Workload("tiny,base,large", batch=1, pixels=256, repeats=3)),
     "train": (_bench_train, Workload("tiny,base", batch=2, pixels=256, repeats=3)),
     "onnx": (_bench_onnx, Workload("tiny,base", batch=1, pixels=0, repeats=9)),
+    "teacher": (_bench_teacher, Workload("large", batch=4, pixels=256, repeats=2)),
     "search": (_bench_search, Workload("", batch=0, pixels=0, repeats=20, count=10_000_000)),
     "chips": (_bench_chips, Workload("base", batch=32, pixels=128, repeats=15, count=512)),
 }
