@@ -84,11 +84,9 @@ class AreaResult:
                 "of neighboring frequencies"
             )
         lines += self.effect_sentences()
+        rate = f" ({self.rows / self.seconds:.1f} tiles/s, {work.pace(self)})" if self.rows else ""
         times = f"{self.model_seconds:.1f} s in the model and {self.waited_seconds:.1f} s waiting for pixels"
-        if not self.rows:
-            return "\n".join([*lines, f"{self.seconds:.1f} s, of which {times}"])
-        rate = f"{self.rows / self.seconds:.1f} tiles/s, {work.pace(self)}"
-        return "\n".join([*lines, f"{self.seconds:.1f} s ({rate}), of which {times}"])
+        return "\n".join([*lines, f"{self.seconds:.1f} s{rate}, of which {times}"])
 
 
 @dataclass(frozen=True)
@@ -364,11 +362,9 @@ def _refuse_mixed(out: Path, metadata: dict) -> None:
         begun = read_json(path)
         same = all(begun.get(key, "") == metadata[key] for key in metadata if key not in ("without", "configuration"))
         if same:
-            found, expected = (
-                f"without={metadata['without']!r}",
-                f"without={begun.get('without', '')!r}, as it was begun",
-            )
-            raise ContractError("without", found, expected, f"{out} is finished as it was begun: take another folder")
+            found, expected = (f"without={settings.get('without', '')!r}" for settings in (metadata, begun))
+            cause = f"{out} is finished as it was begun: take another folder"
+            raise ContractError("without", found, f"{expected}, as it was begun", cause)
 
 
 def _check_layout(size: int, patch: int, dense: str, overlap: int | None, components: int) -> int | None:

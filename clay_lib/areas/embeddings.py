@@ -90,9 +90,7 @@ def read_embeddings(source, *, column: str = "", configuration: str = "", area=N
         path = Path(source)
         if path.suffix == ".npy":
             return _from_arrays(path, like, area)
-        if path.is_dir() and (
-            path.suffix == ".zarr" or any((path / name).is_file() for name in (".zgroup", "zarr.json"))
-        ):
+        if path.is_dir() and (path.suffix == ".zarr" or (path / ".zgroup").is_file() or (path / "zarr.json").is_file()):
             return _from_xarray(xr.open_zarr(path, chunks=None), area)
         if path.is_file() and path.suffix.lower() not in (".parquet", ".geoparquet", ".gpq", ".pq"):
             return _from_raster(path, area)
@@ -278,29 +276,23 @@ def _from_xarray(source, area):
     import odc.geo.xr  # noqa: F401  (registers .odc)
     import xarray as xr
 
-    found = (
-        [source]
-        if isinstance(source, xr.DataArray)
-        else [v for v in source.data_vars.values() if v.squeeze().ndim == 3]
-    )
-    if len(found) != 1 or found[0].squeeze().ndim != 3:
+    variables = [source] if isinstance(source, xr.DataArray) else source.data_vars.values()
+    found = [variable for variable in variables if variable.squeeze().ndim == 3]
+    if len(found) != 1:
         kinds = dict(source.sizes)
         cause = "several dates: select one, read_embeddings(dataset.isel(time=0))"
         raise ContractError("source", kinds, "one variable with a band, a y and an x dimension", cause)
     array = found[0].squeeze()
     box = array.odc.geobox
     if box is None or box.crs is None:
-        raise ContractError(
-            "source", list(array.coords), "coordinates with a CRS", "a grid mapping that was lost: .odc.assign_crs"
-        )
+        cause = "a grid mapping that was lost: .odc.assign_crs"
+        raise ContractError("source", list(array.coords), "coordinates with a CRS", cause)
     y, x = array.odc.spatial_dims
     array = array.transpose(..., y, x)
     box, (rows, columns) = _crop(box, area, len(array))
     array = array.isel({y: rows, x: columns})
-    stored, nodata = (
-        array.values,
-        array.encoding.get("_FillValue", array.attrs.get("nodata", array.attrs.get("_FillValue"))),
-    )
+    nodata = array.encoding.get("_FillValue", array.attrs.get("nodata", array.attrs.get("_FillValue")))
+    stored = array.values
     if _is_alphaearth(stored, nodata):
         return _raster(from_alphaearth(stored), box, array.attrs)
     values = stored.astype(np.float32)
@@ -318,9 +310,8 @@ def _from_arrays(path: Path, like: str, area):
     grid = next((grid for grid in grids if grid.is_file()), None)
     if not scales.is_file() or grid is None:
         found = f"{path} without {scales.name if not scales.is_file() else 'a GeoTIFF of its grid'}"
-        raise ContractError(
-            "source", found, "both beside it, or like= with the GeoTIFF", "a part of the download is missing"
-        )
+        expected = "both beside it, or like= with the GeoTIFF"
+        raise ContractError("source", found, expected, "a part of the download is missing")
     stored, scale = np.load(path, mmap_mode="r"), np.load(scales)
     with open_raster(grid) as file:
         box = GeoBox.from_rio(file)
@@ -348,9 +339,8 @@ def _crop(box, area, bands: int):
     cells = (rows.stop - rows.start) * (columns.stop - columns.start)
     if not 0 < cells * bands <= MOST_NUMBERS:
         cause = "an area outside of the raster" if not cells else "a large file: pass area= to read a part of it"
-        raise ContractError(
-            "area", f"{cells:,} cells of {bands} numbers", f"1 to {MOST_NUMBERS / bands:,.0f} cells", cause
-        )
+        found, expected = f"{cells:,} cells of {bands} numbers", f"1 to {MOST_NUMBERS / bands:,.0f} cells"
+        raise ContractError("area", found, expected, cause)
     return box[rows, columns], (rows, columns)
 
 

@@ -420,7 +420,10 @@ def _app(folder: Path, inner: int) -> Starlette:
         address = str(request.url.replace(netloc=f"127.0.0.1:{inner}"))
         headers = {key: value for key, value in request.headers.items() if key == "content-type"}
         options = dict(data=await request.body(), headers=headers, timeout=60)
-        answer = await run_in_threadpool(requests.request, request.method, address, **options)
+        try:
+            answer = await run_in_threadpool(requests.request, request.method, address, **options)
+        except requests.ConnectionError:  # it has not started yet
+            return Response(status_code=503)
         return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
 
     files = Mount("/files", StaticFiles(directory=folder))

@@ -106,10 +106,8 @@ class Mosaic:
         rows = range((top - o) // n, (top + height + o - 1) // n + 1)
         tiles = itertools.product(rows, range((left - o) // n, (left + width + o - 1) // n + 1))
         for row, column, path in ((*tile, path) for tile in tiles for path in self.parts.get(tile, ())):
-            (y, part_y), (x, part_x) = (
-                shared(row * n - o, n + 2 * o, top, height),
-                shared(column * n - o, n + 2 * o, left, width),
-            )
+            y, part_y = shared(row * n - o, n + 2 * o, top, height)
+            x, part_x = shared(column * n - o, n + 2 * o, left, width)
             part = np.load(path, mmap_mode="r")[part_y, part_x].astype(np.float32)
             if self.offsets is not None:
                 part -= self.offsets[part_y, part_x]
@@ -148,9 +146,8 @@ class Warped:
         """Patches of each mosaic along a side of a cell, at the mosaic's center."""
         scales = []
         for mosaic in self.mosaics:
-            x, y = _pixels(
-                mosaic.geobox, self.geobox, mosaic.columns * mosaic.cells / 2, mosaic.rows * mosaic.cells / 2
-            )
+            center = mosaic.columns * mosaic.cells / 2, mosaic.rows * mosaic.cells / 2
+            x, y = _pixels(mosaic.geobox, self.geobox, *center)
             columns, rows = _pixels(self.geobox, mosaic.geobox, np.array([x, x + 1, x]), np.array([y, y, y + 1]))
             steps = np.hypot(np.diff(columns[[1, 0, 2]]), np.diff(rows[[1, 0, 2]]))
             scales.append(float(steps.mean()) if np.isfinite(steps).all() else 1.0)
@@ -167,9 +164,8 @@ class Warped:
         from rasterio.warp import Affine, Resampling, reproject
 
         starts = row * self.side, column * self.side
-        part = self.geobox[
-            tuple(slice(a, min(a + self.side, b)) for a, b in zip(starts, self.geobox.shape, strict=True))
-        ]
+        ends = (min(start + self.side, length) for start, length in zip(starts, self.geobox.shape, strict=True))
+        part = self.geobox[tuple(map(slice, starts, ends))]
         sums = np.zeros((len(self.bands) + 2, *part.shape), np.float32)
         x, y = np.meshgrid(*(np.linspace(0, side, 9) for side in part.shape[::-1]))
         for mosaic, scale in zip(self.mosaics, self.scales, strict=True):
@@ -234,12 +230,10 @@ def position_offsets(parts: Sequence[Path]) -> np.ndarray:
     ground at a position is random, so the trace is the mean at that position minus the mean over all positions. It is
     shrunk by the part expected by chance for that number of tiles (James and Stein 1961): to zero for one tile.
     """
-    paths = [
-        parts[k] for k in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), OFFSET_TILES)).round().astype(int))
-    ]
+    chosen = np.unique(np.linspace(0, len(parts) - 1, min(len(parts), OFFSET_TILES)).round().astype(int))
     total = squares = count = 0.0
-    for path in paths:
-        values = np.load(path).astype(np.float64)  # [h, w, D]
+    for k in chosen:
+        values = np.load(parts[k]).astype(np.float64)  # [h, w, D]
         valid = np.isfinite(values[..., :1])
         values = np.where(valid, values, 0)
         total, squares, count = total + values, squares + values**2, count + valid

@@ -30,6 +30,7 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
 from odc.geo.roi import roi_is_empty, roi_pad
+from odc.geo.xr import xr_coords
 from odc.loader._rio import RioDriver, RioReader, rio_read
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
@@ -95,21 +96,22 @@ def read_acquisition(
     if geobox.crs is None:
         raise ContractError("geobox", "no CRS", "a GeoBox with its CRS", "a grid of plain pixels")
     sensor, bands = acquisition.sensor, acquisition.bands
-    merged: dict[str, xr.DataArray] = {}
+    merged: dict = {}
     for item in acquisition.items:
         pixels = _read_item(item, acquisition, geobox, clouds, dilation, chunks)
-        empty = _all(values.isnull() for values in merged.values()) if merged else None
-        merged = {band: pixels[band].where(empty, merged[band]) for band in bands} if merged else pixels
-    out = xr.Dataset(merged)
-    for name, index in zip(bands, sensor.indices(bands), strict=True):
-        out[name].attrs = {"wavelength": sensor.bands[index].wavelength}
-    out.attrs = {
+        empty = _all(np.isnan(values) for values in merged.values()) if merged else None
+        merged = {band: np.where(empty, pixels[band], merged[band]) for band in bands} if merged else pixels
+    variables = {
+        name: (geobox.dims, merged[name], {"wavelength": sensor.bands[index].wavelength})
+        for name, index in zip(bands, sensor.indices(bands), strict=True)
+    }
+    attrs = {
         "sensor": sensor.name,
         "when": "" if acquisition.when is None else acquisition.when.isoformat(),
         "items": list(acquisition.ids),
         "archive": acquisition.archive.name,
     }
-    return out
+    return xr.Dataset(variables, xr_coords(geobox), attrs)
 
 
 @contextmanager
@@ -136,7 +138,8 @@ def _warnings_kept() -> Iterator[None]:
 
 def _read_item(
     item, acquisition: Acquisition, geobox: GeoBox, clouds: str, dilation: int, chunks
-) -> dict[str, xr.DataArray]:
+) -> dict[str, np.ndarray]:
+    """{band: [y, x]} in NumPy, or lazily in Dask: xarray would compare coordinates at each of the steps below."""
     archive = acquisition.archive
     sources = sources_of(item, archive, acquisition.bands)
     load = functools.partial(_load, item, archive=archive, geobox=geobox, chunks=chunks)
@@ -154,22 +157,22 @@ def _read_item(
         hidden.append(cloud_mask(_classes(item, archive, geobox, chunks), archive.mask_bits))
     elif clouds == "mask" and archive.mask:
         classified, away = clouds_around(item, archive, geobox, dilation)
-        plane = pixels[next(iter(sources))]
-        hidden.append(xr.DataArray(classified | (away <= dilation), plane.coords, plane.dims))
+        hidden.append(classified | (away <= dilation))
+    condition = functools.reduce(operator.or_, hidden) if hidden else None
     for band, source in sources.items():
         if (source.gain, source.bias) != (1, 0):
             pixels[band] = pixels[band] * np.float32(source.gain) + np.float32(source.bias)
-        for condition in hidden:
-            pixels[band] = pixels[band].where(~condition)
-    return {band: pixels[band] for band in sources}
+        if hidden:
+            pixels[band] = np.where(condition, np.float32(np.nan), pixels[band])
+    return pixels
 
 
-def cloud_mask(classes: xr.DataArray, fields: Sequence[tuple[int, int, Sequence[int]]]) -> xr.DataArray:
+def cloud_mask(classes: np.ndarray, fields: Sequence[tuple[int, int, Sequence[int]]]) -> np.ndarray:
     """Unsigned classes of any shape -> bool, True where a bit field (first bit, last bit, values) hides the ground.
 
     >>> cloud_mask(scl, [(0, 7, [3, 8, 9, 10])])  # an ordinary class band is a field of all its bits
     """
-    hidden = (((classes >> low) & ((1 << (high - low + 1)) - 1)).isin(values) for low, high, values in fields)
+    hidden = (np.isin((classes >> low) & ((1 << (high - low + 1)) - 1), values) for low, high, values in fields)
     return functools.reduce(operator.or_, hidden)
 
 
@@ -179,13 +182,13 @@ def clouds_around(item, archive: Archive, geobox: GeoBox, reach: int) -> tuple[n
     Clouds up to `reach` pixels beyond the grid count too, so that neighboring grids agree; fill is no cloud.
     """
     classes, inside = _classes(item, archive, geobox.pad(reach), None), np.s_[reach : -reach or None]
-    hidden = cloud_mask(classes, archive.mask_bits).values
+    hidden = cloud_mask(classes, archive.mask_bits)
     clouds = hidden & ~np.isin(classes, archive.mask_fill)
     away = distance_transform_edt(~clouds) if clouds.any() else np.full(clouds.shape, np.inf)
     return hidden[inside, inside], np.minimum(away[inside, inside], reach + 1).astype(np.float32)
 
 
-def _classes(item, archive: Archive, geobox: GeoBox, chunks) -> xr.DataArray:
+def _classes(item, archive: Archive, geobox: GeoBox, chunks) -> np.ndarray:
     """The archive's classes [y, x] of one item, uint16, 0 outside of it."""
     source, plain = mask_of(item, archive), replace(archive, nodata=None)  # the bands' fill may be an ordinary class
     return _load(item, {"mask": source}, archive=plain, geobox=geobox, chunks=chunks, dtype="uint16", nodata=0)["mask"]
@@ -194,7 +197,7 @@ def _classes(item, archive: Archive, geobox: GeoBox, chunks) -> xr.DataArray:
 def _load(
     item, sources: dict[str, Source], *, archive, geobox, chunks, resampling="nearest", dtype="float32", nodata=math.nan,
     share_of=(),
-) -> xr.Dataset:  # fmt: skip
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Stored numbers of one item on the grid, {name: [y, x]}."""
     plain = pystac.Item(item.id, item.geometry, item.bbox, moment_of(item) or UNKNOWN, {}, collection="item")
     for name, source in sources.items():
@@ -206,7 +209,7 @@ def _load(
         driver=RetryingDriver(archive, share_of), pool=READERS if chunks is None else None,
         stac_cfg={"*": {"warnings": "ignore"}},
     )  # fmt: skip
-    return loaded.isel(time=0, drop=True)
+    return {name: loaded[name].data[0] for name in sources}
 
 
 def _all(conditions) -> xr.DataArray:

@@ -197,14 +197,12 @@ def grid_around(
         from clay_lib.data.rasters import open_raster
 
         if crs or resolution or bounds:
-            raise ContractError(
-                "like", f"{like} and crs, resolution or bounds", "one of them", "the file is a complete grid"
-            )
+            found = f"{like} and crs, resolution or bounds"
+            raise ContractError("like", found, "one of them", "the file is a complete grid")
         with open_raster(like) as file:
             if file.crs is None:
-                raise ContractError(
-                    "like", f"{like}, without a CRS", "a raster with its place on Earth", "a plain image"
-                )
+                expected = "a raster with its place on Earth"
+                raise ContractError("like", f"{like}, without a CRS", expected, "a plain image")
             return GeoBox.from_rio(file)
     try:
         parsed = CRS.from_user_input(crs or tiles[0].crs)
@@ -232,7 +230,6 @@ def grid_around(
     width, height = (box[2] - box[0]) / resolution, (box[3] - box[1]) / resolution
     if width * height > MOST_CELLS or min(width, height) < 0.5:
         found = f"{width:,.1f} x {height:,.1f} cells of {resolution:g}"
-        raise ContractError(
-            "resolution", found, "a raster of the area", "meters where the CRS has degrees, or the reverse"
-        )
+        cause = "meters where the CRS has degrees, or the reverse"
+        raise ContractError("resolution", found, "a raster of the area", cause)
     return GeoBox.from_bbox(tuple(box), crs or tiles[0].crs, resolution=resolution)

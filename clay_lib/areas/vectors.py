@@ -102,9 +102,7 @@ def write_part(
         table = table.replace_schema_metadata(table.schema.metadata | footer)
         digest = hashlib.sha256("\n".join([*table["id"].to_pylist(), "", *empty]).encode()).hexdigest()[:16]
         path = run_folder(out, shared["sensor"], shared["configuration"]) / f"year={year}" / f"part-{digest}.parquet"
-        paths.append(
-            atomic_write(path, lambda partial, table=table: pq.write_table(table, partial, compression="zstd"))
-        )
+        paths += [atomic_write(path, lambda partial, table=table: pq.write_table(table, partial, compression="zstd"))]
         empty = []  # listed once, in the first of the files
     return paths
 
@@ -253,11 +251,8 @@ def write_combined(out: str | Path, configuration: str, ids: Sequence[str], how:
     if not rows:
         found = f"no tile with all of {', '.join(dates)}" if dates else "no rows"
         raise ContractError("combine", found, "vectors of every date", "clouds: take the mean, or longer periods")
-    shared = {
-        name: first[name]
-        for name in ("sensor", "gsd", "model", "weights", "configuration", "composite")
-        if name in first
-    }
+    names = ("sensor", "gsd", "model", "weights", "configuration", "composite")
+    shared = {name: first[name] for name in names if name in first}
     table = _table(rows, shared, len(rows[0]["vector"]), "float16")
     print(f"{how} of {', '.join(dates)}: {len(rows)} of {frame['tile'].nunique()} tiles")
     return atomic_write(Path(out) / f"combined-{how}-{configuration}.parquet", lambda part: pq.write_table(table, part))

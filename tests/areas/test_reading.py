@@ -146,11 +146,11 @@ def test_clouds_are_masked_or_kept(archive_folder, url):
 
 def test_bit_fields():
     classes = np.array([1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 21824, 22280], np.uint16)
-    hidden = cloud_mask(xr.DataArray(classes), archives_of(LANDSAT)[0].mask_bits)  # snow, clear and water are ground
-    assert hidden.values.tolist() == [True] * 5 + [False] * 4 + [True]
+    hidden = cloud_mask(classes, archives_of(LANDSAT)[0].mask_bits)  # snow, clear and water are ground
+    assert hidden.tolist() == [True] * 5 + [False] * 4 + [True]
     classes = np.array([0, 1, 2, 3, 1 << 2, 1 << 8, 1 << 9, 3 << 8, 1 << 10, 1 << 12], np.uint16)
-    hidden = cloud_mask(xr.DataArray(classes), archives_of("modis")[0].mask_bits)
-    assert hidden.values.tolist() == [False, True, True, False, True, False, True, True, True, False]
+    hidden = cloud_mask(classes, archives_of("modis")[0].mask_bits)
+    assert hidden.tolist() == [False, True, True, False, True, False, True, True, True, False]
 
 
 def test_alpha_and_black_in_all_bands_are_missing(archive_folder, url):
