@@ -35,10 +35,11 @@ sensor: str = "sentinel-2-l2a"
 chips: int = 440  # of 64 x 64 pixels, to train on; a quarter as many to choose on, and to test on
 epochs: int = 20
 batch: int = 256  # patches
-lr: float = 1e-3  # at the start; it falls to zero along half a cosine
-decay: float = 0.01  # of the weights, as in AdamW
+lr: float = 1e-3  # of AdamW, constant
+decay: float = 0.01  # of the weights
 dropout: float = 0.1  # share of the hidden layer
 noise: float = 0.0  # added to the embeddings in training, in standard deviations
+smoothing: float = 0.0  # share of the label that goes to all classes alike
 width: int = 64  # of the hidden layer
 
 # %% [markdown]
@@ -96,25 +97,24 @@ def gradients(inputs, labels):
     inputs = inputs + np.float32(noise) * rng.standard_normal(inputs.shape, np.float32)
     kept = (rng.random((len(inputs), width), np.float32) >= dropout) / np.float32(1 - dropout)
     hidden = np.maximum(inputs @ P["u"] + P["a"], 0) * kept
-    error = probabilities(hidden)
-    error[np.arange(len(error)), labels] -= 1
+    error = probabilities(hidden) - np.float32(smoothing / K)
+    error[np.arange(len(error)), labels] -= 1 - smoothing
     error /= len(error)
     back = (error @ P["v"].T) * kept * (hidden > 0)
     return {"u": inputs.T @ back, "a": back.sum(0), "v": hidden.T @ error, "b": error.sum(0)}
 
 
-steps = epochs * (len(x["train"]) // batch)
 step = 0
 for epoch in range(1, epochs + 1):
     order = rng.permutation(len(x["train"]))
     for rows in order[: len(order) // batch * batch].reshape(-1, batch):
-        rate, step = lr * (0.5 + 0.5 * np.cos(np.pi * step / steps)), step + 1
+        step += 1
         for name, g in gradients(x["train"][rows], y["train"][rows]).items():
             first[name] += 0.1 * (g - first[name])
             second[name] += 0.01 * (g * g - second[name])
             root = np.sqrt(second[name] / (1 - 0.99**step)) + 1e-8
-            shrink = rate * decay if name in "uv" else 0.0
-            P[name] -= np.float32(rate / (1 - 0.9**step)) * first[name] / root + np.float32(shrink) * P[name]
+            shrink = lr * decay if name in "uv" else 0.0
+            P[name] -= np.float32(lr / (1 - 0.9**step)) * first[name] / root + np.float32(shrink) * P[name]
     report(epoch, score("val")[0])  # a search stops trainings that lag behind
 
 # %%
