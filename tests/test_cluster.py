@@ -1,4 +1,4 @@
-"""Limits of containers and control groups."""
+"""Limits of containers and control groups; workers."""
 
 import builtins
 import io
@@ -48,3 +48,10 @@ def test_cores_of_a_control_group_whose_folder_is_called_only_cpu(monkeypatch, t
         (tmp_path / "cpu.cfs_quota_us").write_text(f"{quota}\n")
         (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
         assert cluster.cores() == expected
+
+
+def test_workers_are_not_profiled():
+    """The profiler may stop a process for good, see `dask_client`."""
+    with cluster.dask_client(workers=1) as client:
+        callbacks = client.run(lambda dask_worker: sorted(dask_worker.periodic_callbacks))
+    assert all("heartbeat" in names and "profile" not in names for names in callbacks.values()), callbacks
