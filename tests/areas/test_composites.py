@@ -15,6 +15,7 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 from test_area import CLAY
 
+from clay_lib import Clay
 from clay_lib.areas import composites, vectors
 from clay_lib.areas.archives import find_acquisitions
 from clay_lib.areas.area import embed_area
@@ -23,7 +24,9 @@ from clay_lib.areas.local import serve_archive, write_archive
 from clay_lib.areas.tiles import grid_of as tile_grid
 from clay_lib.areas.tiles import tiles_of
 from clay_lib.errors import ContractError
+from clay_lib.evaluation.intervals import interval, resample
 from clay_lib.sensors import SENSORS
+from clay_lib.world.earth import MiniWorld
 
 S2, S1, SIDE = "sentinel-2-l2a", "sentinel-1-rtc", 64
 DAYS = ("2023-05-02", "2023-05-20", "2023-06-03", "2023-06-21", "2023-06-30", "2023-08-20")
@@ -266,3 +269,39 @@ def test_options_are_checked(url):
     labels = [composite_of(url, period="month", number=n).label for n in range(3)]
     assert labels == ["202305", "202306", "202308"] and composite_of(url, period="year").label == "2023"
     assert composite_of(url).when == datetime.combine(date(2023, 5, 2), composite_of(url).when.time(), UTC)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_composite_is_nearer_to_the_cloudless_land_than_the_best_date(tmp_path):
+    """Shipped weights, a year of 24 cloudy dates: cosines of class tokens with those of cloudless images of the middle of
+    each quarter, days that neither of the two has seen."""
+    clay, place, rng = Clay.load("clay-mini"), MiniWorld(0).place(30, 0, "val"), np.random.default_rng(0)
+    layout = dict(sensors=(S2,), place=place, extent=2560)
+    days, middles = [f"2023-{m:02d}-{d:02d}" for m in range(1, 13) for d in (5, 20)], (2, 5, 8, 11)
+    write_archive(tmp_path / "cloudy", dates=days, clouds=rng.uniform(0.25, 0.8, 24), **layout)
+    write_archive(tmp_path / "clear", dates=[f"2023-{m:02d}-15" for m in middles], **layout)
+    area = (place.lon - 0.005, place.lat - 0.005, place.lon + 0.005, place.lat + 0.005)
+
+    def embed(name, dates, **options):
+        """{(tile, quarter): class token}"""
+        out = tmp_path / f"{name}-{options.get('composite')}"
+        options |= dict(size=64, progress=False, url=urls[name])
+        frame = embed_area(clay, S2, area, dates, out, **options).vectors()
+        return dict(zip(zip(frame["tile"], frame["time"].dt.quarter, strict=True), frame["vector"], strict=True))
+
+    with serve_archive(tmp_path / "cloudy") as cloudy, serve_archive(tmp_path / "clear") as clear:
+        urls = {"cloudy": cloudy, "clear": clear}
+        truth, composite = embed("clear", ALWAYS, pick="all"), embed("cloudy", ALWAYS, composite="median")
+        best = {}
+        for m in middles:
+            best |= embed("cloudy", f"2023-{m - 1:02d}-01/2023-{m + 1:02d}-28")
+    keys = sorted({*truth} & {*composite} & {*best})
+    gains = {tile: [] for tile, _ in keys}
+    for key in keys:
+        one, other = (v[key] @ truth[key] / np.linalg.norm(v[key]) for v in (composite, best))
+        gains[key[0]].append((one - other) / np.linalg.norm(truth[key]))
+    numbers, groups = zip(*((gain, n) for n, tile in enumerate(gains.values()) for gain in tile), strict=True)
+    gain, low, high = interval(resample(numbers, groups))
+    print(f"{len(keys)} tiles and quarters: {gain:+.3f} ({low:+.3f} to {high:+.3f})")
+    assert len(gains) >= 4 and len(keys) >= 12 and low > 0
