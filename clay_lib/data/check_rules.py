@@ -129,11 +129,7 @@ def nodata_codes(s: ImageSample) -> Iterator[Finding]:
 
 
 def zeros(s: ImageSample) -> Iterator[Finding]:
-    """Bands of zeros, and a white border; zero in every band is missing already (`bands.missing_pixels`)."""
-    white = float((s.values == 255).all(0).mean()) if s.facts.bits else 0.0
-    if white > 0.1:
-        cause = "a white border that counts as measured: nodata=255; snow, sand or roofs may be right"
-        yield warning("pixels", f"255 in all bands in {white:.0%} of the pixels", "at most 10%", cause)
+    """Bands of zeros; zero in every band is missing already (`bands.missing_pixels`)."""
     empty = (s.values == 0).sum(1) == s.count
     for band in np.flatnonzero(empty & (s.count > 0)) if s.pixels >= FEW else ():
         name = s.names[band]

@@ -91,7 +91,6 @@ WRONG = [  # name, sensor, change of a right chip, change of its metadata, level
     ("a constant for each band", S2, lambda x: x * 0 + (np.arange(10)[:, None, None] + 101).astype(x.dtype), {}, W, "pixels", "101 in every pixel of band blue, 102 in .*placeholder"),
     ("all zero", S2, lambda x: x * 0, {}, E, "pixels", "not one valid pixel"),
     ("zero fill", S2, with_value(0, rows(0.6)), {}, W, "pixels", r"\d\d% of the pixels missing"),
-    ("a white border", "linz", with_value(255, rows(0.3)), {}, W, "pixels", "255 in all bands in .*nodata=255"),
     ("60 % NaN", S2, with_value(np.nan, rows(0.6)), {}, W, "pixels", r"\d\d% of the pixels missing"),
     ("a band all NaN", S2, with_value(np.nan, 3), {}, E, "pixels", "measured pixel of band rededge1"),
     ("nothing valid", S2, lambda x: x, dict(valid=np.zeros((64, 64), bool)), E, "pixels", "not one valid pixel"),
