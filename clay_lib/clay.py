@@ -181,11 +181,11 @@ class Clay:
         Any number of chips: they pass through the encoder a few at a time.
         """
         cube, encoder = self.cube(pixels, sensor, **metadata), self.model.encoder
-        P, tokens = encoder.patch_size, TOKENS["cuda" if cube.pixels.is_cuda else "cpu"]
-        count = max(1, tokens // math.prod(-(-side // P) for side in cube.pixels.shape[-2:]))  # chips at a time
+        L = math.prod(-(-side // encoder.patch_size) for side in cube.pixels.shape[-2:])
+        count = max(1, TOKENS["cuda" if cube.pixels.is_cuda else "cpu"] // L)  # chips at a time
         options = dict(mask_ratio=0.0, shuffle=False, layers=layers, min_valid=min_valid)
         with self.arithmetic(cube) as precision:
-            parts = [encoder(cube[k : k + count], **options) for k in range(0, len(cube), count)]
+            parts = [encoder(part, **options) for part in batches(cube, count)]
         valid = [torch.ones_like(part.mask, dtype=torch.bool) if part.valid is None else part.valid for part in parts]
         valid = rearrange(torch.cat(valid), "B (h w) -> B h w", h=parts[0].grid[0])
         empty = _empty_chips(valid)
@@ -268,8 +268,8 @@ def _empty_chips(valid: Tensor) -> Tensor:
 # --- many chips ---
 
 
-def batches(chips: Chips, size: int) -> Iterator[Chips]:
-    """Slices of at most `size` chips, in order."""
+def batches(chips: Chips | Datacube, size: int) -> Iterator:
+    """Slices of at most `size` chips, of the same type, in order."""
     for start in range(0, len(chips), size):
         yield chips[start : start + size]
 

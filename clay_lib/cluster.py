@@ -72,8 +72,8 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
 
     # Workers that pause at a share of the machine's memory would stop a job that shares the machine with others.
     config = {f"distributed.worker.memory.{level}": False for level in ("target", "spill", "pause", "terminate")}
-    # The profiler lists the frames of all threads, during which CPython 3.11 may collect garbage: a thread that starts at
-    # that moment, as reads start them, waits forever and the process with it.
+    # The profiler lists the frames of all threads, during which CPython 3.11 may collect garbage: a thread that starts
+    # at that moment, as reads start them, waits forever and the process with it.
     config["distributed.worker.profile.enabled"] = False
     # A killed worker that takes longer to start again, on a busy machine, would not be replaced at all.
     config["distributed.deploy.lost-worker-timeout"] = "120s"

@@ -342,8 +342,8 @@ def acquisition_from_file(
 ) -> Acquisition:
     """A raster file, a folder of single-band files or a list of them as an acquisition of `sensor`, in native numbers.
 
-    bands, scale, offset: as in `data.scenes.read_scene`. Hardly more than headers are read. Raises ContractError for bands that
-    cannot be named and for files without a place on Earth.
+    bands, scale, offset: as in `data.scenes.read_scene`. Hardly more than headers are read. Raises ContractError for
+    bands that cannot be named and for files without a place on Earth.
     """
     sensor = SENSORS.resolve(sensor)
     layers = find_layers(path, sensor, bands, when)

@@ -337,11 +337,11 @@ class ChipMap(Widget):
         rows = {self.chosen: (0, None)} | {n: (None, None) for n in self.marks}
         rows |= {int(n): (rank, float(c)) for rank, (n, c) in enumerate(zip(order, cosines, strict=True), start=1)}
         names = self.predictions if self.predictions is not None else self.atlas.truth
-        features = [
-            {"type": "Feature", "geometry": self.atlas.shape(n), "properties": {
-                "rank": rank, "chip": n, "similarity": cosine, "mark": self.marks.get(n, 0),
-                "name": None if names is None else str(names[n])}} for n, (rank, cosine) in rows.items()
-        ]  # fmt: skip
+        features = []
+        for n, (rank, cosine) in rows.items():
+            properties = {"rank": rank, "chip": n, "similarity": cosine, "mark": self.marks.get(n, 0)}
+            properties["name"] = None if names is None else str(names[n])
+            features.append({"type": "Feature", "geometry": self.atlas.shape(n), "properties": properties})
         text = base64.b64encode(json.dumps({"type": "FeatureCollection", "features": features}).encode()).decode()
         return f'<a download="hits.geojson" href="data:application/geo+json;base64,{text}">save as GeoJSON</a>'
 

@@ -39,7 +39,7 @@ lr: float = 1e-3  # of AdamW, constant
 decay: float = 0.01  # of the weights
 dropout: float = 0.1  # share of the hidden layer
 noise: float = 0.0  # added to the embeddings in training, in standard deviations
-smoothing: float = 0.0  # share of the label that goes to all classes alike
+smoothing: float = 0.0  # share of the label that is spread over all classes
 width: int = 64  # of the hidden layer
 
 # %% [markdown]
