@@ -52,8 +52,8 @@ cover: float = 0.4  # share of the patches under the cloud of the first example
 # ## A cloud
 #
 # Clouds, the edge of a scene or a failed detector leave pixels without a measurement. Many pipelines fill them with
-# zeros or with a mean, which the encoder takes for land. But it was trained with most of its patches missing, so a
-# patch without measurements can simply be left out of the sequence, like a hidden one.
+# zeros or with a mean, which the released encoder takes for land. But it was trained with most of its patches missing,
+# so a patch without measurements can simply be left out of the sequence, like a hidden one.
 #
 # > **Beyond the release.** Clay v1.5 has no input for missing pixels. Leaving patches out works with its weights as
 # > they are.
@@ -134,7 +134,8 @@ print(f"{share.item():.0%} of the patch measured: it stays in the sequence")
 #
 # `removal_study` removes a share of the patches, scattered or as one cloud, and compares the class token with that of
 # the complete chip: a cosine of 1 means that nothing changed. It uses several chips, because on a single one a fill can
-# be right by chance; zero, for example, is close to dark water.
+# be right by chance; zero, for example, is close to dark water. (`Clay.embed` takes zero in every band for a hole; here
+# it reaches the encoder as a number.)
 
 # %%
 sample = data.world_chips("sentinel-2-l2a", chips, split="test", size=chip_size, seed=seed, jobs=1)

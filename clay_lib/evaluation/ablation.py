@@ -112,21 +112,22 @@ def removal_study(
     "left out" of the sequence, filled with "zero" in native values, or with the sensor's "mean". One row a chip, shape
     ("scattered" patches or one connected "cloud"), share, draw and rule: class_token and patch_mean are cosines with
     those of the complete image. pixels, sensor, metadata: as `Clay.embed`; H and W are cropped to a multiple of P.
+    The filled numbers go to the encoder as measurements, also zero in every band, which `Clay.embed` takes for a hole.
     """
     sensor, P = SENSORS.resolve(sensor), clay.model.config.patch_size
     image = open_image(pixels, sensor, bands=metadata.pop("bands", None), nodata=metadata.pop("nodata", None))
-    stored = {name: getattr(image, name) for name in ("bands", "when", "lat", "lon", "gsd", "in_decibel")}
-    metadata = stored | metadata | {"check": False}
+    metadata["check"] = False
     h, w = (side // P for side in image.pixels.shape[-2:])
     native = image.pixels[..., : h * P, : w * P]  # [B, C, H, W], complete patches
     zeros = np.zeros((native.shape[1], 1, 1))
-    mean = sensor.denormalize(zeros, metadata["bands"], in_decibel=metadata["in_decibel"])  # [C, 1, 1]
-    full, rows = clay.embed(native, sensor, **metadata), []
+    mean = sensor.denormalize(zeros, image.bands, in_decibel=image.in_decibel)  # [C, 1, 1]
+    full, rows = clay.embed(replace(image, pixels=native), sensor, **metadata), []
     for (k, shape), share, draw in product(enumerate(SHAPES), shares, range(draws)):
         rng = np.random.default_rng([seed, draw, k, round(1000 * share)])
         removed = np.kron((scattered, cloud)[k](h, w, share, rng), np.ones((P, P), bool))  # [H, W]
         for rule, fill in zip(RULES, (np.nan, 0.0, mean), strict=True):
-            out = clay.embed(np.where(removed, fill, native), sensor, **metadata)
+            filled = np.where(removed, fill, native).astype(np.float32)
+            out = clay.embed(replace(image, pixels=filled), sensor, **metadata)
             cosines = zip(cosine_similarity(out.chip, full.chip), cosine_similarity(out.mean, full.mean), strict=True)
             for chip, (token, patch_mean) in enumerate(cosines):
                 case = {"chip": chip, "shape": shape, "share": share, "draw": draw, "rule": rule}

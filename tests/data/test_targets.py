@@ -192,20 +192,23 @@ def test_object_storage_gives_the_same_targets(teacher):
     assert found.isfinite().all() and found.abs().max() > 0
 
 
-def test_lookup_of_a_batch_takes_less_than_a_millisecond(tmp_path, monkeypatch):
+def test_a_batch_is_looked_up_without_opening_the_cache_again(tmp_path, monkeypatch):
     chips = random_chips(n=600, size=8)
     monkeypatch.setattr("clay_lib.data.targets.PART_ROWS", 200)
     cache = fill_targets(chips, Counting(1024), tmp_path, batch_size=50, progress=False)
     assert len(files(tmp_path)) > 10
-    rng, times = np.random.default_rng(0), []
+    rng, times = np.random.default_rng(0), {"open": [], "anew": []}
     cache = pickle.loads(pickle.dumps(cache))
-    for _ in range(60):
+    for _ in range(20):
         indices, flips = rng.integers(0, 600, 64), rng.integers(0, 4, 64).astype(np.uint8)
         hashes = chips.hashes[indices]
-        start = time.perf_counter()
+        start = time.process_time()
         cache.lookup("naip", hashes, flips)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1e-3, times  # the fastest, since the machine may be busy
+        between = time.process_time()
+        TargetCache(tmp_path).lookup("naip", hashes, flips)
+        times["open"].append(between - start)
+        times["anew"].append(time.process_time() - between)
+    assert 2 * min(times["open"]) < min(times["anew"]), times  # the fastest, since the machine may be busy
 
 
 def test_a_teacher_may_have_one_target_for_all_flips(tmp_path):
