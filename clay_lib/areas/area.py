@@ -9,6 +9,7 @@ search.py: similarity search among them.
 from __future__ import annotations
 
 import atexit
+import math
 import signal
 import threading
 import time
@@ -38,6 +39,11 @@ from clay_lib.sensors import SENSORS, Sensor
 
 NETWORK = 12.5  # MB/s, reading speed that a forecast assumes: 100 Mbit/s
 ROW_BYTES = 700  # approximate size of a row without its vectors
+SEAMS = {
+    "seam_step": "steps across seams {:.3f} times those elsewhere",
+    "tiles": "checkerboard energy at the period of tiles {:.2f} times that of neighboring frequencies",
+    "patches": "at the period of two patches {:.2f} times",
+}
 SAMPLE_BLOCKS = 64  # blocks from which a forecast extrapolates the bytes to read
 
 
@@ -77,12 +83,9 @@ class AreaResult:
             f"{self.out / 'vectors'}: configuration {self.configuration}",
             *map(str, self.rasters),
         ]
-        for name, seams in (self.seams or {}).items():
-            lines.append(
-                f"{name}: steps across seams {seams['seam_step']:.3f} times those elsewhere; checkerboard energy "
-                f"at the period of tiles {seams['tiles']:.2f} and of two patches {seams['patches']:.2f} times that "
-                "of neighboring frequencies"
-            )
+        for name, seams in (self.seams or {}).items():  # NaN: the area is too small to measure it
+            measured = [SEAMS[key].format(value) for key, value in seams.items() if math.isfinite(value)]
+            lines += [f"{name}: {'; '.join(measured)}"] if measured else []
         lines += self.effect_sentences()
         rate = f" ({self.rows / self.seconds:.1f} tiles/s, {work.pace(self)})" if self.rows else ""
         times = f"{self.model_seconds:.1f} s in the model and {self.waited_seconds:.1f} s waiting for pixels"

@@ -236,7 +236,9 @@ def test_vectors_do_not_depend_on_dense_features(full_scene, tmp_path):
     assert expected.equals(vectors.read_vectors(tmp_path / "b"))
     rerun = run(tmp_path / "a", full_scene, dense="zarr", overlap=16)  # adds only the raster
     assert rerun.rows == 0 and vectors.read_vectors(tmp_path / "a").equals(expected) and rerun.rasters[0].exists()
-    assert set(rerun.seams[rerun.rasters[0].name]) == {"seam_step", "tiles", "patches"}
+    seams = rerun.seams[rerun.rasters[0].name]
+    assert set(seams) == {"seam_step", "tiles", "patches"}
+    assert "nan" not in str(rerun) and f"tiles {seams['tiles']:.2f} times" in str(rerun)
 
 
 def test_forecast_reads_no_pixels_and_is_within_a_factor_of_four(scene, tmp_path, monkeypatch):
