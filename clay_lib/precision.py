@@ -54,14 +54,23 @@ def check_precision(precision: str | None) -> str:
 def arithmetic(encoder: Encoder, name: str) -> Iterator[None]:
     """Compute in this precision (one of NAMES) inside the `with` block."""
     transformer, half = encoder.transformer, getattr(torch, name) if name in ("bfloat16", "float16") else None
+    hooks = []
     try:
         if name == "int8":
             encoder.transformer = _with_int8_weights(encoder)
+        if name == "medium":  # patch embedding in full precision, as it is under autocast
+            set_precision, layer = torch.set_float32_matmul_precision, encoder.patch_embedding
+            hooks = [
+                layer.register_forward_pre_hook(lambda *_: set_precision("highest")),
+                layer.register_forward_hook(lambda *_: set_precision("medium")),
+            ]
         autocast = torch.autocast(encoder.cls_token.device.type, half, enabled=half is not None)
         with matmul_precision(name), autocast:
             yield
     finally:
         encoder.transformer = transformer
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
