@@ -6,6 +6,7 @@ the first large batch. The choice is kept for the process and in the user's cach
 model and shape.
 """
 
+import copy
 import json
 import os
 import platform
@@ -38,7 +39,7 @@ TRIAL = 8e9  # FLOP of one timed call, at most
 TRIAL_SECONDS = 0.3  # after which no further round begins
 
 _chosen: dict[str, str] = {}
-_quantized: WeakKeyDictionary = WeakKeyDictionary()  # {encoder: (version of its weights, its transformer in int8)}
+_converted: WeakKeyDictionary = WeakKeyDictionary()  # {encoder: {name: (version of its weights, its transformer)}}
 
 
 def check_precision(precision: str | None) -> str:
@@ -54,10 +55,11 @@ def check_precision(precision: str | None) -> str:
 def arithmetic(encoder: Encoder, name: str) -> Iterator[None]:
     """Compute in this precision (one of NAMES) inside the `with` block."""
     transformer, half = encoder.transformer, getattr(torch, name) if name in ("bfloat16", "float16") else None
-    hooks = []
+    hooks, on_cpu = [], encoder.cls_token.device.type == "cpu"
     try:
-        if name == "int8":
-            encoder.transformer = _with_int8_weights(encoder)
+        # On a CPU, autocast would spend a third of the time of a single chip on converting the weights, call after call.
+        if name == "int8" or (half and on_cpu and not torch.is_grad_enabled()):
+            encoder.transformer = _with_converted_weights(encoder, name)
         if name == "medium":  # patch embedding in full precision, as it is under autocast
             set_precision, layer = torch.set_float32_matmul_precision, encoder.patch_embedding
             hooks = [
@@ -162,7 +164,7 @@ def measure(encoder: Encoder, x: torch.Tensor, names: list[str], training: bool)
     not offer here or that are far slower."""
 
     def seconds(name: str, tokens: torch.Tensor) -> float:
-        with arithmetic(encoder, name), torch.set_grad_enabled(training):
+        with torch.set_grad_enabled(training), arithmetic(encoder, name):
             attention, feed_forward = encoder.transformer.layers[0]
             tokens = tokens.clone().requires_grad_(training)
             began = _now(tokens.device)
@@ -222,15 +224,32 @@ def _block_flops(encoder: Encoder, N: int) -> int:
     return 2 * N * (4 * inner + 2 * hidden) * encoder.dim + 4 * N * N * inner
 
 
-def _with_int8_weights(encoder: Encoder):
+def _with_converted_weights(encoder: Encoder, name: str):
+    """The encoder's transformer with the weights of its linear layers in this precision; converted once."""
     version = sum(parameter._version for parameter in encoder.transformer.parameters())  # changed by every update
-    if _quantized.get(encoder, (None,))[0] != version:
-        from torch.ao.quantization import quantize_dynamic  # deprecated; when torch drops it, int8 is not offered
+    known = _converted.setdefault(encoder, {})
+    if known.get(name, (None,))[0] != version:
+        known[name] = version, (_int8 if name == "int8" else _half)(encoder.transformer, name).eval()
+    return known[name][1]
 
-        with warnings.catch_warnings(action="ignore"):
-            quantized = quantize_dynamic(encoder.transformer, {torch.nn.Linear}, dtype=torch.qint8)
-        _quantized[encoder] = version, quantized.eval()
-    return _quantized[encoder][1]
+
+def _int8(transformer: torch.nn.Module, name: str) -> torch.nn.Module:
+    from torch.ao.quantization import quantize_dynamic  # deprecated; when torch drops it, int8 is not offered
+
+    with warnings.catch_warnings(action="ignore"):
+        return quantize_dynamic(transformer, {torch.nn.Linear}, dtype=torch.qint8)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _half(transformer: torch.nn.Module, name: str) -> torch.nn.Module:
+    """All else is shared with the original: its norms stay in float32, as under autocast."""
+    shared = {id(parameter): parameter for parameter in transformer.parameters()}
+    for module in transformer.modules():
+        if isinstance(module, torch.nn.Linear):
+            for weight in module.parameters():
+                shared[id(weight)] = torch.nn.Parameter(weight.to(getattr(torch, name)), requires_grad=False)
+    return copy.deepcopy(transformer, shared)
 
 
 def _now(device: torch.device) -> float:
