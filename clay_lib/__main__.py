@@ -1,7 +1,7 @@
 """Command line: `clay COMMAND` or `python -m clay_lib COMMAND`.
 
-A command is a line in COMMANDS and a typed function with a docstring, whose parameters become its options. Modules are
-imported when their command is called.
+A command is a line in COMMANDS and a typed function with a docstring; the function's parameters become options. A module
+is imported only when its command is called.
 """
 
 import difflib

@@ -1,7 +1,7 @@
 """Callbacks of a training run: checkpoints, saved atomically between two batches and read to resume, and snapshots.
 
-When a checkpoint is saved, the log rows and the validation of the last batch are done. So a resumed run equals one that
-was never interrupted.
+A checkpoint is saved after the log rows and the validation of the last batch, so a resumed run equals one that was never
+interrupted.
 """
 
 import os

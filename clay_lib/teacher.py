@@ -1,6 +1,6 @@
-"""Teacher: a frozen DINOv2 with registers, whose class token Clay's projected class token learns to match.
+"""Teacher: a frozen DINOv2 with registers; Clay's projected class token learns to match its class token.
 
-It is no submodule of the trained module: none of its parameters reaches the optimizer or a checkpoint. Source: Oquab et
+It is not a submodule of the trained module: none of its parameters reach the optimizer or a checkpoint. Source: Oquab et
 al. 2024 and Darcet et al. 2024, through the transformers library. `PatchHeads` are a second, optional target: each
 visible patch token predicts statistics of its patch.
 """

@@ -221,7 +221,7 @@ def embed_area(
     config, sensor = clay.model.config, SENSORS.resolve(sensor)
     overlap = _check_layout(size, config.patch_size, dense, overlap, components)
     if combine not in ("", "mean", "concat") or (combine and pick != "all" and not composite):
-        raise ContractError("combine", combine, "mean or concat, of pick all or of composites", "a single date a tile")
+        raise ContractError("combine", combine, "mean or concat, with pick='all' or composites", "one date per tile")
     recipe = f"{composite} a {period}, dilation {dilation}, min_clear {min_clear}" if composite else ""
     settings = work.Settings(size, clouds, min_valid, store, _unknowns(without), recipe)
     vectors.schema(4, store)  # raises for an unknown store

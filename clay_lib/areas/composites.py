@@ -10,8 +10,8 @@
 | medoid | the clear observation with the least sum of distances to the others over all bands (Flood 2013) |
 | best-pixel | the clear observation far from clouds and near the middle of the period (White et al. 2014) |
 
-Radar has no clouds: whichever the method, its power is averaged. Days are read one by one, in windows so small that all
-days of a window fit into WINDOW_BYTES: memory does not grow with the number of days.
+Radar sees through clouds: its power is averaged, whatever the method. Days are read one by one, in windows small enough
+that all days of one fit into WINDOW_BYTES, so memory does not grow with the number of days.
 """
 
 from __future__ import annotations

@@ -403,5 +403,5 @@ def check_failures(tally: Tally, total: int) -> None:
     found = f"{error.found} ({len(failures)} of {total} tiles failed, the first {name})"
     cause = f"{error.cause}; all other tiles are kept"
     if tally.unread:
-        cause += ": the same command tries those that failed again"
+        cause += ": repeat the command to retry the failed tiles"
     raise ContractError(error.field, found, error.expected, cause)

@@ -1,7 +1,7 @@
 """A local archive: the mini-world, or raster files, as COGs and STAC items behind real servers on this machine.
 
-Items and files are laid out as the public archive of each sensor lays them out, so that its profile in archives.yaml
-reads them and only the address differs.
+Items and files follow the layout of each sensor's public archive, so its profile in archives.yaml reads them and only
+the address differs.
 
     >>> write_archive("data/cache/archive", dates=("2023-05-20", "2023-08-20"), events=(Event("2023-07-01"),))
     >>> with serve_archive("data/cache/archive") as url:

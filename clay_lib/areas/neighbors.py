@@ -153,7 +153,7 @@ def open_index(values: np.ndarray, file: Path | None, state: str) -> Index:
         try:
             atomic_write(file, lambda partial: _save(partial, state=np.array(state), **index._asdict()))
         except OSError as error:
-            warn(f"the index is not kept, the next search builds it again: {error}")
+            warn(f"the index could not be saved, so the next search builds it again: {error}")
     return index
 
 

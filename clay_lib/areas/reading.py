@@ -427,6 +427,6 @@ def _exception(client, future) -> BaseException | None:
         except TimeoutError:
             last_seen = time.monotonic() if client.nthreads() else last_seen
             if time.monotonic() - last_seen > WITHOUT_WORKERS:
-                cause = "all were killed, probably for their memory: use fewer, or smaller tiles, and run it again"
+                cause = "all were killed, probably out of memory: use fewer workers or smaller tiles, and run it again"
                 found = f"no worker for {WITHOUT_WORKERS} s"
                 raise ContractError("scheduler", found, "at least one that reads", cause) from None

@@ -7,14 +7,14 @@
 | id | string | tile, sensor and day, for local files also a hash: 32633-10m-256-e0192-n2167_sentinel-2-l2a_20230610 |
 | tile | string | the tile's id on the fixed grid (tiles.py) |
 | geometry | WKB | the tile's outline in WGS84 degrees (GeoParquet 1.1; bbox is its covering) |
-| time | timestamp, UTC | of the acquisition, of a composite the middle of what was used; null: unknown |
+| time | timestamp, UTC | of the acquisition; for a composite, the mean day of the pixels used; null: unknown |
 | sensor, gsd | string, float | gsd: meters per pixel |
 | vector | fixed-size list of float16 or int8 [D] | class token of the tile; for int8 times `scale` |
 | scale | float | only for int8: the largest absolute number of the vector over 127 |
 | patch_mean (, patch_mean_scale) | as vector | mean of the valid patches' vectors |
 | valid_share | float | share of valid pixel values in the tile, 0 to 1 |
 | cloud_cover | float | percent, of the source items; null: unknown |
-| clear_count, composite | float, string | only of composites: clear observations, mean of the pixels; how they were made |
+| clear_count, composite | float, string | composites only: clear observations per pixel, on average; how they were made |
 | items | list of string | ids of the source items |
 | model, weights, configuration | string | name; hashes of the encoder's tensors and of all settings, 16 hex digits |
 

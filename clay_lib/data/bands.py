@@ -266,7 +266,7 @@ def _layout(
         raise ContractError("bands", f"one band in {source}", expected, cause)
     if any(labels):
         expected = f"names of {sensor.name}: {list(sensor.band_names)}"
-        cause = "another sensor, or custom names: give bands=[...], one a band, None for one to leave out"
+        cause = "another sensor, or custom names: give bands=[...], one name per band, None to leave a band out"
         raise ContractError("bands", f"{list(labels)} in {source}", expected, cause)
     if len(labels) == len(sensor.bands):
         return list(sensor.band_names), "the sensor's order"
@@ -289,8 +289,8 @@ def _layout(
         return last, "the spectra: B8A last"
     if evidence > -0.5:
         warn(
-            f"{source}: {len(labels)} bands without names, read in ESA's order, bands={names}; the spectra don't tell it "
-            f"from the order with B8A last (EuroSAT): bands={last}. Pass the right one"
+            f"{source}: {len(labels)} bands without names, read in ESA's order, bands={names}; the spectra cannot tell "
+            f"this from the order with B8A last (EuroSAT): bands={last}. Pass the right one"
         )
     return names, "ESA's order"
 

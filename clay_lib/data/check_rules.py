@@ -235,9 +235,9 @@ def negative(s: ImageSample) -> Iterator[Finding]:
     below = float((s.values < min(s.facts.zero - 200, 0)).sum() / max(s.count.sum(), 1))
     if below > (0.01 if s.facts.bits or s.facts.zero else 0.05):
         impossible = bool(s.facts.bits or s.facts.zero or below > 0.5)
-        cause = "signed numbers read from unsigned ones, or a nodata value"
+        cause = "unsigned numbers read as signed, or a nodata value"
         if s.sensor.name.startswith("sentinel-2"):
-            cause = "the offset of 1000 subtracted twice, or from a scene before it: leave it out"
+            cause = "the offset of 1000 subtracted twice, or from a scene that never had it: do not subtract it"
         found = f"{below:.0%} of the numbers far below zero, least {short(s.low)}"
         yield Finding("error" if impossible else "warning", "pixels", found, "reflectance, hardly ever negative", cause)
 
@@ -308,7 +308,7 @@ def out_of_order(s: ImageSample) -> Iterator[Finding]:
     if order is not None:
         names = dict(zip(order, s.names, strict=True))
         better = ", ".join(names[i] for i in range(len(names)))
-        found = f"spectra like no land, water, snow or cloud for {', '.join(s.names)}"
+        found = f"spectra that match no land, water, snow or cloud for {', '.join(s.names)}"
         cause = f"another order: {better} fits; pass that as bands=[...]"
         yield warning("bands", found, "the bands in the order they are named in", cause)
     elif {"red", "green", "blue"} <= set(s.names):
@@ -316,8 +316,8 @@ def out_of_order(s: ImageSample) -> Iterator[Finding]:
             reflectance = reflectance - 0.05 * (waves[:, None] / 0.48) ** -4
         image = numbers if facts.bits else 255 * np.clip(reflectance / 0.6, 0, 1) ** (1 / CAMERA_GAMMA)
         if red_is_blue(*(image[s.names.index(name)] for name in ("red", "green", "blue"))):
-            found = "what is bright is bluish, and red varies less than blue"
-            expected = "soil, sand and roofs: warm, and red varying more"
+            found = "bright surfaces are bluish, and red varies less than blue"
+            expected = "warm soil, sand and roofs, and red varying more than blue"
             yield warning("bands", found, expected, "red and blue are swapped (BGR)")
 
 

@@ -125,7 +125,7 @@ def raster_pairs(
                     dates.append(when or header.when or "")
                     positions.append(header.at(left + part.shape[1] / 2, top + part.shape[0] / 2))
     if not windows:
-        cause = "ignore= or nodata is the number of the only class, or features on other land"
+        cause = "ignore= or nodata is the number of the only class, or the features lie outside the images"
         raise ContractError("labels", f"{len(pairs)} pair(s), every pixel ignored", "labeled pixels", cause)
     image, _, box = windows[0]
     first = read_scene(image, sensor, bands=bands, when=when, window=read_header(image).clip(box))
@@ -308,7 +308,7 @@ def _read_labels(path: Path, codes: Mapping[int, str] | None, ignore: int | None
     if codes is not None and fill in codes:
         if ignore is None:
             found, expected = f"{path.name}: nodata {fill:g}, which is class {codes[fill]!r}", "one or the other"
-            cause = "no class: leave it out of classes=; a class: say what is unlabeled, as in ignore=255"
+            cause = "if it is no class, leave it out of classes=; if it is one, say what is unlabeled, as in ignore=255"
             raise ContractError("labels", found, expected, cause)
         fill = None
     for number in (ignore, fill):

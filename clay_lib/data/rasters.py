@@ -309,7 +309,8 @@ def _dataset(path, variables: Sequence[str] = ()) -> ContractError:
     """The error for NetCDF, HDF and Zarr, which hold variables instead of bands."""
     engine = ', engine="zarr"' if Path(path).suffix == ".zarr" else ""
     held = f", with variables {list(variables)}" if variables else ""
-    cause = f'hand in xarray\'s: import xarray; xarray.open_dataset("{path}"{engine}), the variables named as the bands'
+    code = f'import xarray; xarray.open_dataset("{path}"{engine})'
+    cause = f"open it in xarray and pass that, with variables named as the bands: {code}"
     return ContractError("path", f"{path}: a data set{held}", "a raster file with bands", cause)
 
 
@@ -328,7 +329,7 @@ def open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[list
             expected, cause = "columns from west to east", f"a flipped export, which this makes north-up: {fix}"
             raise ContractError("transform", f"{files[0].name}, mirrored", expected, cause)
         if abs(grid.d) > 0.1 * abs(grid.a):  # 6 degrees
-            warn(f"{files[0].name} is rotated, and read as it lies; this makes it north-up: {fix}")
+            warn(f"{files[0].name} is rotated, and read in its own orientation; this makes it north-up: {fix}")
         layers = _layers(files, many, sensor)
         for file in [file for file in files if file.crs is None][:1]:
             if file.gcps[0] or file.rpcs:

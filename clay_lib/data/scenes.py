@@ -162,8 +162,8 @@ def read_scene(
     elif not stated and (units == (1, 0)).all() and sensor.name.startswith("sentinel-2") and has_offset(paths[0]):
         if missing.all() or pixels[~missing].min() >= -OFFSET:
             warn(
-                f"{paths[0]}: its name says a baseline whose numbers carry an offset of 1000, and no pixel is below 1000: "
-                f"pass offset={OFFSET} where it is still in, offset=0 where it was removed"
+                f"{paths[0]}: its name gives a baseline that adds an offset of 1000, and no pixel is below 1000: "
+                f"pass offset={OFFSET} if it is still in the numbers, offset=0 if it was removed"
             )
     if (units != (1, 0)).any():
         pixels = pixels.astype(np.float32) * units[:, :1, None] + units[:, 1:, None]

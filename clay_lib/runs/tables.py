@@ -1,4 +1,4 @@
-"""Tables of sweeps: the ledger of all runs, forecasts by it, and means over settings with intervals over seeds.
+"""Tables of sweeps: the ledger of all runs, forecasts from it, and means over settings with intervals over seeds.
 
 The ledger can be rebuilt from the runs' folders at any time. A run's folder, papermill_runs/SWEEP/HASH/:
     parameters.json      what was requested, written first

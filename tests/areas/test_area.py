@@ -282,7 +282,7 @@ def test_a_truncated_scene_is_reported_and_resumes_once_repaired(tmp_path):
     first, last = len(content) // 3, len(content) // 2
     scene.write_bytes(content[:first] + bytes(last - first) + content[last:])  # a bad download
     os.utime(scene, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(ContractError, match="tiles failed.*truncated download.*same command") as caught:
+    with pytest.raises(ContractError, match="tiles failed.*truncated download.*repeat the command") as caught:
         run(out, scene)
     assert "ContractError(" not in str(caught.value) and str(caught.value).count("expected") == 1
     scene.write_bytes(content)

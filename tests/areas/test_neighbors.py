@@ -64,7 +64,7 @@ def test_index_of_a_read_only_folder_is_built_in_memory(rng, tmp_path, monkeypat
 
     values = rng.normal(size=(100, 8)).astype(np.float16)
     monkeypatch.setattr(neighbors, "atomic_write", refuse)
-    with pytest.warns(UserWarning, match="index is not kept"):
+    with pytest.warns(UserWarning, match="index could not be saved"):
         index = open_index(values, tmp_path / "vectors.index", "state")
     assert index.nearest(values, values[3], 1)[0] == [3]
 

@@ -280,7 +280,7 @@ def test_level_baseline_date_and_hour_of_a_safe_folder(tmp_path):
 def test_an_offset_that_a_name_suggests_is_asked_for(tmp_path):
     path = tmp_path / "S2B_MSIL2A_20230610T074621_N0509_R135_T36MXE.tif"
     write_raster(path, np.full((10, 8, 8), 1800, np.uint16), **UTM)
-    with pytest.warns(UserWarning, match="pass offset=-1000 where it is still in"):
+    with pytest.warns(UserWarning, match="pass offset=-1000 if it is still in the numbers"):
         assert read_scene(path, "sentinel-2-l2a").when == "2023-06-10T07:46:21"
     assert read_scene(path, "sentinel-2-l2a", offset=-1000).pixels.max() == 800
 
