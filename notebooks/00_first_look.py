@@ -15,7 +15,7 @@
 # %% [markdown]
 # # 00 First look
 #
-# > **What can a model do that has learned to fill in the hidden parts of satellite images?**
+# > **What can a model do once it has learned to fill in the hidden parts of satellite images?**
 #
 # You will see
 # - an image with three quarters of it hidden, and how the model fills them in,
@@ -70,7 +70,7 @@ _ = figures.save(fig, out_dir / "1_image.png")
 #
 # The model sees images as **patches** of 8 x 8 pixels. Three quarters of them are hidden, and it has to fill them in
 # from the rest. This is how it was trained, on other places and without any labels. From left to right: the image, what
-# the model sees, what it makes of it, and its error.
+# the model sees, its reconstruction, and the error.
 #
 # > **On a laptop.** The released model was trained with 160 GPUs on 70 million images. These weights are its small
 # > sibling, trained on the synthetic Earth with the cores of a laptop. The code is the same for both.
@@ -90,9 +90,9 @@ fig = figures.reconstruction(pixels, hidden, filled, **kwargs)
 _ = figures.save(fig, out_dir / "2_reconstruction.png")
 
 # %% [markdown]
-# The town, the wetland and the fields come back, without their streets and ditches: details that no visible patch hints
-# at cannot be known. Now move the sliders. Hide more, drop bands, or give the model a wrong pixel size, date or place.
-# Which of them matters most?
+# The town, the wetland and the fields come back, but not their streets and ditches: the model cannot know details that
+# no visible patch hints at. Now move the sliders. Hide more, drop bands, or give the model a wrong pixel size, date or
+# place. Which of them matters most?
 
 # %%
 chip = data.crop(image, 64)
@@ -102,8 +102,8 @@ course.playground(clay, chip.measured(), chip.sensor, available=chip.bands, seed
 # %% [markdown]
 # ## One click, similar places
 #
-# To fill in what is hidden, the model has to describe what is visible. The description is called an **embedding**: a
-# list of numbers for a piece of an image, similar where the land is similar. Here the scene is cut into small squares,
+# To fill in what is hidden, the model has to describe what is visible. This description is called an **embedding**: a
+# list of numbers for a piece of an image. Similar land has similar numbers. Here the scene is cut into small squares,
 # and each gets its embedding. **Click a square** to see the five others whose embeddings are most similar.
 
 # %%
@@ -117,9 +117,9 @@ display(widget)
 # %% [markdown]
 # ## One label, a map
 #
-# Say what one square is, and the embeddings find the others. The label goes to the square that you clicked last; before
-# any click, to one in the town. The cosine of two embeddings measures how similar they are: 1 for the same, 0 for
-# unrelated. All squares above 0.4 form the map, which is also written as a GeoTIFF.
+# Label one square, and the embeddings find the others. The label goes to the square that you clicked last or, if you
+# have not clicked yet, to one in the town. The cosine of two embeddings measures how similar they are: 1 for the same,
+# 0 for unrelated. All squares above 0.4 form the map, which is also written as a GeoTIFF.
 
 # %%
 chosen = min(44, len(vectors) - 1) if widget.chosen is None else widget.chosen
@@ -140,7 +140,7 @@ _ = figures.save(fig, out_dir / "3_map.png")
 #
 # ## Your own image
 #
-# Set `scene` in the cell of parameters to a GeoTIFF, `sensor` to the sensor that took it, and run all cells again:
+# In the parameters cell, set `scene` to a GeoTIFF and `sensor` to the sensor that took it, then run all cells again:
 #
 # ```python
 # scene: str = "field.tif"
@@ -151,7 +151,7 @@ _ = figures.save(fig, out_dir / "3_map.png")
 #
 # ## What you have learned
 #
-# - A model trained only to fill in hidden patches fills in an image that it has never seen.
+# - A model trained only to fill in hidden patches can do so in an image that it has never seen.
 # - On the way it learns embeddings, which are similar for similar land, so one click finds similar places.
 # - With one label, embeddings become a first map; a few more labels and a linear probe make it better.
 #

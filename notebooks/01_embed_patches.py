@@ -79,9 +79,9 @@ print("Sentinel-2:", tuple(fixed(cube.pixels).shape), "\nradar:     ", message)
 assert message is not None
 
 # %% [markdown]
-# Clay solves this as DOFA does ([Xiong et al., 2024](https://arxiv.org/abs/2403.15356)). It does not store kernels; it
-# stores a small network that computes the kernel of a band from the band's central wavelength. A network that computes
-# the weights of another network is called a **hypernetwork**.
+# Clay solves this as DOFA does ([Xiong et al., 2024](https://arxiv.org/abs/2403.15356)). Instead of kernels, it stores
+# a small network that computes the kernel of each band from its central wavelength. A network that computes the weights
+# of another network is called a **hypernetwork**.
 #
 # ## A wavelength becomes 128 numbers
 #
@@ -173,8 +173,8 @@ print(f"pixels {tuple(cube.pixels.shape)} -> tokens {tuple(tokens.shape)}; large
 
 # %% [markdown]
 # Each of the D numbers of a token is the response of one kernel. The responses of one kernel for all patches form a
-# small image, one pixel for each patch. Below are those of the kernel with the strongest mean color and of the kernel
-# with the strongest pattern.
+# small image, one pixel for each patch. Below are two such images: for the kernel with the strongest mean color and for
+# the one with the strongest pattern.
 
 # %%
 responses = rearrange(tokens[0], "(h w) D -> D h w", h=chip_size // P)
@@ -190,8 +190,8 @@ _ = figures.save(fig, out_dir / "2_tokens.png")
 # %% [markdown]
 # ## What the kernels respond to
 #
-# The kernels of red, green and blue together form a small color image: the patch to which this number of the token
-# responds most. Gray is zero, and every kernel has its own contrast.
+# Together, the kernels of red, green and blue form a small color image: the patch that this number of the token
+# responds to most. Gray is zero, and every kernel has its own contrast.
 
 # %%
 color_kernels = weight[:, s2.indices(["red", "green", "blue"])]  # [D, 3, P, P]
@@ -237,14 +237,14 @@ print("mean strength, red = 1:", *(f"{name} {s:.2f}" for name, s in zip(shown, s
 runs.claim(same_pattern > 0.5, "most kernels have one pattern for blue and red")
 
 # %% [markdown]
-# Most kernels have one pattern and give it to each band with its own strength and sign. With the same sign for blue and
-# red, a kernel responds to brightness; with opposite signs, to color. The sign often changes between red and near
+# Most kernels repeat one pattern in all bands, with a different strength and sign in each. With the same sign for blue
+# and red, a kernel responds to brightness; with opposite signs, to color. The sign often changes between red and near
 # infrared, where vegetation turns from dark to bright.
 #
 # ## Similar wavelengths, similar kernels
 #
-# Now for every band of every sensor in the registry. Two bands are compared by the cosine of their kernels: 1 means the
-# same pattern, 0 unrelated, -1 opposite.
+# Now we compare every band of every sensor in the registry by the cosine of their kernels: 1 means the same pattern, 0
+# unrelated, -1 opposite.
 
 # %%
 table = []
@@ -333,8 +333,8 @@ assert radar_tokens.shape == tokens.shape
 
 # %% [markdown]
 # The order of the bands does not matter as long as the wavelengths are reordered with the pixels. If they are not, each
-# band meets the kernel of another one: there is no error message, only wrong tokens. That is why the library keeps
-# pixels and wavelengths together in one datacube.
+# band gets another band's kernel: there is no error message, only wrong tokens. That is why the library keeps pixels
+# and wavelengths together in one datacube.
 
 # %%
 order = torch.randperm(len(s2.bands), generator=torch.Generator().manual_seed(seed))
@@ -360,9 +360,9 @@ for band in ("blue", "green", "red", "nir"):
 assert min(by_band.values()) < 1
 
 # %% [markdown]
-# The visible bands hardly differ; the near infrared does. Visible light and near infrared alone always meant an aerial
-# photograph in training, and with short-wave infrared a satellite image: the network has learned the difference. So use
-# the same set of bands for all images that you want to compare.
+# The visible bands hardly differ; the near infrared does. In training, visible light and near infrared alone always
+# meant an aerial photograph; short-wave infrared as well meant a satellite image. The network has learned the
+# difference. So use the same set of bands for all images that you want to compare.
 #
 # ## Exercises, solved
 #
@@ -415,7 +415,8 @@ checks.check_tokens(tokens_of)
 # A token is a sum over bands, plus the bias. Return the term of each band, `[B, C, L, D]`, so that the sum over the
 # bands plus the bias is the token. `embedding.kernels(waves)` returns kernels `[D, C, P, P]` and the bias.
 #
-# **Hint.** It is exercise 2 with one sum less: the axis C stays. `torch.einsum` sums over the axes that you leave out.
+# **Hint.** This is exercise 2 with one sum fewer: the axis C stays. `torch.einsum` sums over the axes that you leave
+# out.
 #
 # **Hint.** Does the kernel for red depend on which other wavelengths you pass at the same time?
 

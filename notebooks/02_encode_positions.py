@@ -160,9 +160,9 @@ print(f"columns 0, 3, 6, ... at 10 m equal columns 0, 1, 2, ... at 30 m: {count}
 # %% [markdown]
 # ## The released frequencies are nearly equal
 #
-# Transformers normally use frequencies from 1 down to 1/10,000: the high ones distinguish neighbors, the low ones the
-# left from the right of the image. The formula of the released weights divides the exponent by the width of the code
-# once more. At a GSD of 10 m all frequencies are then close to 10 radians per patch.
+# Transformers normally use frequencies from 1 down to 1/10,000: the high ones tell neighbors apart, the low ones tell
+# the left of the image from the right. The formula of the released weights divides the exponent by the width of the
+# code a second time. At a GSD of 10 m all frequencies are then close to 10 radians per patch.
 #
 # > **On a laptop.** The released weights need this formula. Models trained here, clay-mini among them, use the usual
 # > frequencies: `frequencies="geometric"` in the configuration.
@@ -246,8 +246,8 @@ assert best > 1 and profiles["geometric"][1:].argmax() == 0
 # - With the released frequencies, similar codes do **not** mean that patches are close. At 10 m the adjacent patch has
 #   an almost unrelated code, while patches further away have nearly the same. At 500 m the code is close to a random
 #   number for each column and row.
-# - With the usual frequencies, similarity decreases with distance. It starts lower for coarse pixels, whose highest
-#   frequencies are aliased, too.
+# - With the usual frequencies, similarity decreases with distance. It starts lower for coarse pixels, because their
+#   highest frequencies are aliased too.
 #
 # Still, no two patches share a code, since the frequencies differ a little. The network can learn where patches lie,
 # but it has to learn this for each pixel size.
@@ -317,9 +317,9 @@ print("last eight numbers of each token:", [round(v, 2) for v in code[0, 0, -8:]
 # %% [markdown]
 # ## Images that are not square
 #
-# Images of 64 x 256 and of 256 x 64 pixels have the same number of patches, but in 8 x 32 and 32 x 8. A code computed
-# from the square root of the number of tokens would be wrong for both; this one takes height and width. A check: when
-# rows and columns are swapped, the two codes agree.
+# Images of 64 x 256 and of 256 x 64 pixels have the same number of patches, but in grids of 8 x 32 and 32 x 8. A code
+# computed from the square root of the number of tokens would be wrong for both; this one takes height and width. A
+# check: when rows and columns are swapped, the two codes agree.
 
 # %%
 wide, tall = (position.grid_code(h, w, D - 8, 10.0) for h, w in ((8, 32), (32, 8)))

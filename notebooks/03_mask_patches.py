@@ -74,7 +74,7 @@ print(f"{chip_size} x {chip_size} pixels in patches of {P} x {P}: L = {L} patche
 #
 # ## Masking, by hand
 #
-# Each patch gets a random number. In the order of these numbers, the first 75 % are hidden and the rest is visible.
+# Each patch gets a random number. Sorted by these numbers, the first 75 % are hidden and the rest stay visible.
 #
 # > **On a laptop.** The release hides 75 %, as this notebook does. The small weights were trained with 60 %, on
 # > tiles of 64 pixels.
@@ -93,8 +93,8 @@ for by_hand, expected in zip((visible, masked, mask), library, strict=True):
 print(f"ratio {ratio}: {masked.shape[1]} of {L} patches hidden, {visible.shape[1]} visible")
 
 # %% [markdown]
-# The visible tokens are then selected by their indices. This is done after the position code has been added, so that
-# every token keeps the information about its place.
+# The visible tokens are then selected by their indices. This happens after the position code is added, so every token
+# still carries its place.
 
 # %%
 tokens = encoder.patch_embedding(cube.pixels, cube.waves)  # [1, L, D]
@@ -105,8 +105,8 @@ print(f"tokens {tuple(tokens.shape)} -> visible tokens {tuple(visible_tokens.sha
 # %% [markdown]
 # ## Four ratios, two sensors
 #
-# One place, imaged by Sentinel-2 and by Sentinel-1 radar (VV, VH and their ratio as red, green and blue). Light gray is
-# hidden. The same seed hides the same patches for both sensors.
+# Here is one place, imaged by Sentinel-2 and by Sentinel-1 radar (VV, VH and their ratio as red, green and blue). Light
+# gray is hidden. The same seed hides the same patches for both sensors.
 
 
 # %%
@@ -140,7 +140,7 @@ for ratio in ratios:
 # ## What is left of the embedding
 #
 # The class token is the embedding of the chip. How much does it change when patches are hidden? The figure shows the
-# cosine between the class token of the masked and of the complete chip, for chips of eight land covers. The dashed line
+# cosine between the class tokens of the masked and the complete chip, for chips of eight land covers. The dashed line
 # is the cosine between different chips: near it, the embedding would no longer distinguish chips.
 
 # %%
@@ -177,8 +177,8 @@ _ = figures.save(fig, out_dir / "2_class_token.png")
 #
 # $$2\,n\,(4AD + 2DM) + 2\,n^2 \cdot 2A$$
 #
-# The first term is for the linear layers, the second for the attention between all pairs of tokens. A quarter of the
-# tokens is therefore at most a quarter of the work. torch counts the operations of a real pass, which confirms the
+# The first term is for the linear layers, the second for the attention between all pairs of tokens. With a quarter of
+# the tokens, the work is therefore at most a quarter. torch counts the operations of a real pass and confirms the
 # formula.
 
 
@@ -243,7 +243,7 @@ _ = figures.save(fig, out_dir / "3_why_75.png")
 # Up to about 75 %, most hidden patches lie next to a visible one, so copying remains easy while the work of the encoder
 # decreases to less than a quarter. Beyond that, more and more patches have no visible neighbor, and a reconstruction
 # needs knowledge of the land. Near 95 % there is little left to save and little information to use. These curves do not
-# prove that 75 % is best; that it trains well is the experience of He et al. (2021) and of Clay.
+# prove that 75 % is best; He et al. (2021) and Clay found that it trains well.
 
 # %%
 adjacent75, adjacent95 = (adjacent[shares.index(share)] for share in (0.75, 0.95))
@@ -383,7 +383,7 @@ checks.check_put_back(put_back)
 #   task is hard, but there is information to use.
 # - The decoder puts the tokens back in place, with a mask token for each hidden patch; images of any size are padded.
 #
-# **Exercise.** Set `land_cover=50` in the third cell, a town, and run again. From which share of hidden patches on is
+# **Exercise.** Set `land_cover=50` in the third cell, a town, and run again. Above which share of hidden patches is
 # copying a neighbor clearly worse than for fields, and why?
 #
 # All parts are now there. In [04 Training](04_train_clay.ipynb) the model learns to reconstruct what it cannot see.

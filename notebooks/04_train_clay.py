@@ -19,7 +19,7 @@
 #
 # You will see
 # - the recipe of the release, its two losses by hand, and one step of its optimizer by hand,
-# - what a laptop changes in that recipe, each change named,
+# - every change that a laptop makes to that recipe,
 # - a small Clay trained from scratch, and its reconstructions of unseen land before, during and after training.
 #
 # ![Where this notebook stands: loss, training](flow/04_train_clay.png)
@@ -93,10 +93,10 @@ assert (released.reconstruction_weight, released.representation_weight) == (0.95
 # %% [markdown]
 # ## The learning rate
 #
-# Cosine annealing with warm restarts (Loshchilov and Hutter, 2017) goes in each cycle of $T$ steps from $\eta_0$ to
-# $\eta_{end}$: $\eta(t) = \eta_{end} + (\eta_0 - \eta_{end}) (1 + \cos(\pi t / T)) / 2$. Usually $\eta_{end}$ is small.
-# In the release it is 100 times $\eta_0$, so the rate **rises** from 1e-5 to 1e-3 within a cycle and falls back at each
-# restart. First by hand, then with the library's schedule.
+# Cosine annealing with warm restarts (Loshchilov and Hutter, 2017) takes the rate from $\eta_0$ to $\eta_{end}$ in each
+# cycle of $T$ steps: $\eta(t) = \eta_{end} + (\eta_0 - \eta_{end}) (1 + \cos(\pi t / T)) / 2$. Usually $\eta_{end}$ is
+# small. In the release it is 100 times $\eta_0$, so the rate **rises** from 1e-5 to 1e-3 within a cycle and falls back
+# at each restart. Here it is by hand and with the library's schedule.
 
 
 # %%
@@ -125,9 +125,9 @@ fig = figures.curves(rates, "step", "learning rate", xlabel="optimizer step", ti
 # radar power. The release sampled its chips by land-cover statistics; here the land-cover classes come in turn, each
 # place at two dates. Training and test chips lie in different spatial blocks.
 #
-# > **On a laptop.** 440 chips of Sentinel-2, from the synthetic Earth and cut to 64 x 64 pixels, stand in for 70 million
-# > chips of six sensors with 256 x 256 pixels. Seven sensors in the same minutes would have a seventh of the steps each,
-# > too few for more than the brightness of a chip; try it with `sensors`.
+# > **On a laptop.** 440 chips of Sentinel-2, from the synthetic Earth and cut to 64 x 64 pixels, stand in for 70
+# > million chips of six sensors with 256 x 256 pixels. In the same minutes, each of seven sensors would get a seventh
+# > of the steps, too few to learn more than a chip's brightness; try it with `sensors`.
 
 # %%
 out_dir = runs.output_folder(out, "04_train_clay")
@@ -147,8 +147,8 @@ fig = figures.show_row(images, titles, gsd=gsd, columns=4, title="Training chips
 # one vector. The teacher of the release is DINOv2 (Oquab et al., 2024), a vision transformer trained without labels on
 # 142 million images. It sees red, green and blue.
 #
-# > **On a laptop.** DINOv2 is a download of 1.2 GB, and on two cores it takes seconds for each image. Its stand-in is a
-# > vector of 47 texture statistics: colors, contrast, roughness at three scales and direction. To use the real one, set
+# > **On a laptop.** DINOv2 is a download of 1.2 GB and takes seconds per image on two cores. A vector of 47 texture
+# > statistics stands in for it: colors, contrast, roughness at three scales and direction. To use the real one, set
 # > `teacher` to its folder or hub name.
 
 # %%
@@ -165,7 +165,7 @@ print(f"teacher {teacher}: {example_teacher.dim} numbers for each image")
 #
 # $$\mathcal{L} = 0.95\, \frac{\sum_i m_i \lVert \hat x_i - x_i \rVert_1 / N}{\sum_i m_i} + 0.05\, (1 - \cos(z, t)).$$
 #
-# First by hand for one batch, then with the library's training step, in the settings of the release.
+# We compute both for one batch, by hand and then with the library's training step, with the settings of the release.
 
 # %%
 plan = next(iter(datamodule.SensorBatches({sensors[0]: chips}, batch_size=8, seed=seed)))
@@ -195,7 +195,7 @@ print(f"untrained: reconstruction {reconstruction:.3f}, representation {represen
 # ## One optimizer step by hand
 #
 # AdamW (Loshchilov and Hutter, 2019) keeps running means of the gradient $g$ and of its square, corrects both for their
-# start at zero, and shrinks the weights by the decay $\lambda$ apart from the gradient:
+# start at zero, and shrinks the weights by the decay $\lambda$, separately from the gradient:
 #
 # $$m = \beta_1 m + (1-\beta_1) g,\quad v = \beta_2 v + (1-\beta_2) g^2,\quad
 # \theta = (1 - \eta\lambda)\,\theta - \eta\, \frac{m / (1-\beta_1^n)}{\sqrt{v / (1-\beta_2^n)} + \epsilon}.$$
@@ -221,8 +221,8 @@ print(f"{len(before)} tensors updated as by hand")
 #
 # ## The same on a laptop
 #
-# A few minutes on two cores do not reach the end of the first cycle. Everything that this notebook changes to learn
-# something in that time is in this table; the rest is the release's recipe.
+# A few minutes on two cores do not reach the end of the first cycle. This table lists everything that the notebook
+# changes to learn something in that time; the rest is the release's recipe.
 #
 # > **On a laptop.**
 # >
@@ -261,12 +261,12 @@ fig = figures.curves(curves, "step", "learning rate", xlabel="optimizer step", t
 # A small network generates the kernels of the patch embedding ([01](01_embed_patches.ipynb)). With random weights, its
 # kernels are weak noise and nearly the same for red and for green.
 #
-# > **On a laptop.** A small model spends its first thousands of steps on leaving that state. Here the last layer of the
-# > generator is solved for by least squares, so that its first kernels are a cosine basis (as in JPEG), some of them
-# > equal in all bands and others opposite. In the same spirit, the decoder's first attention is made to read the
-# > position code, so that a hidden patch attends to the patches around it; random weights take hundreds of steps to find
-# > out that near patches matter. No shape changes, and training updates all of it. The release starts from random
-# > weights.
+# > **On a laptop.** A small model spends its first thousands of steps getting out of that state. Here the generator's
+# > last layer is fitted by least squares, so that its first kernels are a cosine basis (as in JPEG), some the same in
+# > all bands and others opposite. In the same spirit, the decoder's first attention is made to read the position code,
+# > so that a hidden patch attends to the patches around it; from random weights, it takes hundreds of steps to learn
+# > that near patches matter. No shapes change, and training updates all of these weights. The release starts from
+# > random weights.
 
 # %%
 first_weights = {"random weights": Clay.random(config, seed=seed), "cosine basis": cosine_initialized(config, seed)}
@@ -287,8 +287,8 @@ runs.claim(similarity["cosine basis"] < similarity["random weights"] - 0.05, "a 
 # ## Train
 #
 # The data module yields batches of one sensor each, flipped and rotated at random; a fifth of the samples lose their
-# place and date, as in the release. Four times on the way, the model reconstructs the same test chips with the same
-# patches hidden.
+# place and date, as in the release. Four times during training, the model reconstructs the same test chips with the
+# same patches hidden.
 
 # %%
 batches = datamodule.ClayDataModule(train_chips, unseen, batch_size=batch_size, crop=crop, seed=seed)
@@ -329,9 +329,9 @@ if teacher_network:
 # %% [markdown]
 # ## From noise to shapes
 #
-# Four test chips. The first column is what the encoder sees, and the last one the truth; between them are
-# reconstructions at four moments of the training. The column `clay-mini` shows the weights that the other notebooks
-# use: the same network, trained much longer. Visible patches are drawn as they are.
+# Here are four test chips. The first column is what the encoder sees and the last is the truth; between them are
+# reconstructions at four moments in training. The column `clay-mini` shows the weights that the other notebooks use:
+# the same network, trained much longer. Visible patches are drawn as they are.
 
 # %%
 predictions = {f"step {m}": snapshots.taken[m] for m in moments}  # [B, L, C*P*P]
@@ -350,7 +350,7 @@ _ = figures.save(fig, out_dir / "1_from_noise_to_shapes.png")
 
 # %% [markdown]
 # The short training learns where a chip is bright or dark, and roughly its colors: hidden patches follow the visible
-# ones around them. The detail inside a patch comes much later, and some of it with `clay-mini`.
+# ones around them. Detail inside a patch comes much later; `clay-mini` has some of it.
 #
 # ## Is it better than a simple guess?
 #
@@ -376,8 +376,9 @@ fig = figures.bars_with_intervals(bars, label="error / error of the visible mean
 _ = figures.save(fig, out_dir / "2_error.png")
 
 # %% [markdown]
-# A better guess is interpolation: the visible pixels, weighted by the inverse of their distance. Beside its error stand
-# two correlations with the truth: of the means of hidden patches, and of the detail inside them without their means.
+# A better guess is interpolation: the visible pixels, weighted by the inverse of their distance. Next to its error are
+# two correlations with the truth: for the means of hidden patches, and for the detail left inside them without the
+# means.
 
 # %%
 measures = reconstruction_measures(clay, unseen[sensors[0]], mask_ratio=scored_ratio, seeds=1)
@@ -385,12 +386,12 @@ measures = measures.pivot(index="method", columns="measure", values="value")  # 
 measures.round(2)
 
 # %% [markdown]
-# Interpolation is still better: that near pixels are similar need not be learned there. What it cannot do is describe
-# the image.
+# Interpolation is still better: it need not learn that near pixels are similar. What it cannot do is describe the
+# image.
 #
 # Reconstruction is the training task, not the purpose: the embeddings should describe land. As a first test, each test
-# chip of the first sensor gets the land cover of its five nearest training chips. [07](07_probe_embeddings.ipynb) does
-# this with care.
+# chip of the first sensor gets the most common land cover of its five nearest training chips.
+# [07](07_probe_embeddings.ipynb) does this with care.
 
 # %%
 window = np.s_[..., :crop, :crop]
@@ -480,12 +481,12 @@ checks.check_rate(rate)
 # ## What you have learned
 #
 # - Clay's loss has two parts: the absolute error of hidden patches, and the cosine to a frozen teacher.
-# - Minutes of training on one sensor teach brightness and color; detail needs many more steps. Interpolation is a strong
-#   baseline.
+# - A few minutes of training on one sensor teach brightness and color; detail needs many more steps. Interpolation is a
+#   strong baseline.
 # - The embeddings recognize land cover before the reconstructions look good.
 #
-# **Exercise.** Train once more with the release's `mask_ratio = 0.75` and `teacher_share = 0.05`. What becomes better,
-# and what worse?
+# **Exercise.** Train once more with the release's `mask_ratio = 0.75` and `teacher_share = 0.05`. What gets better, and
+# what gets worse?
 #
 # The weights file holds its own configuration, so `Clay.load` needs only its name. The other notebooks use `clay-mini`:
 # the same network, trained much longer and on more chips, by `clay train --config data/weights/clay-mini.yaml`. To

@@ -72,9 +72,9 @@ print(f"{image.path}: {C} bands of {H} x {W} pixels, {image.gsd:g} m, {image.val
 # %% [markdown]
 # ## Patches to image, by hand
 #
-# First a single chip, with sides that are deliberately no multiple of the patch size. The decoder returns one row for
-# each patch: all pixels of the first band, then of the second, and so on. Each row is reshaped into a small image and
-# put in its place, the padding is cropped, and the numbers are scaled back to the sensor's units.
+# We start with a single chip. Its sides are deliberately not multiples of the patch size. The decoder returns one row
+# for each patch: all pixels of the first band, then of the second, and so on. Each row is reshaped into a small image
+# and put in its place, the padding is cropped, and the numbers are scaled back to the sensor's units.
 
 # %%
 clay = Clay.load(weights)
@@ -140,8 +140,8 @@ print(f"{len(tiles)} tiles, {mask.mean():.0%} hidden -> {rebuilt.shape}")
 # %% [markdown]
 # ## Where it is wrong
 #
-# To compare bands, errors are given in standard deviations: each band is divided by the spread that the sensor is known
-# for. Only hidden pixels count; the decoder is never trained to copy what the encoder saw.
+# To compare bands, errors are given in standard deviations: each band is divided by its known spread for the sensor.
+# Only hidden pixels count; the decoder is never trained to copy what the encoder saw.
 
 
 # %%
@@ -161,7 +161,7 @@ _ = figures.save(fig, out_dir / "1_reconstruction.png")
 
 # %% [markdown]
 # The third panel shows measured patches where the encoder saw them and the reconstruction elsewhere. The model gets
-# colors and large shapes. Details smaller than a patch that no neighbor hints at cannot be known, and the loss rewards
+# colors and large shapes. It cannot know details smaller than a patch that no neighbor hints at, and the loss rewards
 # the average of all possibilities: that is why reconstructions are blurred.
 #
 # ## Each band beside a baseline

@@ -20,7 +20,7 @@
 # You will see
 # - chips arranged by their embeddings alone (t-SNE), colored by land cover, season and sensor,
 # - how often the most similar chip has the same land cover,
-# - how often a chip finds its place again in the images of another sensor,
+# - how often a chip finds the same place in the images of another sensor,
 # - a map in which every patch of a scene has the color of its embedding.
 #
 # ![Where this notebook stands: embeddings](flow/06_see_embeddings.png)
@@ -66,7 +66,7 @@ kind: str = "patch mean"  # the vector of a chip: "patch mean" or "class token"
 # ## Scene and chips
 #
 # A **scene** is a large image, a **chip** a small one. On the synthetic Earth the chips lie at test places, which no
-# training has used: eleven land-cover classes in turn, every place on two random dates. Of your own scene, the tiles
+# training has used: eleven land-cover classes in turn, every place on two random dates. In your own scene, the tiles
 # are the chips; they have no labels.
 #
 # > **On a laptop.** The embeddings are those of clay-mini for chips of 64 x 64 pixels. The released encoder returns
@@ -86,8 +86,8 @@ print(f"{image.path}: {image.pixels.shape}, {image.gsd:g} m; {len(chips)} chips 
 # ## One vector for each chip
 #
 # With nothing hidden, the encoder returns a class token and one token for each patch. The **class token** was trained
-# to agree with the teacher; the **patch mean** is the average of the patch tokens. Both describe the whole chip. First
-# by hand, for four chips; then with the library, for all of them.
+# to agree with the teacher; the **patch mean** is the average of the patch tokens. Both describe the whole chip. We
+# compute them by hand for four chips, then with the library for all.
 
 # %%
 clay = Clay.load(weights)
@@ -151,9 +151,9 @@ _ = figures.save(fig, out_dir / "1_tsne.png")
 #
 # ## Season and sensor
 #
-# Now the chips of the synthetic Earth again, colored by the season of their hemisphere; and, in a second plot, one date
-# of the same places seen by three sensors. If the points of one sensor keep to themselves, the embedding says more
-# about the sensor than about the land.
+# Here are the chips of the synthetic Earth again, colored by the season in their hemisphere. A second plot shows the
+# same places, one date each, seen by three sensors. If the points of one sensor keep to themselves, the embedding says
+# more about the sensor than about the land.
 
 
 # %%
@@ -182,8 +182,8 @@ _ = figures.save(fig, out_dir / "2_season_sensor.png")
 # ## Nearest neighbors
 #
 # A plot is for the eye; to count, use the vectors. For how many chips does the most similar other chip share the land
-# cover, the season, the sensor? Beside it stands the share for a random other chip. Chips of the same place are
-# excluded: they would make it easy.
+# cover, the season, the sensor? Beside it is the share for a randomly chosen other chip. Chips of the same place are
+# excluded: they would make it too easy.
 
 
 # %%
@@ -216,7 +216,7 @@ for name, (share, chance) in shares.items():
     print(f"{name:<27} nearest neighbor agrees for {share:4.0%} of the chips; by chance {chance:4.0%}")
 
 # %% [markdown]
-# And to look at: four chips on the left, each with the five most similar ones.
+# Here are four chips, on the left, each with the five most similar to it.
 
 # %%
 own_place = np.array([f"{lat} {lon}" for lat, lon in zip(chips.lat, chips.lon, strict=True)])
@@ -230,8 +230,8 @@ fig = figures.show_row([thumbnails[i] for i in order.ravel()], titles, columns=o
 _ = figures.save(fig, out_dir / "3_neighbors.png")
 
 # %% [markdown]
-# Choose for yourself: **click a dot** to see its neighbors. Mark some with + and others with −, and the ranking follows.
-# Label a few chips, of two kinds at least, and a linear probe colors all the others.
+# Choose for yourself: **click a dot** to see its neighbors. Mark some with + and others with −, and the ranking
+# follows. Label a few chips of at least two kinds, and a linear probe colors all the others.
 
 # %%
 clickable = data.world_chips(sensor, dots, **world_kwargs)
@@ -242,9 +242,10 @@ display(chip_map(clickable, embed_chips(clay, clickable)[kind], background, **kw
 # %% [markdown]
 # ## The same place in another sensor
 #
-# A harder question: is the chip of **the same place and date** in another sensor the most similar one of all, or among
-# the ten most similar? The model is given neither place nor date, which would give the answer away. Each pair of sensors
-# is a search of its own, and each sensor's mean vector is subtracted first. The brackets hold 95 % intervals over places.
+# A harder question: among all chips of another sensor, is the one at **the same place and date** the most similar, or
+# among the ten most similar? The model is given neither place nor date, which would give the answer away. Each pair of
+# sensors is a search of its own, and each sensor's mean vector is subtracted first. The brackets hold 95 % intervals
+# over places.
 
 # %%
 found = recalls({name: embed_chips(clay, without_place(c))[kind] for name, c in by_sensor.items()})
@@ -261,8 +262,8 @@ kwargs = dict(label="recall at 1", limits=(0, 1), form="{:.0%}", xlabel="found i
 _ = figures.save(figures.matrix(at_one.to_numpy(), names=names, title=title, **kwargs), out_dir / "4_retrieval.png")
 
 # %% [markdown]
-# More places are harder to tell apart: among 1,000, and for two more sensors,
-# `data/weights/RESULTS.md` has the same table.
+# More places are harder to tell apart: `data/weights/RESULTS.md` has the same table for 1,000 places and two more
+# sensors.
 
 # %% [markdown]
 # ## A color for every patch
@@ -283,7 +284,7 @@ fig = figures.show_row(pair, titles, gsd=[image.gsd, image.gsd * P], size=3.4)
 _ = figures.save(fig, out_dir / "5_components.png")
 
 # %% [markdown]
-# As a GeoTIFF, one cell is one patch; on a map, the components lie over the scene.
+# In the GeoTIFF, each cell is one patch; on the map, the components lie over the scene.
 
 # %%
 if image.crs:
@@ -389,8 +390,8 @@ checks.check_three_colors(three_colors)
 # ## What you have learned
 #
 # - An embedding is one vector for a chip, or one for each patch; both come from the encoder with nothing hidden.
-# - Nearest neighbors share the land cover far more often than chance; how often, and how much the sensor matters, is
-#   counted above.
+# - Nearest neighbors share the land cover far more often than by chance; the counts above say how often, and how much
+#   the sensor matters.
 # - A place can be found again in the images of another sensor; how reliably depends on the pair.
 # - Principal components turn patch embeddings into a map that follows the outlines of the land.
 #

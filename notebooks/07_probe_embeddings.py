@@ -56,9 +56,9 @@ bootstraps: int = 1000  # resamplings of every interval
 # %% [markdown]
 # ## The chips
 #
-# The class of a chip is its most common land cover. Classes alternate, so a constant answer is right once in eleven:
-# that is chance. Training and test places come from different blocks of the world, three by six degrees each, and keep
-# 50 km from the border of their block. No test chip has a neighbor in training.
+# The class of a chip is its most common land cover. Classes alternate, so always giving the same answer is right one
+# time in eleven: that is chance. Training and test places come from different blocks of the world, three by six degrees
+# each, and keep 50 km from the border of their block. No test chip has a neighbor in training.
 #
 # > **On a laptop.** Land cover of the synthetic Earth stands in for labels of real images, and clay-mini for the
 # > released weights. The method is the same, the numbers are not.
@@ -177,9 +177,9 @@ print(f"kNN-5 on Clay, both: {by_hand:.3f} by hand, {library:.3f} by the library
 # %% [markdown]
 # ## Three probes
 #
-# Beside it: twenty neighbors by cosine, and a linear classifier whose only setting, the strength of regularization, is
-# chosen on a quarter of the *training* blocks. The 95 % intervals come from resampling test **places**, because two
-# dates of one place are not independent.
+# We add two more: twenty neighbors by cosine, and a linear classifier. Its only setting, the strength of
+# regularization, is chosen on a quarter of the *training* blocks. The 95 % intervals come from resampling test
+# **places**, because two dates of one place are not independent.
 
 # %%
 blocks = data.spatial_blocks(train.lat, train.lon, 6.0)
@@ -199,11 +199,11 @@ for kind, part in table.groupby("probe", sort=False):
 # %% [markdown]
 # ## Is Clay better?
 #
-# The answer is the trained Clay minus the **best** baseline of the same probe, on the same resampled places, so that
-# what is hard for both cancels. The best baseline is chosen on the test chips, so luck is on its side. With many
-# comparisons one looks good by chance; the one that counts was fixed beforehand: class token and patch mean together,
-# kNN-20. An interval that contains zero leaves the question undecided. A second difference compares Clay with the same
-# network before training.
+# The answer is the trained Clay's score minus the **best** baseline's with the same probe. Both use the same resampled
+# places, so what is hard for both cancels. The best baseline is chosen on the test chips, so luck is on its side. With
+# many comparisons one looks good by chance; the one that counts was fixed beforehand: class token and patch mean
+# together, kNN-20. An interval that contains zero leaves the question undecided. A second difference compares Clay with
+# the same network before training.
 #
 # If a baseline wins, that is a result too: learning to reconstruct hidden pixels need not separate land cover better
 # than color and texture do.
@@ -270,7 +270,7 @@ print(f"shuffled labels: {low:.1%} to {high:.1%}; chance {chance:.1%}; true labe
 # %% [markdown]
 # ## Confusion matrix
 #
-# The best probe of the trained Clay, class by class. Each row is a true class and sums to 100 %.
+# Here is the trained Clay's best probe, class by class. Each row is a true class and sums to 100 %.
 
 # %%
 best = table[table["kind"] == "model"].nlargest(1, "score").iloc[0]
@@ -293,7 +293,7 @@ for i, j in zip(*np.unravel_index(np.argsort(-wrong, axis=None)[:4], wrong.shape
 #
 # Chips are often split at random. Then one date of a place is in training and the other in testing, and a probe that
 # merely recognizes the place is rewarded. To see this effect alone, all chips are pooled and the same pool is split in
-# both splits, a few times each: chip by chip, and by blocks of six degrees.
+# both ways, a few times each: chip by chip, and by blocks of six degrees.
 
 # %%
 pool_y = np.concatenate([train_y, test_y])
@@ -346,10 +346,10 @@ for name, points in gap[list(dict.fromkeys(by_split["features"]))].items():
 # %% [markdown]
 # ## Are the labels right, and enough?
 #
-# One call audits a labeled set: chips in training that are nearly a test chip, labels that a probe fitted on other
-# places contradicts (confident learning, Northcutt et al., 2021), whether its confidence can be believed, and how many
-# labels are enough. Below the figures are the three chips to look at first. On the synthetic Earth no label is wrong: they
-# look like another class on that date, such as a town under snow.
+# One call audits a labeled set: chips in training that are nearly a test chip, labels contradicted by a probe fitted on
+# other places (confident learning, Northcutt et al., 2021), whether its confidence can be trusted, and how many labels
+# are enough. Below the figures are the three chips to look at first. On the synthetic Earth no label is wrong: these
+# chips look like another class on that date, such as a town under snow.
 
 # %%
 label_names = np.array([world.CLASSES[code] for code in pool_y])
@@ -427,8 +427,8 @@ checks.check_split(tests)
 # scores when the places are resampled with replacement (a *bootstrap*). Chips of one place are not independent: draw
 # places, and take all chips of each.
 #
-# **Hint.** For each draw: `rng.choice(names, len(names))`, then the mean of all hits of those places, as often as each
-# was drawn.
+# **Hint.** For each draw: `rng.choice(names, len(names))`, then the mean of all hits of those places, each counted as
+# often as it was drawn.
 #
 # **Hint.** The interval leaves 2.5 % of the drawn means on each side: `np.quantile(means, (0.025, 0.975))`.
 
@@ -451,13 +451,13 @@ checks.check_interval(interval)
 # ## What you have learned
 #
 # - A score needs baselines beside it, an interval around it, and a difference to the best baseline.
-# - Simple baselines are strong: whether a model is better than the best of them is answered by the paired difference, for
-#   any weights, through `weights`.
+# - Simple baselines are strong. The paired difference says whether a model beats the best of them; to test other
+#   weights, set `weights`.
 # - A random split of repeated places overstates every score; split by land.
 #
 # **Exercise.** Set `chips` to 110. Which features lose most when the probes have few training chips?
 #
-# How these weights do on real images is in `data/weights/RESULTS.md`. Next: [08 Embedding
+# `data/weights/RESULTS.md` says how these weights do on real images. Next: [08 Embedding
 # maps](08_map_embeddings.ipynb).
 
 # %%

@@ -19,7 +19,7 @@
 #
 # You will see
 # - an area and dates turned into vectors on a fixed grid, with a forecast of the cost,
-# - the most similar places to one that you choose, and how a few examples improve the result,
+# - the places most similar to one that you choose, and how a few examples improve the result,
 # - a map of change between two dates, by embeddings and by plain pixels.
 #
 # ![Where this notebook stands: maps](flow/08_map_embeddings.png)
@@ -92,7 +92,7 @@ print(areas.embed_area(clay, sensor, bounds, before, out_dir / "before", forecas
 #
 # Each tile becomes one row of a GeoParquet table: outline, date, and vector as 8-bit integers. Each patch of 8 x 8
 # pixels becomes one cell of a raster with as many bands as the vector has numbers. A tile is read with some overlap,
-# and neighbors are blended, so that tiles leave few traces. The same command again would compute nothing twice.
+# and neighbors are blended, so that tiles leave few traces. Running the same command again computes nothing twice.
 
 # %%
 dates = {"before": before, "after": after}
@@ -208,8 +208,9 @@ assert ids[order].tolist() == hits.id.tolist()
 torch.testing.assert_close(torch.from_numpy(cosines[order]), torch.from_numpy(hits.similarity.to_numpy()))
 
 # %% [markdown]
-# On the map, beside the same question for every patch: how similar is its vector to the mean of the patches in the
-# query tile? All patches of a scene share one large component, so the scene's mean is subtracted first.
+# The map shows these tiles beside the answer to the same question for every patch: how similar is its vector to the
+# mean of the patches in the query tile? All patches of a scene share one large component, so the scene's mean is
+# subtracted first.
 
 
 # %%
@@ -244,7 +245,7 @@ _ = figures.save(fig, out_dir / "2_hits.png")
 #
 # One example is ambiguous. Mark some results as right and some as wrong, and the query becomes the mean of the right
 # vectors minus half the mean of the wrong ones. Half, because all land has much in common. On the synthetic Earth, the
-# true land cover plays the person who marks the results, with every tile as the query in turn.
+# true land cover plays the part of the person who marks the results, with every tile as the query in turn.
 
 
 # %%
@@ -271,8 +272,8 @@ if len(precision):
 # ## Change
 #
 # Two dates of one place differ for many reasons: haze, rain, the height of a crop, and sometimes a real change. Plain
-# pixels count them all. The distance of embeddings, one minus the cosine of a patch's vectors on both dates, should
-# respond to real change more than to the rest. In both measures the mean of each date over the scene is subtracted
+# pixels count them all. The distance between embeddings, one minus the cosine of a patch's vectors on both dates,
+# should respond more to real change than to the rest. For both measures, each date's mean over the scene is subtracted
 # first.
 
 # %%
@@ -347,9 +348,9 @@ display(figures.show_on_map(shown, still=still, outlines=outlines))
 # Two people embed two overlapping areas. Their vectors can be compared only if the tiles agree, so the number of a tile
 # must not depend on the area requested.
 #
-# Return the tile of each point as column (counted eastward, along x) and row (counted northward, along y). A tile is
-# `size` pixels of `gsd` meters a side. The lower left corner of tile (0, 0) lies at `anchor`; numbers are negative west
-# and south of it. No point of the check lies on an edge.
+# Return the tile of each point as column (counted eastward, along x) and row (counted northward, along y). A tile has
+# `size` pixels of `gsd` meters on each side. The lower left corner of tile (0, 0) lies at `anchor`; numbers are
+# negative west and south of it. No point of the check lies on an edge.
 #
 # **Hint.** How many tile sides is the point away from the anchor? Round down.
 #
@@ -441,7 +442,7 @@ checks.check_blend(blend)
 #
 # - An area and dates become a table of vectors and a raster of patch vectors, on a fixed grid and in open formats.
 # - Similarity search is one matrix product; positive and negative examples make it more specific.
-# - The distance of embeddings between two dates finds a known change.
+# - The distance between the embeddings of two dates finds a known change.
 #
 # **Exercise.** Set `like` to a place on the river, within the bounds printed above. Do examples help more there, or
 # less?

@@ -98,7 +98,7 @@ for change in ({"grid": {"concealed": [0.5]}}, {"grid": {"patch": [4, 8.5]}}, {"
 # %% [markdown]
 # ## Run it
 #
-# Each run executes the notebook in its own kernel, over as many workers as the machine has room for.
+# Each run executes the notebook in its own kernel, on as many workers as the machine has room for.
 
 # %%
 table = run_sweep(sweep, workers=workers, runs=out_dir)
@@ -118,8 +118,8 @@ assert len(missing) == len(wider.runs) - len(sweep.runs)
 # %% [markdown]
 # ## The table of runs
 #
-# One row for each run: its parameters, its metrics, its cost, and the version of the code. `run_sweep` returns the rows
-# of one sweep; `papermill_runs/ledger.parquet` holds those of all sweeps.
+# Each run has a row with its parameters, its metrics, its cost and the version of the code. `run_sweep` returns the
+# rows of one sweep; `papermill_runs/ledger.parquet` holds those of all sweeps.
 
 # %%
 parameters = ["parameter hidden", "parameter patch", "parameter seed"]
@@ -153,7 +153,7 @@ _ = figures.save(fig, out_dir / "ranking.png")
 # %% [markdown]
 # ## One parameter
 #
-# Blue is the mean over all other parameters, gray are the single runs. Runs of one seed share one land, so they are not
+# The mean over all other parameters is blue, the single runs are gray. Runs of one seed share one land, so they are not
 # independent: they are averaged first, and the interval counts seeds, not runs.
 
 # %%
@@ -241,12 +241,13 @@ for name, rows in results.items():
 # %% [markdown]
 # ## A search
 #
-# A grid gives hopeless settings as many runs as good ones, and 64 runs are two values of each of six parameters. With
-# `search:` in place of `grid:`, Optuna draws each setting near those that were good so far (TPE, Bergstra et al., 2011),
-# and `prune:` stops a run whose values, reported while it trains, are worse than the median of earlier runs.
+# A grid gives hopeless settings as many runs as good ones, and 64 runs allow only two values for each of six
+# parameters. With `search:` in place of `grid:`, Optuna draws each setting near those that were good so far (TPE,
+# Bergstra et al., 2011), and `prune:` stops a run whose values, reported while it trains, are worse than the median of
+# earlier runs.
 #
-# `patch_head.py` trains a small head on frozen patch tokens. Both were run before and are read here; the search three
-# times, with other seeds of the sampler, since it draws at random.
+# `patch_head.py` trains a small head on frozen patch tokens. Grid and search ran beforehand and are only read here. The
+# search ran three times with different sampler seeds, since it draws at random.
 
 # %%
 print((RUNS / "sweeps" / "head_search.yaml").read_text())
@@ -283,12 +284,12 @@ fig = figures.curves(searches, "minutes", "log loss", baselines=baselines, **lab
 _ = figures.save(fig, out_dir / "search.png")
 
 # %% [markdown]
-# Each search found a lower loss than the grid, at test places too, in 26 to 33 % of its time (the longest took 0.1 s more
-# than the third that its file allows). The best of many runs is partly luck: with five new seeds, which `confirm:` runs
-# for the winner, each is a little worse.
+# Each search found a lower loss than the grid, at test places too, in 26 to 33 % of the grid's time (the longest ran
+# 0.1 s over the third that its file allows). The best of many runs is partly luck: when `confirm:` runs each winner
+# with five new seeds, it is a little worse.
 #
-# A search does not always pay. In an earlier comparison the grid had four rates, near the good one, and the rate fell
-# along a cosine, so that high rates were good only at the end and were pruned: the grid's best was 0.549, two searches
+# A search does not always pay off. In an earlier comparison the grid had four rates near the good one, and the rate
+# fell along a cosine, so high rates were good only at the end and were pruned. The grid's best was 0.549; two searches
 # had reached 0.574 and 0.578 when they were stopped after 14 of 22 trials.
 #
 # ## Exercises, solved

@@ -192,9 +192,9 @@ for probe in PROBES:
 # %% [markdown]
 # ## Paired differences
 #
-# All scores come from the same chips, so their difference is more certain than each of them. Below zero, the metadata
-# was useful; an interval that contains zero leaves it open. The second case is harder: the probe was trained on
-# embeddings with all metadata, and only the test chips lack some, such as photographs without a date.
+# All scores come from the same chips, so their difference is more certain than either score. If it is below zero, the
+# metadata was useful; an interval that contains zero leaves it open. The second case is harder: the probe was trained
+# on embeddings with all metadata, and only the test chips lack some, like photographs without a date.
 
 # %%
 features = {labels[name]: (full[0], vectors[name][1]) for name in settings}
@@ -228,9 +228,9 @@ _ = figures.save(fig, out_dir / "lost.png")
 # %% [markdown]
 # ## Reconstruct hidden pixels
 #
-# Three quarters of each chip are hidden and reconstructed. The error is divided by that of predicting the mean of the
-# visible pixels: below 1, the model is better than that guess. Bars show the mean over several masks, lines the
-# smallest and the largest value.
+# Three quarters of each chip are hidden and reconstructed. The error is divided by the error of guessing the mean of
+# the visible pixels: below 1, the model beats that guess. Bars show the mean over several masks, lines the smallest and
+# the largest value.
 
 # %%
 rows = []
@@ -259,7 +259,7 @@ _ = figures.save(fig, out_dir / "reconstruction.png")
 #
 # In an archive of photographs, some have a place and some have none, and all of them go into one batch.
 #
-# Write the code of each chip's place, `sin lat, cos lat, sin lon, cos lon`. Where `lat` or `lon` is unknown, NaN, all
+# Write the code of each chip's place, `sin lat, cos lat, sin lon, cos lon`. Where `lat` or `lon` is unknown (NaN), all
 # four numbers are zeros. Zero degrees is a place like any other.
 #
 # **Hint.** `torch.deg2rad` turns degrees into radians; `torch.stack([...], dim=1)` puts four vectors [B] side by side.
@@ -287,9 +287,9 @@ checks.check_place_codes(place_codes)
 # A cosine of 0.98 looks like no change. But if two different chips have a cosine of 0.97, the chip has moved two thirds
 # of the distance to another chip. So compare the two.
 #
-# Row i of `full` and of `reduced` are the embeddings of the same chip, with all and with less metadata. Take the mean
-# of 1 - cosine over the chips. Divide it by the mean of 1 - cosine over all pairs of **different** chips, one from
-# `full` and the other from `reduced`. The vectors may have any length.
+# Row i of `full` and row i of `reduced` embed the same chip, with all and with less metadata. Take the mean of 1 -
+# cosine over the chips. Divide it by the mean of 1 - cosine over all pairs of **different** chips, one from `full` and
+# the other from `reduced`. The vectors may have any length.
 #
 # **Hint.** With all vectors at length one, `a @ b.T` holds every cosine: each chip with itself on the diagonal, pairs
 # of different chips everywhere else.
@@ -317,9 +317,8 @@ checks.check_moved(relative_change)
 #
 # `full` and `reduced` hold 1 where a chip was classified correctly and 0 elsewhere. Chips of one place are not
 # independent, so they are swapped together or not at all: K places can be swapped in 2^K ways, and the observed one is
-# among them. Go through all of them and return the share whose difference of the two scores is at least as large as the
-# observed one, in either direction. This share is the p-value. (The check has seven places, with one to four chips
-# each.)
+# among them. Go through all of them and return the share in which the two scores differ at least as much as observed,
+# in either direction. This share is the p-value. (The check has seven places, with one to four chips each.)
 #
 # **Hint.** Swapping changes the sign of a difference. So only `(full - reduced)[places == name].sum()` of each place
 # matters, and a way of swapping is one sign for each place.
@@ -346,7 +345,7 @@ checks.check_luck(p_value)
 #
 # - To switch metadata off, replace its code: zeros for place and time, one wavelength for all bands, a wrong GSD.
 # - Without wavelengths, bands cannot be distinguished: embeddings, probes and reconstructions all suffer.
-# - Metadata missing only in test usually costs more than metadata that is always missing, since a probe adapts.
+# - Metadata missing only at test time usually costs more than metadata that is always missing, since a probe adapts.
 #
 # **Exercise.** Set `kind` to "class token". Does any metadata matter more to it than to the patch mean?
 #

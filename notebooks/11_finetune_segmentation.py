@@ -176,8 +176,8 @@ _ = figures.save(fig, out_dir / "learning.png")
 # %% [markdown]
 # ## Class by class
 #
-# The 95 % intervals come from resampling blocks of test land, so they cover the choice of test places but not of
-# training runs. The gain over the baseline is computed on the same resamplings, which removes the variation common to
+# The 95 % intervals come from resampling blocks of test land, so they cover the choice of test places but not the luck
+# of a training run. The gain over the baseline is computed on the same resamples, which removes the variation common to
 # both. A dash means that no test pixel has the class, or that there is only one block.
 
 # %%
@@ -266,7 +266,7 @@ _ = figures.save(fig, out_dir / "probability.png")
 # %% [markdown]
 # ## Why upsample by resizing
 #
-# A transposed convolution, the other common way to upsample, computes the pixels of a patch with different weights.
+# A transposed convolution, the other common way to upsample, computes each pixel of a patch with different weights.
 # This leaves a pattern with the period of the patches, the checkerboard artifact (Odena, Dumoulin and Olah 2016,
 # [doi:10.23915/distill.00003](https://doi.org/10.23915/distill.00003)).
 #
@@ -346,8 +346,8 @@ print(f"with all 24 blocks trained, the last one's rate is {all_rates[-1] / all_
 # **Hint.** Begin with `known = truth != ignore`, and use only `truth[known]` and `predicted[known]`, both of shape
 # `[M]`.
 #
-# **Hint.** For each class in `np.unique(truth[known])`, divide the number of pixels in the intersection by that in the
-# union.
+# **Hint.** For each class in `np.unique(truth[known])`, divide the number of pixels in the intersection by the number
+# in the union.
 
 
 # %% tags=["solution"]
@@ -374,10 +374,10 @@ checks.check_mean_iou(mean_iou)
 #
 # Upsample one row of patches. `values` holds one number per patch, located at the center of the patch; each patch is
 # `factor` pixels wide. Interpolate linearly to the center of every pixel. Before the center of the first patch and
-# beyond that of the last one, the value stays constant.
+# after the center of the last, the value stays constant.
 #
-# **Hint.** Measure in patches. The center of pixel i is at `(i + 0.5) / factor` from the left border, that of the first
-# patch at 0.5.
+# **Hint.** Measure in patches. The center of pixel i is at `(i + 0.5) / factor` from the left border; the first patch's
+# center is at 0.5.
 #
 # **Hint.** `np.interp(x, xp, fp)` interpolates linearly and is constant outside.
 

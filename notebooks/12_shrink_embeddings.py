@@ -247,8 +247,8 @@ for bits in (8, 6, 4, 2):
 # ### Exercise 2: explained variance in other places
 # *Medium, 10 minutes*
 #
-# Components are fitted once, on some vectors, and then used for every later one. The explained variance of the training
-# vectors is too optimistic for those.
+# Components are fitted once, on some vectors, and then used for every later one. For those, the explained variance of
+# the training vectors is too optimistic.
 #
 # Compute the mean and the first `k` principal axes of `train`. Subtract this mean from the `test` vectors. Return the
 # share, between 0 and 1, of the sum of their squares that lies along these axes.
@@ -256,7 +256,7 @@ for bits in (8, 6, 4, 2):
 # **Hint.** `np.linalg.svd(centered, full_matrices=False)[2]` has the axes as its rows, the strongest first.
 #
 # **Hint.** `centered_test @ axes[:k].T` are the test vectors' coordinates along the axes. Divide the sum of their
-# squares by that of `centered_test`.
+# squares by the same sum for `centered_test`.
 
 
 # %% tags=["solution"]
@@ -289,10 +289,10 @@ print(f"8 components of 64 numbers explain {same:.0%} of the variance where they
 # bytes, and a search counts differing bits, the Hamming distance, which is very fast. It finds a few hundred
 # candidates, which are then sorted by their more precise vectors.
 #
-# First: one bit per number, 1 where it is above `mean` (the mean vector of the archive). Pack eight bits into a byte,
-# the first number in the highest bit. If D is not a multiple of 8, the last byte is padded with zeros.
+# First, write one bit per number: 1 where it is above `mean` (the mean vector of the archive). Pack eight bits into a
+# byte, the first number in the highest bit. If D is not a multiple of 8, the last byte is padded with zeros.
 #
-# Second: the Hamming distance between each vector of `a` and each vector of `b`.
+# Second, compute the Hamming distance between each vector of `a` and each vector of `b`.
 #
 # **Hint.** `np.packbits(..., axis=1)` packs eight booleans into a byte and pads the last one with zeros.
 #

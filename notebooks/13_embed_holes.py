@@ -18,7 +18,7 @@
 # > **What should the encoder get where nothing was measured?**
 #
 # You will see
-# - a cloud over a chip, whose patches are left out of the sequence: by hand, then with the library,
+# - a cloud over a chip, with its patches left out of the sequence: by hand, then with the library,
 # - how gaps within a patch are filled,
 # - how far the embedding moves, compared with filling in zeros or the mean.
 #
@@ -132,10 +132,10 @@ print(f"{share.item():.0%} of the patch measured: it stays in the sequence")
 # %% [markdown]
 # ## How far does the embedding move?
 #
-# `removal_study` removes a share of the patches, scattered or as one cloud, and compares the class token with that of
-# the complete chip: a cosine of 1 means that nothing changed. It uses several chips, because on a single one a fill can
-# be right by chance; zero, for example, is close to dark water. (`Clay.embed` takes zero in every band for a hole; here
-# it reaches the encoder as a number.)
+# `removal_study` removes a share of the patches, scattered or as one cloud, and compares the class token with the
+# complete chip's: a cosine of 1 means that nothing changed. It uses several chips, because on a single one a fill can
+# be right by chance; zero, for example, is close to dark water. (`Clay.embed` treats zero in every band as a hole; here
+# the zeros reach the encoder as numbers.)
 
 # %%
 sample = data.world_chips("sentinel-2-l2a", chips, split="test", size=chip_size, seed=seed, jobs=1)
@@ -162,7 +162,7 @@ with figures.styled():
 _ = figures.save(fig, out_dir / "2_removed.png")
 
 # %% [markdown]
-# Lines are medians over the chips, shaded areas their middle half. With the patches left out, the embedding is that of
+# Lines are medians over the chips, shaded areas their middle half. With the patches left out, the embedding describes
 # the visible land. It changes where the cloud hides something that the rest of the chip does not show, so one large
 # cloud changes it more than the same number of scattered patches.
 
@@ -180,9 +180,10 @@ print("a cloud over half of the chip:", ", ".join(f"{names[rule]} {value:.3f}" f
 # - Gaps within a patch take the mean of the measured pixels of their band, if at least half of the patch was measured.
 # - Left-out patches change the embedding much less than patches filled with zeros or the mean.
 #
-# **Exercise.** Set `cover` to 0.95. How similar is the embedding still to that of the complete chip?
+# **Exercise.** Set `cover` to 0.95. How close is the embedding to the complete chip's now?
 #
-# Set NaN, or pass `valid` or `nodata`, and do not fill. Back to the main path: [04 Training](04_train_clay.ipynb).
+# Mark missing pixels as NaN, or pass `valid` or `nodata`, and do not fill them. Back to the main path: [04
+# Training](04_train_clay.ipynb).
 
 # %%
 metrics = {

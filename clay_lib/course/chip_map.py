@@ -366,7 +366,7 @@ class ChipMap(Widget):
     def _show_message(self, text: str, link: str = "") -> None:
         status = f"{len(self.labels)} labeled." if self.labels else ""
         if self.predictions is None and self.labels:
-            status += " A second kind is needed before the others can be predicted."
+            status += " Label a second kind to have the others predicted."
         if self.predictions is not None:
             status += " The others are colored by a linear probe on these."
             known = self.atlas.truth is not None and set(self.labels.values()) <= set(self.atlas.truth.tolist())

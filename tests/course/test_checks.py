@@ -68,7 +68,7 @@ def changes(pixels, weight, bias):
             lambda x, w, b: tokens(x, w, b).mT,
             r"\[2, 5, 6\], expected \[2, 6, 5\] \(B, L, D\): the axes are in another order",
         ),
-        (lambda x, w, b: tokens(x, w, b)[None], "an axis of length 1 is too many"),
+        (lambda x, w, b: tokens(x, w, b)[None], "an axis of length 1 too many"),
         (lambda x, w, b: F.conv2d(x, w, b, stride=4), "4 axes, not 3"),
         (lambda x, w, b: F.conv2d(x, w, b).flatten(2).mT, "L is 45 instead of 6"),
         (lambda x, w, b: tokens(x, w, b).abs(), r"differ in \d+ of 60 places; first at \[\d, \d, \d\]: yours"),

@@ -15,11 +15,11 @@ from clay_lib.course.checks.engine import as_tensor, check, normal, number, requ
     cases=[(normal(6, 2, 7, 4), torch.tensor([[1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 0, 1]]).bool())],
     mistakes={
         "The class token is among the patches: leave out tokens[:, 0].": ("tokens[:, 1:]", "tokens[:, :-1]"),
-        "All patches count: those that are not valid have to be left out.": ("return", "return patches.mean(1)  #"),
+        "You average all patches: leave out those that are not valid.": ("return", "return patches.mean(1)  #"),
         "Divide by the number of valid patches.": [("/ weight.sum(1)", "/ 6"), ("/ weight.sum(1)", "")],
         "The mask is used the other way round: True means valid.": ("valid[", "~valid["),
     },
-    praise="One vector a chip, and no patch in it that was not measured.",
+    praise="One vector for each chip, from measured patches alone.",
 )
 def check_patch_mean(tokens, valid):
     """tokens [B, 1 + L, D], class token first, valid [B, L] bool -> mean of the valid patches [B, D]."""
@@ -86,10 +86,10 @@ POINTS = np.array([612_345.0, 645, -1_234, -20, 630]), np.array([47.0, -5_200_30
     cases=[(*POINTS, 10.0, 64, (15.0, -25.0))],
     rtol=0,
     mistakes={
-        "int() and astype(int) cut towards zero: np.floor goes down.": ("np.floor", "np.trunc"),
+        "int() and astype(int) round toward zero: np.floor rounds down.": ("np.floor", "np.trunc"),
         "The anchor is left out: tiles begin at the anchor, not at 0.": (" - anchor", ""),
         "A tile is `size` pixels of `gsd` meters each.": [("gsd * size", "size"), ("gsd * size", "gsd")],
-        "Rows come first; the column, from x, is expected first.": ("[x, y]", "[y, x]"),
+        "You put the row first: the column, from x, comes first.": ("[x, y]", "[y, x]"),
     },
     praise="The same tile for the same place, whatever area is requested.",
 )
@@ -109,8 +109,8 @@ ARCHIVE = (normal(1, 16, 5).numpy() + [2.0, 0.5, 0, 0, 0]) * normal(2, 16, 1).ex
     cases=[(ARCHIVE, np.array([11, 2, 7]), np.array([5, 14]), 4)],
     mistakes={
         "The examples are among the hits: take them out, right and wrong ones.": ("*liked, *disliked", ""),
-        "Subtract half of the wrong examples' mean, not all or nothing of it.": [("0.5", "0"), ("0.5", "1")],
-        "The examples are added up: take the mean of the right and of the wrong ones.": (".mean(0)", ".sum(0)"),
+        "Subtract half of the wrong examples' mean, not all or none of it.": [("0.5", "0"), ("0.5", "1")],
+        "You add up the examples: take the mean of the right and of the wrong ones.": (".mean(0)", ".sum(0)"),
         "Long vectors win: normalize every vector to length one first.": ("unit(vectors)", "vectors"),
     },
     praise="Each example, for or against, moves the query a little.",
@@ -135,7 +135,7 @@ TILES[1, 2, 1], TILES[3, 1, 4], TILES[2, 3, 3:5] = np.nan, np.nan, np.nan  # the
 @check(
     cases=[(TILES, np.array([[0, 0], [0, 4], [2, 1], [3, 4], [4, 3]]), (8, 10))],
     mistakes={
-        "All tiles count equally: weight cells by distance.": ("tent(h), tent(w)", "np.ones(h), np.ones(w)"),
+        "You weight all cells equally: weight by distance.": ("tent(h), tent(w)", "np.ones(h), np.ones(w)"),
         "A corner is row, then column; here the two are swapped.": ("(row, column)", "(column, row)"),
         "NaN in one tile makes the cell NaN: leave it out.": ("np.where(known, weight * tile, 0)", "weight * tile"),
         "Where a tile is NaN it counts as 0: leave out its weight too.": ("weight * known", "weight"),
@@ -188,7 +188,7 @@ TEST = normal(4, 11, 6).numpy() @ (MIX + 0.6 * normal(5, 6, 6).numpy()).T + 2 + 
         "This is the share of train: measure on test.": ("along =", "test = train; along ="),
         "The components are fitted on test: fit on train.": ("mean =", "train = test; mean ="),
         "Subtract the mean of train from test too.": [("test - mean", "test - test.mean(0)"), ("test - mean", "test")],
-        "The columns of svd's third result are taken: its rows are the axes.": ("[2][:k]", "[2].T[:k]"),
+        "You take columns of svd's third result: the axes are its rows.": ("[2][:k]", "[2].T[:k]"),
     },
     praise="Measured on vectors that the components have not seen, as every vector added to the archive will be.",
 )
@@ -229,11 +229,11 @@ BYTES = np.random.default_rng(4).integers(0, 256, (9, 3), dtype=np.uint8)
     cases=[(BYTES[:5], BYTES[[3, 5, 6, 7]])],
     mistakes={
         "These are the bits that agree: count those that differ.": ("!=", "=="),
-        "Bytes that differ are counted: count their bits.": lambda a, b: (a[:, None] != b).sum(2),
+        "You count bytes that differ: count their bits.": lambda a, b: (a[:, None] != b).sum(2),
         "The bytes of a ^ b are added up as numbers: count the bits in them.": lambda a, b: (a[:, None] ^ b).sum(2),
-        "Bits are subtracted as uint8, where 0 - 1 is 255: compare them, with ^ or !=.": ("!=", "-"),
+        "You subtract bits as uint8, where 0 - 1 is 255: compare them, with ^ or !=.": ("!=", "-"),
     },
-    praise="A search by these reads one bit where it read thirty-two.",
+    praise="A search with these reads one bit instead of thirty-two.",
 )
 def check_differing(a, b):
     """a uint8 [N, K], b uint8 [M, K] -> [N, M], the number of bits in which each of a differs from each of b."""

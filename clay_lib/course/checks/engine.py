@@ -183,7 +183,7 @@ def shape_difference(got: Sequence[int], expected: Sequence[int], axes: str = ""
     if sorted(got) == sorted(expected):
         return found + "the axes are in another order."
     if tuple(n for n in got if n != 1) == tuple(n for n in expected if n != 1):
-        return found + "an axis of length 1 is too many or missing."
+        return found + "there is an axis of length 1 too many or too few."
     if len(got) != len(expected):
         return found + f"{len(got)} axes, not {len(expected)}; is one to be summed over, kept or joined with another?"
     lengths = zip(axes.split(", ") if axes else range(len(got)), got, expected, strict=True)

@@ -23,10 +23,10 @@ LABELED = CHIPS, RNG.choice([10, 20, 40, 90], 40), CHIPS_OF_TEST
 @check(
     cases=[(*LABELED, 5)],
     mistakes={
-        "The farthest vote: sort distances from the smallest up.": (":k]", "-k:]"),
-        "Only the nearest votes; all k should.": (":k]", ":1]"),
-        "A label is a name: count votes, take no mean.": ("stats.mode(labels, axis=1).mode", "labels.mean(1)"),
-        "This is the number of votes: answer with the label.": (").mode", ").count"),
+        "You let the farthest vote: sort from the smallest up.": (":k]", "-k:]"),
+        "You let only the nearest vote; all k should.": (":k]", ":1]"),
+        "A label is a name: count votes, not a mean.": ("stats.mode(labels, axis=1).mode", "labels.mean(1)"),
+        "This is the number of votes: return the label.": (").mode", ").count"),
     },
     edge_cases={"With one neighbor": (*LABELED, 1)},
     praise="The simplest probe there is: no training, one number to choose.",
@@ -46,12 +46,12 @@ def _is_split(answer: Callable) -> None:
         splits = [as_tensor(attempt(answer, blocks, share, seed)).numpy() for seed in (0, *range(6))]
         for test in splits:
             require(test.shape == blocks.shape, shape_difference(test.shape, blocks.shape, "N"))
-            require(test.dtype == bool, f"True and False are expected, one a chip; these are {test.dtype} numbers.")
+            require(test.dtype == bool, f"True or False is expected for each chip; these are {test.dtype} numbers.")
             both = len(set(blocks[test]) & set(blocks[~test]))
             require(not both, f"{both} blocks have chips on both sides: draw blocks, and let chips follow (np.isin).")
             tested, target = len(set(blocks[test])), round(share * count)
-            found = f"{tested} of {count} blocks test; with a share of {share} it should be {target}"
-            require(tested != count - target, f"{found}: share is the test's part, you took it for training.")
+            found = f"{tested} of {count} blocks are for testing; with a share of {share} it should be {target}"
+            require(tested != count - target, f"{found}: share is the test part; you took it for training.")
             require(tested == target, f"{found}: draw round(share * blocks) of np.unique(blocks), with replace=False.")
         require(
             (splits[0] == splits[1]).all(), "The same seed gives another split: draw from np.random.default_rng(seed)."
@@ -93,13 +93,13 @@ def _draws_by_seed(answer: Callable) -> None:
     rtol=0,
     atol=0.01,  # as much as intervals of 10,000 draws differ
     mistakes={
-        "The chips are drawn, as if they were independent: draw places.": ("(places,", "(range(len(hits)),"),
-        "A place that is drawn twice counts once.": ("means =", "times = np.sign(times); means ="),
-        "Draw with replacement: every draw gave the same mean.": ("means =", "times = times**0; means ="),
+        "You draw chips as if they were independent: draw places.": ("(places,", "(range(len(hits)),"),
+        "A place that is drawn twice has to count twice.": ("means =", "times = np.sign(times); means ="),
+        "Every draw gives the same mean: draw with replacement.": ("means =", "times = times**0; means ="),
         "This is the 90 % interval: for 95 % leave 2.5 % on each side.": ("(0.025, 0.975)", "(0.05, 0.95)"),
     },
     rule=_draws_by_seed,
-    praise="As wide as the scores that other places would have given.",
+    praise="As wide as the range of scores that other places would give.",
 )
 def check_interval(hits, places, draws, seed):
     """hits [M], places [M] -> (low, high): the interval of the mean when places are drawn with replacement."""
@@ -113,8 +113,8 @@ def check_interval(hits, places, draws, seed):
 # ---- 09: sweeps
 
 INTERVAL_MISTAKES = {
-    "The factor 1.96 is for many seeds: with few it is Student's t for n - 1.": ("stats.t.ppf(0.975, n - 1)", "1.96"),
-    "The spread around a mean of the same runs is divided by n - 1, ddof=1.": ("ddof=1", "ddof=0"),
+    "1.96 is for many seeds: with few, take Student's t for n - 1.": ("stats.t.ppf(0.975, n - 1)", "1.96"),
+    "For the spread around a mean of the same runs, divide by n - 1: ddof=1.": ("ddof=1", "ddof=0"),
     "This is the spread of single runs: for their mean, divide by the square root of n.": (" / np.sqrt(n)", ""),
 }
 
@@ -127,11 +127,11 @@ ERRORS[1, 3], ERRORS[2, [0, 1, 5]], ERRORS[3, [2, 3, 4, 6]] = np.nan, np.nan, np
     cases=[(ERRORS,)],
     mistakes={
         "You count failed runs among the seeds.": ("np.isfinite(errors).sum(1)", "errors.shape[1]"),
-        "Failed runs count as 0: leave them out.": ("mean, n =", "errors = np.nan_to_num(errors); mean, n ="),
+        "You count failed runs as 0: leave them out.": ("mean, n =", "errors = np.nan_to_num(errors); mean, n ="),
         "A failed run makes its setting NaN: np.nanmean and np.nanstd leave it out.": ("np.nan", "np."),
         **INTERVAL_MISTAKES,
     },
-    praise="The fewer runs came through, the wider the interval.",
+    praise="The fewer runs finish, the wider the interval.",
 )
 def check_seed_intervals(errors):
     """errors [S, n], NaN where a run failed -> [S, 3]: mean, low, high of the 95 % interval of the mean."""
@@ -151,15 +151,15 @@ COST[5] += [0.8, 0.9, -2.6, 0.9]  # and of another
 @check(
     cases=[(SCORE, COST)],
     mistakes={
-        "These are the beaten ones: turn it round, ~.": ("~", ""),
+        "These are the dominated settings: invert with ~.": ("~", ""),
         "These are numbers of settings: give True or False.": ("~beaten.any(1)", "np.where(~beaten.any(1))[0]"),
         "You compare the luckiest run or the median of each setting: compare means over its seeds.": [
             ("s, c = np.mean(score, axis=1), np.mean", "s, c = np.max(score, axis=1), np.min"),
             ("np.mean", "np.median"),
         ],
-        "No setting is left: it takes both to be beaten, &.": ("&", "|"),
+        "No setting is left: combine the two with &, not |.": ("&", "|"),
     },
-    praise="Choosing among these depends on the worth of a point.",
+    praise="Which of these to choose depends on what a point of score is worth to you.",
 )
 def check_unbeaten(score, cost):
     """score, cost [S, n] -> bool [S], True where no other setting has a higher mean score and a lower mean cost."""
@@ -183,10 +183,10 @@ RUNS = pd.DataFrame(ROWS, columns=["setting", "seed", "error"]).sample(frac=1, r
     mistakes={
         "The other way round: the first minus the second.": ("a - b", "b - a"),
         "Pair runs by seed, not by order.": ("(a - b)", "pd.Series(a.values - b.values)"),
-        "A missing run counts as 0: leave such seeds out.": ("(a - b)", "a.sub(b, fill_value=0)"),
+        "You count a missing run as 0: leave such seeds out.": ("(a - b)", "a.sub(b, fill_value=0)"),
         **INTERVAL_MISTAKES,
     },
-    praise="What a seed's land adds is on both sides and cancels.",
+    praise="What a seed's land adds is in both errors and cancels.",
 )
 def check_paired(table, first, second):
     """A table (setting, seed, error), two settings -> (difference, low, high), the first minus the second by seed."""
@@ -210,11 +210,11 @@ PLACES = torch.tensor([[46.9, NAN, 0.0, -33.4, NAN, 61.2], [7.4, 151.0, 0.0, NAN
             "a, b =",
             "lat, lon = lat.nan_to_num(), lon.nan_to_num(); a, b =",
         ),
-        "Unknown places are NaN, which would make all of the chip NaN: they have four zeros.": ("] = 0", "] *= 1"),
+        "NaN for an unknown place would make the whole chip NaN: give four zeros.": ("] = 0", "] *= 1"),
         "Where lat or lon is unknown, all four numbers are zeros.": (".any(1)", ""),
         "The order is sin lat, cos lat, sin lon, cos lon.": ("dim=1)", "dim=1)[:, [1, 0, 3, 2]]"),
     },
-    praise="No place has four zeros, since sine and cosine are never both 0: the model can tell unknown places.",
+    praise="No place has four zeros, since sine and cosine are never both 0: the model can recognize unknown places.",
 )
 def check_place_codes(lat, lon):
     """lat, lon [B] degrees, NaN where unknown -> [B, 4]: sin lat, cos lat, sin lon, cos lon, or four zeros."""
@@ -232,12 +232,12 @@ LESS = (FULL + 0.6 * normal(5, 7, 5).numpy()) * (0.8 * normal(6, 7, 1)).exp().nu
     cases=[(FULL, LESS)],
     read=number,
     mistakes={
-        "This is how far each chip moved: divide by that of different chips.": (" / (1 - different.mean())", ""),
-        "A chip's pair with itself is no pair of different chips: leave out the diagonal.": ("different.", "pairs."),
+        "This is how far the chips moved: divide by 1 - cosine of different chips.": (" / (1 - different.mean())", ""),
+        "A chip paired with itself does not count: leave out the diagonal.": ("different.", "pairs."),
         "Pairs of different chips take one from each of the two.": [("a @ b.T", "a @ a.T"), ("a @ b.T", "b @ b.T")],
         "A cosine is the dot product of vectors of length one.": ("unit(full), unit(less)", "full, less"),
     },
-    praise="0: it stayed where it was; 1: it has moved as far as any other chip lies.",
+    praise="0: the chip stayed where it was; 1: it moved as far as another chip.",
 )
 def check_moved(full, less):
     """Embeddings [N, D] with full and with less metadata -> 1 - cosine of the same chip, over that of different ones."""
@@ -259,11 +259,11 @@ HITS_FULL, HITS_LESS = 1 - np.isin(range(17), [5, 15]), 1 - np.isin(range(17), [
     atol=1e-6,
     mistakes={
         "Swap all chips of a place at once, not one by one.": ("sums =", "places = np.arange(len(full)); sums ="),
-        "Only one direction counts: compare absolute values.": ("abs", ""),
-        "Swaps that give exactly the observed difference count too: at least as large, >=.": (">=", ">"),
-        "All places count equally: the difference is that of all chips.": ("== name].sum()", "== name].mean()"),
+        "You count only one direction: compare absolute values.": ("abs", ""),
+        "Count swaps that give exactly the observed difference too: use >=.": (">=", ">"),
+        "You weight all places equally: add up the differences of all chips.": ("== name].sum()", "== name].mean()"),
     },
-    praise="No seed and no formula: all that could have happened, counted.",
+    praise="No seed and no formula: you counted all that could have happened.",
 )
 def check_luck(full, less, places):
     """Hits [M], 0 or 1, places [M] -> share of all swaps of places that differ at least as much as observed."""

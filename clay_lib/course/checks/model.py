@@ -144,7 +144,7 @@ def check_grid_code(h, w, frequencies):
     mistakes={
         "The class token is missing: it is never hidden.": ("1 + ", ""),
         "Patches at the edge are lost: images are padded, so round the sides up.": ("ceil", "floor"),
-        "The number of hidden patches is cut off, int(ratio * L), not rounded.": ("int(", "round("),
+        "Round the number of hidden patches down, int(ratio * L).": ("int(", "round("),
         "These are the hidden patches; the encoder gets the others.": ("1 + patches - ", ""),
     },
     praise="Sides rounded up to full patches, the hidden ones taken off, the class token added.",
@@ -163,15 +163,15 @@ def _draw(seed: int, *shape: int) -> torch.Tensor:
     cases=[(_draw(4, 3, 11), 0.6), (_draw(5, 2, 13), 0.6), (_draw(6, 4, 16), 0.75), (_draw(7, 2, 9), 0.3)],
     mistakes={
         "0 and 1 are swapped: 1 means hidden.": ("return", "return 1 -"),
-        "You hide the patches with the largest draws; the smallest are hidden.": ("draw.argsort", "(-draw).argsort"),
-        "Draws below the ratio are another number of patches each time: sort.": lambda draw, ratio: draw < ratio,
+        "You hide the patches with the largest draws: hide the smallest.": ("draw.argsort", "(-draw).argsort"),
+        "The number of draws below the ratio varies: sort them.": lambda draw, ratio: draw < ratio,
         "argsort gives the patches in order, not their ranks.": (
             "return",
             "return 1.0 * (draw.argsort(dim=1) < hidden.shape[1])  #",
         ),
     },
     edge_cases={"With ratio 0 no patch is hidden: the mask is all zeros.": (_draw(7, 2, 9), 0.0)},
-    praise="The same number hidden in every sample, at places of its own.",
+    praise="The same number is hidden in every sample, each time in other places.",
 )
 def check_mask(draw, ratio):
     """draw [B, L], share hidden -> mask [B, L], 1 = hidden: the int(ratio L) patches with the smallest draws."""
@@ -183,9 +183,9 @@ def check_mask(draw, ratio):
     cases=[(normal(2, 2, 3, 4), _draw(2, 2, 7).argsort(dim=1)[:, :3], normal(3, 4), 7)],
     mistakes={
         "The mask tokens stand behind the visible ones: each token goes to visible[b, i].": ("visible]", "range(3)]"),
-        "The hidden places hold zeros: they hold the mask token.": ("= mask_token", "= 0 * mask_token"),
+        "Your hidden places hold zeros: put the mask token there.": ("= mask_token", "= 0 * mask_token"),
         "tokens[b, i] belongs to visible[b, i], and that list is not sorted.": ("visible]", "visible.sort(1).values]"),
-        "Every sample uses the places of the first one.": ("visible]", "visible[:1]]"),
+        "Every sample uses the first one's places: use its own.": ("visible]", "visible[:1]]"),
     },
     praise="Visible tokens in their places, the mask token everywhere else.",
 )

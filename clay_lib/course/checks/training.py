@@ -17,8 +17,8 @@ from clay_lib.course.checks.engine import as_tensor, check, normal, number
 @check(
     cases=[(normal(2, 2, 5, 6), normal(3, 2, 5, 6), torch.tensor([[1.0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]))],
     mistakes={
-        "All patches count. Only hidden ones (mask 1) should.": ("(errors * mask).sum() / mask.sum()", "errors.mean()"),
-        "The visible patches count: in the mask, 1 means hidden.": ("return", "mask = 1 - mask; return"),
+        "You count all patches: take hidden ones (mask 1).": ("(errors * mask).sum() / mask.sum()", "errors.mean()"),
+        "You count the visible patches: in the mask, 1 means hidden.": ("return", "mask = 1 - mask; return"),
         "Errors keep their sign and cancel: take the absolute value.": (".abs()", ""),
         "Divide the sum over hidden patches by their number.": ("mask.sum()", "mask.numel()"),
     },
@@ -36,7 +36,7 @@ def check_masked_error(reconstruction, target, mask):
         "This is the cosine, largest where both agree. A loss is smallest there: 1 - cosine.": ("1 - ", ""),
         "This is 1 minus the dot product: divide by both lengths.": lambda a, b: 1 - (a * b).sum(-1).mean(),
         "Sum over D, the last axis, not the batch.": ("dim=1", "dim=0"),
-        "There is one number a chip: end with their mean.": (".mean()", ""),
+        "This is one number for each chip: return their mean.": (".mean()", ""),
     },
     praise="0 where both point the same way, 1 where they have nothing in common, 2 where they oppose each other.",
 )
@@ -85,7 +85,7 @@ def six_numbers(transform) -> torch.Tensor:
     rtol=1e-9,
     mistakes={
         "The corner is scaled too: the map begins where the image begins.": lambda t, patch: np.multiply(t, patch),
-        "Only a and e are scaled: b and d turn the grid, and are scaled too.": ("b * patch, c, d * patch", "b, c, d"),
+        "You scale only a and e: scale b and d too, which turn the grid.": ("b * patch, c, d * patch", "b, c, d"),
         "The cells have become smaller: a patch is larger than a pixel, so multiply.": ("* patch", "/ patch"),
     },
     edge_cases={"Another patch size: take the one given": ((20.0, -1.5, 310_000.0, 0.75, -30.0, 4_100_000.0), 6)},
@@ -100,9 +100,9 @@ def check_patch_transform(transform, patch):
 @check(
     cases=[(normal(5, 3, 4, 6) + torch.tensor([0.0, 2, 5])[:, None, None], normal(6, 4, 6) < 0)],
     mistakes={
-        "The mean is over all pixels, hidden ones too.": ("image[:, ~hidden].mean(1)", "image.mean((1, 2))"),
+        "Your mean includes the hidden pixels: leave them out.": ("image[:, ~hidden].mean(1)", "image.mean((1, 2))"),
         "This is the mean of the hidden pixels: those are unknown.": ("~hidden", "hidden"),
-        "One mean serves all bands: each has its own.": (".mean(1)[:, None, None]", ".mean()"),
+        "You use one mean for all bands: each has its own.": (".mean(1)[:, None, None]", ".mean()"),
         "Replace the hidden pixels, not the visible ones.": ("guess, image", "image, guess"),
     },
     praise="The baseline that every reconstruction has to beat.",
@@ -141,10 +141,10 @@ def check_image_of_rows(rows, C, P, H, W):
     cases=[(7, 4, 0.02, 0.7)],
     atol=1e-9,
     mistakes={
-        "All blocks learn: those before the last ones are frozen, with the rate 0.": ("behind < last", "True"),
+        "All blocks learn: freeze those before the last ones, with the rate 0.": ("behind < last", "True"),
         "The frozen blocks belong before the others, with the rate 0.": ("0.0)", "0.0)[-last:]"),
         "The last block comes first: give the first block first.": ("[::-1]", ""),
-        "The last block already learns decay times slower: its rate is `top`.": ("**behind", "**(behind + 1)"),
+        "You multiply the last block's rate by decay: it is `top`.": ("**behind", "**(behind + 1)"),
     },
     edge_cases={
         "With last = 0 every rate is 0: mind that [-0:] is all of an array, and [:-0] is nothing": (7, 0, 0.02, 0.7),
@@ -175,8 +175,8 @@ def _labels(shape: tuple, ignore: int, seed: int, only_predicted: int) -> tuple:
     rtol=1e-6,
     atol=1e-7,
     mistakes={
-        "A class that no pixel has counts: leave it out of the mean.": ("iou[actual > 0]", "iou"),
-        "A class that is only predicted counts: leave it out of the mean.": ("actual >", "actual + guessed >"),
+        "You count a class that no pixel has: leave it out of the mean.": ("iou[actual > 0]", "iou"),
+        "You count a class that is only predicted: leave it out of the mean.": ("actual >", "actual + guessed >"),
         "Unlabeled pixels are taken for class 0: leave them out.": (
             "known, table",
             "truth = np.where(truth == ignore, 0, truth); known, table",
