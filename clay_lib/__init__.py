@@ -4,7 +4,7 @@ from importlib import import_module
 
 
 def lazy(package: str, homes: dict[str, str]):
-    """(__getattr__, __dir__, __all__) of a package whose names are imported when they are first used.
+    """(__getattr__, __dir__, __all__) for a package that imports each name on first use.
 
     homes: {module of the package: "names that it holds, separated by spaces"}. torch takes seconds to import, and
     sweeps, searches and --help do without it.

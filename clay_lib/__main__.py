@@ -79,7 +79,7 @@ def normalize_options(command, options: list[str]) -> list[str]:
 
 
 def _is_value(text: str) -> bool:
-    """Whether it is no option: southern latitudes begin with a minus too."""
+    """Whether a word is a value, not an option: southern latitudes begin with a minus too."""
     return not text.startswith("-") or re.match(r"-[\d.]", text) is not None
 
 

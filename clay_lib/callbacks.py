@@ -24,7 +24,7 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 def newest_checkpoint(folder: str | Path) -> dict | None:
-    """The latest readable checkpoint of a run, on the CPU, or the one before it; None if there is none yet."""
+    """A run's last checkpoint, on the CPU, or the one before it if that is damaged; None if there is none yet."""
     paths = [path for name in (LAST, PREVIOUS) if (path := Path(folder) / name).is_file()]
     for path in paths:
         with suppress(ContractError):

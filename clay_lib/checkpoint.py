@@ -40,7 +40,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, **changes)
 
     dtype: of the model, float32 by default, whatever the file's is.
     changes: values of ClayConfig that shapes do not give: heads, dim_head, decoder_heads, decoder_dim_head,
-    frequencies, mask_ratio. Heads are needed for a file without a configuration that is of no released size.
+    frequencies, mask_ratio. A file with neither a configuration nor a released size needs heads.
     Raises ContractError that names the file's real content, or lists every missing, unexpected and wrongly shaped
     tensor, or those with NaN or infinity.
     """
@@ -118,7 +118,7 @@ def convert(
         part: the encoder, which embeds, or the whole model, which also reconstructs and trains
         dtype: float32 keeps every bit; the others halve the file, and loading converts them back to float32
         licence: of the weights, for the file's metadata
-        heads: of the encoder's attention, for a source without a configuration that is of no released size
+        heads: of the encoder's attention, for a source with neither a configuration nor a released size
         decoder_heads: of the decoder's attention, likewise
     """
     path = Path(out)
@@ -179,7 +179,7 @@ OTHER_FILES = (  # the first bytes, in lower case, of files that are saved under
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], Mapping]:
     """({name: tensor mapped from the file}, metadata) of a checkpoint, a state_dict saved by torch, or safetensors.
 
-    The format is known by the file's first bytes. metadata: a checkpoint's hyper_parameters, or that of safetensors.
+    The file's first bytes tell the format. metadata: a checkpoint's hyper_parameters, or the metadata of safetensors.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -318,7 +318,7 @@ def _width(prefix: str, values: Mapping) -> int:
 
 
 def _heads(prefix: str, values: Mapping, shapes: Mapping[str, tuple[int, ...]], changes: Mapping) -> dict:
-    """Heads and their dimension, of which shapes give only the product."""
+    """Number of heads and dimension of each; shapes give only the product of the two."""
     heads, dim_head = (changes.get(f"{prefix}{name}") for name in ("heads", "dim_head"))
     known = values[f"{prefix}heads"] is not None
     if heads is None and dim_head is None and known:

@@ -1,4 +1,4 @@
-"""The Clay class: load weights, check images, embed and reconstruct them; the same for many chips."""
+"""The Clay class: load weights; check, embed and reconstruct images, one or many."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BATCH = 64  # chips of a loop over many
 
 @dataclass(frozen=True)
 class Embedding:
-    """Float32. A patch without enough measured pixels is NaN, and so is the class token of a chip without any other."""
+    """Float32. A patch with too few measured pixels is NaN, and so is the class token if the chip has no other."""
 
     chip: Tensor  # [B, D], class token
     patches: Tensor  # [B, h, w, D]
@@ -53,7 +53,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Pixels in native numbers; mask and valid have the pixels' grid, with one value a patch.
+    """Pixels in native numbers; mask and valid are on the pixels' grid, constant within each patch.
 
     Patches left out for their holes are reconstructed like masked ones but are not in the mask: they have no original.
     """
@@ -94,8 +94,8 @@ class Clay:
         found by a short trial at the first large batch; "exact", float32; "fast", which may also be int8 (0.995); or
         one of precision.NAMES. None: CLAY_PRECISION of the environment, or auto. Reconstructions are always exact.
         changes: values of ClayConfig that shapes do not give (heads, decoder_heads, frequencies, mask_ratio).
-        A file of `clay export` that ends in .onnx embeds in ONNX Runtime, on the CPU and in float32: for single small
-        chips faster than torch (`clay bench onnx`), for nothing else.
+        An .onnx file of `clay export` embeds in ONNX Runtime, on the CPU and in float32: faster than torch for single
+        small chips (`clay bench onnx`), but for nothing else.
         """
         if str(path).endswith(".onnx"):
             if dtype or changes or device not in (None, "cpu") or precision not in (None, "auto", "exact"):
@@ -174,8 +174,8 @@ class Clay:
         """Class token [B, D] and patch tokens [B, h, w, D] with nothing masked, float32.
 
         pixels, sensor, metadata (bands, when, lat, lon, gsd, valid, nodata, in_decibel, reading, check): see `cube`.
-        layers: numbers of inner blocks, from 0, or from -1 at the end, to return in `out.layers` too. Like `out` they
-        have passed the final norm, so that the last block's is `out` itself.
+        layers: inner blocks to return in `out.layers` too, counted from 0, or from -1 at the end. Their tokens pass the
+        final norm as those of `out` do, so that the last block gives `out` itself.
         min_valid: patches with a smaller measured share are left out of the sequence. In the others, a hole takes the
         mean of its band in its patch (encoder.fill_holes). Values under a hole never change the result.
         Any number of chips: they pass through the encoder a few at a time.
@@ -242,9 +242,9 @@ def cosine_initialized(config: ClayConfig, seed: int = 0) -> Clay:
 
 
 def _check(image: Image, sensor: Sensor) -> None:
-    """Check the chips that have all bands, or else those that have any, so that one bad tile does not stop a batch.
+    """Check only chips that have all bands, or if none has, those with any band: one bad tile does not stop a batch.
 
-    In the other chips, valid patches are embedded and the rest is NaN.
+    Chips that are not checked are embedded too: their valid patches, with NaN in the rest.
     """
     bands = np.isfinite(image.pixels).any((2, 3))  # [B, C]
     checked = bands.all(1) if bands.all(1).any() else bands.any(1)  # [B]
@@ -257,7 +257,7 @@ def _check(image: Image, sensor: Sensor) -> None:
 
 
 def _empty_chips(valid: Tensor) -> Tensor:
-    """Valid patches [B, L] or [B, h, w] -> [B] bool, chips without any, with a warning."""
+    """Valid patches [B, L] or [B, h, w] -> [B] bool, True for chips that have none, with a warning."""
     empty = ~valid.flatten(1).any(dim=1)
     if empty.any():
         chips = f"chips {empty.nonzero()[:, 0].tolist()} of {len(empty)}"
@@ -277,7 +277,7 @@ def batches(chips: Chips | Datacube, size: int) -> Iterator:
 def embed_chips(clay: Clay, chips: Chips, **kwargs) -> dict[str, np.ndarray]:
     """{"class token": [N, D], "patch mean" of the valid ones: [N, D]} with nothing masked, float32.
 
-    kwargs: other arguments of `Clay.embed` than place and date, for chips cut from a file: bands, gsd, in_decibel.
+    kwargs: arguments of `Clay.embed` for chips cut from a file (bands, gsd, in_decibel), except place and date.
     """
     parts = batches(chips, BATCH)  # one after another, since patch tokens take far more memory than their mean
     embeddings = [clay.embed(part.pixels, chips.sensor, **part.place_and_time, **kwargs) for part in parts]

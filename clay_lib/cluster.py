@@ -13,8 +13,8 @@ from pathlib import Path
 
 from clay_lib.errors import ContractError
 
-# Of OpenMP, which reads it when torch is imported: threads that wait for others sleep. Where they spin, as by default,
-# beside a busy process, a training step on two threads takes ten times as long.
+# OpenMP reads this when torch is imported: threads that wait for others sleep. By default they spin, and beside a busy
+# process a training step on two threads then takes ten times as long.
 WAIT_POLICY = "PASSIVE"
 WAIT = 30  # s until a scheduler must have answered
 CPU_GROUP = Path("/sys/fs/cgroup/cpu")  # of version 1; Dask reads version 2, and folders named cpu,cpuacct
@@ -63,8 +63,8 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
     """A distributed.Client for the duration of the `with` block.
 
     scheduler: "" for a LocalCluster, an address such as tcp://10.0.0.1:8786, or "slurm".
-    workers: threads of the LocalCluster, by default one a core and at least four, since reading mostly waits;
-    processes: one process each instead, so that a killed worker does not end the job. With SLURM: jobs, by default 2.
+    workers: threads of the LocalCluster, by default one a core and at least four, since reading mostly waits; with
+    SLURM: jobs, by default 2. processes: workers are processes instead, so that a killed one does not end the job.
     slurm: options of dask_jobqueue.SLURMCluster (queue, cores, memory, walltime ...) beside those of its jobqueue.yaml.
     """
     import dask
@@ -75,7 +75,7 @@ def dask_client(scheduler: str = "", *, workers: int = 0, processes: bool = Fals
     # The profiler lists the frames of all threads, during which CPython 3.11 may collect garbage: a thread that starts
     # at that moment, as reads start them, waits forever and the process with it.
     config["distributed.worker.profile.enabled"] = False
-    # A killed worker that takes longer to start again, on a busy machine, would not be replaced at all.
+    # On a busy machine a killed worker may start again later than Dask waits for it, and would never be replaced.
     config["distributed.deploy.lost-worker-timeout"] = "120s"
     if processes:  # no task waits behind a long one while another worker is free
         config["distributed.scheduler.worker-saturation"] = 1.0
@@ -121,7 +121,7 @@ def wait_for_workers(client, scheduler: str, seconds: float = 120) -> None:
 
 
 def _require_main_guard() -> None:
-    """ContractError in a script whose import by a worker process would start the same work again."""
+    """ContractError in a script that starts the same work again when a worker process imports it."""
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script and Path(script).suffix == ".py" and "__name__" not in Path(script).read_text(encoding="utf-8"):
         expected = 'if __name__ == "__main__": before what the script does'

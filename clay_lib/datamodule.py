@@ -149,7 +149,7 @@ class SensorBatches(Sampler[Plan]):
 
 
 def rounds_of(sizes: Mapping[str, int], each: Sequence[int], together: int) -> list[int]:
-    """Rounds that each sensor needs, with `each` of its batches of `together` chips in a round."""
+    """Rounds that each sensor needs; a round takes `each` of its batches, a batch `together` chips."""
     return [-(-size // (together * n)) for size, n in zip(sizes.values(), each, strict=True)]
 
 
@@ -162,11 +162,11 @@ def batches_per_epoch(sizes: Mapping[str, int], repeats: Mapping[str, int], toge
 class PlannedBatches(Dataset):
     """Plan -> Batch: chips read, augmented and normalized as one array.
 
-    augment: each chip flipped at random and, with turns, each batch rotated by a random quarter; place and time of
-    unknown_share of the samples zeroed (a fifth in the release); the colors of shifted_share of them shifted.
+    augment: each chip flipped at random and, with turns, each batch rotated by a random quarter; place and time zeroed
+    in unknown_share of the samples (a fifth in the release); colors shifted in shifted_share of them.
     crop: side in pixels of a window of every chip, random with augmentation and central without; None: complete chips.
-    targets: a teacher's output for complete chips and their flips, hence without crop and turns; with shifted colors
-    it stays the output for the true ones.
+    targets: a teacher's output for complete chips and their flips, hence without crop and turns; it stays
+    the output for the true colors where colors are shifted.
     """
 
     def __init__(

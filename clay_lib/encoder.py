@@ -25,9 +25,9 @@ MIN_VALID = 0.5  # share of a patch's numbers that must have been measured for t
 class Encoded:
     """The encoder's output. L counts the patches of the padded image, V the visible ones.
 
-    With holes, V is that of the chip with the most visible patches. The rows of the other chips end in empty slots:
-    zeros in `tokens`, False in `present`, and some patch that is not visible in `visible`, so that `visible` and
-    `masked` together still hold every patch once.
+    With holes, V is the largest number of visible patches in a chip. The rows of the other chips end in empty slots:
+    zeros in `tokens`, False in `present`, and in `visible` the index of a patch that is not visible, so that `visible`
+    and `masked` together still hold every patch once.
     """
 
     tokens: Tensor  # [B, 1+V, D], class token first
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         """layers: blocks, counted from 0 or from the end, whose tokens are returned too, after the final norm.
 
         min_valid: the share of a patch's numbers that must be valid in the cube; a patch without any is never visible.
-        Chips of one batch may have different holes: each gives what it gives alone, to rounding.
+        Chips of one batch may have different holes: each gives the same result as alone, up to rounding.
         """
         pixels, valid, min_valid = cube.pixels, None, check_share(min_valid)
         if cube.valid is not None:
@@ -144,7 +144,7 @@ def random_mask(batch: int, length: int, *, mask_ratio: float, shuffle: bool, de
     """Random split of the patches: (visible [B, V], masked [B, L-V], mask [B, L] with 1 = masked).
 
     The first int(mask_ratio L) of each sample's own random order are masked; without shuffling the order is
-    row-major, so that the top rows are. noise [B, L]: the random numbers that define the order; None: drawn here.
+    row-major, so that the top rows are masked. noise [B, L]: random numbers that define the order; None: drawn here.
     """
     _check_ratio(mask_ratio)
     if shuffle:
@@ -199,9 +199,9 @@ def check_share(min_valid: float) -> float:
 def fill_holes(pixels: Tensor, valid: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     """Pixels [B, C, H, W] and valid [B, 1 or C, H, W] -> (pixels without holes, measured share of each patch [B, L]).
 
-    A hole takes the mean of its own band's measured pixels in its own patch, or zero, the band's mean on Earth, where
-    the patch has none: the value that band dropping showed the encoder in training. The share is over all pixels and
-    bands of a patch; pixels that only pad the image count neither as measured nor as missing.
+    A hole takes the mean of its band's measured pixels in its patch. Where the patch has none it takes zero, the
+    band's mean on Earth, which the encoder saw in training whenever a band was dropped. The share is over all pixels
+    and bands of a patch; pixels that only pad the image count neither as measured nor as missing.
     """
     valid = valid.expand_as(pixels)
     known = pixels.masked_fill(~valid, 0.0).to(torch.promote_types(pixels.dtype, torch.float32))

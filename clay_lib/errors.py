@@ -25,7 +25,7 @@ class ContractError(ValueError):
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """A warning located at the line outside this library and torch that called them."""
+    """A warning reported at the caller's line, outside this library and torch."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("clay_lib", "torch"):
         frame, level = frame.f_back, level + 1

@@ -74,8 +74,8 @@ def atomic_write(path: str | Path, write: Callable[[Path], object], *, overwrite
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Delete unfinished files and folders below a folder whose writers died. Hold the folder's lock: then nothing there
-    is being written by this process either, whose id a killed writer in a container often had."""
+    """Delete unfinished files and folders of dead writers below a folder. Hold the folder's lock: files that bear this
+    process's id are deleted too, since in a container a killed writer often had the same one."""
     import psutil
 
     for path in sorted(Path(folder).rglob(f"{PARTIAL}*")):
@@ -202,7 +202,7 @@ def yaml_format(version: tuple[int, int] | None = None) -> YAML:
 
 
 def read_yaml(path: str | Path, what: str = "file") -> object:
-    """The content of a YAML file; ContractError where it cannot be read, or has a key twice. what: it is, in messages."""
+    """The content of a YAML file; ContractError if it cannot be read or has a key twice. what: its name in messages."""
     try:
         return yaml_format().load(Path(path).read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:

@@ -87,7 +87,7 @@ def matmul_precision(name: str) -> Iterator[None]:
 
 
 def training_device(accelerator: str) -> torch.device:
-    """Where Lightning trains with this accelerator."""
+    """The device that Lightning trains on with this accelerator."""
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "mps" if accelerator == "mps" else "cpu")
 
@@ -160,8 +160,8 @@ def _trial(encoder: Encoder, cube: Datacube, N: int, names: list[str], training:
 
 
 def measure(encoder: Encoder, x: torch.Tensor, names: list[str], training: bool) -> dict[str, float]:
-    """{name: least seconds of the first block on tokens x [B, N, D]}, the names in turn; without those that torch does
-    not offer here or that are far slower."""
+    """{name: least seconds of the first block on tokens x [B, N, D]}, timed in turn; names that torch does not offer
+    here, or that are far slower, are left out."""
 
     def seconds(name: str, tokens: torch.Tensor) -> float:
         with torch.set_grad_enabled(training), arithmetic(encoder, name):

@@ -109,7 +109,7 @@ def teacher_target(teacher: nn.Module, pixels: Tensor, sensor: str) -> Tensor:
 FILTERS = 48  # random ones of a patch
 FLAT = 0.02  # standard deviations of the sensor below which a patch counts as flat
 MIN_VARIANCE = 0.02  # lower bound of a direction's variance in whitening
-MIN_SPREAD = 0.1  # of the batch's mean, added to each chip's
+MIN_SPREAD = 0.1  # share of the batch's mean spread that is added to each chip's
 
 
 class PatchHeads(nn.Module):
@@ -128,8 +128,8 @@ class PatchHeads(nn.Module):
     def loss(self, encoded: Encoded, pixels: Tensor, sensor: str) -> Tensor:
         """Error of the statistics of visible patches; pixels [B, C, H, W], NaN in holes. Scalar.
 
-        Half whitened over the batch, and relative to the spread within each chip: in a chip of low contrast, such as
-        a forest, small differences count.
+        Errors are half whitened over the batch and divided by the spread within each chip, so that small differences
+        count in a chip of low contrast, such as a forest.
         """
         with torch.autocast(pixels.device.type, enabled=False):
             statistics = patch_statistics(pixels.float(), self.patch_size)  # [B, L, n], NaN beside holes

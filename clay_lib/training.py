@@ -224,7 +224,7 @@ class ClayModule(L.LightningModule):
         return {"state_dict": averaged, "live": live, **rest}
 
     def begin_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Load weights into the model, and begin their average there."""
+        """Load weights into the model, and start their running average from them."""
         self.model.load_state_dict(weights)
         if self.average is not None:
             self.average = WeightAverage(self.model, self.average.decay)
@@ -248,12 +248,12 @@ class ClayModule(L.LightningModule):
         groups = [{"params": params, "lr": factor * s.lr} for factor, params in groups.items() if params]
         if self.patch_heads is not None:
             groups.append({"params": [*self.patch_heads.parameters()], "lr": PATCH_HEADS_LR * s.lr})
-        fused = self.hparams.get("precision") != "float16"  # whose scaled gradients are clipped before the step
+        fused = self.hparams.get("precision") != "float16"  # float16's scaled gradients are clipped first
         optimizer = torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay, betas=s.betas, fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule(optimizer, s), "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """By norm, beside a fused optimizer too: under bfloat16 nothing is scaled, and Lightning refuses it there."""
+        """Clip by norm, also with a fused optimizer, which Lightning refuses although bfloat16 scales no gradients."""
         if gradient_clip_val:
             self.trainer.precision_plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
 

@@ -45,7 +45,7 @@ AUXILIARY = re.compile(
 MODIS_FILL = 32767
 OFFSET = -1000  # which Sentinel-2's numbers need since processing baseline 04.00
 SENTINEL_2_NAME = re.compile(r"S2[A-D]_MSIL(?P<level>1C|2A)_(?P<when>\d{8}T\d{6})_N(?P<baseline>\d{4})_")
-PRODUCT_NAMES = (  # of files; the sensors whose images they are begin with the first word
+PRODUCT_NAMES = (  # (first word of the sensors' names, pattern of their files' names)
     ("sentinel-2", SENTINEL_2_NAME),
     ("sentinel-2", re.compile(r"T\d{2}[A-Z]{3}_(?P<when>\d{8}T\d{6})_")),
     ("sentinel-2", re.compile(r"HLS\.S30\.T\w{5}\.(?P<when>\d{7}T\d{6})")),  # by the day of the year
@@ -110,9 +110,9 @@ def match_bands(
     """{sensor band: position in labels}, in the caller's order, else in the sensor's, with what decided each.
 
     labels: the description of each band in the source, "" where there is none. bands: {sensor band: 1-based number}; or
-    names: those to take where the labels hold all of them, else one a band in the source's order, None for a band to
-    leave out; or None: by the labels, else by the number of bands. source: its name, for the mission and for messages.
-    sample: returns some pixels [C, ...] of the source; asked only where the number of bands fits two layouts.
+    names: those to take if the labels hold all of them, else one for each band in the source's order, None to leave it
+    out; or None: the labels decide, else the number of bands. source: its name, for the mission and for messages.
+    sample: returns some pixels [C, ...] of the source; called only where the number of bands fits two layouts.
     Raises ContractError where nothing names the bands, or two labels mean the same band.
     """
     product, level = product_name(source), LEVELS.get(sensor.name)
@@ -171,7 +171,7 @@ def recognize_band(label: str, sensor: Sensor, numbers: Mapping[str, str]) -> st
 
 
 def product_name(source: str) -> dict[str, str]:
-    """What a product's own name says: mission, when (ISO 8601, UTC), level and Sentinel-2's baseline, those it has.
+    """What a product's own name says, as far as it does: mission, when (ISO 8601, UTC), level, Sentinel-2's baseline.
 
     source: a path; the innermost file or folder that has a product's name counts.
     """
@@ -191,7 +191,7 @@ def product_name(source: str) -> dict[str, str]:
 
 
 def header_date(tags: Mapping) -> str | None:
-    """The acquisition in a file's tags or attributes, as xarray writes it; TIFF's own DateTime is when it was written."""
+    """The acquisition date in tags or attributes, as xarray writes it; TIFF's DateTime is when the file was written."""
     text = str(tags.get("datetime"))
     try:
         moment = datetime.fromisoformat(text)
@@ -259,7 +259,7 @@ def has_layout(sensor: Sensor, count: int) -> bool:
 def _layout(
     labels: Sequence[str], sensor: Sensor, numbers: Mapping[str, str], source: str, sample
 ) -> tuple[list[str | None], str]:
-    """(bands of a source without labels, from how many there are; the order that this takes for granted)."""
+    """(bands of a source without labels, by how many there are; the order that is assumed)."""
     if len(labels) == 1 and len(sensor.bands) > 1:
         cause = "a label raster, or one band of several: hand in the folder of all, or name it, bands=['red']"
         expected = f"the {len(sensor.bands)} of {sensor.name}: {list(sensor.band_names)}"
@@ -296,7 +296,7 @@ def _layout(
 
 
 def _b8a_last(sample: np.ndarray) -> float:
-    """Evidence that 12 or 13 bands of Sentinel-2 [C, ...] end with B8A: positive, else that it stands after B8.
+    """Evidence on where B8A is among 12 or 13 bands of Sentinel-2 [C, ...]: last if positive, else after B8.
 
     B8A resembles B8 on every surface, in its level and from pixel to pixel. B10 (of 13) sees no ground and is the darkest; B9 (of 12) resembles B8 too.
     """
@@ -318,7 +318,7 @@ def _b8a_last(sample: np.ndarray) -> float:
 
 
 def _explicit_bands(count: int, sensor: Sensor, bands: Bands) -> dict[str, int]:
-    """bands as the caller numbers them, for a source of `count` bands without names."""
+    """{sensor band: position} from the caller's `bands`, for a source of `count` bands without names."""
     if isinstance(bands, Mapping):
         numbers = dict(bands)
     else:
@@ -340,10 +340,10 @@ def _explicit_bands(count: int, sensor: Sensor, bands: Bands) -> dict[str, int]:
 
 
 def header_units(scale: float, offset: float, sensor: Sensor) -> tuple[float, float]:
-    """(scale, offset) of a file's header -> those to the sensor's native numbers.
+    """(scale, offset) of a file's header -> (scale, offset) from stored to the sensor's native numbers.
 
-    A header turns stored numbers into physical ones. Where the sensor's are reflectance and the scale is below 0.01,
-    that is reflectance 0 to 1, as of Landsat's 0.0000275 and Sentinel-2's 0.0001; else native numbers or decibel.
+    A header turns stored numbers into physical ones. If the sensor measures reflectance and the scale is below 0.01,
+    as in Landsat (0.0000275) and Sentinel-2 (0.0001), these are reflectance 0 to 1; else native numbers or decibel.
     """
     facts = FACTS.get(sensor.name, Facts())
     if (scale, offset) == (1, 0) or not scale or facts.one is None or abs(scale) >= 0.01:
@@ -376,7 +376,7 @@ def missing_pixels(pixels: np.ndarray, nodata: Sequence[float | None], sensor: S
 
 
 def measured(pixels: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """Pixels of any dtype as float32, NaN where missing, which has the same shape."""
+    """Pixels of any dtype as float32, NaN where `missing`, of the same shape, is True."""
     with np.errstate(over="ignore"):
         out = pixels.astype(np.float32)
     out[missing] = np.nan

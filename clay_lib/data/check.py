@@ -254,7 +254,7 @@ def check(
 
 
 def possible_sensors(path: str) -> list[str]:
-    """The sensors that a file's header fits best: near in ground distance, all of the bands, and most of them."""
+    """The sensors that a file's header fits best: by ground distance, then by having all bands, then the most bands."""
     from clay_lib.data.rasters import find_layers  # arrays need no raster library
 
     held = {}
@@ -281,7 +281,7 @@ def _name(source) -> str:
 
 
 def _caught(field: str, value, problem: Exception) -> Finding:
-    """The finding of an exception; other ones than ContractError come from objects of a wrong type."""
+    """An exception as a finding; any other than a ContractError comes from an object of the wrong type."""
     if isinstance(problem, ContractError):
         return error(problem.field, str(problem.found), str(problem.expected), problem.cause)
     return error(field, f"{type(value).__name__}: {problem}"[:200], "numbers", "another type of object")

@@ -245,8 +245,8 @@ def negative(s: ImageSample) -> Iterator[Finding]:
 def offset_kept(s: ImageSample) -> Iterator[Finding]:
     """Sentinel-2's offset since baseline 04.00: the darkest pixels of all bands stand just above 1000.
 
-    Bright scenes have no dark pixels either, but not in the same place in the visible and beyond 1.5 um: sand is bright
-    there, snow and water are dark there, and haze is bright in the blue alone.
+    Bright scenes have no dark pixels either, but are brighter in the visible or beyond 1.5 um, not in both: sand is
+    bright there, snow and water are dark there, and haze is bright in the blue alone.
     """
     swir, blue = s.waves > 1.5, s.waves < 0.6
     if not s.sensor.name.startswith("sentinel-2") or s.pixels < 4 * FEW or not (swir.any() and blue.any()):
@@ -257,13 +257,13 @@ def offset_kept(s: ImageSample) -> Iterator[Finding]:
         found = " and ".join(f"{short(dark[band])} in {s.names[band]}" for band in bands)
         yield warning(
             "pixels", f"no dark pixel: percentile 1 is {found}", "shadow, water or leaves below 1000 in some band",
-            "the offset of 1000 was not removed: subtract it. Baseline 04.00 and later adds it, in old dates that were "
-            "processed again too; if haze or bright ground without a shadow fills the image, leave the numbers as they are",
+            "the offset of 1000 was not removed: subtract it. Baseline 04.00 and later adds it, also to old dates "
+            "processed again; if haze or bright ground without a shadow fills the image, leave the numbers as they are",
         )  # fmt: skip
 
 
 def far_from_mean(s: ImageSample) -> Iterator[Finding]:
-    """The last resort, and all there is for a custom sensor. Snow may be 26 deviations bright, so not for all."""
+    """The last resort, the only one for a custom sensor. Skips known reflectance: snow may be 26 deviations bright."""
     if s.facts.one:
         return
     median = s.percentiles[50]

@@ -62,7 +62,7 @@ def _ground_sides(crs: CRS, transform: Affine, lat: float, lon: float) -> tuple[
     """(across, down): a pixel's sides on the ground at (lat, lon), degrees, in meters.
 
     Where the projection keeps areas within 2 %, as UTM and national grids do, the pixel's nominal size; web Mercator
-    draws everything larger by 1 / cos(lat), which is taken back.
+    enlarges everything by 1 / cos(lat), which is divided out.
     """
     if crs.is_geographic:
         east, north = METERS_PER_DEGREE * math.cos(math.radians(lat)), METERS_PER_DEGREE
@@ -109,7 +109,7 @@ def outline(west: float, south: float, east: float, north: float) -> shapely.Geo
 
 
 def boxes(shape: shapely.Geometry) -> list[tuple[float, float, float, float]]:
-    """(west, south, east, north) of a shape in degrees; two of one in parts on both sides of the antimeridian."""
+    """(west, south, east, north) of a shape in degrees; two boxes if parts lie on both sides of the antimeridian."""
     west, _, east, _ = shape.bounds
     parts = shapely.get_parts(shape)
     if west > -180 or east < 180 or len(parts) == 1:
@@ -119,14 +119,14 @@ def boxes(shape: shapely.Geometry) -> list[tuple[float, float, float, float]]:
 
 
 def center_longitude(shape: shapely.Geometry) -> float:
-    """Degrees, -180 to 180, of the middle of an outline: that of a shape cut at 180 degrees lies there, not near 0."""
+    """Longitude of an outline's middle, -180 to 180 degrees; a shape cut at 180 degrees has it there, not near 0."""
     first, last = (sides := boxes(shape))[0], sides[-1]
     middle = (first[0] + last[2] + 360 * (len(sides) - 1)) / 2
     return float(middle if middle <= 180 else middle - 360)
 
 
 def warn_of_points(name: str, *, rpcs: bool = False) -> None:
-    """Of an image that has control points or RPCs in place of a grid, with the command that makes one."""
+    """A warning that an image has control points or RPCs instead of a grid, with the command that makes a grid."""
     points, option = ("RPCs", "-rpc") if rpcs else ("ground control points", "-tps")
     stem = PurePath(name).stem
     warn(
@@ -212,7 +212,7 @@ def _crs(array: xarray.DataArray, axes: Mapping[str, Hashable], mapping: str, at
 
 
 def _transform(array: xarray.DataArray, axes: Mapping[str, Hashable], text: str | None):
-    """From pixel corner to CRS: the x and y coordinates, since a GeoTransform (text) stays behind at a crop; else it."""
+    """From pixel corner to CRS, by x and y; without these by a GeoTransform (text), which crops leave unchanged."""
     stored = Affine.from_gdal(*(float(v) for v in text.split())) if text else None
     x, y = (array.coords[axes[axis]].values if axes[axis] in array.coords else None for axis in ("x", "y"))
     if x is None or y is None or x.dtype.kind not in "iuf" or y.dtype.kind not in "iuf":

@@ -76,7 +76,7 @@ class Image:
 
 
 def with_metadata(image: Image, *, valid=None, **given) -> Image:
-    """The image with what a caller gives in place of its own: a mask, when, lat, lon, gsd, in_decibel; None: its own."""
+    """The image with a caller's mask, when, lat, lon, gsd and in_decibel in place of its own; None keeps its own."""
     given = {name: value for name, value in given.items() if value is not None}
     if "in_decibel" in given:
         given["in_decibel"] = bool(given["in_decibel"])
@@ -96,8 +96,8 @@ def open_image(source, sensor: str | Sensor, *, bands: Bands = None, nodata: flo
     `scenes.read_scene` reads. CRS and pixel size of xarray come from its grid mapping coordinate (rioxarray, odc-stac,
     CF) and its x and y; rows from south to north and columns from east to west are flipped. A scale factor and offset
     in xarray's attributes, or undone on opening (its encoding), count as a raster header's do (`bands.header_units`).
-    bands: of a source that names its bands, those to take, in that order; of one that does not, the names of its bands
-    in order, None for one to leave out, or {name: 1-based number}. Without it, bands that carry names are matched to
+    bands: if the source names its bands, those to take, in that order; if not, the names of all its bands in order,
+    None to leave one out, or {name: 1-based number}. Without it, bands that carry names are matched to
     the sensor's and the others left out; bands without names must be all the sensor's in its order.
     nodata: the fill value, instead of the source's own; where it could be a measurement (0, or 255 in 8 bit), it
     counts only where every band holds it. NaN, infinities, masked elements and zero in every band are missing too.
@@ -131,7 +131,7 @@ def _fill_value(nodata) -> float | None:
 
 
 def as_batch(values: np.ndarray, sensor: Sensor, names: Sequence[str] | None = None) -> np.ndarray:
-    """Numbers [C, H, W] or [B, C, H, W] -> [B, C, H, W]. names: of the C bands there must be, None for any number."""
+    """Numbers [C, H, W] or [B, C, H, W] -> [B, C, H, W]. names: of the C bands to expect; None: any number."""
     if values.dtype.kind not in "iufb":
         expected = "an array or tensor of real numbers, xarray, or a path"
         cause = "text, objects or complex numbers in the array"
@@ -375,12 +375,12 @@ def _band_labels(array: xarray.DataArray, dim: Hashable) -> list[str]:
 
 
 def _source_name(data) -> str:
-    """For messages, and for the mission in a file's name."""
+    """Name of the source, for messages and for the mission in a file's name."""
     return str(data.encoding.get("source") or getattr(data, "name", None) or f"the {type(data).__name__}")
 
 
 def _own_fill(array: xarray.DataArray, shared: Mapping | None = None):
-    """The fill value that these numbers still hold, of the variable or its Dataset (shared); unpacked ones hold NaN."""
+    """The fill value still in these numbers, by the variable or its Dataset (shared); unpacked ones hold NaN."""
     unpacked = array.dtype.kind == "f" and {"scale_factor", "add_offset"} & array.encoding.keys()
     attrs = {**(shared or {}), **({} if unpacked else array.encoding), **array.attrs}
     fills = [np.ravel(attrs[key])[0] for key in FILL_ATTRIBUTES if attrs.get(key) is not None and np.size(attrs[key])]
@@ -417,13 +417,13 @@ def _dates(array: xarray.DataArray, batch: Hashable | None) -> datetime | tuple[
 
 
 def _step_of(array: xarray.DataArray, dim: Hashable) -> float:
-    """From the first to the last coordinate; 0 where there are none."""
+    """Last coordinate minus the first; 0 without coordinates."""
     values = array.coords[dim].values if dim in array.coords else np.empty(0)
     return float(values[-1]) - float(values[0]) if len(values) > 1 and values.dtype.kind in "iuf" else 0.0
 
 
 def _counts(values: np.ndarray) -> bool:
-    """Whether coordinates are numbers of rows, or their centers."""
+    """Whether coordinates only count the rows, from 0 or 1, or their centers, from 0.5."""
     return float(values[0]) in (0.0, 0.5, 1.0) and float(values[1] - values[0]) == 1.0
 
 

@@ -141,8 +141,8 @@ def raster_pairs(
 def label_grids(pairs: Sequence[tuple[Path, Path]], column: str | None = None) -> list[np.ndarray]:
     """Labels of every pixel of images, [H, W] each: class numbers, 0 where unlabeled.
 
-    pairs: (image, label raster or vector labels). Numbers are those of the label raster, whose nodata is unlabeled; or
-    count the classes of all vector files together, by name, from 1. column: as for `raster_pairs`.
+    pairs: (image, label raster or vector labels). Numbers are those of the label raster, whose nodata is unlabeled;
+    classes of vector labels are numbered from 1, by name over all files together. column: as for `raster_pairs`.
     """
     vectors = [label for _, label in pairs if _is_vector(label)]
     frames, codes = read_vectors(vectors, column)
@@ -172,9 +172,9 @@ def points_on_scene(
 ) -> LabeledSet:
     """Chips of size x size pixels around the points of a GeoDataFrame; its column `label` holds classes or values.
 
-    Text, categories, bools and columns of integers are classes, columns of floats values, unless gaps alone made
-    floats of integers. Points without a label or outside the scene are left out with a warning; a chip that extends
-    past the scene's border is missing there. Chips that share pixels, directly or over others, are one group.
+    Text, categories, bools and integers are classes; floats are values, unless they are integers that gaps alone
+    made floats. Points without a label or outside the scene are left out with a warning; a chip that extends
+    past the scene's border is missing there. Chips that share pixels, directly or through others, are one group.
     """
     from sklearn.cluster import DBSCAN
 
@@ -207,13 +207,13 @@ def points_on_scene(
 
 
 def _scene_set(first: Scene, classes, places: pd.DataFrame, read) -> LabeledSet:
-    """Labels of chips, from files whose bands and ground distance are those of the scene `first`."""
+    """A set of labeled chips with the sensor, bands and ground distance of the scene `first`."""
     files = dict(sensor=first.sensor, bands=first.bands, gsd=first.gsd, in_decibel=first.in_decibel)
     return LabeledSet(**files, classes=tuple(classes), dense=False, places=places, read=read)
 
 
 def _common_layout(paths: Sequence[Path], sensor: Sensor, when) -> dict[str, int] | None:
-    """{band: number} of images without names, of the layout that most of 32 have; None: each names its own bands."""
+    """{band: number} for images that name no bands: the layout of most of 32; None: each names its own bands."""
     with open_raster(paths[0]) as file:
         if any(file.descriptions) or file.count <= len(sensor.bands):
             return None
@@ -295,7 +295,7 @@ def _check_same_grid(image: Header, label: Header) -> None:
 
 
 def read_codes(path: str | Path, window=None) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Numbers of a label raster as stored, north up, where they are NaN: [H, W] each; and the header's nodata."""
+    """(numbers of a label raster as stored, where they are NaN, header's nodata); the first two [H, W], north up."""
     with open_raster(path) as file:
         values, fill = read_band(file, 1, window and Window(*window)), file.nodata
     blank = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
@@ -403,10 +403,10 @@ def segmentation_sets(
 ) -> tuple[LabeledSet, LabeledSet, LabeledSet]:
     """Train, val and test of your own rasters and their labels; without a path, of the synthetic Earth's land cover.
 
-    labels, ignore and column: as for `raster_pairs`. classes: such as "1 water, 2 forest"; of vector labels, by default
-    those in the file. chips: train and val together, and test_chips,
-    of the synthetic Earth. Parts lie in different places, and the groups of test may be resampled for intervals: places,
-    rasters, or blocks of about 2 km where there are fewer than six rasters.
+    labels, ignore and column: as for `raster_pairs`. classes: such as "1 water, 2 forest"; for vector labels, by
+    default those in the file. chips (train and val together), test_chips: how many of the synthetic Earth. Parts lie in
+    different places, and the groups of test may be resampled for intervals: places, rasters, or blocks of about 2 km
+    where there are fewer than six rasters.
     """
     if not images:
         from clay_lib.world.earth import CLASSES

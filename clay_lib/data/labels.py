@@ -46,8 +46,8 @@ class LabeledSet:
     """N chips of one sensor, read one by one. Indexing with a number gives a Sample, with a slice, mask or array a set.
 
     places: one row a chip: name, lat, lon (degrees, NaN: unknown), when (ISO text, empty: unknown), group (what must
-    not be split: a scene, a mosaic, a place, chips that share pixels) and x, y: the corner on a scene that chips may
-    share pixels of, in sides of a chip (NaN: no such scene).
+    not be split: a scene, a mosaic, a place, chips that share pixels) and x, y: the chip's corner, in chip sides, on a
+    scene whose pixels chips may share (NaN: no such scene).
     """
 
     sensor: Sensor
@@ -69,7 +69,7 @@ class LabeledSet:
         return replace(self, places=self.places.iloc[index])
 
     def with_classes(self, classes: Sequence[str]) -> LabeledSet:
-        """The same chips with the classes' numbers in this order, such as that of training; the names decide.
+        """The same chips with classes renumbered to this order, such as training's; they are matched by name.
 
         Raises ContractError for a class of the set that is not among them.
         """
@@ -124,7 +124,7 @@ def _renumber(read, numbers: np.ndarray, n: int) -> Sample:
 
 
 def place_table(names, lat=None, lon=None, when=None, group=None, corners=None) -> pd.DataFrame:
-    """`LabeledSet.places`, a row a name; what is None is unknown, and every chip its own group. corners [N, 2]: x, y."""
+    """`LabeledSet.places`, a row a name; None: unknown, or for group, every chip its own. corners [N, 2]: x, y."""
     n = len(names)
     unknown = np.full(n, np.nan)
     return pd.DataFrame(
@@ -190,7 +190,7 @@ def _world_sample(chips: Chips, labels: np.ndarray, n: int) -> Sample:
 
 
 def _leaf_area(chips: Chips, seed: int, jobs: int, cache: Path | None) -> np.ndarray:
-    """[N, H, W] float32: the world, observed again, since chips keep their land cover alone."""
+    """[N, H, W] float32, by observing the world again, since chips keep only their land cover."""
     key = hashlib.sha256("".join([f"{seed}", *chips.hashes]).encode()).hexdigest()[:16]
     path = cache and Path(cache) / f"leaf-area-{key}.npy"
     if path and path.is_file():
@@ -314,7 +314,7 @@ def whole_numbers(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def check_class_numbers(numbers: np.ndarray, count: int, where: str) -> np.ndarray:
-    """numbers as they are, if all of them are class numbers from 0 to count - 1, or IGNORE."""
+    """The numbers unchanged; ContractError unless all are class numbers from 0 to count - 1, or IGNORE."""
     if wrong := sorted(set(np.unique(numbers).tolist()) - {*range(count), IGNORE}):
         expected = f"0 to {count - 1}, or {IGNORE} for unlabeled"
         cause = "a class without its name in classes=, a fill value, or classes counted from 1"

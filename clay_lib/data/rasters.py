@@ -1,4 +1,4 @@
-"""Raster files: opened, their bands found, their headers read, arrays written, features burnt on their grids.
+"""Raster files: open them, find their bands, read their headers, write arrays, burn features onto their grids.
 
 Rows of an opened file count from north to south: those of a south-up file are flipped on reading.
 """
@@ -60,7 +60,7 @@ class OpenLayer(NamedTuple):
 
     @property
     def nodata(self) -> float | None:
-        """The header's, or 0 where an offset is added to the stored numbers, after which the fill is no longer 0."""
+        """The header's; if none, 0 in Sentinel-2's own files and where an offset turns stored zeros into numbers."""
         fill = self.file.nodatavals[self.index - 1]
         return 0.0 if fill is None and (_is_original(self.file) or self.file.offsets[self.index - 1]) else fill
 
@@ -141,7 +141,7 @@ class Layer(Header):
 
 
 def read_header(path: str | Path) -> Header:
-    """Never cached, since in a notebook the file may have been rewritten."""
+    """The header of a raster file; never cached, since in a notebook the file may have been rewritten."""
     with open_raster(path) as file:
         return _header(file)
 
@@ -217,7 +217,7 @@ def write_raster(
 
 
 def place_features(frame: geopandas.GeoDataFrame, header: Header, path: Path, fill: float) -> geopandas.GeoDataFrame:
-    """The features in an image's CRS; with a warning where those of several numbers lie in one pixel."""
+    """The features in an image's CRS, with a warning where features of different numbers share a pixel."""
     if header.crs is None:
         cause = "a PNG, or a lost header"
         raise ContractError("images", f"{header.path} without a CRS", "a georeferenced image", cause)
@@ -378,8 +378,8 @@ def _is_original(file) -> bool:
 
 
 def alpha_band(file, sensor: Sensor) -> int:
-    """The 1-based alpha band, or 0. GDAL calls the last of four 8-bit bands alpha unasked: near infrared to a 4-band
-    sensor, unless it holds nothing but 0 and 255."""
+    """The 1-based alpha band, or 0. GDAL calls the last of four 8-bit bands alpha by itself; for a 4-band sensor it is
+    near infrared, unless it holds only 0 and 255."""
     bands = [i for i, meaning in enumerate(file.colorinterp, start=1) if meaning == ColorInterp.alpha]
     if not bands or file.descriptions[bands[0] - 1]:
         return 0

@@ -274,7 +274,7 @@ def open_scene(
 
 
 def cut_chips(scene: Scene, side: int, *, min_valid: float = 0.5) -> tuple[Chips, np.ndarray, np.ndarray]:
-    """(chips, corners, numbers) of the N complete tiles of a scene of which at least min_valid was measured.
+    """(chips, corners, numbers) of the N complete tiles of a scene with a measured share of at least min_valid.
 
     Chips [N, C, side, side] are NaN where nothing was measured. Corners [N, 4, 2] are lon and lat in degrees; without a
     CRS, pixels x DEGREES_A_PIXEL east and south of 0, 0. Numbers [N] count all tiles row by row. ContractError if none

@@ -232,7 +232,7 @@ def _prepare(fs, root: str, kinds: set[str]) -> None:
 @contextmanager
 def _session(fs, root: str) -> Iterator[str]:
     """A writer's name, part of its shards' names. On a disk its lock is held while the writer lives, so that the next
-    writer can tell leftovers. Object stores have no locks: leftovers stay there, unread."""
+    writer can recognize leftovers. Object stores have no locks: leftovers stay there, unread."""
     session = secrets.token_hex(4)
     if "file" not in fs.protocol:
         yield session

@@ -68,7 +68,7 @@ class TargetCache:
     def lookup(self, sensor: str, hashes, flips) -> Tensor:
         """[B, dim] float16: targets of chips with these content hashes [B] and flips [B], bits of augment.flipped.
 
-        A flip that the teacher does not tell from the chip as it is, as its `flips` say, has the chip's target.
+        A flip that is not in the teacher's `flips` looks to it like the unflipped chip, and has that chip's target.
         """
         flips = np.where(np.isin(flips, self.flips), flips, 0)
         return torch.from_numpy(self._of(sensor).read(_keys(hashes, flips), hashes, flips))

@@ -3,7 +3,7 @@
     ablated = withhold(clay, "time")                # embeds and reconstructs like any Clay
     table = removal_study(clay, pixels, sensor)     # patches removed from images without holes
 
-The model always takes a number for each of the four, so "off" means:
+The model needs a number for each kind of metadata, so "off" means:
     wavelengths     the mean wavelength for every band, so that all share one kernel and only their sum matters
     gsd             a tenth of the true value, since there is no code for an unknown one
     place, time     zeros, the code for unknown, which occurs in training too
@@ -64,7 +64,7 @@ def withhold(clay: Clay, off: str) -> Clay:
 def cosine_change(full: np.ndarray, ablated: np.ndarray, *, groups, bootstraps: int = 1000) -> pd.Series:
     """Mean cosine between each chip's two embeddings [N, D], with its interval.
 
-    cosine, low, high; unrelated: for scale, the mean cosine between embeddings of different chips, one of either kind.
+    cosine, low, high; unrelated: for scale, the mean cosine between one chip's full and another's ablated embedding.
     """
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (full, ablated))
     value, low, high = interval(resample((a * b).sum(1), groups, bootstraps=bootstraps))
@@ -109,9 +109,9 @@ def removal_study(
 ) -> pd.DataFrame:
     """How far embeddings move when patches are removed from complete images, by three rules.
 
-    "left out" of the sequence, filled with "zero" in native values, or with the sensor's "mean". One row a chip, shape
-    ("scattered" patches or one connected "cloud"), share, draw and rule: class_token and patch_mean are cosines with
-    those of the complete image. pixels, sensor, metadata: as `Clay.embed`; H and W are cropped to a multiple of P.
+    Rules: "left out" of the sequence, filled with "zero" in native values, or with the sensor's "mean". One row a chip,
+    shape ("scattered" patches or one connected "cloud"), share, draw and rule: class_token and patch_mean are cosines
+    with those of the complete image. pixels, sensor, metadata: as `Clay.embed`; H and W are cropped to a multiple of P.
     The filled numbers go to the encoder as measurements, also zero in every band, which `Clay.embed` takes for a hole.
     """
     sensor, P = SENSORS.resolve(sensor), clay.model.config.patch_size

@@ -22,7 +22,7 @@ from clay_lib.evaluation import probes
 from clay_lib.evaluation.intervals import codes, interval, resample
 
 NEAR_DUPLICATE = 0.98  # cosine of standardized features from which two chips count as near-duplicates
-FOLDS, BINS, CLOSE = 5, 10, 0.01  # of out-of-fold predictions; of the reliability curve; a point of accuracy
+FOLDS, BINS, CLOSE = 5, 10, 0.01  # folds of the predictions; bins of the reliability curve; one point of accuracy
 SHARE = 0.3  # of the groups, to test on, where no test set is given
 
 
@@ -130,8 +130,8 @@ def likely_wrong(probabilities: np.ndarray, labels: np.ndarray, classes: np.ndar
     """Labels that out-of-fold probabilities [N, K] contradict: chip, label, suggestion, margin, the most certain first.
 
     Confident learning (Northcutt et al. 2021, doi 10.1613/jair.1.12125): a chip surely is of a class if its probability
-    reaches the mean of the chips labeled so. The share of sure chips with label k that surely are j tells how many chips
-    labeled k are wrong, and these are the ones with the largest margin: the probability of j minus that of k.
+    reaches the mean over chips with that label. Of the sure chips labeled k, the share that surely are j tells how many
+    chips labeled k are wrong; those with the largest margin, probability of j minus that of k, are taken.
     """
     own, K = np.searchsorted(classes, labels), len(classes)
     usual = np.array([probabilities[own == k, k].mean() for k in range(K)])
@@ -165,8 +165,8 @@ def learning_curve(
 ) -> pd.DataFrame:  # fmt: skip
     """Accuracy on test chips by the number of training labels, halved again and again: labels, score, low, high, cost.
 
-    Complete groups are drawn, `seeds` times. cost, cost_low, cost_high: accuracy with all labels minus that, on the same
-    test groups. The strength of regularization is that of all labels.
+    Complete groups are drawn, `seeds` times. cost, cost_low, cost_high: accuracy lost compared to all labels, on the
+    same test groups. Regularization is as strong as with all labels.
     """
     train, least = np.flatnonzero(~test), 2 * len(np.unique(labels[~test]))
     places = groups[test] if len(np.unique(groups[test])) > 1 else np.arange(test.sum())  # one block: by chip

@@ -110,8 +110,8 @@ def evaluate(
     """Probe frozen embeddings of chips, beside baselines, over a spatial and a random split.
 
     chips: Chips, or native values [N, C, H, W] with `metadata` as for `Clay.embed` (sensor, bands, when, gsd, ...); or
-    a LabeledSet of classes, with its own labels and groups, and test another one, matched by the names of the classes.
-    labels: [N] or [N, H, W], see above; of Chips by default the commonest land cover. groups: [N]; of Chips by
+    a LabeledSet of classes, with its own labels and groups; test is then another one, matched by class names.
+    labels: [N] or [N, H, W], see above; for Chips by default the commonest land cover. groups: [N]; for Chips by
     default blocks of 6 x 6 degrees; None: every chip is independent, and there is only the random split.
     test: [N] bool, or a LabeledSet: a given split (then the only one). layers: further blocks of the encoder to read.
     shots: numbers of training chips per class, beside all of them: few-shot curves. which: the probes.
@@ -183,7 +183,7 @@ def evaluate_features(
     """`evaluate` for precomputed features {name: versions [N, D]} of any model.
 
     Sets whose names begin with "pixel", "texture" or "random" are baselines. Test chips of a class without training
-    chips are left out, of a given split with a warning that names the classes.
+    chips are left out; if the split is given, a warning names the classes.
     """
     labels = np.asarray(labels)
     _check_labels(labels)

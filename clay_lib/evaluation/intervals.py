@@ -19,9 +19,9 @@ def resample(
 ) -> np.ndarray:
     """Bootstrap means [1 + bootstraps] of hit [M]: as measured, then with groups [M] and draws [M] resampled.
 
-    group: codes 0..G-1; groups: G, if this part of a comparison may lack the last of them. draw: codes 0..S-1, the seed
-    of each prediction. stratum: codes 0..K-1, such as the true class; then the mean over strata of their means, which
-    for classes is balanced accuracy. A resampling without a stratum is NaN, or with skip_empty the mean of the others.
+    group: codes 0..G-1; groups: G, if this part of a comparison may lack the last groups. draw: codes 0..S-1, the seed
+    of each prediction. stratum: codes 0..K-1, such as the true class; the result is the mean of the strata's means, for
+    classes balanced accuracy. A resampling that lacks a stratum is NaN, or with skip_empty the mean of the others.
     """
     hit, group = np.asarray(hit, np.float64), np.asarray(group)
     draw, stratum = (np.zeros(len(hit), int) if v is None else np.asarray(v) for v in (draw, stratum))

@@ -25,7 +25,7 @@ class MultiLabelEvaluation:
     def table(self) -> pd.DataFrame:
         """features, kind, split, probe, label (its name, or "mean"), metric, score, low, high, share, n_test, seeds.
 
-        Average precision needs no threshold, and its chance level is `share`, that of the chips with the label. F1
+        Average precision needs no threshold, and its chance level is `share`, the share of chips with the label. F1
         takes a threshold of one half.
         """
         rows, keys = [], ["features", "kind", "split", "probe"]

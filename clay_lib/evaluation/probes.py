@@ -187,8 +187,8 @@ def score(predictions: pd.DataFrame, *, metric: str = "accuracy", bootstraps: in
     metric: "accuracy", or "balanced": the mean of each class's share of correct predictions. Predictions of several
     seeds are pooled, so that a seed that tests more chips weighs more. Columns: features, kind, CASES, metric, score,
     low, high, n_train, n_test (chips of one seed, on average), dim, seeds. low, high: 95 % percentile bootstrap over
-    test groups or chips, and over seeds. It covers their choice, not that of training chips or of the split; without
-    test_groups it is too narrow where chips are neighbors, and with a single one it is NaN.
+    test groups or chips, and over seeds. It covers the choice of these, not of training chips or of the split;
+    without test_groups it is too narrow where chips are neighbors, and with a single group it is NaN.
     """
     keys, rows = ["features", "kind", *_cases(predictions)], []
     for case, part in predictions.groupby(keys, sort=False):

@@ -36,9 +36,9 @@ def without_place(chips: Chips) -> Chips:
 
 
 def recalls(vectors: Mapping[str, np.ndarray], *, ks: Sequence[int] = KS, bootstraps: int = 1000) -> pd.DataFrame:
-    """How often the k most similar vectors of another sensor hold that of the same place.
+    """How often the k most similar vectors of another sensor include the one of the same place.
 
-    vectors: by sensor, [N, D] each, row n of all at place n. Similarity is the cosine after the mean of each sensor's
+    vectors: {sensor: [N, D]}, row n of each at place n. Similarity is the cosine after the mean of each sensor's
     vectors is subtracted, since a sensor has an offset of its own. By chance the recall is k / N.
     Columns: query, gallery (sensors), k, recall, low, high (over places), places.
     """

@@ -106,7 +106,7 @@ def pixel_classifier(train: LabeledSet, *, kind: str = "forest", pixels: int = 6
 def _resample_tables(score, tables: np.ndarray, groups, bootstraps: int, seed: int) -> np.ndarray:
     """Scores by class and their mean, [1 + bootstraps, K + 1]: over all chips, then over resampled groups of them.
 
-    NaN for a class without pixels, and for a mean over other classes than those that all chips have together.
+    NaN for a class without pixels, and for the mean if a resampling lacks a class that the chips have.
     """
     tables = np.asarray(tables, np.float64)
     member = np.arange(len(tables)) if groups is None else codes(groups)

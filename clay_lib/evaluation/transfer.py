@@ -65,7 +65,7 @@ def transfer(
         images: a folder of class folders of images whose names end in a number
         test: a folder like `images` to test on; some of the classes may be missing there
         rasters: a folder of GeoTIFFs
-        labels: rasters of class numbers on the grids of the others, 0 and nodata unlabeled; or polygons or points in
+        labels: rasters of class numbers on the grids of `rasters`, 0 and nodata unlabeled; or polygons or points in
             GeoJSON, GeoPackage or shapefiles: a folder with the same names, or one file
         points: a GeoTIFF whose single pixels are labeled, in the file `labels`
         column: of polygons or points, with their classes; by default the only one of text or integers
@@ -73,7 +73,7 @@ def transfer(
         offset: see scale
         when: date of `points`, such as 1999-11-18
         world: measure on the mini-world's test land instead: land cover, and reconstruction of hidden patches
-        sensor: whose statistics and wavelengths the pixels get; naip for images, sentinel-2-l2a for rasters
+        sensor: gives the pixels' statistics and wavelengths; naip for images, sentinel-2-l2a for rasters
         bands: of the sensor, in the file's order, null for one to leave out (points); red, green and blue for images
         raster_bands: numbers of the file's bands to read, from 1
         gsd: meters per pixel of the images as they are
@@ -162,7 +162,7 @@ def read_images(folder: str | Path, size: int) -> Images:
 
 
 def _join_test(by_size: Mapping[int, tuple[Images, Images]]) -> tuple[dict[int, Images], int]:
-    """Images to train and to test on as one set, and the number from which on they are for testing."""
+    """Training and test images as one set, and the number of the first test image."""
     train, test = next(iter(by_size.values()))
     known, found = (np.unique(images.labels).tolist() for images in (train, test))
     if unknown := sorted({*found} - {*known}):

@@ -25,7 +25,7 @@ def highest_cosines(cosines: np.ndarray, limit: float) -> Figure:
 
 
 def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray) -> Figure:
-    """Accuracy over confidence of each bin [B], the area of a dot its number of chips; the diagonal is calibrated."""
+    """Accuracy over confidence of each bin [B]; a dot's area is its number of chips, the diagonal is calibrated."""
     with style.styled():
         fig, ax = plt.subplots(figsize=(4.2, 4.0))
         ax.plot([0, 1], [0, 1], color=style.BASELINE, lw=1.2, ls="--")

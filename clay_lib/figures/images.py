@@ -35,8 +35,8 @@ def show_row(
 ) -> Figure:
     """Images [H, W, 3] or grids [H, W] side by side, without axes.
 
-    gsd: meters per pixel, one or one each: draws a scale bar. cmap, limits and
-    label apply to the grids, which share one color bar if label names their quantity and unit. columns: wraps.
+    gsd: meters per pixel, one for all or one each, draws a scale bar. cmap, limits and label apply to the grids, which
+    share one color bar if label names their quantity and unit. columns: images in a row.
     """
     images = [np.asarray(image) for image in images]
     columns = min(columns or len(images), len(images))

@@ -55,7 +55,7 @@ def datacube(
         if gsd:
             scale_bar(image, W * float(gsd))
         share = np.isnan(shown).mean(0)  # of the bands, [H, W]
-        shade = np.where(share > 0, 0.3 + 0.7 * share, 0)  # one band of many shows too
+        shade = np.where(share > 0, 0.3 + 0.7 * share, 0)  # a hole in one of many bands is visible too
         holes.imshow(shade, cmap=LinearSegmentedColormap.from_list("", ["white", HOLE]), vmin=0, vmax=1)
         holes.set_title(f"holes: {np.isnan(pixels).any(1).mean():.1%}")
         for ax in (image, holes):

@@ -161,7 +161,7 @@ def largest_difference(encoder: Encoder, run: Run, checks=CHECKS) -> float:
 
 
 def write_pt2(program: ExportedProgram, path: str | Path, description: Mapping[str, str]) -> None:
-    """For `torch.export.load(path).module()(**inputs)`; the description lies beside the graph as clay.json."""
+    """A file for `torch.export.load(path).module()(**inputs)`, with the description as its extra file clay.json."""
     torch.export.save(program, path, extra_files={"clay.json": json.dumps(dict(description))})
 
 

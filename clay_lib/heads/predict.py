@@ -126,7 +126,7 @@ def _starts(length: int, tile: int, step: int) -> list[int]:
 
 
 def _check_scene(tuned: Finetuned, header: Header, boxes, when, bands: Bands) -> Scene:
-    """The first window of which half is measured, else the most measured one, checked against head and sensor."""
+    """The first window that is at least half measured, else the most measured one, checked against head and sensor."""
     best, share = None, 2.0  # of missing pixels
     for box in boxes:
         scene = read_scene(header.path, tuned.sensor, bands=bands, when=when, window=header.clip(box))
