@@ -94,7 +94,7 @@ def drop_overlaps(parts: Sequence[np.ndarray], corners: np.ndarray) -> list[np.n
         later = np.concatenate([later, corners[part][placed & apart]])
         dropped += int((~apart).sum())
     if not all(map(len, kept)):
-        found = "a part in which every chip shares pixels with a later part"
+        found = "a part whose every chip shares pixels with a later part"
         cause = "blocks hardly larger than a chip: more degrees, or a smaller size="
         raise ContractError("blocks", found, "chips in every part", cause)
     if dropped:
@@ -177,7 +177,7 @@ def _checked(tiles) -> np.ndarray:
     if missing or not tiles.index.is_unique:
         found = f"no column {missing[0]}" if missing else "two tiles with one label in the index"
         cause = "absent classes need a column of zeros" if missing else "concatenated frames"
-        raise ContractError("tiles", found, "one row per tile, with columns cover_10 ... cover_100", cause)
+        raise ContractError("tiles", found, "a row a tile, columns cover_10 ... cover_100", cause)
     fractions = tiles[[f"cover_{code}" for code in COVER]].to_numpy(np.float64)
     if not ((fractions >= 0) & (fractions <= 1.0001)).all():
         found = f"{fractions.min()} to {fractions.max()}"
