@@ -20,7 +20,7 @@ from clay_lib.data.rasters import write_raster
 from clay_lib.sensors import SENSORS
 from clay_lib.world.earth import MiniWorld
 
-SLOW_READ = 0.15  # s, response time of a distant server for a block
+SLOW_READ = 0.3  # s, response time of a distant server for a block
 
 PEAK = """
 import json, os, sys
@@ -66,28 +66,29 @@ def test_memory_of_composites_does_not_grow_with_the_dates(tmp_path):
 
 @pytest.mark.slow
 def test_reading_and_embedding_overlap_in_time(tmp_path, monkeypatch):
-    """With slow reads and a model of the same speed, both together take as long as the slower one."""
+    """With a distant server and a model of the same speed, both together take as long as the slower one."""
     torch.set_num_threads(1)
     scene = make_scene(tmp_path / "scene.tif", side=900, hole=False)
-    read_block, embed_batch = reading.read_block, jobs.embed_batch
+    read_block = reading.read_block
     monkeypatch.setattr(jobs, "BLOCK", 128)
-    seconds_per_tile, first_block = [0.0], []
+    monkeypatch.setattr(reading, "kept", None, raising=False)  # of the module, since Dask pickles the functions below
+    seconds_per_tile = [0.0]
+
+    def instant_read(acquisition, geobox, clouds):  # all blocks repeat the pixels of the first
+        reading.kept = reading.kept or read_block(acquisition, geobox, clouds)
+        pixels, bands = reading.kept
+        return np.resize(pixels, (len(pixels), *geobox.shape)), bands
 
     def slow_read(*args):
         time.sleep(SLOW_READ)
-        return read_block(*args)
-
-    def instant_read(acquisition, geobox, clouds):  # all blocks repeat the pixels of the first
-        first_block[:] = first_block or read_block(acquisition, geobox, clouds)
-        pixels, bands = first_block
-        return np.resize(pixels, (len(pixels), *geobox.shape)), bands
-
-    def slow_embed(clay, read, *rest):
-        time.sleep(seconds_per_tile[0] * len(read))
-        return embed_batch(clay, read, *rest)
+        return instant_read(*args)
 
     def instant_embed(clay, read, *rest):
         return [None] * len(read)
+
+    def slow_embed(clay, read, *rest):
+        time.sleep(seconds_per_tile[0] * len(read))
+        return instant_embed(clay, read)
 
     def seconds(out, read, embed):
         with monkeypatch.context() as patch:
@@ -101,12 +102,12 @@ def test_reading_and_embedding_overlap_in_time(tmp_path, monkeypatch):
     ratios = []
     for trial in range(3):
         read_only, tiles = seconds(f"read{trial}", slow_read, instant_embed)
-        seconds_per_tile[0] = 0.8 * read_only / tiles  # about as slow as reading
+        seconds_per_tile[0] = read_only / tiles  # as slow as reading
         embed_only, _ = seconds(f"embed{trial}", instant_read, slow_embed)
         both, _ = seconds(f"both{trial}", slow_read, slow_embed)
         ratios.append(both / max(read_only, embed_only))
         print(f"read only {read_only:.1f} s, embed only {embed_only:.1f} s, both {both:.1f} s: {ratios[-1]:.3f}")
-    assert min(ratios) < 1.15, ratios
+    assert min(ratios) < 1.2, ratios  # nearly 2 without overlap
 
 
 @pytest.mark.slow
