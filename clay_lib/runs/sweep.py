@@ -140,7 +140,7 @@ def run_sweep(
                 workers = dict(workers=min(count, left), scheduler=scheduler, threads=threads)
                 _run_all(spec, home, study, waiting, progress, redo, **workers)
         if study:
-            spec = replace(spec, runs=study.runs())
+            spec, planned = replace(spec, runs=study.runs()), study.planned  # fewer than its trials, if draws repeat
             write_summary(spec, home)
     table = read_ledger(runs, spec.name)
     table = table[table["run"].isin([run.key for run in spec.runs])].reset_index(drop=True)
