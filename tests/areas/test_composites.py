@@ -222,7 +222,7 @@ def test_dates_are_combined_as_mean_and_concatenation(url, tmp_path):
     with rasterio.open(path) as file:
         assert path.name.startswith("mean-")
         np.testing.assert_allclose(file.read(), np.mean([rasterio.open(p).read() for p in rasters], axis=0), atol=8e-3)
-    with pytest.raises(ContractError, match="a single date"):
+    with pytest.raises(ContractError, match="one date per tile"):
         embed_area(CLAY, S1, around(1e-3), ALWAYS, tmp_path, **options | dict(pick="best", combine="mean"))
 
 
