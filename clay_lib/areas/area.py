@@ -251,11 +251,17 @@ def embed_area(
     clay, metadata = _fix_precision(clay, sensor, acquisitions[0].archive, settings, out, min(batch_size, len(jobs)))
     metadata["model"] = name or f"clay-{config.dim}x{config.depth}"
     folder = rasters.dense_folder(out, metadata, overlap or 0)
-    rows, empty = vectors.done_ids(out, sensor.name, metadata["configuration"])
-    todo = {job.id for job in jobs} - rows - empty
-    if dense:
-        todo |= {job.id for job in jobs if job.id in rows and not rasters.part_path(folder, job.id).is_file()}
+
+    def remaining() -> tuple[set[str], set[str]]:
+        """(ids with a row, ids of jobs that lack their row or their dense part)."""
+        rows, empty = vectors.done_ids(out, sensor.name, metadata["configuration"])
+        todo = {job.id for job in jobs} - rows - empty
+        if dense:
+            todo |= {job.id for job in jobs if job.id in rows and not rasters.part_path(folder, job.id).is_file()}
+        return rows, todo
+
     if forecast:
+        _, todo = remaining()
         read = _bytes_to_read([block for block in blocks if any(job.id in todo for job in block.jobs)], overlap)
         write = len(todo) * _bytes_per_tile(config, settings, overlap, components)
         sides = ([size, size + 2 * overlap] if overlap else [size]) if todo else []  # with overlap, embedded twice
@@ -263,6 +269,7 @@ def embed_area(
         return AreaForecast(len(jobs), len(jobs) - len(todo), len(acquisitions), read, write, seconds)
     with locked(out / ".lock", "embed"), _disk_errors(out):
         remove_leftovers(out)
+        rows, todo = remaining()  # under the lock: another process may have finished a moment ago
         description = out / f"configuration-{metadata['configuration']}.json"
         if not description.is_file():
             _refuse_mixed(out, metadata)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import warnings
+from contextlib import contextmanager
 
 import geopandas
 import numpy as np
@@ -227,6 +228,26 @@ def test_a_larger_area_embeds_only_new_tiles(full_scene, tmp_path):
     with rasterio.open(second.rasters[0]) as one, rasterio.open(complete.rasters[0]) as two:
         assert one.transform == two.transform
         np.testing.assert_allclose(one.read(), two.read(), atol=0.05)
+
+
+def test_what_another_process_finished_before_the_lock_was_free_is_not_embedded_again(
+    full_scene, tmp_path, monkeypatch
+):
+    first = []
+
+    @contextmanager
+    def slow_lock(path, task):
+        if not first:  # the other process, which ends at this moment
+            first.append(True)
+            first.append(run(tmp_path, full_scene))
+        with locked(path, task):
+            yield
+
+    monkeypatch.setattr("clay_lib.areas.area.locked", slow_lock)
+    second = run(tmp_path, full_scene)
+    assert first[1].rows == second.skipped > 0 == second.rows
+    ids = vectors.read_vectors(tmp_path)["id"].to_pylist()
+    assert len(ids) == len({*ids}) == first[1].rows
 
 
 def test_vectors_do_not_depend_on_dense_features(full_scene, tmp_path):

@@ -36,8 +36,9 @@ def embed(out):
     run(out, scene, workers=2, **DENSE)
 
 def rows():
-    ids = [name for path in vectors.part_files(killed) for name in vectors.read_part(path, ["id"])["id"].to_pylist()]
-    assert len(ids) == len(set(ids)), "duplicate tiles"
+    parts = {path: vectors.read_part(path, ["id"])["id"].to_pylist() for path in vectors.part_files(killed)}
+    ids = [name for part in parts.values() for name in part]
+    assert len(ids) == len(set(ids)), f"duplicate tiles after kill {kills}: {parts}"
     return len(ids)
 
 start = time.time()
