@@ -47,6 +47,7 @@ logging.getLogger("odc.loader._rio").setLevel(logging.CRITICAL)  # it reports re
 
 UNKNOWN = datetime(2000, 1, 1, tzinfo=UTC)  # odc-stac needs a date; no result depends on it
 READERS = 8  # threads of a read over the network, where they wait; on a core they would only slow the model down
+THIS_MACHINE = (None, "localhost", "127.0.0.1", "::1")  # hosts of files and of a local archive
 FULL = 0.999  # share of a pixel's interpolation weights, all but rounding
 TRIES, PAUSE = 3, 0.5  # of one read, beside GDAL's own; s before the second, doubled before each further one
 PERMANENT = "response code: 40[0-9]|AWS_SECRET_ACCESS_KEY"  # responses that a retry does not change
@@ -204,8 +205,8 @@ def _load(
         metadata = {} if source.nodata is None else {"raster:bands": [{"nodata": source.nodata}]}
         address = f"{source.href}#{source.index}"  # the driver takes the band's number off again
         plain.add_asset(name, pystac.Asset(address, media_type=pystac.MediaType.COG, extra_fields=metadata))
-    hosts = {urlsplit(source.href).hostname for source in sources.values()}
-    waits = not hosts <= {None, "localhost", "127.0.0.1", "::1"}
+    hrefs = [source.href for source in sources.values()]
+    waits = any("/vsi" in href or urlsplit(href).hostname not in THIS_MACHINE for href in hrefs)
     loaded = odc.stac.load(
         [plain], bands=list(sources), geobox=geobox, chunks=chunks, resampling=resampling, dtype=dtype, nodata=nodata,
         driver=RetryingDriver(archive, share_of), pool=READERS if waits and chunks is None else None,

@@ -133,8 +133,8 @@ def run_folder(out: str | Path, sensor: str, configuration: str) -> Path:
 
 
 def part_files(folder: str | Path) -> list[Path]:
-    """All finished parts below a folder; a set first, since a folder may list a file twice while it is renamed."""
-    return sorted({path for path in Path(folder).rglob("*.parquet") if not path.name.startswith(PARTIAL)})
+    """All finished parts below a folder."""
+    return sorted(path for path in Path(folder).rglob("*.parquet") if not path.name.startswith(PARTIAL))
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
