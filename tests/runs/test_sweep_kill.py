@@ -109,17 +109,19 @@ def test_every_run_is_done_once_despite_killed_drivers_workers_and_kernels(tmp_p
     expected = {run.key: run for run in read_sweep(path).runs}
     rng, kills, completed = random.Random(0), [], {}
     plan = rng.sample(["driver"] * 7 + ["worker"] * 6 + ["kernel"] * 7, 20)
-    driver, waited, more = None, time.monotonic(), 0
+    driver, begun, waited, more = None, 0, time.monotonic(), 0
     while plan:
         if driver is None:
-            driver = start(path, runs)
+            driver, begun = start(path, runs), len(kills)
         if driver.poll() is not None:  # all was done before all was killed: redo a part of it
-            assert driver.returncode == 0
             completed |= _completed(runs, expected, completed)
+            lost = [tables.read_run(runs / "many" / key)["status"] for key in expected.keys() - completed.keys()]
+            assert driver.returncode == bool(lost) and set(lost) <= {"died"}
+            assert len(kills[begun:]) >= 2 * len(lost)  # a run is given up, until the next start, once it died twice
             for key in rng.sample(sorted(completed), len(completed) // 2):
                 (runs / "many" / key / "run.json").unlink()
                 del completed[key]
-            driver = start(path, runs)
+            driver, begun = start(path, runs), len(kills)
         victim = _find(driver.pid, plan[0])
         if victim is None or len(list(runs.glob("many/*/run.json"))) < len(completed) + more:
             assert time.monotonic() - waited < 600, f"no {plan[0]} came up"
