@@ -5,8 +5,6 @@ The map needs no tile server: below the chips lies a raster (figures.maps.Layer)
 from or the mini-world's land cover.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ In a script, an exercise is a markdown cell tagged `exercise`, then code cells t
 imports that these cells use, so that it runs alone. CONTRIBUTING.md shows the format.
 """
 
-from __future__ import annotations
-
 import ast
 import builtins
 import re

@@ -4,8 +4,6 @@ A notebook names its steps in the alternative text of its strip, and `clay exerc
 `![Where this notebook stands: masking, encoder](flow/03_mask_patches.png)`. PNG, since GitHub shows no SVG there.
 """
 
-from __future__ import annotations
-
 import re
 from io import BytesIO
 from pathlib import Path

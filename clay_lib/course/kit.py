@@ -3,8 +3,6 @@
 The notebooks run once with the kit's own, empty cache, which then holds what they need.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

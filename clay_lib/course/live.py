@@ -3,8 +3,6 @@
 The page holds the model, the runtime, a reader of GeoTIFFs and a few chips. Nothing is fetched and nothing is sent.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

@@ -1,8 +1,6 @@
 """Interactive widgets: a playground for masking, and a slider over wavelength; without a kernel they show a figure, or
 HTML that still answers to a slider or a click."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence

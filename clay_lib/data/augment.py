@@ -1,7 +1,5 @@
 """Augmentation: counter-based random numbers, flips, and random shifts of brightness and color."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

@@ -5,8 +5,6 @@ pixels were measured (`missing_pixels`, `radar_holes`), in which units (`header_
 whether radar is in decibel already (`looks_like_decibel`).
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ Vector labels are polygons or points of a GeoJSON, GeoPackage or shapefile with 
 has the label of the polygon that holds its center, or of the point that lies in it.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Scenes: rasters read with bands, missing pixels, units, place and date, and places of the synthetic Earth."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

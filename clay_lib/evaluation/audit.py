@@ -6,8 +6,6 @@
 All four use the linear probe of `probes` on frozen features [N, D]. groups [N]: places or scenes, never on both sides.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

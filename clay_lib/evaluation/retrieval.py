@@ -1,7 +1,5 @@
 """Cross-sensor retrieval: the same place and date found in another sensor, among many places, by its embedding."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations

@@ -1,7 +1,5 @@
 """Figures of an audit of labels: highest cosines, reliability, learning curve."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure

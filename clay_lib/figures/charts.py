@@ -1,7 +1,5 @@
 """Charts of numbers: bars, curves, convolution kernels and matrices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt

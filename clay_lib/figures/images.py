@@ -3,8 +3,6 @@
 Arrays may be NumPy or torch (on the CPU); no file is read and no model is called.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

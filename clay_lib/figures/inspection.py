@@ -1,7 +1,5 @@
 """The datacube that the model gets, as one figure: image, holes, place, histograms against the sensor's usual range."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

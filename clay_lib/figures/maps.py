@@ -4,8 +4,6 @@ A layer becomes a PNG in a data URL, warped to web Mercator, in which Leaflet st
 its footprint in any Jupyter, local or remote, with or without a network.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 import warnings

@@ -4,8 +4,6 @@ Classes take Okabe and Ito's colors, magnitudes viridis or magma, signed numbers
 missing or masked pixels are light gray.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from io import BytesIO

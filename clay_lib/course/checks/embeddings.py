@@ -1,7 +1,5 @@
 """Checks of notebooks 06, 08 and 12: similar chips, maps of embeddings, small embeddings."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch.nn.functional import normalize

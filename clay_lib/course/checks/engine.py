@@ -1,7 +1,5 @@
 """Engine of the exercise checks: run an answer, compare it with the reference, and name the common mistake it makes."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import re

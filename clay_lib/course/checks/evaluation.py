@@ -1,7 +1,5 @@
 """Checks of notebooks 07, 09 and 10: probes, splits and intervals; sweeps; the effect of metadata."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Checks of notebooks 01 to 03: tokens from pixels, position and time codes, masks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Checks of notebooks 04, 05 and 11: losses, learning rates, images from patches, segmentation scores."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
