@@ -90,11 +90,11 @@ FACTS = {
 
 
 class Matched(dict):
-    """{sensor band: position in the source}. reasons: what decided each band, in the same order."""
+    """{sensor band: position in the source}. reasons: {sensor band: what decided it}."""
 
-    def __init__(self, positions: Mapping[str, int], reason: Callable[[int], str]):
+    def __init__(self, positions: Mapping[str, int], reasons: Sequence[str]):
         super().__init__(positions)
-        self.reasons = tuple(reason(i) for i in positions.values())
+        self.reasons = {name: reasons[i] for name, i in positions.items()}
 
 
 def match_bands(
@@ -126,18 +126,13 @@ def match_bands(
     numbers = band_numbers(sensor, source, labels, _first_date(when) or product.get("when", ""))
     names = [recognize_band(label, sensor, numbers) for label in labels]
     requested = set(bands) if isinstance(bands, (list, tuple)) else set()
+    places = range(1, len(labels) + 1)
     if bands is not None and not (requested and requested <= set(names) - {None}):
-        return Matched(_explicit_bands(len(labels), sensor, bands), lambda i: f"bands=[...], band {i + 1}")
-
-    def reason(i: int) -> str:
-        return f"its name, {labels[i]!r}"
-
+        return Matched(_explicit_bands(len(labels), sensor, bands), [f"bands=[...], band {i}" for i in places])
+    reasons = [f"its name, {label!r}" for label in labels]
     if not any(names):
         names, order = _layout(labels, sensor, numbers, source, sample)
-
-        def reason(i: int) -> str:
-            return f"{order}, band {i + 1} of {len(labels)}"
-
+        reasons = [f"{order}, band {i} of {len(labels)}" for i in places]
     elif lost := [label for label, name in zip(labels, names, strict=True) if name is None and not _auxiliary(label)]:
         missing = [name for name in sensor.band_names if name not in names]
         if missing:
@@ -148,10 +143,10 @@ def match_bands(
         claims = [label for label, name in zip(labels, names, strict=True) if name in repeated]
         cause = "two scenes or two resolutions in one folder: hand in a list of files, or bands="
         raise ContractError("bands", f"{claims}, all read as {repeated}", "one layer a band", cause)
-    if bands is not None:  # all of them are labeled
+    if bands is not None:
         sensor.indices(bands)
-        return Matched({name: names.index(name) for name in bands}, reason)
-    return Matched({name: names.index(name) for name in sensor.band_names if name in names}, reason)
+    taken = bands or [name for name in sensor.band_names if name in names]  # the caller's are all labeled
+    return Matched({name: names.index(name) for name in taken}, reasons)
 
 
 def recognize_band(label: str, sensor: Sensor, numbers: Mapping[str, str]) -> str | None:
@@ -184,7 +179,10 @@ def product_name(source: str) -> dict[str, str]:
                 except ValueError:
                     continue
                 text = moment.isoformat() if at else moment.date().isoformat()
-                return _outer_name(source, part) | match.groupdict() | {"mission": mission, "when": text}
+                own = match.groupdict() | {"mission": mission, "when": text}
+                # the level and baseline of a .SAFE folder around a file T36MXE_20230610T074621_B02_10m.jp2
+                outer = [*SENTINEL_2_NAME.finditer(source.rpartition(part)[0])]
+                return outer[-1].groupdict() | own if outer else own
     return {}
 
 
@@ -196,12 +194,6 @@ def header_date(tags: Mapping) -> str | None:
     except ValueError:
         return None
     return moment.isoformat() if ":" in text else moment.date().isoformat()  # a date alone has no hour
-
-
-def _outer_name(source: str, part: str) -> dict[str, str]:
-    """The level and baseline of a .SAFE folder around a file T36MXE_20230610T074621_B02_10m.jp2."""
-    outer = [*SENTINEL_2_NAME.finditer(source.rpartition(part)[0])]
-    return outer[-1].groupdict() if outer else {}
 
 
 def has_offset(source: str) -> bool:

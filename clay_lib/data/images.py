@@ -196,7 +196,7 @@ def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None, when) 
     pixels = _native(values, [fill] * values.shape[1], sensor)
     if masked is not None:
         pixels[masked.reshape(pixels.shape)] = np.nan
-    reasons = {} if matched is None else dict(zip(matched, matched.reasons, strict=True))
+    reasons = {} if matched is None else matched.reasons
     kind = f"array of {values.dtype}, {values.shape[1]} bands"
     return _image(pixels, sensor, matched, reasons | {"source": kind}, stored=values.dtype)
 
@@ -273,7 +273,7 @@ def _from_xarray(source, sensor: Sensor, bands: Bands, fill: float | None, when)
         scale, offset = np.array(units, np.float32).T[:, :, None, None]  # [C, 1, 1]
         pixels = pixels * scale + offset
     dated, named = _dates(first, axes.get("batch")), product_name(_source_name(source)).get("when")
-    origin = dict(zip(names, names.reasons, strict=True)) | {
+    origin = names.reasons | {
         "source": f"{type(source).__name__} of {values.dtype}",
         "when": "the coordinates" if dated else "the product's name" if named else "the attributes",
         "lat": "the coordinates",

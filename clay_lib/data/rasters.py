@@ -336,11 +336,9 @@ def open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[list
                 warn_of_points(file.name, rpcs=not file.gcps[0])
             elif _ascends(file.transform):
                 warn(f"{file.name}: {NO_CRS}")
-        matched = match_bands(
-            [layer.label for layer in layers], sensor, bands, paths[0], partial(_sample, layers), when
-        )
-        reasons = dict(zip(matched, matched.reasons, strict=True))
-        yield paths, {name: layers[i]._replace(reason=reasons[name]) for name, i in matched.items()}
+        labels = [layer.label for layer in layers]
+        matched = match_bands(labels, sensor, bands, paths[0], partial(_sample, layers), when)
+        yield paths, {name: layers[i]._replace(reason=matched.reasons[name]) for name, i in matched.items()}
 
 
 def _layers(files, many: bool, sensor: Sensor) -> list[OpenLayer]:

@@ -201,9 +201,9 @@ def test_dates_in_names_of_products(name, when):
 
 
 def test_what_decided_a_band_is_told():
-    assert match_bands(["VH", "VV"], S1, None, "a.tif").reasons == ("its name, 'VV'", "its name, 'VH'")
-    assert match_bands([""] * 12, S2, None, "a.tif").reasons[0] == "the product's order, band 2 of 12"
-    assert match_bands([""] * 2, S1, {"vv": 2}, "a.tif").reasons == ("bands=[...], band 2",)
+    assert match_bands(["VH", "VV"], S1, None, "a.tif").reasons == {"vv": "its name, 'VV'", "vh": "its name, 'VH'"}
+    assert match_bands([""] * 12, S2, None, "a.tif").reasons["blue"] == "the product's order, band 2 of 12"
+    assert match_bands([""] * 2, S1, {"vv": 2}, "a.tif").reasons == {"vv": "bands=[...], band 2"}
 
 
 def test_a_date_without_an_hour_stays_a_date():
