@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,16 +188,15 @@ def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None, when) 
     count = values.shape[-3] if values.ndim in (3, 4) else 0
     bands_last = count and values.shape[-1] == len(sensor.bands)
     known = count != len(sensor.bands) and not bands_last and has_layout(sensor, count)  # such as Sentinel-2's 13
-    values, matched = as_batch(values, sensor, sensor.band_names if bands is None and not known else None), None
+    values = as_batch(values, sensor, sensor.band_names if bands is None and not known else None)
+    matched, order, reasons = None, slice(None), {}
     if bands is not None or known:
         matched = match_bands([""] * count, sensor, bands, "the array", lambda: _center(values), when)
-        values = values[:, list(matched.values())]
-        masked = None if masked is None else masked.reshape(-1, *masked.shape[-3:])[:, list(matched.values())]
-    pixels = _native(values, [fill] * values.shape[1], sensor)
+        order, reasons = list(matched.values()), matched.reasons
+    pixels = _native(values[:, order], [fill] * len(values[0, order]), sensor)
     if masked is not None:
-        pixels[masked.reshape(pixels.shape)] = np.nan
-    reasons = {} if matched is None else matched.reasons
-    kind = f"array of {values.dtype}, {values.shape[1]} bands"
+        pixels[masked.reshape(values.shape)[:, order]] = np.nan
+    kind = f"array of {values.dtype}, {pixels.shape[1]} bands"
     return _image(pixels, sensor, matched, reasons | {"source": kind}, stored=values.dtype)
 
 
@@ -289,15 +288,9 @@ def _read_dataarray(array: xarray.DataArray, sensor: Sensor, bands: Bands, when)
     if "band" not in axes:
         cause = "a single band was taken out: array.expand_dims('band'), or array.sel(band=['red'])"
         raise ContractError("pixels", f"dimensions {array.dims}", "one named band, beside y and x", cause)
-    labels = _band_labels(array, axes["band"])
-    chosen = match_bands(
-        labels,
-        sensor,
-        bands,
-        _source_name(array),
-        lambda: _xarray_center(array.transpose(axes["band"], ...), axes),
-        when or _dates(array, axes.get("batch")),
-    )
+    labels, when = _band_labels(array, axes["band"]), when or _dates(array, axes.get("batch"))
+    sample = partial(_xarray_center, array.transpose(axes["band"], ...))
+    chosen = match_bands(labels, sensor, bands, _source_name(array), sample, when)
     array = array.isel({axes["band"]: list(chosen.values())})
     order = [axes[axis] for axis in ("batch", "band", "y", "x") if axis in axes]
     fills, units = [_own_fill(array)] * len(chosen), [_own_units(array, sensor)] * len(chosen)
@@ -319,14 +312,8 @@ def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands, when) -> t
     labels = [str(layer.name) for layer in layers]
     if labels == [f"band_{n}" for n in range(1, len(layers) + 1)]:  # rioxarray's, by the position in the file
         labels = [str(layer.attrs.get("long_name") or "") for layer in layers]
-    chosen = match_bands(
-        labels,
-        sensor,
-        bands,
-        _source_name(data),
-        lambda: np.stack([_xarray_center(layer, _axes(layer)) for layer in layers]),
-        when or _dates(layers[0], _axes(layers[0]).get("batch")),
-    )
+    name, when = _source_name(data), when or _dates(layers[0], _axes(layers[0]).get("batch"))
+    chosen = match_bands(labels, sensor, bands, name, lambda: np.stack([*map(_xarray_center, layers)]), when)
     layers = [layers[i] for i in chosen.values()]
     axes = _axes(layers[0])
     order = [axes[axis] for axis in ("batch", "y", "x") if axis in axes]
@@ -335,15 +322,14 @@ def _read_dataset(data: xarray.Dataset, sensor: Sensor, bands: Bands, when) -> t
         cause = "bands of different resolution or dates: bring them to one grid first"
         raise ContractError("pixels", f"dimensions {dims}", "the same for every band", cause)
     values = np.stack([layer.transpose(*order).values for layer in layers], axis=-3)
-    fills, units = (
-        [_own_fill(layer, data.attrs) for layer in layers],
-        [_own_units(layer, sensor, data.attrs) for layer in layers],
-    )
+    fills = [_own_fill(layer, data.attrs) for layer in layers]
+    units = [_own_units(layer, sensor, data.attrs) for layer in layers]
     return values, fills, units, chosen, layers[0], axes
 
 
-def _xarray_center(array: xarray.DataArray, axes: Mapping[str, Hashable]) -> np.ndarray:
+def _xarray_center(array: xarray.DataArray) -> np.ndarray:
     """At most 64 x 64 pixels of the center, by which `match_bands` distinguishes layouts."""
+    axes = _axes(array)
     middle = {axes[axis]: array.sizes[axes[axis]] // 2 for axis in ("y", "x")}
     return array.isel({dim: slice(max(n - 32, 0), n + 32) for dim, n in middle.items()}).values
 
@@ -353,10 +339,9 @@ def _axes(array: xarray.DataArray) -> dict[str, Hashable]:
     pairs = [(AXES.get(str(dim).lower(), "batch"), dim) for dim in array.dims]
     axes = dict(pairs)
     if not {"y", "x"} <= axes.keys() or len(axes) < len(pairs):
+        expected = "band, y and x, and at most one more, the batch"
         cause = "axes under other names, array.rename(...), or more than a batch of images"
-        raise ContractError(
-            "pixels", f"dimensions {array.dims}", "band, y and x, and at most one more, the batch", cause
-        )
+        raise ContractError("pixels", f"dimensions {array.dims}", expected, cause)
     return axes
 
 

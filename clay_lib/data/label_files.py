@@ -199,7 +199,8 @@ def points_on_scene(
     first = read_scene(scene, sensor, bands=bands, when=when, window=header.clip(boxes[0]))
     lonlat = points.to_crs("EPSG:4326").geometry[inside]
     names = [f"point {i}" for i in values.index]
-    places = place_table(names, lonlat.y, lonlat.x, when or header.when or "", groups, corners / size)
+    lat, lon = lonlat.y.to_numpy(), lonlat.x.to_numpy()
+    places = place_table(names, lat, lon, when or header.when or "", groups, corners / size)
     read = partial(_chip_sample, [scene] * len(boxes), boxes, labels, sensor, bands, when)
     return _scene_set(first, map(str, classes), places, read)
 

@@ -123,21 +123,12 @@ def _renumber(read, numbers: np.ndarray, n: int) -> Sample:
     return replace(sample, label=label if label.ndim else int(label))
 
 
-def place_table(names, lat=None, lon=None, when=None, group=None, corners=None) -> pd.DataFrame:
-    """`LabeledSet.places`, a row a name; None: unknown, or for group, every chip its own. corners [N, 2]: x, y."""
-    n = len(names)
-    unknown = np.full(n, np.nan)
-    return pd.DataFrame(
-        {
-            "name": list(names),
-            "lat": unknown if lat is None else np.asarray(lat, float),
-            "lon": unknown if lon is None else np.asarray(lon, float),
-            "when": [""] * n if when is None else [when] * n if isinstance(when, str) else list(when),
-            "group": np.arange(n) if group is None else group,
-            "x": unknown if corners is None else corners[:, 0],
-            "y": unknown if corners is None else corners[:, 1],
-        }
-    )
+def place_table(names, lat=np.nan, lon=np.nan, when="", group=None, corners=None) -> pd.DataFrame:
+    """`LabeledSet.places`, a row a name; group None: every chip its own. corners [N, 2]: x, y."""
+    x, y = (np.nan, np.nan) if corners is None else corners.T
+    group = np.arange(len(names)) if group is None else group
+    columns = dict(name=names, lat=lat, lon=lon, when=when, group=group, x=x, y=y)
+    return pd.DataFrame(columns, range(len(names))).astype({"lat": float, "lon": float})
 
 
 # ---- the mini-world ----
@@ -275,7 +266,7 @@ def hub_set(
         gsd=sensor.gsd if gsd is None else gsd,
         classes=tuple(classes or ()),
         dense=dense,
-        places=place_table([f"{split} {n}" for n in range(len(table))], when=when),
+        places=place_table([f"{split} {n}" for n in range(len(table))], when=when or ""),
         read=partial(_hub_sample, table, image, label, len(all_bands), used, tuple(classes or ())),
     )
 
