@@ -55,35 +55,37 @@ def check_precision(precision: str | None) -> str:
 def arithmetic(encoder: Encoder, name: str) -> Iterator[None]:
     """Compute in this precision (one of NAMES) inside the `with` block."""
     transformer, half = encoder.transformer, getattr(torch, name) if name in ("bfloat16", "float16") else None
-    hooks, on_cpu = [], encoder.cls_token.device.type == "cpu"
+    on_cpu = encoder.cls_token.device.type == "cpu"
     try:
         # On a CPU, autocast converts the weights at every call: a sixth of the time of one chip in the large encoder.
         if name == "int8" or (half and on_cpu and not torch.is_grad_enabled()):
             encoder.transformer = _with_converted_weights(encoder, name)
-        if name == "medium":  # patch embedding in full precision, as it is under autocast
-            set_precision, layer = torch.set_float32_matmul_precision, encoder.patch_embedding
-            hooks = [
-                layer.register_forward_pre_hook(lambda *_: set_precision("highest")),
-                layer.register_forward_hook(lambda *_: set_precision("medium")),
-            ]
         autocast = torch.autocast(encoder.cls_token.device.type, half, enabled=half is not None)
-        with matmul_precision(name), autocast:
+        with matmul_precision(name, encoder), autocast:
             yield
     finally:
         encoder.transformer = transformer
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    """Let torch round the inputs of float32 products for "medium", and never otherwise."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if name == "medium" else "highest")
+def matmul_precision(name: str, encoder: Encoder | None = None) -> Iterator[None]:
+    """Let torch round the inputs of float32 products for "medium", and never otherwise.
+
+    The encoder's patch embedding stays in full precision, as it does under autocast.
+    """
+    set_precision, hooks = torch.set_float32_matmul_precision, []
+    before, inside = torch.get_float32_matmul_precision(), "medium" if name == "medium" else "highest"
+    if encoder is not None and inside == "medium":
+        layer = encoder.patch_embedding
+        hooks.append(layer.register_forward_pre_hook(lambda *_: set_precision("highest")))
+        hooks.append(layer.register_forward_hook(lambda *_: set_precision("medium")))
+    set_precision(inside)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        set_precision(before)
+        for hook in hooks:
+            hook.remove()
 
 
 def training_device(accelerator: str) -> torch.device:

@@ -361,7 +361,7 @@ def train(
         disable = not progress or not trainer.is_global_zero
         with progress_bar(total=s.max_steps, initial=module.first_step, unit="step", disable=disable) as module.bar:
             try:
-                with matmul_precision(name):
+                with matmul_precision(name, module.model.encoder):
                     trainer.fit(module, datamodule=data)
             finally:
                 data.every = data.end = None

@@ -8,7 +8,9 @@ from fakes import MICRO, fake_chips
 
 from clay_lib import SENSORS, Clay, ClayConfig, ContractError, precision
 from clay_lib.datamodule import ClayDataModule, noise_batch
+from clay_lib.embedding import PatchEmbedding
 from clay_lib.training import TrainSettings, train
+from clay_lib.transformer import Attention
 
 SENSOR = "sentinel-2-l2a"
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -160,6 +162,22 @@ def test_run_resumes_in_its_precision(tmp_path, monkeypatch):
     assert torch.load(resumed.checkpoint, weights_only=True)["hyper_parameters"]["precision"] == "bfloat16"
     with pytest.raises(ContractError, match="found precision exact; expected precision bfloat16"):
         train(MICRO, TrainSettings(max_steps=4, clip_gradient=1.0), data, precision="exact", **run)
+
+
+def test_medium_trains_with_a_patch_embedding_in_full_precision(tmp_path, monkeypatch):
+    found = {PatchEmbedding: set(), Attention: set()}
+    for layer, seen in found.items():
+        forward = layer.forward
+
+        def recorded(self, *args, forward=forward, seen=seen, **options):
+            seen.add(torch.get_float32_matmul_precision())
+            return forward(self, *args, **options)
+
+        monkeypatch.setattr(layer, "forward", recorded)
+    data = ClayDataModule({SENSOR: fake_chips(SENSOR)}, batch_size=4)
+    train(MICRO, TrainSettings(max_steps=1), data, precision="medium", out=tmp_path, progress=False)
+    assert found == {PatchEmbedding: {"highest"}, Attention: {"medium"}}
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @CUDA

@@ -243,7 +243,7 @@ def finetune(
         num_sanity_val_steps=0,
         logger=False,
     )
-    with matmul_precision(precision):
+    with matmul_precision(precision, encoder):
         trainer.fit(module.train(), *loaders)
     history = pd.DataFrame(module.history)
     if out is not None:
