@@ -380,14 +380,9 @@ class ChipMap(Widget):
         for chip in range(len(atlas.lat)):
             name = self.labels.get(chip) or (self.predictions[chip] if self.predictions is not None else None)
             sign = self.marks.get(chip)
+            rim = "#000000" if chip in self.labels or chip == self.chosen else "#ffffff"
             style = {
-                "color": "#0072B2"
-                if sign == 1
-                else "#D55E00"
-                if sign
-                else "#000000"
-                if chip in self.labels or chip == self.chosen
-                else "#ffffff",
+                "color": {1: "#0072B2", -1: "#D55E00"}.get(sign, rim),
                 "weight": 4 if sign else 3 if chip == self.chosen else 2 if chip in self.labels else 0.7,
                 "dashArray": "4 4" if sign == -1 else "",
                 "smoothFactor": 0,  # keeps the corners

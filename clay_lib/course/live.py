@@ -23,7 +23,7 @@ from clay_lib.data import Chips, world_chips
 from clay_lib.datacube import latlon_code, time_code
 from clay_lib.errors import ContractError
 from clay_lib.files import CACHE, atomic_write
-from clay_lib.heads.export import OpenEncoder, open_code, trace_module, unit_frequencies, write_onnx
+from clay_lib.heads.export import OpenEncoder, check_inputs, open_code, trace_module, unit_frequencies, write_onnx
 from clay_lib.model import ClayMAE
 from clay_lib.runs import gallery
 from clay_lib.sensors import SENSORS
@@ -77,17 +77,9 @@ class LiveModel(nn.Module):
 
 def example() -> dict[str, Tensor]:
     """Inputs of the graph for a random image of Sentinel-2: 10 bands, 24 x 40 pixels, 7 of 15 patches visible."""
-    generator = torch.Generator().manual_seed(0)
-    waves = torch.from_numpy(SENSORS["sentinel-2-l2a"].waves())
-    return {
-        "pixels": torch.randn(1, len(waves), 24, 40, generator=generator),
-        "time": time_code("2023-06-10T10:30", 1),
-        "latlon": latlon_code(-3.4, 34.07, 1),
-        "gsd": torch.tensor([10.0]),
-        "waves": waves,
-        "visible": torch.randperm(15, generator=generator)[:7],
-        "output_waves": waves[:4],
-    }
+    inputs = check_inputs("sentinel-2-l2a", 10, 1, 24, 40)
+    visible = torch.randperm(15, generator=torch.Generator().manual_seed(0))[:7]
+    return inputs | {"visible": visible, "output_waves": inputs["waves"][:4]}
 
 
 def write_model(model: ClayMAE, path: Path) -> None:

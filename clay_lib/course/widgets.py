@@ -18,8 +18,8 @@ from PIL import Image
 
 from clay_lib import figures
 from clay_lib.clay import Clay
+from clay_lib.data.images import open_image
 from clay_lib.datacube import parse_when
-from clay_lib.encoder import unpatchify, unpatchify_mask
 from clay_lib.errors import ContractError
 from clay_lib.figures.style import OURS, PALETTE, SIGNED, png
 from clay_lib.sensors import SENSORS, Sensor
@@ -110,26 +110,20 @@ class Reconstruction:
     baseline: float  # error of the mean of each band's visible pixels
 
 
-@torch.inference_mode()
 def reconstruct(
     clay: Clay,
     pixels,
     sensor: str | Sensor,
     *,
     available: Sequence[str] | None = None,
-    mask_ratio: float = 0.75,
     bands: Sequence[str] | None = None,
-    gsd: float | None = None,
-    when: str | None = None,
-    lat: float | None = None,
-    lon: float | None = None,
-    seed: int = 0,
+    **options,
 ) -> Reconstruction:
     """Hide a share of the patches of a chip and reconstruct it.
 
     pixels [C, H, W]: native numbers of the `available` bands, by default all of the sensor's; bands: a subset of them.
-    gsd (m), when, lat and lon (degrees) may be wrong on purpose, so they are not checked. The same seed hides the same
-    patches.
+    options: mask_ratio, seed, gsd (m), when, lat and lon (degrees) of `Clay.reconstruct`; the metadata may be wrong on
+    purpose, so they are not checked.
     """
     sensor = SENSORS.resolve(sensor)
     available = list(available or sensor.band_names)
@@ -138,13 +132,10 @@ def reconstruct(
         expected = f"[{len(available)}, H, W], one image for each of {', '.join(available)}"
         cause = "a chip that lacks some of the sensor's bands: name those it has in available=[...]"
         raise ContractError("pixels", f"shape {pixels.shape}", expected, cause)
-    subset = pixels[[available.index(band) for band in bands]]
-    cube = clay.cube(subset, sensor, bands=bands, gsd=gsd, when=when, lat=lat, lon=lon, check=False)
-    out = clay.model(cube, mask_ratio=mask_ratio, generator=torch.Generator(cube.pixels.device).manual_seed(seed))
-    layout = dict(grid=out.encoded.grid, patch_size=clay.model.config.patch_size, size=cube.pixels.shape[-2:])
-    original = cube.target[0].float().cpu().numpy()
-    predicted = unpatchify(out.reconstruction, **layout)[0].float().cpu().numpy()
-    hidden = unpatchify_mask(out.encoded.mask, **layout)[0, 0].bool().cpu().numpy()
+    image = open_image(pixels[[available.index(band) for band in bands]], sensor, bands=bands)
+    rebuilt = clay.reconstruct(image, sensor, check=False, **options)
+    both, hidden = (image.pixels[0], rebuilt.pixels[0]), rebuilt.mask[0]
+    original, predicted = (sensor.normalize(x, bands, in_decibel=image.in_decibel) for x in both)
     truth, visible = original[:, hidden], original[:, ~hidden]
     error = baseline = float("nan")
     if np.isfinite(truth).any() and np.isfinite(visible).any(axis=1).all():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from clay_lib.data.labels import IGNORE, LabeledSet
+from clay_lib.data.labels import IGNORE, LabeledSet, check_class_numbers
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.intervals import bootstrap_weights, codes, drop_single_group, interval
 
@@ -19,10 +19,7 @@ def confusions(labels: np.ndarray, predictions: np.ndarray, count: int) -> np.nd
     if labels.shape != predictions.shape:
         raise ContractError("predictions", predictions.shape, labels.shape, "predictions of other chips")
     labels, predictions = labels.reshape(len(labels), -1), predictions.reshape(len(predictions), -1)
-    known = labels != IGNORE
-    if known.any() and not (0 <= labels[known].min() and labels[known].max() < count):
-        found = f"{labels[known].min()} to {labels[known].max()}"
-        raise ContractError("labels", found, f"0 to {count - 1}", "classes counted from 1")
+    known = check_class_numbers(labels, count, "the chips") != IGNORE
     chip = np.broadcast_to(np.arange(len(labels))[:, None], labels.shape)
     cells = (chip * count + np.where(known, labels, 0)) * count + predictions
     return np.bincount(cells[known], minlength=len(labels) * count**2).reshape(-1, count, count)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from clay_lib.checkpoint import read_tensors, save_tensors
 from clay_lib.clay import Clay
 from clay_lib.data.augment import flipped
-from clay_lib.data.labels import IGNORE, LabeledSet
+from clay_lib.data.labels import IGNORE, LabeledSet, check_class_numbers
 from clay_lib.datacube import Datacube
 from clay_lib.errors import ContractError
 from clay_lib.files import hash_tensors
@@ -264,10 +264,8 @@ def _class_weights_and_scale(train: LabeledSet, labels: Tensor, s: FinetuneSetti
         raise ContractError("labels", "all ignored", "labels", cause)
     if not train.classes:
         return None, (known.mean().item(), max(known.std(correction=0).item(), 1e-6))
-    counts = np.bincount(known.numpy().ravel(), minlength=len(train.classes))
-    if len(counts) > len(train.classes) or known.min() < 0:
-        found, expected = f"class numbers {known.min()} to {known.max()}", f"0 to {len(train.classes) - 1}"
-        raise ContractError("labels", found, expected, "a class without a name in classes")
+    known = check_class_numbers(known.numpy().ravel(), len(train.classes), "train")
+    counts = np.bincount(known, minlength=len(train.classes))
     missing = [name for name, count in zip(train.classes, counts, strict=True) if not count]
     if missing and not s.allow_missing:
         cause = "a split with a class on one side alone: other blocks or seed, or FinetuneSettings(allow_missing=True)"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clay_lib.datacube import Datacube
-from clay_lib.encoder import MIN_VALID, Encoder
+from clay_lib.encoder import Encoder
 from clay_lib.errors import ContractError
 
 USES = ("class token", "patch mean", "both")
@@ -55,12 +55,10 @@ class Features:
         return self.patches[:, -1].sum((2, 3)) / count
 
 
-def extract_features(
-    encoder: Encoder, cube: Datacube, layers: Sequence[int] = (-1,), *, min_valid: float = MIN_VALID
-) -> Features:
+def extract_features(encoder: Encoder, cube: Datacube, layers: Sequence[int] = (-1,)) -> Features:
     """The encoder's tokens of all valid patches after these blocks, each after the final norm as in `Clay.embed`."""
     inner = [k for k in layers if k not in (-1, len(encoder.transformer.layers) - 1)]
-    encoded = encoder(cube, mask_ratio=0.0, shuffle=False, layers=inner, min_valid=min_valid)
+    encoded = encoder(cube, mask_ratio=0.0, shuffle=False, layers=inner)
     h, w = encoded.grid
     valid = torch.ones_like(encoded.mask, dtype=torch.bool) if encoded.valid is None else encoded.valid
     valid = rearrange(valid, "B (h w) -> B h w", h=h)

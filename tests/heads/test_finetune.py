@@ -211,7 +211,7 @@ def test_validation_classes_in_another_order_are_matched_by_name(clay):
     "change, message",
     [
         (dict(classes=("dark", "bright", "gone")), "no label of gone"),
-        (dict(classes=("dark",)), "a class without a name"),
+        (dict(classes=("dark",)), "a class without its name"),
         (dict(ignored=True), "all ignored"),
         (dict(bands=("red", "green")), "another set"),
         (dict(classes=("dark", "bright", "gone"), settings=replace(QUICK, epochs=1, allow_missing=True)), None),
