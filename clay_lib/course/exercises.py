@@ -1,9 +1,8 @@
 """Exercise notebooks, generated from tagged cells of the notebooks' percent scripts.
 
-In a script, an exercise is a markdown cell tagged `exercise`, then code cells tagged `given` (copied as they are),
-`solution` (one or more) and `check`. Running the script proves that the checks accept the solutions.
+CONTRIBUTING.md shows the format. Running the script proves that the checks accept the solutions.
 `notebooks/exercises/NN_name.ipynb` gets the same cells with stubs for solutions, hints and solutions folded, and the
-imports that these cells use, so that it runs alone. CONTRIBUTING.md shows the format.
+imports that these cells use, so that it runs alone.
 """
 
 import ast

@@ -250,22 +250,20 @@ def _layout(
     labels: Sequence[str], sensor: Sensor, numbers: Mapping[str, str], source: str, sample
 ) -> tuple[list[str | None], str]:
     """(bands of a source without labels, by how many there are; the order that is assumed)."""
+    all_bands = f"{sensor.name}: {list(sensor.band_names)}"
     if len(labels) == 1 and len(sensor.bands) > 1:
         cause = "a label raster, or one band of several: hand in the folder of all, or name it, bands=['red']"
-        expected = f"the {len(sensor.bands)} of {sensor.name}: {list(sensor.band_names)}"
-        raise ContractError("bands", f"one band in {source}", expected, cause)
+        raise ContractError("bands", f"one band in {source}", f"the {len(sensor.bands)} of {all_bands}", cause)
     if any(labels):
-        expected = f"names of {sensor.name}: {list(sensor.band_names)}"
         cause = "another sensor, or custom names: give bands=[...], one name per band, None to leave a band out"
-        raise ContractError("bands", f"{list(labels)} in {source}", expected, cause)
+        raise ContractError("bands", f"{list(labels)} in {source}", f"names of {all_bands}", cause)
     if len(labels) == len(sensor.bands):
         return list(sensor.band_names), "the sensor's order"
     layouts = [text.split() for text in LAYOUTS.get(sensor.name, ())]
     layout = next((layout for layout in layouts if len(layout) == len(labels)), None)
     if layout is None:
         raise ContractError(
-            "bands", f"{len(labels)} bands without descriptions in {source}",
-            f"the {len(sensor.bands)} of {sensor.name}: {list(sensor.band_names)}",
+            "bands", f"{len(labels)} bands without descriptions in {source}", f"the {len(sensor.bands)} of {all_bands}",
             "another sensor, several scenes at once, or more bands than it has: name them in file order, "
             "bands=['blue', None, ...], or by number, bands={'red': 3, ...}",
         )  # fmt: skip
@@ -292,9 +290,8 @@ def _b8a_last(sample: np.ndarray) -> float:
     """
     C = len(sample)
     pixels = sample.reshape(C, -1).astype(np.float64)
-    pixels = (
-        pixels[:, (np.isfinite(pixels) & (pixels > 0)).all(axis=0)] if C == 12 else pixels[:, (pixels > 0).any(axis=0)]
-    )
+    known = np.isfinite(pixels) & (pixels > 0)
+    pixels = pixels[:, known.all(axis=0) if C == 12 else known.any(axis=0)]
     if not pixels.size:
         return 0.0
     distance = np.median(np.abs(pixels - pixels[7]), axis=1) / max(np.median(pixels[7]), 1e-9) + 0.01  # [C]

@@ -103,8 +103,7 @@ def read_scene(
 ) -> Scene:
     """A GeoTIFF, VRT, JPEG or PNG, or a folder or list of single-band files, as a Scene of `sensor`.
 
-    bands: {sensor band: 1-based number}, or names: those to take where the file describes its bands, else in file
-    order with None for a band to leave out. Without it, in this order: the bands' descriptions (or single-band files'
+    bands: as `bands.match_bands` takes them. Without it, in this order: the bands' descriptions (or single-band files'
     names), the sensor's own band count in its own order, a known product's layout (12- and 13-band Sentinel-2 in
     ESA's order, or with B8A last by their spectra; Landsat from band 1). Bands may be a subset of the sensor's.
     scale, offset: native = value * scale + offset, for files in other units; missing pixels are found before it. None:

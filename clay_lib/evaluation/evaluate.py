@@ -265,18 +265,11 @@ def chip_features(
         kinds = [k for k in versions[0] if not k.startswith("patch spread")]
         sets |= {f"{owner}, {kind}": [v[kind] for v in versions] for kind in kinds}
         sets[f"{owner}, both"] = [np.hstack([v["class token"], v["patch mean"]]) for v in versions]
-    normalized = _normalize(pixels, metadata)
-    return sets | _pixel_baselines(normalized, seeds, n_filters)
+    return sets | _pixel_baselines(_normalize(pixels, metadata), seeds, n_filters)
 
 
 def patch_features(
-    clay: Clay,
-    pixels,
-    place: np.ndarray,
-    *,
-    layers: Sequence[int] = (),
-    seeds: int = 5,
-    **metadata,
+    clay: Clay, pixels, place: np.ndarray, *, layers: Sequence[int] = (), seeds: int = 5, **metadata
 ) -> dict[str, list[np.ndarray]]:
     """Feature sets of single patches: their tokens, each patch embedded by itself, and the pixel baselines.
 

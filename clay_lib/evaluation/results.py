@@ -1,8 +1,5 @@
 """Results: a page of measured scores of the weights and of baselines, written by one command.
 
-    clay results                      every study whose data are present; the others keep their rows of the last run
-    clay results --only landsat       one study
-
 Every row of the table names its data, split, seeds, weights and command, so that it can be reproduced. The page is
 data/weights/RESULTS.md; all rows are in data/weights/results.csv.
 """

@@ -1,11 +1,5 @@
 """Transfer: frozen weights probed on real images outside their training data, compared with baselines.
 
-    clay transfer WEIGHTS --images FOLDER                          images in class folders
-    clay transfer WEIGHTS --images FOLDER --test FOLDER            trained on the first, tested on the second
-    clay transfer WEIGHTS --rasters FOLDER --labels FOLDER         rasters, and their labels by the same names
-    clay transfer WEIGHTS --points FILE --labels FILE              one raster, and labels of some of its pixels
-    clay transfer WEIGHTS --world                                  the mini-world's own test land
-
 Images are split by the number in their names, since neighbors in number are often neighbors on the ground; classes are
 matched by name. Which features represent an image (class token, mean or spread of its patches, at what size) is chosen
 on training folds.

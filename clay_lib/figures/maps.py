@@ -124,12 +124,7 @@ def show_on_map(
     return leaflet
 
 
-def static_map(
-    layers: Sequence[Layer],
-    *,
-    size: float = 4.2,
-    outlines: Mapping | None = None,
-) -> Figure:
+def static_map(layers: Sequence[Layer], *, size: float = 4.2, outlines: Mapping | None = None) -> Figure:
     """The same layers as a figure: a panel each, two in a row, opaque, on one common extent; degrees, scale bar, north arrow.
 
     outlines: as in `show_on_map`; a column "rank" is written into them.
