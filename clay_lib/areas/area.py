@@ -25,6 +25,7 @@ from shapely import union_all
 
 from clay_lib.areas import jobs as work
 from clay_lib.areas import rasters, vectors
+from clay_lib.areas.archives import find_acquisitions, open_scenes, parse_area
 from clay_lib.areas.composites import composites_of
 from clay_lib.areas.items import estimate_bytes
 from clay_lib.areas.tiles import grid_around, grid_of, tiles_of
@@ -211,8 +212,6 @@ def embed_area(
         name: model name in the results; by default the file's
         progress: show a progress bar
     """
-
-    from clay_lib.areas.archives import find_acquisitions, open_scenes, parse_area
 
     start, out = time.perf_counter(), Path(out)
     if not name and isinstance(clay, (str, Path)):

@@ -20,10 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
 from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
 
 from clay_lib.areas.items import Acquisition, mean_cloud_cover, moment_of, solar_day
 from clay_lib.areas.reading import MissingFile, clouds_around, picklable, read_acquisition
@@ -96,8 +98,6 @@ def read_composite(composite: Composite, geobox: GeoBox, *, clouds: str = "mask"
     counted from the first day of the period; NaN in holes. chunks: {"y": 512, "x": 512} reads lazily with Dask.
     Items without a band or without their files are left out with a warning; ContractError for all other faults.
     """
-    from odc.geo.xr import xr_coords
-
     layers = _lazy(composite, geobox, clouds, chunks and (chunks["y"], chunks["x"]))
     layers = layers if chunks else layers.compute(scheduler="synchronous")
     variables = {name: (("y", "x"), layers[n]) for n, name in enumerate((*composite.bands, "clear", "day"))}
@@ -113,8 +113,6 @@ def read_block(composite: Composite, geobox: GeoBox, clouds: str) -> tuple[np.nd
 
 def _lazy(composite: Composite, geobox: GeoBox, clouds: str, sides: tuple[int, int] | None):
     """[C + 2, H, W] as a Dask array, by default in windows whose days fit into WINDOW_BYTES."""
-    import dask.array as da
-
     layers = len(composite.bands) + 2
     side = max(1, int((WINDOW_BYTES / 4 / layers / len(composite.days)) ** 0.5))
     fitted = tuple(-(-n // -(-n // side)) for n in geobox.shape)  # windows of about one size

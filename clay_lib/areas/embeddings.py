@@ -29,11 +29,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import shapely
+import xarray as xr
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords  # and registers .odc
 from pyproj import CRS
 
 from clay_lib.areas.neighbors import Index, open_index
 from clay_lib.areas.tiles import project, transformer
 from clay_lib.areas.vectors import part_files, read_part
+from clay_lib.data.rasters import open_raster
 from clay_lib.errors import ContractError
 
 ORIGIN = ["model", "weights", "configuration"]
@@ -80,8 +84,6 @@ def read_embeddings(source, *, column: str = "", configuration: str = "", area=N
     read, as in `archives.parse_area`. like: of arrays (.npy), a GeoTIFF of the same grid; by default the one beside it.
     A raster has NaN where nothing is known, and its grid in `.odc.geobox`. Raises ContractError for anything else.
     """
-    import xarray as xr
-
     if isinstance(source, Vectors):
         return source
     if isinstance(source, xr.Dataset | xr.DataArray):
@@ -246,10 +248,6 @@ def from_alphaearth(values: np.ndarray) -> np.ndarray:
 
 
 def _from_raster(path: Path, area):
-    from odc.geo.geobox import GeoBox
-
-    from clay_lib.data.rasters import open_raster
-
     with open_raster(path) as file:
         if file.crs is None:
             raise ContractError("path", f"{path}, without a CRS", "a raster with its place on Earth", "a plain image")
@@ -273,9 +271,6 @@ def _is_alphaearth(stored: np.ndarray, nodata: float | None) -> bool:
 
 def _from_xarray(source, area):
     """The variable of three dimensions of a Dataset, or a DataArray, [band, y, x] in any order."""
-    import odc.geo.xr  # noqa: F401  (registers .odc)
-    import xarray as xr
-
     variables = [source] if isinstance(source, xr.DataArray) else source.data_vars.values()
     found = [variable for variable in variables if variable.squeeze().ndim == 3]
     if len(found) != 1:
@@ -301,10 +296,6 @@ def _from_xarray(source, area):
 
 def _from_arrays(path: Path, like: str, area):
     """Tessera's: int8 [H, W, D], and a scale a pixel."""
-    from odc.geo.geobox import GeoBox
-
-    from clay_lib.data.rasters import open_raster
-
     scales = path.with_name(f"{path.stem}_scales.npy")
     grids = [Path(like)] if like else [path.with_suffix(ending) for ending in (".tif", ".tiff")]
     grid = next((grid for grid in grids if grid.is_file()), None)
@@ -346,9 +337,6 @@ def _crop(box, area, bands: int):
 
 def _raster(values: np.ndarray, box, attrs):
     """[D, h, w] as a DataArray with coordinates, rows from north to south."""
-    import xarray as xr
-    from odc.geo.xr import xr_coords
-
     if box.affine.e > 0:  # as AlphaEarth's files
         values, box = values[:, ::-1], box.flipy()
     coords = {"band": np.arange(len(values))} | xr_coords(box, dims=("y", "x"))

@@ -22,6 +22,7 @@ import pystac
 import rasterio
 import shapely
 import shapely.geometry
+from odc.geo.geobox import GeoBox
 
 from clay_lib.areas import composites, rasters, reading, vectors
 from clay_lib.areas.composites import Composite
@@ -29,7 +30,7 @@ from clay_lib.areas.items import Acquisition, Archive, mean_cloud_cover, moment_
 from clay_lib.areas.tiles import Tile, extent
 from clay_lib.clay import Clay
 from clay_lib.data.rasters import RASTER_ENDINGS
-from clay_lib.errors import ContractError, warn
+from clay_lib.errors import ContractError, first_line, warn
 from clay_lib.files import PartBuffer, hash_tensors
 from clay_lib.sensors import Sensor
 
@@ -75,8 +76,6 @@ class Block:
 
     def geobox(self, overlap: int):
         """odc.geo GeoBox around all tiles and `overlap` pixels."""
-        from odc.geo.geobox import GeoBox
-
         corner, rows, columns = extent([job.tile for job in self.jobs])
         shape = rows * corner.size + 2 * overlap, columns * corner.size + 2 * overlap
         return GeoBox(shape, corner.geobox(overlap).affine, corner.crs)
@@ -398,8 +397,8 @@ def check_failures(tally: Tally, total: int) -> None:
         return
     name, error = failures[0]
     if not isinstance(error, ContractError):
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        error = ContractError("reading", line, "pixels of every tile", "a server or file that fails repeatedly")
+        cause = "a server or file that fails repeatedly"
+        error = ContractError("reading", first_line(error), "pixels of every tile", cause)
     found = f"{error.found} ({len(failures)} of {total} tiles failed, the first {name})"
     cause = f"{error.cause}; all other tiles are kept"
     if tally.unread:

@@ -97,7 +97,9 @@ def write_archive(
     Returns the folder; items.json is written last.
     """
     folder, earth = Path(folder), MiniWorld(seed)
-    place = place or _forest(earth)
+    if place is None:
+        forests = (earth.place(10, n, "test") for n in count())
+        place = next(forest for forest in forests if SUMMER[0] < forest.lat < SUMMER[1])
     items: list[dict] = []
     for sensor in sensors:
         archive = choose_archive(SENSORS.resolve(sensor), (archives or {}).get(sensor))
@@ -169,12 +171,6 @@ def archive(
 
 
 # ---- scenes ----
-
-
-def _forest(earth: MiniWorld) -> Place:
-    """The first forest where the default dates are summer."""
-    places = (earth.place(10, n, "test") for n in count())
-    return next(place for place in places if SUMMER[0] < place.lat < SUMMER[1])
 
 
 def _observe(folder, archive: Archive, earth: MiniWorld, place, day, size, cover, events) -> dict:

@@ -21,7 +21,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
+import rasterio
+import xarray as xr
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+from rasterio.shutil import copy
+from rasterio.warp import Affine, Resampling, reproject
+from rasterio.windows import Window
 
 from clay_lib.areas.tiles import Tile, crs_name, extent, transformer
 from clay_lib.data.images import blend_ramp
@@ -66,8 +76,8 @@ class Mosaic:
     components: Components | None = None  # None: the raster holds complete vectors
 
     @property
-    def cells(self) -> int:
-        """Patches along a side of a tile."""
+    def side(self) -> int:
+        """Cells along a side of a block, which is a tile: one a patch."""
         return self.corner.size // self.patch
 
     @property
@@ -77,24 +87,17 @@ class Mosaic:
         return [f"component {k + 1} ({share:.0%} of variance)" for k, share in enumerate(self.components.share)]
 
     @property
-    def geobox(self):
-        """odc.geo GeoBox of the raster, one cell per patch."""
-        from odc.geo.geobox import GeoBox
-
+    def geobox(self) -> GeoBox:
+        """Of the raster, one cell per patch."""
         tile = self.corner.geobox().zoom_out(self.patch)
-        return GeoBox((self.rows * self.cells, self.columns * self.cells), tile.affine, tile.crs)
-
-    @property
-    def side(self) -> int:
-        """Cells along a side of a block."""
-        return self.cells
+        return GeoBox((self.rows * self.side, self.columns * self.side), tile.affine, tile.crs)
 
     def sums(self, top: int, left: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of a window in cells: weighted sums of the numbers [h, w, n], weights [h, w], and cells inside tiles [h, w].
 
         Beyond its tiles a mosaic has the overlap, with falling weights; a patch that was left out has no weight.
         """
-        n, o = self.cells, self.overlap
+        n, o = self.side, self.overlap
         total, weight = np.zeros((height, width, len(self.bands)), np.float32), np.zeros((height, width), np.float32)
         inside, ramp = np.zeros((height, width), bool), blend_ramp(n, o)  # [n + 2 o]
 
@@ -119,8 +122,8 @@ class Mosaic:
         return total, weight, inside
 
     def block(self, row: int, column: int) -> np.ndarray:
-        """[bands, cells, cells] float32 of the raster: a tile blended with its neighbors; NaN where there is no patch."""
-        total, weight, inside = self.sums(row * self.cells, column * self.cells, self.cells, self.cells)
+        """[bands, side, side] float32 of the raster: a tile blended with its neighbors; NaN where there is no patch."""
+        total, weight, inside = self.sums(row * self.side, column * self.side, self.side, self.side)
         return mean_of(total, weight, inside & (weight > 0))
 
 
@@ -134,7 +137,7 @@ class Warped:
 
     name: str  # DATE-CRS-RESOLUTION
     mosaics: Sequence[Mosaic]
-    geobox: object  # odc.geo GeoBox
+    geobox: GeoBox
     normalize: bool = False  # vectors of length one
 
     @property
@@ -146,7 +149,7 @@ class Warped:
         """Patches of each mosaic along a side of a cell, at the mosaic's center."""
         scales = []
         for mosaic in self.mosaics:
-            center = mosaic.columns * mosaic.cells / 2, mosaic.rows * mosaic.cells / 2
+            center = mosaic.columns * mosaic.side / 2, mosaic.rows * mosaic.side / 2
             x, y = _pixels(mosaic.geobox, self.geobox, *center)
             columns, rows = _pixels(self.geobox, mosaic.geobox, np.array([x, x + 1, x]), np.array([y, y, y + 1]))
             steps = np.hypot(np.diff(columns[[1, 0, 2]]), np.diff(rows[[1, 0, 2]]))
@@ -161,8 +164,6 @@ class Warped:
 
     def block(self, row: int, column: int) -> np.ndarray:
         """[bands, h, w] float32 of the raster, `side` cells or fewer at its edges; NaN where there is no patch."""
-        from rasterio.warp import Affine, Resampling, reproject
-
         starts = row * self.side, column * self.side
         ends = (min(start + self.side, length) for start, length in zip(starts, self.geobox.shape, strict=True))
         part = self.geobox[tuple(map(slice, starts, ends))]
@@ -259,7 +260,7 @@ def sample_patches(layers: Sequence[Mosaic], count: int = PCA_SAMPLE, seed: int 
         tiles = [tiles[k] for k in sorted(rng.choice(len(tiles), count, replace=False))]
     per_tile, rows = max(1, count // len(tiles)), []
     for mosaic, position in tiles:
-        patches = mosaic.block(*position)  # [D, cells, cells]
+        patches = mosaic.block(*position)  # [D, side, side]
         patches = patches[:, np.isfinite(patches[0])].T
         rows.append(patches[np.sort(rng.permutation(len(patches))[:per_tile])])
     return np.concatenate(rows)
@@ -309,8 +310,8 @@ def write_rasters(
         rows, columns, bands = min(mosaic.rows, SEAM_TILES), min(mosaic.columns, SEAM_TILES), None if count else 8
         sample = np.block([[mosaic.block(y, x)[:bands] for x in range(columns)] for y in range(rows)])
         measures[paths[-1].name if grid is None else mosaic.name] = {
-            "seam_step": seam_step(sample, mosaic.cells),
-            "tiles": checkerboard(sample, mosaic.cells),
+            "seam_step": seam_step(sample, mosaic.side),
+            "tiles": checkerboard(sample, mosaic.side),
             "patches": checkerboard(sample, 2),
         }
     if grid is not None:
@@ -323,12 +324,6 @@ def write_rasters(
 
 def write_cog(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
     """A cloud-optimized GeoTIFF, float32 with NaN as nodata: one band per component or per number of the vectors."""
-    import rasterio
-    from rasterio._err import CPLE_BaseError
-    from rasterio.errors import RasterioError
-    from rasterio.shutil import copy
-    from rasterio.windows import Window
-
     box, bands, n = mosaic.geobox, mosaic.bands, mosaic.side
     height, width = box.shape
     # All numbers of a cell are stored together, in blocks small enough to be read for one cell.
@@ -369,17 +364,14 @@ def write_cog(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
 
 def write_zarr(mosaic: Mosaic, path: Path, tags: dict[str, str]) -> Path:
     """A Zarr group for xarray: `vectors` [D, y, x] float16 (components: float32), a chunk per tile, CRS in `spatial_ref`."""
-    import dask.array
-    import xarray as xr
-    from odc.geo.xr import xr_coords
 
     def chunk(block_id: tuple[int, int, int]) -> np.ndarray:
         return mosaic.block(*block_id[1:]).astype(dtype)
 
     complete, bands, n = mosaic.bands[0].startswith("vector"), len(mosaic.bands), mosaic.side
     dtype = np.float16 if complete else np.float32
-    chunks = dask.array.core.normalize_chunks((bands, n, n), (bands, *mosaic.geobox.shape))
-    data = dask.array.map_blocks(chunk, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
+    chunks = da.core.normalize_chunks((bands, n, n), (bands, *mosaic.geobox.shape))
+    data = da.map_blocks(chunk, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
     coords = {"band": np.arange(bands)} | xr_coords(mosaic.geobox, dims=("y", "x"))
     vectors = xr.DataArray(data, coords, ("band", "y", "x"), "vectors", tags)
     vectors.encoding = {"chunks": (bands, n, n), "_FillValue": np.nan}

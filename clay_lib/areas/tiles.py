@@ -11,7 +11,6 @@ grids of two zones are rotated against each other, and assigning tiles by their 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,14 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import shapely
+from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
+from rasterio.transform import Affine
 from shapely.geometry.base import BaseGeometry
 
 from clay_lib.data.georeference import cut_at_antimeridian
+from clay_lib.data.rasters import open_raster
 from clay_lib.errors import ContractError, first_line
 from clay_lib.sensors import METERS_PER_DEGREE
 
@@ -77,9 +79,6 @@ class Tile:
 
     def geobox(self, overlap: int = 0):
         """odc.geo GeoBox, north up, widened by `overlap` pixels on every side."""
-        from odc.geo.geobox import GeoBox
-        from rasterio.transform import Affine
-
         west, _, _, north = self.bounds
         margin = overlap * self.gsd
         side = self.size + 2 * overlap
@@ -125,12 +124,11 @@ def tiles_of(area: BaseGeometry, grid: Grid) -> list[Tile]:
         inner = shape.buffer(-1e-3 * grid.gsd)  # tolerance for areas cut along tile edges
         shape = shape if inner.is_empty else inner
         side = grid.size * grid.gsd
-        west, south, east, north = shape.bounds
-        first = [math.floor((v - a) / side) for v, a in zip((west, south), grid.anchor, strict=True)]
-        last = [math.floor((v - a) / side) for v, a in zip((east, north), grid.anchor, strict=True)]
-        columns = np.arange(first[0], last[0] + 1)
+        corners = np.reshape(shape.bounds, (2, 2)) - grid.anchor  # lower left, upper right
+        (first, bottom), (last, top) = np.floor(corners / side).astype(int).tolist()
+        columns = np.arange(first, last + 1)
         shapely.prepare(shape)
-        for row in range(last[1], first[1] - 1, -1):
+        for row in range(top, bottom - 1, -1):
             x, y = grid.anchor[0] + columns * side, grid.anchor[1] + row * side
             touched = shapely.intersects(shape, shapely.box(x, y, x + side, y + side))
             tiles += [grid.tile(crs, column, row) for column in columns[touched]]
@@ -191,11 +189,7 @@ def grid_around(
     bottom, right, top) in the CRS, or text; left > right in degrees is a box across the antimeridian. Cells lie at
     multiples of the resolution; degrees count beyond 180 where the tiles or bounds cross it.
     """
-    from odc.geo.geobox import GeoBox
-
     if like:
-        from clay_lib.data.rasters import open_raster
-
         if crs or resolution or bounds:
             found = f"{like} and crs, resolution or bounds"
             raise ContractError("like", found, "one of them", "the file is a complete grid")

@@ -33,6 +33,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
+from pyproj import CRS
 
 from clay_lib.areas.tiles import crs_name, project
 from clay_lib.errors import ContractError
@@ -48,8 +50,6 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 def schema(dim: int, store: str = "float16", composite: bool = False) -> pa.Schema:
     """Columns and GeoParquet metadata of a part. dim: D, length of a vector. composite: with the columns of composites."""
-    from pyproj import CRS
-
     if store not in STORES:
         raise ContractError("store", repr(store), f"one of {list(STORES)}", "an unsupported number format")
     text, real = pa.string(), pa.float32()
@@ -108,8 +108,6 @@ def write_part(
 
 
 def _table(rows: Sequence[dict], shared: dict, dim: int, store: str) -> pa.Table:
-    import shapely
-
     shapes = [shapely.orient_polygons(row["geometry"]) for row in rows]
     columns: dict[str, object] = {name: [value] * len(rows) for name, value in shared.items()}
     own = ["id", "tile", "time", "items", "valid_share", "cloud_cover"] + ["clear_count"] * ("composite" in shared)
@@ -207,9 +205,6 @@ def write_in_crs(out: str | Path, configuration: str, crs: str) -> Path:
 
     Part by part, in a constant memory.
     """
-    import shapely
-    from pyproj import CRS
-
     parts = runs_of(out)[configuration]
     columns = pq.read_schema(parts[0])
     geo = json.loads(columns.metadata[b"geo"])
