@@ -40,9 +40,6 @@ NEIGHBORS = 5
 SHORT_NAMES = {"permanent ": "", " / sparse vegetation": "", "herbaceous ": ""}
 
 
-# ---- numbers ----
-
-
 @dataclass(frozen=True, eq=False)
 class Atlas:
     """N chips on a map."""
@@ -140,9 +137,6 @@ def world_background(world: MiniWorld, step: float = 1.0) -> Layer:
     return Layer("the mini-world", table[codes], DEGREES, (step, 0.0, -180.0, 0.0, -step, 80.0))
 
 
-# ---- figures ----
-
-
 def show_neighbors(
     atlas: Atlas,
     chips: Sequence[int],
@@ -164,8 +158,7 @@ def show_neighbors(
                 ax.imshow(atlas.thumbnails[number])
                 ax.set_title(title, loc="center", fontsize=8)
                 ax.set_xlabel("" if names is None else _short(names[number]), fontsize=7, labelpad=2)
-            row[0].spines[:].set_visible(True)
-            row[0].spines[:].set_linewidth(2.5)
+            row[0].spines[:].set(visible=True, linewidth=2.5)
     return fig
 
 
@@ -269,9 +262,6 @@ def _page(atlas: Atlas, background: Layer, colors: Mapping[str, str]) -> str:
     )  # fmt: skip
     alt = "Chips, and those with the most similar embeddings"
     return fill_page("click.html", data, alt=alt, weight=str(NEGATIVE_WEIGHT))
-
-
-# ---- the widget ----
 
 
 class ChipMap(Widget):

@@ -94,9 +94,6 @@ def exercise_notebook(script: Path, *, solved: bool = False):
     return v4.new_notebook(cells=cells, metadata=metadata)
 
 
-# ---- reading a script
-
-
 def read_exercises(script: Path) -> tuple[list[tuple[str, str]], list[Exercise]]:
     """(given cells before the first exercise, the exercises), as (tag, source) and Exercise."""
     opening, blocks = [], []
@@ -128,9 +125,6 @@ def _require(holds, name: str, found: str) -> None:
     if not holds:
         cause = "a tag or a line of the exercise format is missing; CONTRIBUTING.md shows it"
         raise ContractError(name, found, FORMAT, cause)
-
-
-# ---- writing the notebook
 
 
 def stub(solution: str) -> str:
@@ -194,9 +188,6 @@ def _title(notebook, script: Path, blocks: list[Exercise]) -> str:
 def _fix_links(text: str) -> str:
     """Links to other notebooks and to strips, from inside notebooks/exercises."""
     return re.sub(r"\]\((\d\d_\w+\.ipynb|flow/)", r"](../\1", text)
-
-
-# ---- names
 
 
 def _imports(notebook, cells: list[str], name: str) -> str:

@@ -287,9 +287,6 @@ def _caught(field: str, value, problem: Exception) -> Finding:
     return error(field, f"{type(value).__name__}: {problem}"[:200], "numbers", "another type of object")
 
 
-# ---- pixels ----
-
-
 def _inspect_pixels(array: np.ndarray, names, sensor: Sensor, in_decibel: bool, stored: np.dtype) -> list[Finding]:
     """A regular sample of array [B, C, H, W] carries the statistics; the extremes are of all numbers. NaN: a hole."""
     B, C, H, W = array.shape
@@ -355,9 +352,6 @@ def _mixed_units(sample: np.ndarray, image: ImageSample) -> Iterator[Finding]:
         found = f"{dark}, the first is number {low[0]}; up to {short(tops.max())} in the others"
         cause = f"some chips in reflectance or scaled to 0..1: {image.facts.fix}"
         yield error("pixels", found, "one unit in all chips", cause)
-
-
-# ---- ground distance, place and date ----
 
 
 def _list(value) -> list:

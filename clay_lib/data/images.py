@@ -412,9 +412,6 @@ def _counts(values: np.ndarray) -> bool:
     return float(values[0]) in (0.0, 0.5, 1.0) and float(values[1] - values[0]) == 1.0
 
 
-# ---- windows of large images ----
-
-
 @lru_cache(maxsize=8)
 def blend_ramp(cells: int, overlap: int) -> np.ndarray:
     """[cells + 2 overlap] weights along one side of a tile of `cells` that overlaps its neighbors.

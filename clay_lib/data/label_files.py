@@ -343,9 +343,6 @@ def _pair_sample(windows, sensor: Sensor, bands: Bands, when, classified: bool, 
     return Sample(scene.pixels, labels, scene.crs, scene.transform)
 
 
-# ---- vector labels ----
-
-
 def read_vectors(paths: Sequence[Path], column: str | None, codes: Mapping[int, str] | None = None):
     """({path: GeoDataFrame with the column "number"}, {code: name} of the classes, None for values).
 

@@ -131,9 +131,6 @@ def place_table(names, lat=np.nan, lon=np.nan, when="", group=None, corners=None
     return pd.DataFrame(columns, range(len(names))).astype({"lat": float, "lon": float})
 
 
-# ---- the mini-world ----
-
-
 def world_set(
     sensor: str = "sentinel-2-l2a",
     count: int = 110,
@@ -200,9 +197,6 @@ def _observe_leaves(seed: int, sensor: str, size, lat: float, lon: float, when: 
     from clay_lib.world.earth import MiniWorld, Place
 
     return MiniWorld(seed).observe(Place(lat, lon), sensor, str(when), size, noise=False).leaf_area
-
-
-# ---- the Hugging Face Hub ----
 
 
 def hub_set(

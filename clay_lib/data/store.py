@@ -141,13 +141,13 @@ def index_parts(fs, root: str) -> dict[str, str]:
 
 
 def _gathered(fs, root: str):
-    """(table of index.parquet or None, the parts in it)."""
+    """(the table of index.parquet in a list, empty if there is none; the parts in it)."""
     if not fs.exists(f"{root}/{ALL}"):
-        return None, set()
+        return [], set()
     import pyarrow.parquet as pq
 
     table = pq.read_table(io.BytesIO(fs.cat_file(f"{root}/{ALL}")))
-    return table, set(table.schema.metadata[b"parts"].decode().split())
+    return [table], set(table.schema.metadata[b"parts"].decode().split())
 
 
 def _read_index(fs, root: str, on_damage: str):
@@ -156,8 +156,7 @@ def _read_index(fs, root: str, on_damage: str):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table, gathered = _gathered(fs, root)
-    tables = [] if table is None else [table]
+    tables, gathered = _gathered(fs, root)
     paths = [path for part, path in index_parts(fs, root).items() if part not in gathered]
     for path, data in zip(paths, read_files(fs, paths), strict=True):
         try:
@@ -291,11 +290,10 @@ def _gather_index(fs, root: str) -> None:
     import pyarrow.parquet as pq
 
     parts = index_parts(fs, root)
-    table, gathered = _gathered(fs, root)
+    tables, gathered = _gathered(fs, root)
     fresh = sorted(parts.keys() - gathered)
     if len(fresh) < GATHER:
         return
-    tables = [] if table is None else [table]
     new = [pq.read_table(io.BytesIO(data)) for data in read_files(fs, [parts[part] for part in fresh])]
     table = pa.concat_tables(tables + [t for t in new if len(t)], promote_options="permissive")
     names = " ".join(sorted(gathered | set(fresh))).encode()

@@ -34,9 +34,6 @@ SHAPES = ("scattered", "cloud")
 RULES = ("left out", "zero", "mean")
 
 
-# -- metadata switched off -------------------------------------------------------------------------------------------
-
-
 def without(cube: Datacube, off: str) -> Datacube:
     """The same pixels with one piece of metadata (or all) switched off."""
     if off not in SETTINGS:
@@ -71,9 +68,6 @@ def cosine_change(full: np.ndarray, ablated: np.ndarray, *, groups, bootstraps: 
     n = len(a)
     unrelated = float(a.sum(0) @ b.sum(0) - (a * b).sum()) / (n * (n - 1))
     return pd.Series({"cosine": value, "low": low, "high": high, "unrelated": unrelated})
-
-
-# -- parts of the image removed --------------------------------------------------------------------------------------
 
 
 def scattered(rows: int, columns: int, share: float, rng: np.random.Generator) -> np.ndarray:

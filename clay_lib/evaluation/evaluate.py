@@ -252,9 +252,6 @@ def _shots(labels: np.ndarray, shots: Sequence[int], seed: int) -> Iterator[tupl
             yield k, np.concatenate([part[:k] for part in order])
 
 
-# -- feature sets ----------------------------------------------------------------------------------------------------
-
-
 def chip_features(
     clay: Clay, pixels, *, layers: Sequence[int] = (), seeds: int = 5, n_filters: int = 256, **metadata
 ) -> dict[str, list[np.ndarray]]:

@@ -96,9 +96,6 @@ def write_page(folder: Path, table: pd.DataFrame) -> Path:
     return atomic_write(Path(folder) / "RESULTS.md", lambda partial: partial.write_text(page, encoding="utf-8"))
 
 
-# -- the page --------------------------------------------------------------------------------------------------------
-
-
 def results_page(table: pd.DataFrame) -> str:
     """Markdown: a section for each study, a table for each split, a row a feature set, a column a probe."""
     parts = [HEAD]
@@ -138,9 +135,6 @@ def _pivot(rows: pd.DataFrame, column: str, form: str) -> str:
         dim = own["dim"].iloc[0]
         lines.append([name, f"{dim:.0f}" if pd.notna(dim) else "", *(cells.get(probe, "") for probe in probes)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-# -- the studies -----------------------------------------------------------------------------------------------------
 
 
 def rows_of(evaluation: Evaluation) -> pd.DataFrame:

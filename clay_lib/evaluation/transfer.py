@@ -122,9 +122,6 @@ def _evaluate_both(sets, labels, *, groups, test, own_groups, seeds: int, bootst
     return evaluate.Evaluation(pd.concat(tables, ignore_index=True), "accuracy", bootstraps, parts[0].data)
 
 
-# -- images ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Images:
     """N labeled RGB images of one size."""
@@ -233,9 +230,6 @@ def readout_candidates(embedded: Mapping[int, Mapping[str, np.ndarray]]) -> dict
     return candidates
 
 
-# -- labeled pixels of a scene ---------------------------------------------------------------------------------------
-
-
 def cut_points(pixels: np.ndarray, labels: np.ndarray, size: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels [C, H, W] and labels [H, W], 0 unknown -> chips [N, C, size, size], labels [N], groups [N].
 
@@ -297,9 +291,6 @@ def read_points(
     metadata = {name: getattr(image, name) for name in ("gsd", "when", "lat", "lon", "in_decibel")}
     metadata |= dict(sensor=sensor, bands=list(image.bands))
     return image.measured(), classes, metadata
-
-
-# -- the mini-world --------------------------------------------------------------------------------------------------
 
 
 def probe_world(

@@ -40,12 +40,10 @@ def bars_with_intervals(
         for y, v, h in zip(at, value, high, strict=True):
             x = max(v, h if np.isfinite(h) else v) + margin
             ax.text(x, y, form.format(v), va="center", fontsize=9, color=style.INK)
-        ax.set_xlim(left, right + 5 * margin)
+        ax.set(xlim=(left, right + 5 * margin), xlabel=label, title=title or "")
         ax.set_yticks(at, table["name"])
         ax.tick_params(axis="y", length=0)
         ax.invert_yaxis()
-        ax.set_xlabel(label)
-        ax.set_title(title or "")
         if len(colors) > 1:
             keys = [Patch(color=color, label=kind) for kind, color in colors.items()]
             fig.legend(handles=keys, loc="outside upper right", ncols=len(keys))
@@ -72,8 +70,8 @@ def scores(table: pd.DataFrame, *, title: str = "") -> Figure:
                 ax.plot(row["score"], y, "o", color=color, ms=6)
                 if split != "random" and (name, "random") in part.index:
                     ax.plot(part.loc[(name, "random"), "score"], y, "o", mfc="none", mec=style.INK, ms=7, mew=1)
-            ax.set_title(probe)
-            ax.set_xlabel({"balanced": "balanced accuracy"}.get(table["metric"].iloc[0], table["metric"].iloc[0]))
+            metric = table["metric"].iloc[0]
+            ax.set(title=probe, xlabel="balanced accuracy" if metric == "balanced" else metric)
             _grid(ax, "x")
         axes[0, 0].set_yticks(range(len(names)), names)
         axes[0, 0].invert_yaxis()
@@ -116,10 +114,8 @@ def against_bytes(
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.margins(x=0.06)
-        ax.set(
-            xlabel="bytes of a vector", ylabel=ylabel, ylim=(None, 1.22 * table["high"].max() - 0.22 * ax.get_ylim()[0])
-        )
-        ax.set_title(title)
+        top = 1.22 * table["high"].max() - 0.22 * ax.get_ylim()[0]
+        ax.set(xlabel="bytes of a vector", ylabel=ylabel, title=title, ylim=(None, top))
         _grid(ax, "y")
         fig.legend(loc="outside lower right", ncols=len(kinds))
     return fig
@@ -167,9 +163,8 @@ def curves(
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlabel(xlabel or x)
-        ax.set_ylabel(ylabel or (columns[0] if len(columns) == 1 else ""))
-        ax.set_title(title or "")
+        named = ylabel or (columns[0] if len(columns) == 1 else "")
+        ax.set(xlabel=xlabel or x, ylabel=named, title=title or "")
         _grid(ax, "y")
         if ends:
             _label_ends(ax, sorted(ends))

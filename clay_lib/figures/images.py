@@ -219,7 +219,6 @@ def scatter_thumbnails(
     with styled():
         fig, ax = plt.subplots(figsize=(size + 1.7, size * span[1] / span[0] + 0.4))
         ax.scatter(*xy.T, s=6, c=[to_rgb(colors[k]) for k in labels.tolist()], alpha=0.35, lw=0)
-        ax.set_aspect("equal")
         half, edge = 0.46 * cell, 0.055 * cell
         inner = half - edge
         for i in chosen.values():
@@ -227,8 +226,8 @@ def scatter_thumbnails(
             color, extent = colors[labels[i].item()], (x - inner, x + inner, y - inner, y + inner)
             ax.add_patch(Rectangle((x - half, y - half), 2 * half, 2 * half, color=color, lw=0, zorder=2))
             ax.imshow(np.asarray(images[i]), extent=extent, zorder=3, interpolation="antialiased")
-        ax.set_xlim(low[0] - 0.2 * cell, low[0] + span[0] + 0.2 * cell)
-        ax.set_ylim(low[1] - 0.2 * cell, low[1] + span[1] + 0.2 * cell)
+        (left, bottom), (right, top) = low - 0.2 * cell, low + span + 0.2 * cell
+        ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
         _remove_axes(ax, title)
         keys = [Patch(color=color, label=str(name)) for name, color in colors.items() if (labels == name).any()]
         fig.legend(handles=keys, loc="outside center right", alignment="left")
@@ -236,7 +235,5 @@ def scatter_thumbnails(
 
 
 def _remove_axes(ax, title: str | None) -> None:
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[], title=title or "")
     ax.spines[:].set_visible(False)
-    ax.set_title(title or "")

@@ -157,9 +157,6 @@ def largest_difference(encoder: Encoder, run: Run, checks=CHECKS) -> float:
     return worst.item()
 
 
-# -- the two file formats --------------------------------------------------------------------------------------------
-
-
 def write_pt2(program: ExportedProgram, path: str | Path, description: Mapping[str, str]) -> None:
     """A file for `torch.export.load(path).module()(**inputs)`, with the description as its extra file clay.json."""
     torch.export.save(program, path, extra_files={"clay.json": json.dumps(dict(description))})

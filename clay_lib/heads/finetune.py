@@ -273,9 +273,6 @@ def _class_weights_and_scale(train: LabeledSet, labels: Tensor, s: FinetuneSetti
     return class_weights(counts, s.balance), (0.0, 1.0)
 
 
-# -- batches ---------------------------------------------------------------------------------------------------------
-
-
 def read_batch(clay: Clay, data: LabeledSet, rows, *, flip: int = 0, check: bool = False) -> tuple[Datacube, Tensor]:
     """Chips of a set by row number: the normalized batch on the model's device, and labels [B] or [B, H, W]."""
     samples = [data[int(i)] for i in rows]

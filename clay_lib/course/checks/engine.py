@@ -171,9 +171,6 @@ def attempt(fn: Callable, *args):
     return result
 
 
-# ---- messages
-
-
 def shape_difference(got: Sequence[int], expected: Sequence[int], axes: str = "") -> str:
     """How a wrong shape differs: axes in another order, missing, added, or of another length. axes: "B, L, D"."""
     got, expected = tuple(got), tuple(expected)
