@@ -144,10 +144,6 @@ def rows_of(evaluation: Evaluation) -> pd.DataFrame:
     return evaluation.summary.merge(gaps, on=["features", "kind", "split", "probe", "shots"], how="left")
 
 
-def _world(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
-    return rows_of(transfer.probe_world(clay, seeds=seeds))
-
-
 def _ucmerced(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
     images = {size: transfer.read_images(real / "ucmerced", size) for size in (64, 128)}
     evaluation, chosen = transfer.probe_images(clay, images, first_test=66, seeds=seeds)
@@ -199,7 +195,7 @@ STUDIES = {
         "The commonest land cover of Sentinel-2 chips of 64 px, eleven classes, 660 chips to train, 330 at 165 other "
         "places to test. Accuracy; intervals over places and seeds.",
         (),
-        _world,
+        lambda clay, real, seeds: rows_of(transfer.probe_world(clay, seeds=seeds)),
     ),
     "ucmerced": Study(
         "Real aerial images",

@@ -26,7 +26,6 @@ from clay_lib.sensors import SENSORS
 
 RGB = ("red", "green", "blue")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-OTHER_GRID = "labels of another grid: resample them first"
 
 
 def transfer(
@@ -240,7 +239,7 @@ def cut_points(pixels: np.ndarray, labels: np.ndarray, size: int = 8) -> tuple[n
     from scipy.ndimage import label, maximum_filter
 
     if pixels.shape[1:] != labels.shape:
-        raise ContractError("labels", labels.shape, pixels.shape[1:], OTHER_GRID)
+        raise ContractError("labels", labels.shape, pixels.shape[1:], "labels of another grid: resample them first")
     half = size // 2
     inside = np.zeros(labels.shape, bool)
     inside[half : labels.shape[0] - (size - half) + 1, half : labels.shape[1] - (size - half) + 1] = True
@@ -288,9 +287,7 @@ def read_points(
     `read_scene`.
     """
     image, (classes,) = read_scene(scene, sensor, **reading), label_grids([(Path(scene), Path(labels))], column)
-    metadata = {name: getattr(image, name) for name in ("gsd", "when", "lat", "lon", "in_decibel")}
-    metadata |= dict(sensor=sensor, bands=list(image.bands))
-    return image.measured(), classes, metadata
+    return image.measured(), classes, image.metadata | {"sensor": sensor, "bands": list(image.bands)}
 
 
 def probe_world(

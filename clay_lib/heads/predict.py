@@ -56,7 +56,8 @@ def predict_scene(
         raise ContractError("overlap", f"tile {tile}, overlap {overlap}", expected, "percent instead of pixels")
     header, K = read_header(path), len(tuned.classes) or 1
     H, W = header.height, header.width
-    tops, lefts = (_starts(length, tile, tile - overlap) for length in (H, W))
+    # starts of the windows along each side; the last one ends with it
+    tops, lefts = ([*range(0, side - tile, tile - overlap), max(0, side - tile)] for side in (H, W))
     boxes = [(left, top, tile, tile) for top in tops for left in lefts]
     scene_metadata = dict(when=when, in_decibel=_check_scene(tuned, header, boxes, when, bands).in_decibel)
     fade = blend_ramp(tile - overlap, overlap // 2)
@@ -118,11 +119,6 @@ def predict_raster(
     bands = numbers[np.where(missing, 0, prediction.values)], prediction.confidence
     bands = np.where(missing, fill, np.stack(bands)).astype(numbers.dtype)
     return write_raster(out, bands, nodata=fill, descriptions=[names, "probability (%)"], **georeference)
-
-
-def _starts(length: int, tile: int, step: int) -> list[int]:
-    """Starts of the windows along a side of this length; the last one ends with it."""
-    return [*range(0, length - tile, step), max(0, length - tile)]
 
 
 def _check_scene(tuned: Finetuned, header: Header, boxes, when, bands: Bands) -> Scene:

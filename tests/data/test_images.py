@@ -129,6 +129,10 @@ def test_bands_of_an_array_are_named_by_the_caller():
     assert open_image(numbered(10), S2).bands is None
     by_number = open_image(torch.from_numpy(numbered(12)), S2, bands={"red": 4, "blue": 2})
     assert by_number.bands == ("red", "blue") and levels(by_number) == [4, 2]
+    pixels = np.ma.masked_array(numbered(3), mask=False)  # fill and mask stay with their bands
+    pixels[0, 0, 0], pixels[2, 1, 1] = -9, np.ma.masked
+    image = open_image(pixels, "naip", bands=["red", None, "blue"], nodata=-9)
+    assert np.argwhere(np.isnan(image.pixels[0])).tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
 def test_named_bands_are_matched_to_the_sensor():
