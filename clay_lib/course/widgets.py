@@ -54,14 +54,14 @@ def fill_page(file: str, data: Mapping, **texts: str) -> str:
     return page
 
 
-def webp_url(image: np.ndarray | Figure, quality: int = 70) -> str:
+def webp_url(image: np.ndarray | Figure) -> str:
     """An image [H, W, 3], 0 to 1, or a figure, which is closed, as the address of a WebP file in a page."""
     if isinstance(image, Figure):
         picture = Image.open(BytesIO(png(image))).convert("RGB")
         picture.thumbnail((800, 800))
     else:
         picture = Image.fromarray(np.uint8(255 * np.clip(np.asarray(image)[..., :3], 0, 1)))
-    picture.save(buffer := BytesIO(), "WEBP", quality=quality)
+    picture.save(buffer := BytesIO(), "WEBP", quality=70)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -107,7 +107,7 @@ def near_duplicates(features: np.ndarray, test: np.ndarray) -> pd.DataFrame:
 
 
 def out_of_fold(
-    features: np.ndarray, labels: np.ndarray, *, groups: np.ndarray, strength: float, seed: int = 0
+    features: np.ndarray, labels: np.ndarray, *, groups: np.ndarray, strength: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(probabilities [N, K], classes [K]) of the linear probe, fitted without the groups that it predicts."""
     classes, folds = np.unique(labels), min(FOLDS, len(np.unique(groups)))
@@ -116,7 +116,7 @@ def out_of_fold(
         found = f"{len(np.unique(groups))} groups, {rarest} chip(s) of the rarest class"
         raise ContractError("labels, groups", found, "at least 2 of each", "a class with one chip: leave it out")
     probabilities = np.zeros((len(labels), len(classes)))
-    splitter = StratifiedGroupKFold(min(folds, max(2, rarest)), shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(min(folds, max(2, rarest)), shuffle=True, random_state=0)
     for fit, held in splitter.split(features, labels, groups):
         train, tested = probes.standardize(features[fit], features[held])
         probe = probes.fit_linear(train, labels[fit], strength)
@@ -148,9 +148,9 @@ def likely_wrong(probabilities: np.ndarray, labels: np.ndarray, classes: np.ndar
     return table.drop_duplicates("chip").reset_index(drop=True)
 
 
-def calibration(confidence: np.ndarray, correct: np.ndarray, *, bins: int = BINS) -> tuple[pd.DataFrame, float]:
+def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[pd.DataFrame, float]:
     """(bins with confidence, accuracy, count; expected calibration error), bins of equal width (Guo et al. 2017)."""
-    table = pd.DataFrame({"bin": (confidence * bins).astype(int).clip(0, bins - 1), "confidence": confidence})
+    table = pd.DataFrame({"bin": (confidence * BINS).astype(int).clip(0, BINS - 1), "confidence": confidence})
     table = table.assign(accuracy=np.asarray(correct, float), count=1).groupby("bin")
     table = table.agg({"confidence": "mean", "accuracy": "mean", "count": "sum"}).reset_index(drop=True)
     error = (table["count"] * (table["accuracy"] - table["confidence"]).abs()).sum() / len(confidence)
