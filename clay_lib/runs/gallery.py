@@ -17,6 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jupytext
+import nbformat
+
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, make_folder, read_json
 from clay_lib.runs.notebooks import FIGURES, NOTEBOOKS, ROOT, flatten, is_done, list_notebooks, read_script
@@ -135,8 +138,6 @@ def write_site(
         out: the folder to write, which can be copied, zipped or put on any web server
         notebooks: the folder of the notebooks
     """
-    import nbformat
-
     home = make_folder(out)
     cards = []
     for script in list_notebooks(Path(notebooks)):
@@ -225,8 +226,6 @@ def _figure(name: str, source: str) -> str:
 
 def _card(executed: Path, home: Path, *, ok: bool | None = None) -> Card:
     """Reads a run from disk, and writes the notebook as an HTML page to `home`. ok: instead of the run's own state."""
-    import nbformat
-
     notebook = nbformat.read(executed, as_version=4)
     out = executed.with_suffix("")
     record, metrics = read_json(out / "run.json"), read_json(out / "metrics.json")
@@ -315,9 +314,6 @@ def pair_notebooks(run: Path, folder: Path = NOTEBOOKS) -> list[Path]:
     The cells come from the script, so a run of other code is refused (ContractError); its prose may have changed. Machine
     paths, live widgets, timings and papermill's own cells are removed from the outputs.
     """
-    import jupytext
-    import nbformat
-
     written = []
     for script in list_notebooks(folder):
         executed = Path(run) / f"{script.stem}.ipynb"
@@ -344,8 +340,6 @@ def pair_notebooks(run: Path, folder: Path = NOTEBOOKS) -> list[Path]:
 def clean_outputs(notebook):
     """A copy without live widgets, machine paths and papermill's metadata; figures without alternative text get the
     heading above them."""
-    import nbformat
-
     notebook = copy.deepcopy(notebook)
     for key in ("widgets", "papermill"):
         notebook.metadata.pop(key, None)

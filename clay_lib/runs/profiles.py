@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import ast
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -141,7 +141,7 @@ class Mistakes:
 
     def __init__(self, where: str, content: object = None, node: Node | None = None):
         self.where, self.content, self.node = where, content, node
-        self.errors: list[ContractError] = []
+        self.errors: list[tuple[int, ContractError]] = []  # line, 0: of none
 
     @classmethod
     def of_file(cls, path: Path, where: str) -> Mistakes:
@@ -152,7 +152,7 @@ class Mistakes:
         """path: the keys and numbers that lead to the place in the file."""
         line = _line(self.node, path)
         where = f"{self.where}, line {line}" if line else self.where
-        self.errors.append(ContractError(f"{where}: {field}", found, expected, cause))
+        self.errors.append((line or 0, ContractError(f"{where}: {field}", found, expected, cause)))
 
     @contextmanager
     def at(self, *path, fatal: bool = False) -> Iterator[None]:
@@ -167,15 +167,11 @@ class Mistakes:
     def check(self) -> None:
         """Raise what was collected."""
         if len(self.errors) == 1:
-            raise self.errors[0]
+            raise self.errors[0][1]
         if self.errors:
-            texts = [str(error).removeprefix(self.where).lstrip(", :") for error in self.errors]
-            lines = "".join(f"\n  {text}" for text in sorted(texts, key=_leading_number))
+            texts = [str(error).removeprefix(self.where) for _, error in sorted(self.errors, key=itemgetter(0))]
+            lines = "".join(f"\n  {text.lstrip(', :')}" for text in texts)
             raise ContractError(self.where, f"{len(self.errors)} mistakes", "none", f"each in its line{lines}")
-
-
-def _leading_number(text: str) -> int:
-    return int((re.match(r"line (\d+)", text) or [0, 0])[1])
 
 
 def _line(node: Node | None, path: Sequence) -> int | None:

@@ -29,6 +29,7 @@ from clay_lib.runs.tables import (
     best,
     comparable_rows,
     differences,
+    matches,
     one_at_a_time,
     others_at,
     over_seeds,
@@ -274,7 +275,7 @@ def _effect_panel(ax, table: pd.DataFrame, parameter: str, metric: str, seed: st
         line = dict(fmt="o-" if numeric else "o", color=OURS, ecolor=INK, capsize=4, ms=6, lw=1.6, elinewidth=1.2)
         ax.errorbar(at, means["value"], half, **line)
         ax.set_xticks(at, ticks)
-    if numeric and _spans_decades(at):
+    if numeric and at.min() > 0 and at.max() > 30 * at.min():
         ax.set_xscale("log")
         if as_levels:
             ax.set_xticks(at, ticks, minor=False)
@@ -320,8 +321,7 @@ def ranking(table: pd.DataFrame, metric: str, direction: str, by: Sequence[str],
     runs = table[values_of(table, metric).notna()]
     fig = _intervals(lead, one_at_a_time(runs, by), "Leading settings", f"{label(metric)} ({BETTER[direction]})")
     for y, row in enumerate(lead.to_dict("records")):
-        same = np.logical_and.reduce([runs[f"parameter {k}"] == row[k] for k in by] or [np.ones(len(runs), bool)])
-        x = runs.loc[same, f"metric {metric}"]
+        x = runs.loc[matches(runs, {name: row[name] for name in by}), f"metric {metric}"]
         fig.axes[0].plot(x, np.full(len(x), y), "o", color=BASELINE, alpha=0.6, ms=3.5, lw=0, zorder=1)
     return fig
 
@@ -382,8 +382,3 @@ def label(value) -> str:
     text = "".join(c if c.isprintable() else " " for c in value) or "(empty)"
     text = text if len(text) <= LABEL_LENGTH else f"{text[: LABEL_LENGTH - 3]}..."
     return text.replace("$", r"\$")
-
-
-def _spans_decades(values) -> bool:
-    """Whether positive numbers span so much that they need a logarithmic axis."""
-    return values.min() > 0 and values.max() > 30 * values.min()

@@ -1,10 +1,7 @@
 """Tables of sweeps: the ledger of all runs, forecasts from it, and means over settings with intervals over seeds.
 
-The ledger can be rebuilt from the runs' folders at any time. A run's folder, papermill_runs/SWEEP/HASH/:
-    parameters.json      what was requested, written first
-    NB.ipynb, log.txt    the executed notebook, saved after every cell, and what it printed, line by line
-    metrics.json         the notebook's last step, beside its figures
-    run.json             seconds, peak memory, code, machine, error: written last, so that a killed run has none
+The ledger can be rebuilt from the runs' folders at any time: papermill_runs/SWEEP/HASH/ holds parameters.json, what was
+requested, and what a run leaves (notebooks.py), run.json last, so that a killed run has none.
 """
 
 from __future__ import annotations
@@ -49,6 +46,7 @@ def read_run(folder: Path) -> dict | None:
         status = "done" if _is_complete(folder, record) else "unfinished"
     else:
         status = "pruned" if record.get("pruned") else "died" if record["died"] else "failed"
+    metrics = flatten(record.get("metrics", {})) if status != "unfinished" else ()  # of a failed run: so far
     environment, git = record.get("environment", {}), record.get("git", {})
     reached = record.get("reached") or (None, None)  # the last value that the notebook reported while it ran
     return {
@@ -58,7 +56,7 @@ def read_run(folder: Path) -> dict | None:
         "notebook": request["notebook"],
         "settings": request["settings"],
         "parameters": request["parameters"],
-        "metrics": _values(record.get("metrics", {})) if status != "unfinished" else {},  # of a failed run: so far
+        "metrics": {k: v if isinstance(v, str) else float(v) for k, v in metrics if isinstance(v, (int, float, str))},
         "warnings": "; ".join(record.get("warnings", [])),
         **{
             key: record.get(key)
@@ -76,12 +74,6 @@ def read_run(folder: Path) -> dict | None:
         "torch": environment.get("packages", {}).get("torch"),
         "folder": str(folder),
     }
-
-
-def _values(metrics: Mapping) -> dict[str, float | str]:
-    """Numbers and texts of nested metrics."""
-    known = {name: value for name, value in flatten(metrics) if isinstance(value, (int, float, str))}
-    return {name: value if isinstance(value, str) else float(value) for name, value in known.items()}
 
 
 def _is_complete(folder: Path, record: Mapping) -> bool:
@@ -218,10 +210,8 @@ def wall_seconds(row: Mapping) -> float:
 
 def values_of(table: pd.DataFrame, metric: str) -> pd.Series:
     """The metric of each run that is done and has a finite one; NaN for all others, as where training diverged."""
-    import pandas as pd
-
     column = f"metric {metric}"
-    if not pd.api.types.is_numeric_dtype(table[column]) if column in table else f"text {metric}" in table:
+    if column not in table and f"text {metric}" in table:
         cause = "a text cannot be ranked: name another metric"
         raise ContractError(f"metric {metric!r}", "text", "numbers", cause)
     _require_columns(table, [column])
@@ -245,13 +235,10 @@ def comparable_rows(table: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.D
 
 def runs_without(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
     """A sentence for each metric that some finished runs have no number for."""
-    import pandas as pd
-
-    done = table[table["status"] == "done"]
-    sentences = []
+    done, sentences = table[table["status"] == "done"], []
     for metric in metrics:
-        column = done.get(f"metric {metric}", pd.Series(np.nan, index=done.index))
-        lost = int((~np.isfinite(pd.to_numeric(column, errors="coerce"))).sum())
+        column = f"metric {metric}"
+        lost = len(done) - (np.isfinite(done[column].astype(float)).sum() if column in done else 0)
         if lost:
             sentences.append(f"{lost} of {len(done)} finished runs have no number as {metric}: NaN, text or nothing.")
     return sentences
@@ -273,19 +260,15 @@ def over_seeds(table: pd.DataFrame, metric: str, by: Sequence[str], seed: str | 
     _require_columns(table, axes)
     rows = table.assign(value=values_of(table, metric))[table["status"].isin(ENDED)]
     group = rows[f"parameter {seed}"] if seed else pd.Series(0, index=rows.index)
-    inner = rows.assign(group=group).groupby([*axes, "group"], dropna=False, sort=True)["value"]
-    inner = inner.agg(["mean", "count", "size"])
-    outer = inner.reset_index().groupby(axes, dropna=False, sort=True) if axes else [((), inner)]
-    summary = []
-    for values, part in outer:
-        means = part["mean"].dropna().to_numpy(float)
-        n, mean = len(means), means.mean() if len(means) else np.nan
-        half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * means.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-        runs, size = int(part["count"].sum()), int(part["size"].sum())
-        level = dict(zip(by, values if isinstance(values, tuple) else (values,), strict=True))
-        row = {"value": mean, "low": mean - half, "high": mean + half, "seeds": n, "runs": runs, "lost": size - runs}
-        summary.append({**level, **row})
-    return pd.DataFrame(summary, columns=[*by, "value", "low", "high", "seeds", "runs", "lost"])
+    inner = rows.assign(group=group).groupby([*axes, "group"], dropna=False)["value"]
+    inner = inner.agg(["mean", "count", "size"]).reset_index()
+    outer = inner.groupby(axes or np.zeros(len(inner)), dropna=False)
+    summary = outer.agg(value=("mean", "mean"), deviation=("mean", "std"), seeds=("mean", "count"),
+                        runs=("count", "sum"), size=("size", "sum"))  # fmt: skip
+    half = stats.t.ppf((1 + LEVEL) / 2, summary["seeds"] - 1) * summary["deviation"] / np.sqrt(summary["seeds"])
+    summary = summary.assign(low=summary["value"] - half, high=summary["value"] + half)
+    summary = summary.assign(lost=summary["size"] - summary["runs"])[["value", "low", "high", "seeds", "runs", "lost"]]
+    return summary.reset_index(names=[*by] or None, drop=not by, allow_duplicates=True)
 
 
 def best(
@@ -342,7 +325,7 @@ def differences(
     The effect of a seed on both sides cancels, so this shows differences that the settings' own intervals hide.
     """
     column, rows = f"metric {metric}", table.assign(**{f"metric {metric}": values_of(table, metric)})
-    is_base = _matches(rows, base)
+    is_base = matches(rows, base)
     if not rows.loc[is_base, column].notna().any():
         raise ContractError("base", dict(base), "a setting with finished runs", "a value that was not swept")
     if seed:
@@ -365,7 +348,7 @@ def one_at_a_time(table: pd.DataFrame, by: Sequence[str]) -> dict | None:
 
 def others_at(table: pd.DataFrame, base: Mapping[str, object], name: str) -> pd.DataFrame:
     """The rows in which every parameter but `name` is as in `base`."""
-    return table[_matches(table, {k: v for k, v in base.items() if k != name})]
+    return table[matches(table, {k: v for k, v in base.items() if k != name})]
 
 
 def _require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -375,10 +358,6 @@ def _require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
             raise ContractError(kind, name, f"one of {known}", "a misspelled name")
 
 
-def _matches(table: pd.DataFrame, setting: Mapping[str, object]) -> pd.Series:
-    import pandas as pd
-
-    equal = pd.Series(True, index=table.index)
-    for name, value in setting.items():
-        equal &= table[f"parameter {name}"] == value
-    return equal
+def matches(table: pd.DataFrame, setting: Mapping[str, object]) -> pd.Series:
+    """Whether each row has the setting."""
+    return (table[[f"parameter {name}" for name in setting]] == [*setting.values()]).all(axis=1)
