@@ -366,7 +366,7 @@ assert min(by_band.values()) < 1
 #
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/01_embed_patches.ipynb) has stubs, hints and checks.
+# Three exercises: [the exercise notebook](exercises/01_embed_patches.ipynb) has stubs, hints and checks.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: a camera of your own

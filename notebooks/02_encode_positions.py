@@ -332,7 +332,7 @@ print(f"{len(wide)} tokens each; {int(((wide - tall).norm(dim=1) > 1e-3).sum())}
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/02_encode_positions.ipynb) has stubs, hints and checks.
+# Three exercises: [the exercise notebook](exercises/02_encode_positions.ipynb) has stubs, hints and checks.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: the same place for another sensor

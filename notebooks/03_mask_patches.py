@@ -306,7 +306,7 @@ print(f"image {H} x {W} -> padded {by_hand.shape[2]} x {by_hand.shape[3]} -> {h}
 #
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/03_mask_patches.ipynb) has stubs, hints and checks.
+# Three exercises: [the exercise notebook](exercises/03_mask_patches.ipynb) has stubs, hints and checks.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: how long is the sequence?

@@ -406,7 +406,7 @@ print(f"correct land cover for {knn:.0%} of {len(test_x)} test chips; by chance 
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/04_train_clay.ipynb) has stubs, hints and checks. It
+# Three exercises: [the exercise notebook](exercises/04_train_clay.ipynb) has stubs, hints and checks. It
 # trains nothing and needs no data.
 
 # %% [markdown] tags=["exercise"]

@@ -229,7 +229,7 @@ if image.crs:
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/05_map_reconstructions.ipynb) has stubs, hints and
+# Three exercises: [the exercise notebook](exercises/05_map_reconstructions.ipynb) has stubs, hints and
 # checks.
 
 # %% [markdown] tags=["exercise"]

@@ -314,7 +314,7 @@ print(read.drop(columns="vector").head(4).to_string(), f"\n... {len(read)} rows,
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/06_see_embeddings.ipynb) has stubs, hints and checks.
+# Three exercises: [the exercise notebook](exercises/06_see_embeddings.ipynb) has stubs, hints and checks.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: one vector for each chip

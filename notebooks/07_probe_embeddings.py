@@ -368,7 +368,7 @@ fig = figures.show_row(thumbnails, [f"{row.label},\nrather {row.suggestion}" for
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/07_probe_embeddings.ipynb) has stubs, hints and checks.
+# Three exercises: [the exercise notebook](exercises/07_probe_embeddings.ipynb) has stubs, hints and checks.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: k nearest neighbors

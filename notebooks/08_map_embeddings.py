@@ -338,7 +338,7 @@ display(figures.show_on_map(shown, still=still, outlines=outlines))
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/08_map_embeddings.ipynb) has stubs, hints and checks,
+# Three exercises: [the exercise notebook](exercises/08_map_embeddings.ipynb) has stubs, hints and checks,
 # and needs neither an archive nor weights.
 
 # %% [markdown] tags=["exercise"]

@@ -294,7 +294,7 @@ _ = figures.save(fig, out_dir / "search.png")
 #
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/09_read_sweeps.ipynb) has stubs, hints and checks. It
+# Three exercises: [the exercise notebook](exercises/09_read_sweeps.ipynb) has stubs, hints and checks. It
 # runs no sweep.
 
 # %% [markdown] tags=["exercise"]

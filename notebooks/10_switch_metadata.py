@@ -250,7 +250,7 @@ _ = figures.save(fig, out_dir / "reconstruction.png")
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/10_switch_metadata.ipynb) has stubs, hints and checks.
+# Three exercises: [the exercise notebook](exercises/10_switch_metadata.ipynb) has stubs, hints and checks.
 # It needs no chips and no weights.
 
 # %% [markdown] tags=["exercise"]

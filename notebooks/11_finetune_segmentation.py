@@ -299,7 +299,7 @@ _ = figures.save(fig, out_dir / "checkerboard.png")
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/11_finetune_segmentation.ipynb) has stubs, hints and
+# Three exercises: [the exercise notebook](exercises/11_finetune_segmentation.ipynb) has stubs, hints and
 # checks.
 
 # %% [markdown] tags=["exercise"]

@@ -208,7 +208,7 @@ _ = figures.save(fig, out_dir / "neighbors.png")
 # %% [markdown]
 # ## Exercises, solved
 #
-# Three things to write yourself; [their own notebook](exercises/12_shrink_embeddings.ipynb) has stubs, hints and
+# Three exercises: [the exercise notebook](exercises/12_shrink_embeddings.ipynb) has stubs, hints and
 # checks.
 
 # %% [markdown] tags=["exercise"]

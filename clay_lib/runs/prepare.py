@@ -50,7 +50,7 @@ def chips(
     jobs: int = -1,
     forecast: bool = False,
     check: bool = False,
-    mend: bool = False,
+    repair: bool = False,
 ) -> int:
     """Add chips to a store: of the mini-world, sampled by land cover, or cut from scenes. The same command resumes.
 
@@ -77,10 +77,10 @@ def chips(
         jobs: processes; -1: one a core
         forecast: print the time and space that it would take, and stop
         check: compare the complete store with its checksums and stop; exit code 1 for damage
-        mend: with check: remove damaged shards from the index, so that the commands that wrote them repair them
+        repair: with check: remove damaged shards from the index, so that the commands that wrote them repair them
     """
-    if check or mend:
-        return _check(out, mend)
+    if check or repair:
+        return _check(out, repair)
     if count < 1 or size < 8 or chips_per_part < 1:
         found = (count, size, chips_per_part)
         raise ContractError("count, size, chips_per_part", found, ">= 1, 8, 1", "a typing mistake")
@@ -137,13 +137,13 @@ def _measure(maker: Maker, numbers: range, most: int = 6) -> tuple[float, float]
     return sum(sizes) / len(numbers), seconds / len(numbers)
 
 
-def _check(out: str, mend: bool) -> int:
+def _check(out: str, repair: bool) -> int:
     store = ChipStore.open(out)
     damaged = store.check()
     for damage in damaged:
         print(f"{out}/{damage.shard}: {damage.reason}; {len(damage.hashes)} chips lost")
     print(f"{len(store) - sum(len(d.hashes) for d in damaged)} of {len(store)} chips are intact")
-    if mend and damaged:
+    if repair and damaged:
         store.forget(damaged)
         print(f"{len(damaged)} shards removed from the index: run the commands that wrote them again")
     return 1 if damaged else 0

@@ -46,7 +46,7 @@ def test_chips_forecasts_writes_checks_and_repairs(tmp_path, capsys):
     (tmp_path / "store" / shard / "pixels/c/0/0/0/0").write_bytes(b"")
     assert main(["chips", out, "--check"]) == 1
     assert shard in capsys.readouterr().out
-    assert main(["chips", out, "--mend"]) == 1 and "1 shards removed from the index" in capsys.readouterr().out
+    assert main(["chips", out, "--repair"]) == 1 and "1 shards removed from the index" in capsys.readouterr().out
     assert main(command) == 0 and "6 new chips" in capsys.readouterr().out
     assert main(["chips", out, "--check"]) == 0 and "29 of 29 chips are intact" in capsys.readouterr().out
     assert main(["chips", out, "--scenes", str(tmp_path)]) == 2
