@@ -14,7 +14,6 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jupytext
@@ -105,20 +104,6 @@ def data_url(content: bytes, mime: str) -> str:
 # ---- the gallery
 
 
-@dataclass(frozen=True)
-class Card:
-    """What the gallery shows of one notebook."""
-
-    name: str
-    title: str
-    question: str
-    figures: list[tuple[str, str]]  # name, data URL
-    metrics: list[tuple[str, str]]
-    ok: bool
-    error: str | None
-    record: dict  # of the run, as in run.json; empty if there is none
-
-
 def write_gallery(folder: Path, *, title: str) -> Path:
     """folder/index.html with a card for each executed notebook in folder, and an HTML export of each."""
     folder = Path(folder)
@@ -161,46 +146,24 @@ def _copy_folders(notebooks: Path, home: Path, *names: str) -> None:
             shutil.copytree(source, home / source.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
 
 
-def _write_index(folder: Path, title: str, cards: list[Card]) -> Path:
-    minutes = sum(card.record.get("seconds") or 0 for card in cards) / 60
-    peak = max((card.record.get("peak_mb") or 0 for card in cards), default=0) / 1024
-    done = sum(card.ok for card in cards)
+def _write_index(folder: Path, title: str, cards: Sequence[tuple[str, dict]]) -> Path:
+    articles, records = [article for article, _ in cards], [record for _, record in cards]
+    minutes = sum(record.get("seconds") or 0 for record in records) / 60
+    peak = max((record.get("peak_mb") or 0 for record in records), default=0) / 1024
+    done = sum(record["ok"] for record in records)
     state = "done" if done == len(cards) else "failed"
     facts = [
         (f"{done} of {len(cards)}", "notebooks done"),
         *([(f"{minutes:.1f} min", "in total"), (f"{peak:.1f} GB", "peak memory")] if minutes else []),
-        (str(sum(len(card.figures) for card in cards)), "figures"),
+        (str(sum(record["figures"] for record in records)), "figures"),
     ]
     notes = ["A foundation model of the Earth, taken apart and built again in notebooks."]
     top = head("Clay, <em>from scratch</em>", f"{title}: {state}", state, notes, facts)
     if (folder / LIVE).is_file():
         top += f"<div class=top><a href={LIVE}>Try the model in this browser</a></div>"
-    body = "".join(map(_article, cards)) or "<p class=empty>No notebook has run yet.</p>"
+    body = "".join(articles) or "<p class=empty>No notebook has run yet.</p>"
     note = "Click a figure to enlarge it, or press Enter on it."
     return write_page(folder / "index.html", f"Clay, from scratch: {title}", f"{top}<main>{body}</main>", note=note)
-
-
-def _article(card: Card) -> str:
-    text = {key: html.escape(getattr(card, key) or "") for key in ("name", "title", "question", "error")}
-    figures = "".join(_figure(*figure) for figure in card.figures)
-    table = _table(card.metrics[:METRICS_SHOWN])
-    if folded := card.metrics[METRICS_SHOWN:]:
-        table += f"<details><summary>{len(folded)} more</summary>{_table(folded)}</details>"
-    seconds, peak = card.record.get("seconds"), card.record.get("peak_mb")
-    cost = [f"{seconds:.0f} s" if seconds is not None else "", f"{peak:.0f} MB" if peak else ""]
-    cell = card.record.get("failed_cell")
-    stopped = f"<b>Stopped{html.escape(f' in {cell}') if cell else ''}</b>"
-    alarm = "" if card.ok else f"<div class=alarm>{stopped}<pre>{text['error']}</pre></div>"
-    return f"""
-<article class="{"ok" if card.ok else "bad"}" id="{text["name"]}">
-  <header><span class=number>{text["name"][:2]}</span>
-    <div><h2>{text["title"]}</h2><p>{text["question"]}</p></div></header>
-  {alarm}
-  <div class="body{"" if figures else " bare"}{"" if table else " solo"}">
-    <div class=figures>{figures}</div><aside>{table}</aside></div>
-  <footer><span>{" · ".join(filter(None, [*cost, card.record.get("finished")]))}</span>
-    <nav><a href="{text["name"]}.html">Read</a><a href="{text["name"]}.ipynb">Notebook</a></nav></footer>
-</article>"""
 
 
 def _table(metrics: list[tuple[str, str]]) -> str:
@@ -221,30 +184,39 @@ def _figure(name: str, source: str) -> str:
     return f'<figure><img tabindex=0 role=button alt="{label}" src="{source}"><figcaption>{label}</figcaption></figure>'
 
 
-# ---- what a card shows
-
-
-def _card(executed: Path, home: Path, *, ok: bool | None = None) -> Card:
-    """Reads a run from disk, and writes the notebook as an HTML page to `home`. ok: instead of the run's own state."""
-    notebook = nbformat.read(executed, as_version=4)
-    out = executed.with_suffix("")
-    record, metrics = read_json(out / "run.json"), read_json(out / "metrics.json")
-    title, question = _opening(notebook)
-    files = [p for p in sorted(out.glob("*")) if p.suffix in FIGURES]
-    figures = [(p.stem, data_url(p.read_bytes(), MIME[p.suffix])) for p in files]
+def _card(executed: Path, home: Path, *, ok: bool | None = None) -> tuple[str, dict]:
+    """(HTML of a card, the run's record with `ok` and the number of its `figures`) of an executed notebook, which is also
+    written as a page to `home`. ok: instead of the run's own state."""
+    notebook, out = nbformat.read(executed, as_version=4), executed.with_suffix("")
+    _export(notebook, home / f"{executed.stem}.html")
+    record, metrics = read_json(out / "run.json"), [*_as_text(read_json(out / "metrics.json"))]
     if ok is None:
         ok = is_done(executed) and record.get("ok", True)
-    _export(notebook, home / f"{executed.stem}.html")
-    return Card(
-        name=executed.stem,
-        title=title or executed.stem,
-        question=question,
-        figures=figures or list(_output_figures(notebook)),
-        metrics=list(_as_text(metrics)),
-        ok=ok,
-        error=record.get("error") or (None if ok else "the run was ended before its last cell"),
-        record=record,
-    )
+    files = [p for p in sorted(out.glob("*")) if p.suffix in FIGURES]
+    figures = [(p.stem, data_url(p.read_bytes(), MIME[p.suffix])) for p in files] or [*_output_figures(notebook)]
+    title, question = _opening(notebook)
+    title, question, name = (html.escape(text) for text in (title or executed.stem, question, executed.stem))
+    table = _table(metrics[:METRICS_SHOWN])
+    if folded := metrics[METRICS_SHOWN:]:
+        table += f"<details><summary>{len(folded)} more</summary>{_table(folded)}</details>"
+    seconds, peak = record.get("seconds"), record.get("peak_mb")
+    cost = [f"{seconds:.0f} s" if seconds is not None else "", f"{peak:.0f} MB" if peak else ""]
+    alarm = ""
+    if not ok:
+        place = f" in {record['failed_cell']}" if record.get("failed_cell") else ""
+        error = record.get("error") or "the run was ended before its last cell"
+        alarm = f"<div class=alarm><b>Stopped{html.escape(place)}</b><pre>{html.escape(error)}</pre></div>"
+    card = f"""
+<article class="{"ok" if ok else "bad"}" id="{name}">
+  <header><span class=number>{name[:2]}</span>
+    <div><h2>{title}</h2><p>{question}</p></div></header>
+  {alarm}
+  <div class="body{"" if figures else " bare"}{"" if table else " solo"}">
+    <div class=figures>{"".join(_figure(*figure) for figure in figures)}</div><aside>{table}</aside></div>
+  <footer><span>{" · ".join(filter(None, [*cost, record.get("finished")]))}</span>
+    <nav><a href="{name}.html">Read</a><a href="{name}.ipynb">Notebook</a></nav></footer>
+</article>"""
+    return card, record | {"ok": ok, "figures": len(figures)}
 
 
 def _opening(notebook) -> tuple[str, str]:
