@@ -193,9 +193,10 @@ class _Resolver(VersionedResolver):
         return self.DEFAULT_SCALAR_TAG if is_text else tag
 
 
-def yaml_format(version: tuple[int, int] | None = None) -> YAML:
-    """A reader and writer of YAML 1.2: 1e-3 is a number, 010 is ten, `no` is text. version: (1, 1) for older readers."""
-    yaml = YAML(typ="safe", pure=True)
+def yaml_format(version: tuple[int, int] | None = None, kind: str = "safe") -> YAML:
+    """A reader and writer of YAML 1.2: 1e-3 is a number, 010 is ten, `no` is text. version: (1, 1) for older readers;
+    kind: "rt" keeps lines and comments."""
+    yaml = YAML(typ=kind, pure=True)
     yaml.Resolver, yaml.version = _Resolver, version
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 10**6
     return yaml

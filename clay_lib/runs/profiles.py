@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import field, replace
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from ruamel.yaml import MappingNode, Node, SequenceNode
 
 from clay_lib.errors import ContractError
 from clay_lib.files import find_weights, read_json, read_yaml, yaml_format
@@ -136,21 +135,21 @@ def _literals(notebook) -> dict[str, tuple[ast.expr, object]]:
 class Mistakes:
     """What is wrong with a file, collected and raised as one ContractError with line numbers.
 
-    where: how messages name the file. content, node: its values and, with their places in it, its syntax tree.
+    where: how messages name the file. content: its values; places: the same as ruamel.yaml reads them with their lines.
     """
 
-    def __init__(self, where: str, content: object = None, node: Node | None = None):
-        self.where, self.content, self.node = where, content, node
+    def __init__(self, where: str, content: object = None, places: object = None):
+        self.where, self.content, self.places = where, content, places
         self.errors: list[tuple[int, ContractError]] = []  # line, 0: of none
 
     @classmethod
     def of_file(cls, path: Path, where: str) -> Mistakes:
         """For the YAML file at `path`; ContractError if it cannot be read, or has a key twice."""
-        return cls(where, read_yaml(path, where), yaml_format().compose(path.read_text(encoding="utf-8")))
+        return cls(where, read_yaml(path, where), yaml_format(kind="rt").load(path.read_text(encoding="utf-8")))
 
     def add(self, path: Sequence, field: str, found: object, expected: object, cause: str) -> None:
         """path: the keys and numbers that lead to the place in the file."""
-        line = _line(self.node, path)
+        line = _line(self.places, path)
         where = f"{self.where}, line {line}" if line else self.where
         self.errors.append((line or 0, ContractError(f"{where}: {field}", found, expected, cause)))
 
@@ -174,19 +173,12 @@ class Mistakes:
             raise ContractError(self.where, f"{len(self.errors)} mistakes", "none", f"each in its line{lines}")
 
 
-def _line(node: Node | None, path: Sequence) -> int | None:
+def _line(places, path: Sequence) -> int | None:
     """The line of the innermost key or item of a path that the file has."""
     line = None
-    for step in path:
-        if isinstance(node, MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(step)), None)
-        elif isinstance(node, SequenceNode) and isinstance(step, int) and step < len(node.value):
-            found = node.value[step], node.value[step]
-        else:
-            found = None
-        if found is None:  # merged from an anchor, or missing
-            break
-        line, node = found[0].start_mark.line + 1, found[1]
+    with suppress(AttributeError, LookupError, TypeError):  # merged from an anchor, or missing
+        for step in path:
+            line, places = places.lc.data[step][0] + 1, places[step]
     return line
 
 

@@ -43,7 +43,10 @@ def read_run(folder: Path) -> dict | None:
     if not record:
         status = "unfinished"
     elif record["ok"]:
-        status = "done" if _is_complete(folder, record) else "unfinished"
+        executed = folder / Path(record["notebook"]).name
+        as_left = executed.is_file() and executed.stat().st_size == record.get("bytes")  # else it was saved again later
+        complete = read_json(folder / "metrics.json") if as_left else is_done(executed, folder)
+        status = "done" if complete else "unfinished"
     else:
         status = "pruned" if record.get("pruned") else "died" if record["died"] else "failed"
     metrics = flatten(record.get("metrics", {})) if status != "unfinished" else ()  # of a failed run: so far
@@ -74,13 +77,6 @@ def read_run(folder: Path) -> dict | None:
         "torch": environment.get("packages", {}).get("torch"),
         "folder": str(folder),
     }
-
-
-def _is_complete(folder: Path, record: Mapping) -> bool:
-    """Whether notebook and metrics are as the run left them; a notebook that was saved again later is read."""
-    executed = folder / Path(record["notebook"]).name
-    unchanged = executed.is_file() and executed.stat().st_size == record.get("bytes")
-    return bool(read_json(folder / "metrics.json")) if unchanged else is_done(executed, folder)
 
 
 def read_ledger(runs: Path = RUNS, sweep: str | None = None) -> pd.DataFrame:
