@@ -283,10 +283,8 @@ def embed_jobs(
                     if cause not in reported:
                         reported.add(cause)
                         bar.clear()
-                        warn(
-                            f"{warning.message} (reported once, first in the batch of tile {batch[0].tile.id})",
-                            warning.category,
-                        )
+                        once = f"(reported once, first in the batch of tile {batch[0].tile.id})"
+                        warn(f"{warning.message} {once}", warning.category)
                 known = [(*pair, row) for pair, row in zip(read, results, strict=True) if isinstance(row, dict)]
                 if tally.effect is None and len(known) > 1:
                     tally.effect = position_effect(clay, known, settings)

@@ -112,12 +112,10 @@ def tiles_of(area: BaseGeometry, grid: Grid) -> list[Tile]:
     A point or a line selects the tiles that contain it.
     """
     if area.is_empty or not area.is_valid:
-        raise ContractError(
-            "area",
-            "an empty area" if area.is_empty else shapely.is_valid_reason(area),
-            "a polygon in WGS84 degrees that does not cross itself",
-            "a filter without a match" if area.is_empty else "crossing edges: shapely.make_valid fixes them",
-        )
+        found, cause = "an empty area", "a filter without a match"
+        if not area.is_empty:
+            found, cause = shapely.is_valid_reason(area), "crossing edges: shapely.make_valid fixes them"
+        raise ContractError("area", found, "a polygon in WGS84 degrees that does not cross itself", cause)
     tiles = []
     for crs, part in _parts(area, grid.crs):
         shape = project(shapely.segmentize(part, 0.05), "EPSG:4326", crs)

@@ -35,9 +35,8 @@ def export_sweep(file: str, *, to: Literal["csv", "mlflow", "tensorboard"] = "cs
     ended = [row for run in spec.runs if (row := read_run(RUNS / spec.name / run.key))]
     ended = [row for row in ended if row["status"] in (*ENDED, "pruned")]
     if not ended:
-        raise ContractError(
-            "sweep", f"no run of {spec.name} in {RUNS}", "finished runs", f"start it: clay sweep {file}"
-        )
+        found, cause = f"no run of {spec.name} in {RUNS}", f"start it: clay sweep {file}"
+        raise ContractError("sweep", found, "finished runs", cause)
     folder = Path(out) if out else RUNS / "sweeps" / "results" if to == "csv" else RUNS / spec.name / to
     if to == "csv":
         print(f"{export_table(spec, RUNS, folder)}")

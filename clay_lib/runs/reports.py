@@ -143,10 +143,8 @@ def _effects(table: pd.DataFrame, summary: Mapping, metrics: Mapping[str, str]) 
     finished = table[values_of(table, first).notna()]
     base = one_at_a_time(finished, varied)
     if base is not None:
-        text = (
-            "Every setting differs from one base in a single parameter. Differences are paired by seed, so that the "
-            "effect of a seed cancels; the line is the 95 % t-interval. If it contains zero, the sign is open."
-        )
+        text = "Every setting differs from one base in a single parameter. Differences are paired by seed, so that the "
+        text += "effect of a seed cancels; the line is the 95 % t-interval. If it contains zero, the sign is open."
         yield article("Minus the base", text, _image(base_differences(table, first, direction, varied, base, seed)))
     if varied:
         rows = {name: table if base is None else others_at(table, base, name) for name in varied}

@@ -19,20 +19,10 @@ from typing import TYPE_CHECKING
 from clay_lib.cluster import cores, dask_client, free_memory, gpus, wait_for_workers
 from clay_lib.errors import ContractError
 from clay_lib.files import locked, make_folder, read_json, write_json
+from clay_lib.runs import tables
 from clay_lib.runs.notebooks import REPORTED, RUN_FOLDER, RUNS, library_hash, run_notebook
 from clay_lib.runs.search import Study, known_runs
 from clay_lib.runs.specification import Run, Sweep, check_owner, command_of, read_sweep, write_summary
-from clay_lib.runs.tables import (
-    ENDED,
-    Forecast,
-    changed_modules,
-    read_ledger,
-    read_run,
-    record_start,
-    runs_without,
-    wall_seconds,
-    write_ledger,
-)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,14 +68,14 @@ def sweep(
         options = dict(retry_failed=retry_failed, redo_changed=redo_changed, dry_run=dry_run, runs=RUNS)
         table = run_sweep(spec, workers=workers, scheduler=scheduler, **options)
         failed = not dry_run and table["status"].isin(["failed", "died"]).any()
-        incomplete = not dry_run and (table["status"].isin(ENDED + ("pruned",)).sum() < len(spec.runs))
+        incomplete = not dry_run and (table["status"].isin(tables.ENDED + ("pruned",)).sum() < len(spec.runs))
     elif spec and (RUNS / spec.name / "sweep.json").is_file():
         write_summary(known_runs(spec, RUNS / spec.name), RUNS / spec.name)
     if not dry_run:
-        write_ledger(RUNS)
+        tables.write_ledger(RUNS)
         print(f"Open {write_report(RUNS, spec.name if spec else None)}")
     if spec and not (report or dry_run):
-        record_start(RUNS / spec.name, began)
+        tables.record_start(RUNS / spec.name, began)
     return 1 if failed else INCOMPLETE if incomplete else 0
 
 
@@ -114,17 +104,17 @@ def run_sweep(
             raise ContractError("redo_changed", "a search", "a grid or a list", cause)
         study = Study(spec, home, retry_failed=retry_failed, write=not dry_run)
         spec, planned = replace(spec, runs=study.runs()), study.planned
-    rows = {run.key: row for run in spec.runs if (row := read_run(home / run.key))}
+    rows = {run.key: row for run in spec.runs if (row := tables.read_run(home / run.key))}
     done = [row for row in rows.values() if row["status"] == "done"]
     keep = {"done", "pruned"} if retry_failed else {"done", "pruned", "failed"}
-    changed = changed_modules(done)
+    changed = tables.changed_modules(done)
     redo = {*changed} if redo_changed else set()
     todo = [run for run in spec.runs if run.key in redo or run.key not in rows or rows[run.key]["status"] not in keep]
     left = len(todo) + planned - len(spec.runs)
     _check_metrics(spec, done)
     count = workers or _worker_count(spec, left, [row["peak_mb"] or 0 for row in rows.values()])
     threads = spec.threads or (None if scheduler else max(1, cores() // count))
-    forecast = Forecast(spec, Path(runs), threads)
+    forecast = tables.Forecast(spec, Path(runs), threads)
     minutes = forecast.minutes([] if study else todo, left, count) if left else 0.0
     minutes = minutes and minutes + forecast.start / 60
     known = "duration not yet measured" if minutes is None else f"about {minutes:.1f} min {forecast.source}"
@@ -142,7 +132,7 @@ def run_sweep(
         if study:
             spec, planned = replace(spec, runs=study.runs()), study.planned  # fewer than its trials, if draws repeat
             write_summary(spec, home)
-    table = read_ledger(runs, spec.name)
+    table = tables.read_ledger(runs, spec.name)
     table = table[table["run"].isin([run.key for run in spec.runs])].reset_index(drop=True)
     if not dry_run:
         print(outcome(spec, table, planned, retry_failed), flush=True)
@@ -229,9 +219,9 @@ def _collect(future, run: Run, spec: Sweep, home: Path) -> dict | None:
         record = {"ok": False, "died": True, "notebook": f"{spec.script.stem}.ipynb", "error": error}
         if not (folder / "run.json").exists():
             write_json(folder / "run.json", record)
-        return read_run(folder)
+        return tables.read_run(folder)
     row = future.result()
-    if row is not None and read_run(folder) is None:
+    if row is not None and tables.read_run(folder) is None:
         found = f"results of {row['machine']} are not in {home}"
         cause = "a worker on another machine without the shared disk"
         raise ContractError("workers", found, "one folder for all workers", cause)
@@ -251,7 +241,7 @@ def _worker_count(spec: Sweep, todo: int, peaks: Sequence[float]) -> int:
 class Progress:
     """Prints a line as runs end: for each that did not go well, for others at most one every LINE_SECONDS."""
 
-    def __init__(self, spec: Sweep, todo: Sequence[Run], total: int, forecast: Forecast, *, checked: bool):
+    def __init__(self, spec: Sweep, todo: Sequence[Run], total: int, forecast: tables.Forecast, *, checked: bool):
         self.spec, self.total, self.forecast, self.workers, self.count = spec, total, forecast, 1, 0
         self.waiting = {run.key: run for run in todo}
         self.failures: Counter = Counter()
@@ -267,7 +257,7 @@ class Progress:
         value = row["metrics"].get(metric)
         score = f"{metric} {value:.4g}" if isinstance(value, float) else ""
         seconds = row["seconds"] or 0
-        self.forecast.ended(run, wall_seconds(row))
+        self.forecast.ended(run, tables.wall_seconds(row))
         fine = row["status"] in ("done", "pruned") and row["attempt"] in (None, 1) and not row["warnings"]
         if fine and self.count < self.total and time.monotonic() < self.printed + LINE_SECONDS:
             return
@@ -310,7 +300,7 @@ def plan(
         state = f"another state of clay_lib (changed: {modules})"
         lines.append(f"{_finished(len(changed))} of {state}: --redo-changed runs them again")
     folders = [] if spec.search else [p.parent for p in home.glob("*/run.json") if p.parent.name not in rows]
-    others = [row for folder in folders if (row := read_run(folder)) and row["status"] == "done"]
+    others = [row for folder in folders if (row := tables.read_run(folder)) and row["status"] == "done"]
     present = {json.dumps(run.parameters) for run in spec.runs}
     for state, known in (("other settings", False), ("another state of the notebook", True)):
         settings = [_settings_text(r["settings"]) for r in others if (json.dumps(r["parameters"]) in present) == known]
@@ -339,7 +329,7 @@ def outcome(spec: Sweep, table: pd.DataFrame, planned: int, retried: bool) -> st
     minutes = table["seconds"].sum() / 60
     pruned = f", {counts['pruned']} pruned" if counts["pruned"] else ""
     lines = [f"{counts['done']} of {planned} runs done{pruned}, {minutes:.1f} min of kernels in total"]
-    lines += runs_without(table, spec.metrics)
+    lines += tables.runs_without(table, spec.metrics)
     lost = table[table["status"].isin(["failed", "died"])]
     for (status, cell, error), group in lost.groupby(["status", "failed_cell", "error"], sort=False, dropna=False):
         row = group.iloc[0]
@@ -385,7 +375,7 @@ def run_task(task: Task) -> dict | None:
     make_folder(folder)
     record, started = folder / "run.json", time.time()
     with locked(folder / ".lock", "run", wait=True):
-        row = read_run(folder)
+        row = tables.read_run(folder)
         for attempt in range(1, KERNEL_ATTEMPTS + 1):
             recent = row is not None and record.exists() and record.stat().st_mtime > started
             final = ("done", "pruned", "failed") if recent else ("done", "pruned")
@@ -410,7 +400,7 @@ def run_task(task: Task) -> dict | None:
                 env=_own_gpu(task.gpus) | {RUN_FOLDER: str(folder)},
                 extra={"settings": settings, "attempt": attempt},
             )
-            row = read_run(folder)
+            row = tables.read_run(folder)
             if row["status"] != "died":
                 break
     return row
