@@ -52,7 +52,7 @@ from clay_lib.world.earth import Chip, MiniWorld, Place
 
 FEWEST, MOST = 64, 2048  # pixels a side of one sensor's scene
 STATIC = "nz-imagery"
-SUMMER = (38.0, 52.0)  # degrees of latitude where the default dates are summer
+SUMMER = (38.0, 52.0)  # degrees of latitude where the default dates are summer: the first forest there is the place
 NEAREST_OF = 6  # places that an event chooses its new land from
 SCL = {10: 4, 20: 4, 30: 4, 40: 4, 50: 5, 60: 5, 70: 11, 80: 6, 90: 4, 95: 4, 100: 4}  # of WorldCover's classes
 SCL_SHADOW, SCL_BARE, SCL_CLOUD = 3, 5, 9

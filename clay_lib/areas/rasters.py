@@ -205,7 +205,7 @@ def mosaics(folder: Path, jobs: Sequence, *, dates: str, overlap: int, patch: in
     """One mosaic per CRS of the jobs that have a part, and per date if `dates` is "all"; its other values are "best",
     the only one of a tile, and "mean" of all. overlap, patch: pixels.
     """
-    groups: dict[str, list] = {}
+    groups: dict[tuple, list] = {}  # by name and pixel corners
     for job in jobs:
         if part_path(folder, job.id).is_file():
             day = job.id.split("_")[2] if dates == "all" else dates

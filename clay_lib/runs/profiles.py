@@ -204,9 +204,8 @@ def parse_config(kind: type[T], mistakes: Mistakes, **instead) -> T:
             mistakes.add(path, ": ".join(map(str, path)), found, expected, cause)
         wrong = {wrong["loc"][0] for wrong in error.errors()}
         try:
-            return TypeAdapter(kind).validate_python(
-                instead | {key: value for key, value in content.items() if key not in wrong}
-            )
+            right = {key: value for key, value in content.items() if key not in wrong}
+            return TypeAdapter(kind).validate_python(instead | right)
         except ValidationError:  # a required key is missing
             mistakes.check()
             raise
