@@ -29,7 +29,7 @@ KILLED = (
 import clay_lib.areas.rasters, clay_lib.areas.archives, distributed, odc.stac, rasterio, sklearn.decomposition, tqdm.auto
 
 KILLS = 8
-jobs.PART_ROWS, jobs.BLOCK = 16, 128
+jobs.PART_ROWS, jobs.BLOCK = 8, 128
 scene, killed, complete = map(Path, sys.argv[1:4])
 
 def embed(out):
@@ -48,7 +48,7 @@ kills, rng, reached = 0, random.Random(0), []
 for attempt in range(10 * KILLS):
     # Every third is killed at a random time after its start, the others shortly after they have published a part.
     pid, parts, start = forked(embed, killed), len(vectors.part_files(killed)), time.time()
-    moment = start + rng.uniform(0.0, 0.4) * duration if kills % 3 == 0 else None
+    moment = start + rng.uniform(0.0, 0.2) * duration if kills % 3 == 0 else None
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if moment is None and kills < KILLS and len(vectors.part_files(killed)) > parts:
