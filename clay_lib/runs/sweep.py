@@ -68,7 +68,7 @@ def sweep(
         options = dict(retry_failed=retry_failed, redo_changed=redo_changed, dry_run=dry_run, runs=RUNS)
         table = run_sweep(spec, workers=workers, scheduler=scheduler, **options)
         failed = not dry_run and table["status"].isin(["failed", "died"]).any()
-        incomplete = not dry_run and (table["status"].isin(tables.ENDED + ("pruned",)).sum() < len(spec.runs))
+        incomplete = not dry_run and table["status"].isin(tables.ENDED + ("pruned",)).sum() < table.attrs["planned"]
     elif spec and (RUNS / spec.name / "sweep.json").is_file():
         write_summary(known_runs(spec, RUNS / spec.name), RUNS / spec.name)
     if not dry_run:
@@ -92,7 +92,7 @@ def run_sweep(
     """Execute the missing runs of a specification; returns its rows of the ledger.
 
     workers, scheduler: as for the command. Failed runs are kept as they are unless retry_failed; runs that were
-    killed from outside are run again. runs: the folder above the sweep's.
+    killed from outside are run again. runs: the folder above the sweep's. The table's attrs["planned"]: number of runs.
     """
     spec = spec if isinstance(spec, Sweep) else read_sweep(spec)
     home = Path(runs).resolve() / spec.name
@@ -136,6 +136,7 @@ def run_sweep(
     table = table[table["run"].isin([run.key for run in spec.runs])].reset_index(drop=True)
     if not dry_run:
         print(outcome(spec, table, planned, retry_failed), flush=True)
+    table.attrs["planned"] = planned
     return table
 
 

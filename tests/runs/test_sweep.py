@@ -240,9 +240,12 @@ def test_run_whose_kernel_was_killed_runs_once_more_and_is_told(tmp_path, capsys
     assert printed.count("its kernel was killed before, and it ran again") == 2 and "DIED" in printed
 
 
-def test_minutes_that_end_leave_runs_and_an_exit_code_of_their_own(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "over", ["grid: {rate: [0.1, 0.2, 0.3]}", "search: {trials: 3, over: {rate: [0.1, 0.2, 0.3]}}"]
+)
+def test_minutes_that_end_leave_runs_and_an_exit_code_of_their_own(over, tmp_path, monkeypatch, capsys):
     (tmp_path / "claiming.py").write_text(CLAIMING)
-    budget = "notebook: claiming.py\nmetrics: {loss: min}\ngrid: {rate: [0.1, 0.2, 0.3]}\nbudget: {minutes: 1e-6}\n"
+    budget = f"notebook: claiming.py\nmetrics: {{loss: min}}\n{over}\nbudget: {{minutes: 1e-6}}\n"
     (tmp_path / "b.yaml").write_text(budget)
     monkeypatch.setattr(sweep, "RUNS", tmp_path / "runs")
     assert cli.main(["sweep", str(tmp_path / "b.yaml"), "--workers", "1"]) == sweep.INCOMPLETE == 3
