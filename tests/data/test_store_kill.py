@@ -16,7 +16,7 @@ from clay_lib.data.store import ChipStore, write_chips
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-MAKERS = [Numbered(60), Numbered(60, sensor="linz")]
+MAKERS = [Numbered(120), Numbered(120, sensor="linz")]
 PART = 2  # chips: many small parts, so that kills fall into every step of writing one
 # Forks a writer for every line of input: milliseconds instead of seconds for a new interpreter.
 FORKER = """
