@@ -193,7 +193,8 @@ def _from_array(source, sensor: Sensor, bands: Bands, fill: float | None, when) 
     if bands is not None or known:
         matched = match_bands([""] * count, sensor, bands, "the array", lambda: _center(values), when)
         order, reasons = list(matched.values()), matched.reasons
-    pixels = _native(values[:, order], [fill] * len(values[0, order]), sensor)
+    taken = values[:, order]
+    pixels = _native(taken, [fill] * taken.shape[1], sensor)
     if masked is not None:
         pixels[masked.reshape(values.shape)[:, order]] = np.nan
     kind = f"array of {values.dtype}, {pixels.shape[1]} bands"

@@ -187,14 +187,18 @@ def write_onnx(
     inputs, outputs: names and axes, as in INPUTS and OUTPUTS.
     """
     need("onnx", "onnxscript")
-    logging.disable(logging.WARNING)  # of a missing torchvision and of constants that are not folded
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)  # silences a missing torchvision and constants that are not folded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # inputs that share an axis share its name, as intended
             options = dict(output_names=list(outputs), dynamic_shapes=_dynamic_axes(inputs))
             onnx = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **options)
     finally:
-        logging.disable(logging.NOTSET)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
     onnx.model.metadata_props.update(description)
     onnx.save(path, external_data=False)
 

@@ -16,9 +16,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import jupytext
-import nbformat
-
 from clay_lib.errors import ContractError
 from clay_lib.files import atomic_write, make_folder, read_json
 from clay_lib.runs.notebooks import FIGURES, NOTEBOOKS, ROOT, flatten, is_done, list_notebooks, read_script
@@ -123,6 +120,8 @@ def write_site(
         out: the folder to write, which can be copied, zipped or put on any web server
         notebooks: the folder of the notebooks
     """
+    import nbformat
+
     home = make_folder(out)
     cards = []
     for script in list_notebooks(Path(notebooks)):
@@ -187,6 +186,8 @@ def _figure(name: str, source: str) -> str:
 def _card(executed: Path, home: Path, *, ok: bool | None = None) -> tuple[str, dict]:
     """(HTML of a card, the run's record with `ok` and the number of its `figures`) of an executed notebook, which is also
     written as a page to `home`. ok: instead of the run's own state."""
+    import nbformat  # here, since every worker of a sweep imports this module for its styles alone
+
     notebook, out = nbformat.read(executed, as_version=4), executed.with_suffix("")
     _export(notebook, home / f"{executed.stem}.html")
     record, metrics = read_json(out / "run.json"), [*_as_text(read_json(out / "metrics.json"))]
@@ -286,6 +287,9 @@ def pair_notebooks(run: Path, folder: Path = NOTEBOOKS) -> list[Path]:
     The cells come from the script, so a run of other code is refused (ContractError); its prose may have changed. Machine
     paths, live widgets, timings and papermill's own cells are removed from the outputs.
     """
+    import jupytext
+    import nbformat
+
     written = []
     for script in list_notebooks(folder):
         executed = Path(run) / f"{script.stem}.ipynb"
@@ -312,6 +316,8 @@ def pair_notebooks(run: Path, folder: Path = NOTEBOOKS) -> list[Path]:
 def clean_outputs(notebook):
     """A copy without live widgets, machine paths and papermill's metadata; figures without alternative text get the
     heading above them."""
+    import nbformat
+
     notebook = copy.deepcopy(notebook)
     for key in ("widgets", "papermill"):
         notebook.metadata.pop(key, None)

@@ -206,8 +206,10 @@ def wall_seconds(row: Mapping) -> float:
 
 def values_of(table: pd.DataFrame, metric: str) -> pd.Series:
     """The metric of each run that is done and has a finite one; NaN for all others, as where training diverged."""
+    import pandas as pd
+
     column = f"metric {metric}"
-    if column not in table and f"text {metric}" in table:
+    if not pd.api.types.is_numeric_dtype(table[column]) if column in table else f"text {metric}" in table:
         cause = "a text cannot be ranked: name another metric"
         raise ContractError(f"metric {metric!r}", "text", "numbers", cause)
     _require_columns(table, [column])

@@ -121,7 +121,8 @@ def test_every_run_is_done_once_despite_killed_drivers_workers_and_kernels(tmp_p
             for key in rng.sample(sorted(completed), len(completed) // 2):
                 (runs / "many" / key / "run.json").unlink()
                 del completed[key]
-            driver, begun = start(path, runs), len(kills)
+            driver = None
+            continue
         victim = _find(driver.pid, plan[0])
         if victim is None or len(list(runs.glob("many/*/run.json"))) < len(completed) + more:
             assert time.monotonic() - waited < 600, f"no {plan[0]} came up"
