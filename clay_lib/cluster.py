@@ -1,7 +1,5 @@
 """Dask clients: on this machine, at the address of a scheduler, or through SLURM."""
 
-from __future__ import annotations
-
 import math
 import os
 import subprocess

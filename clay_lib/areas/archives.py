@@ -8,8 +8,6 @@ Static catalogs have no search. Their surveys are skipped by the years in their 
 by their names: LINZ, New Zealand, names its tiles after the sheets of its 1:50 000 map (data.linz.govt.nz, layer 104687).
 """
 
-from __future__ import annotations
-
 import functools
 import glob
 import math

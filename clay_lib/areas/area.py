@@ -6,8 +6,6 @@ archives.py: sources of pixels; tiles.py: the grid; jobs.py: planning and embedd
 search.py: similarity search among them.
 """
 
-from __future__ import annotations
-
 import atexit
 import math
 import signal

@@ -3,8 +3,6 @@
 >>> change = map_change("seasons/2023Q2", "seasons/2023Q3", "change.tif", figure="change.png")
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -14,8 +14,6 @@ Radar sees through clouds: its power is averaged, whatever the method. Days are 
 that all days of one fit into WINDOW_BYTES, so memory does not grow with the number of days.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta

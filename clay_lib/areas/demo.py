@@ -1,7 +1,5 @@
 """Study areas for notebook 08: a public archive, or a local one of the synthetic Earth with a known change."""
 
-from __future__ import annotations
-
 import atexit
 from collections.abc import Sequence
 from contextlib import ExitStack

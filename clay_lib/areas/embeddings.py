@@ -15,8 +15,6 @@
 | Tessera | .npy, int8 [H, W, 128], with _scales.npy [H, W] beside it | v times its pixel's scale; the grid is that of a GeoTIFF |
 """
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass, replace

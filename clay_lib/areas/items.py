@@ -1,7 +1,5 @@
 """STAC items of an archive: which asset holds each band, and how its stored numbers become native ones."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@
 Published parts are never redone, and a killed job resumes in the same batches, so that its results are bit-identical.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

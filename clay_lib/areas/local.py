@@ -8,8 +8,6 @@ the address differs.
     ...     acquisitions = find_acquisitions("sentinel-2-l2a", area, "2023-05-01/2023-09-30", url=url)
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

@@ -5,8 +5,6 @@ search compares the rows of the cells nearest to the query. It takes four bytes 
 200 and far longer to build (papermill_runs/README.md has figures).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -8,8 +8,6 @@ is the mean of both, weighted by linear ramps that sum to one. Each block of the
 parts and does not depend on the order in which they were written.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import os

@@ -4,8 +4,6 @@ odc-stac reads the ranges that the grid needs and reprojects them. Archives fail
 a read that failed must never look like missing pixels, so it ends in an error.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

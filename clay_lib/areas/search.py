@@ -5,8 +5,6 @@ several examples minus half the mean of negative ones (Rocchio, 1971). Up to a m
 the search is exact; in larger tables it uses an index (neighbors.py), built at the first search and kept beside them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -21,8 +21,6 @@
 A part's footer also lists the ids of tiles without valid pixels, so that they are not read again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

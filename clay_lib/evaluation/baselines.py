@@ -4,8 +4,6 @@ Every function takes pixels [N, C, H, W] and returns features [N, D]. One more b
 with random weights, is `Clay.random(config, seed=...)`.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -8,8 +8,6 @@ Three measures, each over land and masks that the model has not seen:
 Correlations are of each band, averaged over bands. A guess that is constant over a chip has 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

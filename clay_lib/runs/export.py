@@ -1,7 +1,5 @@
 """Exports of sweeps: a table for git, an MLflow file store, or a TensorBoard folder."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

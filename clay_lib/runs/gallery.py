@@ -3,8 +3,6 @@
 The page embeds its figures, so it opens from disk without a network and can be mailed as one file.
 """
 
-from __future__ import annotations
-
 import base64
 import copy
 import html

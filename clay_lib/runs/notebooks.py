@@ -7,8 +7,6 @@ The percent script is the source, so outputs kept beside it cannot be stale. A r
     NN_name/log.txt      everything it printed, line by line, also of a run that died
 """
 
-from __future__ import annotations
-
 import ast
 import errno
 import hashlib

@@ -4,8 +4,6 @@ clay train --config run.yaml --settings.max_steps 10
 torchrun --nnodes 4 --nproc-per-node 8 -m clay_lib train --config run.yaml
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

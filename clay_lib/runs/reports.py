@@ -1,8 +1,6 @@
 """Sweep reports: one page that opens without a network, with ranking, effects, curves, failures and cost, and its
 figures. reports.js draws what responds to the mouse, the keyboard and the filter."""
 
-from __future__ import annotations
-
 import html
 import io
 import itertools

@@ -1,7 +1,5 @@
 """Sweep specifications: YAML files, checked and expanded into runs. papermill_runs/README.md describes the format."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io
