@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from clay_lib import Clay, ClayConfig, ClayMAE, ContractError
 from clay_lib.__main__ import main
 from clay_lib.checkpoint import convert, load_model, load_released_state, save_model
-from clay_lib.files import find_weights
 
 MICRO = ClayConfig(24, 3, 2, 8, 2, 16, 1, 2, 8, 2, teacher_dim=12)
 TINY = ClayConfig.named("tiny", teacher_dim=24)
@@ -141,13 +140,6 @@ def test_loaded_model_no_longer_needs_its_file(tmp_path):
         assert same(loaded, original)
         os.truncate(written, 0)
         assert same(loaded, original)
-
-
-def test_shipped_weights_are_found_by_name():
-    path = find_weights("clay-mini")
-    assert path.is_file() and path == find_weights("clay-mini.safetensors") == find_weights(path)
-    assert same(Clay.load("clay-mini").model, Clay.load(path).model)
-    assert "no such file" in refused("clay-maxi")
 
 
 # --- configuration ---

@@ -108,8 +108,3 @@ def test_impossible_sensors_are_refused(make, field):
     with pytest.raises(ContractError) as caught:
         make()
     assert caught.value.field == field and caught.value.cause
-
-
-def test_misspelled_sensor_gets_a_suggestion():
-    with pytest.raises(ContractError, match="did you mean sentinel-2-l2a"):
-        SENSORS["sentinel-2"]

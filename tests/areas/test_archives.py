@@ -185,20 +185,6 @@ def test_files_folders_and_vrts_read_the_same(tmp_path):
         acquisition_from_file(tmp_path / "nothing.tif", "sentinel-2-l2a")
 
 
-def test_sidecar_files_give_place_and_nodata(tmp_path):
-    """In a world file and GDAL's .aux.xml."""
-    band = np.random.default_rng(6).random((2, 8, 8), np.float32)
-    band[:, 0] = -1
-    profile = dict(driver="GTiff", count=2, height=8, width=8, dtype="float32", crs="EPSG:32633", nodata=-1)
-    profile |= dict(transform=rasterio.Affine(10, 0, 500000, 0, -10, 5300000), profile="BASELINE", TFW="YES")
-    with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
-        file.write(band)
-    assert (tmp_path / "a.tfw").is_file() and (tmp_path / "a.tif.aux.xml").is_file()
-    acquisition = acquisition_from_file(tmp_path / "a.tif", "sentinel-1-rtc")
-    read = array_of(read_acquisition(acquisition, grid_of(tmp_path / "a.tif")))
-    np.testing.assert_array_equal(read, np.where(band == -1, np.nan, band))
-
-
 def test_grid_of_a_file(tmp_path):
     """Its own pixels where they are square and in meters, else the sensor's in UTM."""
     for name, crs, transform, expected in (

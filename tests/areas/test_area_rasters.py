@@ -12,7 +12,6 @@ import xarray as xr
 from clay_lib.areas import rasters
 from clay_lib.areas.rasters import checkerboard, part_path, position_offsets, seam_step, write_rasters
 from clay_lib.areas.tiles import Grid, tiles_of
-from clay_lib.data.images import blend_ramp
 from clay_lib.errors import ContractError
 
 SIZE, PATCH, OVERLAP, DIM = 64, 8, 16, 6  # pixels; 8 patches a tile, 2 beyond each edge
@@ -44,15 +43,6 @@ def blend(folder, jobs):
 
 def plane(y, x):
     return np.stack([y * 0.5, x * 0.25, y - x, 0 * x + 3, x, y], axis=-1).astype(np.float32)
-
-
-@pytest.mark.parametrize("overlap", [0, 1, 2, 4])
-def test_ramps_of_neighbors_sum_to_one(overlap):
-    ramp, line = blend_ramp(N, overlap), np.zeros(3 * N + 2 * overlap)
-    for k in range(3):
-        line[k * N : (k + 1) * N + 2 * overlap] += ramp
-    np.testing.assert_allclose(line[2 * overlap : -2 * overlap or None], 1, atol=1e-6)
-    assert not overlap or (ramp[0] < 0.5 / overlap and (np.diff(ramp[: 2 * overlap]) > 0).all())
 
 
 def test_blending_is_linear_in_the_overlap_and_ignores_holes(tmp_path):

@@ -51,14 +51,6 @@ def test_coarser_bands_are_interpolated_in_place(archive_folder, url):
     np.testing.assert_allclose(read, expected, atol=0.01)
 
 
-def test_dask_reads_the_same(archive_folder, url):
-    acquisition = find(S2, url)
-    grid = grid_of(file_of(acquisition, archive_folder, url, "red")).pad(9)
-    lazy = read_acquisition(acquisition, grid, chunks={"x": 32, "y": 32})
-    assert all(lazy[band].chunks is not None for band in lazy.data_vars)
-    xr.testing.assert_equal(lazy.compute(), read_acquisition(acquisition, grid))
-
-
 def test_no_read_leaves_a_filter_that_ignores_all_warnings(archive_folder, url, monkeypatch):
     """As rasterio's warps do that overlap in time; of Dask too, which reads after `read_acquisition` has returned."""
     rio_read = reading.rio_read

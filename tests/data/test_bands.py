@@ -129,13 +129,6 @@ def test_zero_outside_the_swath_is_missing_in_decibel(rows):
     )
 
 
-def test_infinite_numbers_are_missing_with_a_warning():
-    pixels = np.ones((2, 3, 3), np.float32)
-    pixels[1, 1, 1] = np.inf
-    with pytest.warns(UserWarning, match="1 infinite numbers count as missing"):
-        assert np.isnan(open_image(pixels, S1).pixels[0, 1, 1, 1])
-
-
 def test_alpha_band_is_not_near_infrared():
     pixels = np.random.default_rng(0).integers(20, 220, (4, 32, 32), dtype=np.uint8)
     pixels[3] = 255
@@ -177,12 +170,6 @@ def test_a_layout_that_the_spectra_do_not_tell_is_reported():
         assert match_bands([""] * 12, S2, None, "scene.tif", lambda: np.ones((12, 8, 8)))["nir08"] == 8
 
 
-def test_a_date_before_landsat_8_means_the_older_band_numbers():
-    labels = ["SR_B1", "SR_B3", "SR_B4"]
-    assert match_bands(labels, L2, None, "a.tif", when="1999-11-18") == {"red": 1, "blue": 0, "nir08": 2}
-    assert match_bands(labels, L2, None, "a.tif", when="2020-11-18") == {"red": 2, "green": 1}
-
-
 @pytest.mark.parametrize(
     "name, when",
     [
@@ -198,12 +185,6 @@ def test_a_date_before_landsat_8_means_the_older_band_numbers():
 )
 def test_dates_in_names_of_products(name, when):
     assert bands.product_name(name).get("when") == when
-
-
-def test_what_decided_a_band_is_told():
-    assert match_bands(["VH", "VV"], S1, None, "a.tif").reasons == {"vv": "its name, 'VV'", "vh": "its name, 'VH'"}
-    assert match_bands([""] * 12, S2, None, "a.tif").reasons["blue"] == "the product's order, band 2 of 12"
-    assert match_bands([""] * 2, S1, {"vv": 2}, "a.tif").reasons == {"vv": "bands=[...], band 2"}
 
 
 def test_a_date_without_an_hour_stays_a_date():

@@ -107,14 +107,6 @@ def test_rasters_with_label_rasters(pair):
     assert len(train) + len(test) == 5 and np.array_equal(train[0].pixels, data[int(train.places.index[0])].pixels)
 
 
-def test_values_as_labels(pair):
-    folder, _, labels = pair
-    data = raster_pairs(folder / "images", folder / "labels", "sentinel-2-l2a", classes=None, ignore=9, size=16)
-    assert data.task == "dense regression" and data.classes == ()
-    blank = np.isin(labels[:16, :16], (0, 9))
-    assert np.array_equal(np.isnan(data[0].label), blank) and (data[0].label[~blank] == labels[:16, :16][~blank]).all()
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -243,16 +235,6 @@ def test_no_pixel_of_a_point_is_in_two_parts(tmp_path, options):
     index = [part.places.index.to_numpy() for part in parts]
     assert shared.sum() > 70 and all(len(part) >= 5 for part in parts)
     assert not any(shared[np.ix_(index[a], index[b])].any() for a, b in ((0, 1), (0, 2), (1, 2)))
-
-
-def test_spatial_blocks_keep_neighbors_together():
-    data = world_set(count=22, target="class", size=16, dates=2, jobs=1, cache=None)
-    train, test = data.split((0.6, 0.4), degrees=1.0)
-    assert not set(train.places["group"]) & set(test.places["group"]) and len(train) + len(test) == 22
-    train, test = data.split((0.6, 0.4), by="groups")
-    assert not set(train.places["group"]) & set(test.places["group"])
-    with pytest.raises(ContractError, match="misspelled kind of split"):
-        data.split(by="block")
 
 
 def test_parquet_shards_of_the_hub(tmp_path):

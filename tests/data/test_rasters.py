@@ -225,14 +225,6 @@ def test_ground_distance_of_mercator_and_of_no_crs(tmp_path):
         scene('LOCAL_CS["site",UNIT["metre",1]]', (1, 0, 5, 0, -1, 5))
 
 
-def test_patch_grid_covers_the_same_ground():
-    fine = bounds_wgs84(UTM["crs"], UTM["transform"], 64, 128)
-    assert bounds_wgs84(UTM["crs"], coarser(UTM["transform"], 8), 8, 16) == pytest.approx(fine, abs=1e-9)
-    west, south, east, north = fine
-    assert (north - south) * 110_600 == pytest.approx(640, rel=0.02)
-    assert (east - west) * 111_120 == pytest.approx(1280, rel=0.02)
-
-
 @pytest.mark.parametrize("crs", ["EPSG:no", None, "EPSG:999999"])
 def test_unknown_crs_is_refused(crs):
     with pytest.raises(ContractError, match="crs"):

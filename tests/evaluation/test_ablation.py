@@ -63,12 +63,6 @@ def test_bands_of_one_wavelength_are_exchangeable(image):
         assert torch.allclose(a, b, atol=1e-4) == exchangeable
 
 
-def test_reconstruction_uses_the_ablated_metadata(image):
-    a, b = (clay.reconstruct(**image).pixels for clay in (CLAY, withhold(CLAY, "wavelengths")))
-    assert a.shape == b.shape and not np.allclose(a, b)
-    assert type(CLAY) is Clay and withhold(CLAY, "gsd").model is CLAY.model
-
-
 def test_cosine_change_by_hand():
     rng = np.random.default_rng(0)
     x, groups = rng.normal(size=(200, 64)) + 0.5, np.arange(200) // 2

@@ -5,7 +5,6 @@ import pytest
 
 from clay_lib.errors import ContractError
 from clay_lib.evaluation.audit import audit_labels, calibration, likely_wrong, near_duplicates, out_of_fold
-from clay_lib.evaluation.evaluate import evaluate_features
 
 N, D = 480, 24
 NAMES = np.array(["water", "town", "field", "woods"])
@@ -94,11 +93,3 @@ def test_no_group_predicts_itself(chips):
     np.testing.assert_allclose(probabilities.sum(1), 1)
     with pytest.raises(ContractError, match="one of each"):
         audit_labels(features, labels[1:], groups=groups)
-
-
-def test_evaluation_has_the_audit_of_its_best_features(chips):
-    features, labels, groups, test = chips
-    sets = {"Clay, good": [features], "Clay, noise": [features[::-1] * 0 + np.eye(N, D)], "pixel": [features[:, :3]]}
-    evaluation = evaluate_features(sets, labels, groups=groups, test=test, which=["linear"], seeds=1, bootstraps=50)
-    report, direct = evaluation.audit(), audit_labels(features, labels, groups=groups, test=test, bootstraps=50)
-    assert report.sentences == direct.sentences

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clay_lib import ContractError
 from clay_lib.evaluation import probes
 from clay_lib.evaluation.baselines import (
     color_histogram,
@@ -47,19 +46,6 @@ def test_whitened_convolutions_have_filters_of_edges():
     for x in (whitened_convolutions(mixed, n_filters=64, bias=0.0), random_convolutions(mixed, n_filters=64)[:, :64]):
         ratios.append(x[:12].mean() / x[12:].mean())  # the same change, as noise and as brightness
     assert ratios[0] > 1.15 > ratios[1]
-
-
-def test_wrong_input_raises():
-    with pytest.raises(ContractError, match="at least 3 x 3"):
-        whitened_convolutions(np.zeros((1, 3, 2, 2)))
-    with pytest.raises(ContractError, match="NaN or infinity in 2 of 2 chips"):
-        pixel_statistics(np.full((2, 3, 8, 8), np.nan))
-    with pytest.raises(ContractError, match="\\[N, C, H, W\\]"):
-        random_convolutions(np.zeros((3, 8, 8)))
-    with pytest.raises(ContractError, match="3 x 3 pixels"):
-        random_convolutions(np.zeros((1, 3, 2, 2)), sides=(3,))
-    with pytest.raises(ContractError, match="swapped"):
-        color_histogram(np.zeros((1, 3, 8, 8)), limits=(1, 0))
 
 
 # The published figures for UC Merced came without a recipe. This one reproduces those of color: kNN-5 and the linear

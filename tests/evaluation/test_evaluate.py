@@ -149,15 +149,6 @@ def test_one_test_group_has_a_score_but_no_interval():
     assert table["score"].notna().all() and table[["low", "high", "margin_low"]].isna().all(axis=None)
 
 
-def test_chips_are_counted_by_seed():
-    x, y, groups = planted(2.0)
-    options = dict(groups=groups, which=KNN[:1], seeds=4, bootstraps=20)
-    evaluation = evaluate_features({"Clay": [x], "random": [x]}, y, **options)
-    chips = evaluation.table.set_index(["features", "split"])
-    assert chips.loc[("Clay", "random"), ["n_train", "n_test"]].tolist() == [168, 72]
-    assert (evaluation.lead.set_index("split")["n_test"] == chips.loc["Clay", "n_test"]).all()
-
-
 def test_unbalanced_classes_are_scored_by_balanced_accuracy():
     y = np.repeat([0, 1], (180, 20))
     table = evaluate_features({"Clay": [np.zeros((200, 2)) + [1, 2]]}, y, which=KNN[:1], seeds=2, bootstraps=20).table

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clay_lib.evaluation.intervals import as_text, codes, interval, resample
+from clay_lib.evaluation.intervals import as_text, interval, resample
 
 
 def interval_of(hit, group=None, **kwargs):
@@ -47,28 +47,11 @@ def test_resamplings_without_a_rare_class_are_left_out():
     assert interval_of(label == 0, group, stratum=label, skip_empty=True) == (0.5, 0.5, 1.0)
 
 
-def test_copies_do_not_narrow_the_interval():
-    """Every place seen four times with one outcome: the interval is that of the places, and wider than the chips'."""
-    places = np.random.default_rng(0).random(100) < 0.7
-    copies, group = np.repeat(places, 4), np.repeat(np.arange(100), 4)
-    assert interval_of(copies, group) == pytest.approx(interval_of(places))
-    wide, narrow = (np.ptp(interval_of(copies, g)[1:]) for g in (group, None))
-    assert wide == pytest.approx(2 * narrow, rel=0.2)
-    # nor do five equal predictions of five seeds
-    five = interval_of(np.tile(places, 5), np.tile(np.arange(100), 5), draw=np.repeat(np.arange(5), 100))
-    assert five == pytest.approx(interval_of(places))
-
-
 def test_seeds_are_resampled_too():
     """Every chip is right under seeds 0-2 and wrong under 3 and 4: all of the variation comes from the seeds."""
     draw = np.repeat(np.arange(5), 50)
     value, low, high = interval_of(draw < 3, np.tile(np.arange(50), 5), draw=draw)
     assert value == pytest.approx(0.6) and low <= 0.2 and high == pytest.approx(1.0)
-
-
-def test_equal_groups_are_resampled_equally():
-    hit, group = np.random.default_rng(0).random(60), codes(np.random.default_rng(1).integers(0, 9, 60).astype(str))
-    np.testing.assert_allclose(resample(hit + 0.1, group) - resample(hit, group), 0.1)
 
 
 def test_one_group_has_no_interval_and_few_groups_warn():

@@ -41,14 +41,6 @@ def test_shuffled_labels_score_chance():
     assert abs(score.mean() - 0.25) < 0.02
 
 
-def test_scaling_and_shifting_features_changes_nothing():
-    (train_x, train_y), (test_x, test_y) = planted(gap=1.5), planted(gap=1.5, n=120, seed=1)
-    scale = np.logspace(-15, 3, train_x.shape[1])
-    features = {"a": (train_x, test_x), "b": (train_x * scale + 100 * scale, test_x * scale + 100 * scale)}
-    table = scores(features, train_y, test_y, bootstraps=10).pivot(index="probe", columns="features", values="score")
-    assert np.array_equal(table["a"], table["b"])
-
-
 def test_standardize_uses_the_training_set_and_zeroes_constant_columns():
     rng = np.random.default_rng(0)
     train, test = rng.normal(3, 2, size=(50, 3)), rng.normal(-1, 5, size=(40, 3))

@@ -27,7 +27,6 @@ from clay_lib.evaluation.patches import (
 from clay_lib.evaluation.transfer import (
     cut_points,
     probe_images,
-    probe_points,
     probe_world,
     read_images,
     read_points,
@@ -186,15 +185,6 @@ def test_chips_are_centered_on_their_pixel_and_groups_share_nothing():
     assert len(cut_points(pixels, labels, 8)[0]) < 81
     with pytest.raises(ContractError, match="another grid"):
         cut_points(pixels, labels[1:])
-
-
-def test_the_pixel_alone_is_a_baseline(clay):
-    pixels, labels = labeled_clumps()
-    table = probe_points(clay, pixels, labels, **RGB, seeds=1, bootstraps=20).table
-    table = table.set_index(["split", "features", "probe"])
-    assert table.loc[("blocks", "pixel alone", "kNN-5"), "score"] == 1.0
-    assert table.loc[("blocks", "pixel alone", "kNN-5"), "kind"] == "baseline"
-    assert (table["metric"] == "balanced").all()
 
 
 # -- the command, and the mini-world ---------------------------------------------------------------------------------

@@ -57,16 +57,6 @@ def test_the_geotiff_has_the_grid_of_the_scene(scene, tuned, tmp_path):
     assert (classes == np.where(bright, 7, 3))[~hole].mean() > 0.95
 
 
-def test_codes_of_16_bits(scene, tuned, tmp_path):
-    folder, bright, hole = scene
-    out = predict_raster(tuned, folder / "scene.tif", tmp_path / "map.tif", codes=[65534, 65535], tile=32, overlap=8)
-    with rasterio.open(out) as output:
-        assert output.nodata == 65533 and set(output.dtypes) == {"uint16"}
-        classes, confidence = output.read()
-    assert np.array_equal(classes == 65533, hole) and np.array_equal(confidence == 65533, hole)
-    assert (classes == np.where(bright, 65535, 65534))[~hole].mean() > 0.95 and confidence[~hole].max() <= 100
-
-
 def test_more_than_254_classes_with_codes_to_65535(scene, tmp_path):
     """Trained on a label raster of 16 bits; in the map no class is lost to nodata."""
     folder, bright, hole = scene

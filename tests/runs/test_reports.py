@@ -77,15 +77,6 @@ def test_failed_hard_settings_do_not_favor_a_level(swept):
     assert drawn == pytest.approx([0.301, 0.301])
 
 
-def test_levels_without_a_common_setting_have_dots_and_no_mean(swept):
-    works = {("a", 0.1), ("b", 0.9)}
-    spec, table = swept(lambda s: {"loss": s["lr"]} if (s["opt"], s["lr"]) in works else None)
-    assert comparable_rows(table, "loss", ["opt"]).empty
-    ax = reports.effect(table, "opt", spec.metrics).axes[0]
-    assert "no mean" in ax.get_xlabel() and pd.isna(ax.containers[0].lines[0].get_ydata()).all()
-    assert "lr" in reports.pair(table, "opt", "lr", "loss").axes[0].get_xlabel()
-
-
 @pytest.mark.parametrize("lost", [math.nan, math.inf, None], ids=["nan", "inf", "failed"])
 def test_setting_that_lost_a_seed_is_compared_on_shared_seeds(swept, lost, capsys):
     def answer(s):
