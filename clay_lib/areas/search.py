@@ -39,7 +39,6 @@ def find_similar(
     sensor: str = "",
     dates: str | tuple = "",
     area=None,
-    negative_weight: float = NEGATIVE_WEIGHT,
     exact: bool = False,
 ) -> gpd.GeoDataFrame:
     """The k rows most similar to a place, best first: rank, id, similarity (cosine, -1..1), time, sensor, geometry; WGS84.
@@ -48,7 +47,7 @@ def find_similar(
     like, positives, negatives: (lat, lon), the id of a row, a vector [D], or a polygon, in shapely or a file: the mean
     of the rows whose center lies in it. Of several rows at a point, the one with the nearest center is taken, then the
     latest, preferring rows that fit sensor, dates and area.
-    The query is the mean of like and positives minus negative_weight times the mean of negatives, all of length one.
+    The query is the mean of like and positives minus half the mean of negatives, all of length one.
     apart: least distance of hits from every example, m; 0 excludes only the examples' own tiles, on all dates; None
     excludes nothing. sensor, dates ("2023-06-01/2023-08-31", both days included), area: filters for hits.
     exact: compare with every row beyond a million too.
@@ -64,7 +63,7 @@ def find_similar(
         raise ContractError("like", "nothing", "a place, an id or a vector", "no examples, or only negative ones")
     query = np.mean([vector for vector, _ in positive], axis=0)
     if negative:
-        query = query - negative_weight * np.mean([vector for vector, _ in negative], axis=0)
+        query = query - NEGATIVE_WEIGHT * np.mean([vector for vector, _ in negative], axis=0)
     own = np.unique(np.concatenate([rows for _, rows in positive + negative]))  # of the examples, on all dates
     if apart is not None and len(own):
         keep[own] = False

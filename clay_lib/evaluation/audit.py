@@ -35,15 +35,14 @@ class Audit:
     sentences: Mapping[str, str]  # by the tables' names
 
     def figures(self) -> dict:
-        from clay_lib.figures import audit as charts
-        from clay_lib.figures.charts import matrix
+        from clay_lib.figures import charts
 
         drawn = {"duplicates": charts.highest_cosines(self.duplicates["cosine"].to_numpy(), NEAR_DUPLICATE)}
         if len(self.wrong):
             counts = pd.crosstab(self.wrong["label"], self.wrong["suggestion"])
             options = dict(names=[*map(str, counts.index)], columns=[*map(str, counts.columns)], form="{:.0f}")
             axes = dict(ylabel="label", xlabel="the probe's suggestion", label="chips")
-            drawn["wrong"] = matrix(counts.to_numpy(), title="Likely wrong labels", **options, **axes)
+            drawn["wrong"] = charts.matrix(counts.to_numpy(), title="Likely wrong labels", **options, **axes)
         bins, curve = self.calibration, self.curve
         drawn["calibration"] = charts.reliability(*(bins[c].to_numpy() for c in ("confidence", "accuracy", "count")))
         drawn["curve"] = charts.learning_curve(*(curve[c].to_numpy() for c in ("labels", "score", "low", "high")))

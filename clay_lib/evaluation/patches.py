@@ -14,7 +14,6 @@ from clay_lib.data.scenes import read_scene
 from clay_lib.errors import ContractError, warn
 from clay_lib.evaluation import evaluate, probes
 from clay_lib.evaluation.intervals import codes, interval, resample
-from clay_lib.sensors import SENSORS
 
 PATCHES_PER_CLASS = 100  # to train on
 WINDOW = 7  # patches a side of the windows that rasters are cut into
@@ -24,7 +23,6 @@ Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]  # name of a raster: (pixels
 def read_rasters(
     rasters: str | Path,
     labels: str | Path,
-    raster_bands: Sequence[int] | None = None,
     *,
     sensor: str = "sentinel-2-l2a",
     bands: Sequence[str] | None = None,
@@ -40,8 +38,6 @@ def read_rasters(
     names = sorted(images.keys() & labeled.keys())
     if len(names) < 2:
         raise ContractError("rasters", f"{len(names)} pair(s)", "at least 2, to leave one out", "files of other names")
-    if raster_bands:
-        bands = dict(zip(bands or SENSORS[sensor].band_names, raster_bands, strict=True))
     classes = label_grids([(images[name], labeled[name]) for name in names], column)
     pixels = [read_scene(images[name], sensor, bands=bands).measured() for name in names]
     return dict(zip(names, zip(pixels, classes, strict=True), strict=True))

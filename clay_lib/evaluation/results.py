@@ -161,8 +161,7 @@ def _landsat(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
 
 
 def _landcover(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
-    bands = [2, 3, 4, 5, 6, 7, 8, 9, 11, 12]  # of the file's twelve
-    pairs = patches.read_rasters(real / "sentinel-2-l2a", real / "landcover", bands)
+    pairs = patches.read_rasters(real / "sentinel-2-l2a", real / "landcover")
     table = patches.probe_patches(clay, pairs, seeds=seeds).assign(probe="linear", metric="balanced", seeds=seeds)
     random = table[table["split"] == "windows"].set_index("features")["score"]
     gap = table["features"].map(random) - table["score"]

@@ -43,7 +43,6 @@ def transfer(
     world: bool = False,
     sensor: str = "",
     bands: list[str | None] | None = None,
-    raster_bands: list[int] | None = None,
     gsd: float | None = None,
     sizes: list[int] | None = None,
     first_test: int | None = None,
@@ -68,7 +67,6 @@ def transfer(
         world: measure on the mini-world's test land instead: land cover, and reconstruction of hidden patches
         sensor: gives the pixels' statistics and wavelengths; naip for images, sentinel-2-l2a for rasters
         bands: of the sensor, in the file's order, null for one to leave out (points); red, green and blue for images
-        raster_bands: numbers of the file's bands to read, from 1
         gsd: meters per pixel of the images as they are
         sizes: sides in pixels to which images are resized; 64 and 128
         first_test: images from this number on are for testing; null: the last third of all numbers
@@ -100,7 +98,7 @@ def transfer(
         evaluation = probe_world(clay, seeds=seeds)
     if rasters:
         options = dict(sensor=sensor or "sentinel-2-l2a", bands=bands)
-        pairs = read_rasters(rasters, labels, raster_bands, column=column, **options)
+        pairs = read_rasters(rasters, labels, column=column, **options)
         table = probe_patches(clay, pairs, gsd=gsd, seeds=seeds, **options)
     else:
         table = evaluation.summary

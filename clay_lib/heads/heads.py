@@ -18,7 +18,6 @@ from clay_lib.datacube import Datacube
 from clay_lib.encoder import Encoder
 from clay_lib.errors import ContractError
 
-USES = ("class token", "patch mean", "both")
 UPSAMPLINGS = ("resize", "transposed")
 ALL = (slice(None), slice(None))  # rows and columns of pixels
 
@@ -38,10 +37,8 @@ class Features:
     def __getitem__(self, index) -> Features:
         return Features(*(getattr(self, f.name)[index] for f in fields(self)))
 
-    def to(self, device=None, dtype: torch.dtype | None = None) -> Features:
-        """On another device, its floats in another dtype."""
-        parts = [getattr(self, f.name) for f in fields(self)]
-        return Features(*(x.to(device, dtype if x.is_floating_point() else None) for x in parts))
+    def to(self, device) -> Features:
+        return Features(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Features]) -> Features:
@@ -98,22 +95,17 @@ class Standardize(nn.Module):
 
 
 class ChipHead(nn.Module):
-    """Features -> [B, outputs]: one linear map of the standardized class token, mean of the valid patches, or both.
+    """Features -> [B, outputs]: one linear map of the standardized class token and mean of the valid patches.
 
     Outputs are logits of classes, or standardized values. dropout: share of inputs dropped in training.
     """
 
-    def __init__(self, dim: int, outputs: int, *, use: str = "both", dropout: float = 0.0):
+    def __init__(self, dim: int, outputs: int, *, dropout: float = 0.0):
         super().__init__()
-        if use not in USES:
-            raise ContractError("use", repr(use), f"one of {list(USES)}", "a misspelled name")
-        self.use = use
-        width = 2 * dim if use == "both" else dim
-        self.net = nn.Sequential(Standardize(width), nn.Dropout(dropout), nn.Linear(width, outputs))
+        self.net = nn.Sequential(Standardize(2 * dim), nn.Dropout(dropout), nn.Linear(2 * dim, outputs))
 
     def _input(self, features: Features) -> Tensor:
-        parts = {"class token": features.chip, "patch mean": features.mean}
-        return torch.cat(list(parts.values()), dim=1) if self.use == "both" else parts[self.use]
+        return torch.cat([features.chip, features.mean], dim=1)
 
     def fit(self, features: Features) -> None:
         """Fit the standardization."""

@@ -208,7 +208,6 @@ def test_errors(out, tmp_path, rng):
     assert_refused("a vector of 24 numbers", out, np.ones(23))
     assert_refused("zeros only", out, np.zeros(24))
     assert_refused("NaN", out, np.full(24, np.nan))
-    assert_refused("zeros only", out, "t0001_2023-06-10", negatives=["t0001_2023-06-10"], negative_weight=1.0)
     assert_refused("only negative", out, negatives=[place])
     assert_refused("no such folder", tmp_path / "nowhere", place)
     (tmp_path / "empty").mkdir()

@@ -31,8 +31,7 @@ def test_every_pixel_has_an_output(clay, sensor, upsampling):
     for bands in (0, len(SENSORS[sensor].bands)):
         head = DenseHead(32, 5, layers=2, width=16, bands=bands, upsampling=upsampling)
         assert head(features).shape == (2, 5, 24, 28)
-    for use in ("class token", "patch mean", "both"):
-        assert ChipHead(32, 3, use=use)(features).shape == (2, 3)
+    assert ChipHead(32, 3)(features).shape == (2, 3)
 
 
 @pytest.mark.parametrize("patch_size", [4, 6, 16])
@@ -103,5 +102,3 @@ def test_layers_spread_evenly_and_misspellings():
     assert spread_layers(24) == (5, 11, 17, 23) and spread_layers(6, 3) == (1, 3, 5) and spread_layers(2) == (0, 1)
     with pytest.raises(ContractError, match="resize"):
         DenseHead(32, 2, upsampling="nearest")
-    with pytest.raises(ContractError, match="patch mean"):
-        ChipHead(32, 2, use="mean")
