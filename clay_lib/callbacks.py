@@ -66,9 +66,7 @@ class Checkpoints(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.saved is not None:
             trainer.optimizers[0].load_state_dict(self.saved["optimizer"])
-            # Checkpoints of earlier versions, with a scheduler class for warm restarts, hold no lr_lambdas.
-            scheduler = trainer.lr_scheduler_configs[0].scheduler
-            scheduler.load_state_dict({"lr_lambdas": []} | self.saved["scheduler"])
+            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.saved["scheduler"])
             torch.set_rng_state(self.saved["rng"])
         self.step, self.began, self.written = module.step, time.monotonic(), time.monotonic()
         self.saved = None  # frees its memory

@@ -275,8 +275,6 @@ def stored_config(stored: str | Mapping) -> dict:
     kinds = {field.name: str if isinstance(field.default, str) else (int, float) for field in fields(ClayConfig)}
     try:
         values = dict(json.loads(stored) if isinstance(stored, str) else stored)
-        if "ladder" in values:  # the name of `frequencies` in files of earlier versions
-            values["frequencies"] = values.pop("ladder")
         if not all(isinstance(value, kinds[name]) for name, value in values.items()):
             raise TypeError
         return asdict(ClayConfig(**values))

@@ -356,8 +356,7 @@ def train(
     if left > 0:
         steps = val_every or -(-check_val_every_n_epoch * module.per_epoch // s.accumulate)  # between validations
         data.every, data.end = steps * s.accumulate, s.max_steps * s.accumulate
-        # Checkpoints of earlier versions hold no position of the sampler.
-        data.load_state_dict((saved or {}).get("data") or {"position": module.first_step * s.accumulate})
+        data.load_state_dict({"position": 0} if saved is None else saved["data"])
         disable = not progress or not trainer.is_global_zero
         with progress_bar(total=s.max_steps, initial=module.first_step, unit="step", disable=disable) as module.bar:
             try:
@@ -407,7 +406,7 @@ def _precision(
 
 def _check_same_run(old: dict, new: dict) -> None:
     """A run resumes with the model and settings that it was started with; only max_steps may change."""
-    old = stored_config(old["config"]) | old["settings"]  # with today's names
+    old = stored_config(old["config"]) | old["settings"]  # with defaults for fields that it lacks
     new = new["config"] | new["settings"]
     check_unchanged({k: (old.get(k), new.get(k)) for k in sorted((old.keys() | new.keys()) - {"max_steps"})})
 

@@ -109,15 +109,6 @@ def test_safetensors_contain_their_configuration(model, tmp_path):
     assert same(load_model(save_model(alone, tmp_path / "alone.safetensors")), alone)
 
 
-def test_former_configuration_key_still_loads(model, tmp_path):
-    config = asdict(replace(MICRO, frequencies="geometric"))
-    config["ladder"] = config.pop("frequencies")
-    save_file(named(model), tmp_path / "w.safetensors", metadata={"clay_config": json.dumps(config)})
-    assert load_model(tmp_path / "w.safetensors").config.frequencies == "geometric"
-    torch.save({"state_dict": named(model), "hyper_parameters": {"config": config}}, tmp_path / "w.ckpt")
-    assert load_model(tmp_path / "w.ckpt").config.frequencies == "geometric"
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_any_precision_becomes_float32(dtype, suffix, model, tmp_path):

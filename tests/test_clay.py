@@ -150,7 +150,6 @@ def test_gsd_of_every_kind(kind):
         ({"when": ["2023-01-01"] * 3}, "when"),
         ({"bands": []}, "bands"),
         ({"reading": "wrong"}, "reading"),
-        ({"min_valid": 90}, "min_valid"),
     ],
 )
 def test_wrong_input_is_named_with_its_likely_cause(change, field):

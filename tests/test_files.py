@@ -38,12 +38,6 @@ def test_a_full_disk_is_named_whatever_the_library_says(tmp_path, monkeypatch):
         atomic_write(tmp_path / "a.ckpt", fail)
 
 
-def test_partial_file_keeps_the_suffix_for_writers_that_need_it(tmp_path):
-    names = []
-    atomic_write(tmp_path / "a.npz", lambda p: (names.append(p), p.write_bytes(b"1")))
-    assert names[0].suffix == ".npz" and names[0].name.startswith(PARTIAL) and names[0].parent == tmp_path
-
-
 def test_a_file_or_folder_in_the_way_of_an_output_is_named(tmp_path, capsys):
     file = atomic_write(tmp_path / "a.txt", lambda p: p.write_text("kept"))
     for write in (lambda: make_folder(file / "b" / "c"), lambda: make_folder(file), lambda: save(None, file / "b.png")):

@@ -99,8 +99,6 @@ class Finetuned:
             raise ContractError("path", f"{path}: weights without a head", "best.safetensors of finetune", cause)
         metadata = json.loads(metadata["clay_head"])
         config, stored = encoder_config(clay), metadata["config"]
-        if "ladder" in stored:  # the name of `frequencies` in files of earlier versions
-            stored["frequencies"] = stored.pop("ladder")
         if differs := [k for k, value in config.items() if value != stored.get(k, value)]:
             found, expected = (", ".join(f"{k} {values[k]}" for k in differs) for values in (config, stored))
             cause = f"{path} was trained on another model: its sizes, frequencies or reading"

@@ -8,17 +8,11 @@ import zipfile
 
 import pytest
 
-from clay_lib import ContractError
 from clay_lib.course import kit
 from clay_lib.files import read_json
 from clay_lib.runs.notebooks import ROOT
 
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a kit is made from a clone of the repository")
-
-
-def test_unfinished_kit_is_not_checked(tmp_path):
-    with pytest.raises(ContractError, match="make kit"):
-        kit.kit(str(tmp_path / "none"), check=True)
 
 
 def test_pip_finds_the_wheels_of_a_kit_in_a_folder_with_spaces(tmp_path):

@@ -20,15 +20,13 @@ QUICK = FinetuneSettings(epochs=40, batch_size=4, lr=5e-3, encoder_lr=1e-3, flip
 CPU = dict(accelerator="cpu", progress=False)
 
 
-def planted(task: str, count=4, side=16, holes=False) -> LabeledSet:
+def planted(task: str, count=4, side=16) -> LabeledSet:
     """Chips of bright and dark quarters, labeled by brightness."""
     rng = np.random.default_rng(0)
     bright = rng.random((count, 2, 2)) < 0.5
     bright[0], bright[1] = True, False
     pixel = np.kron(bright, np.ones((side // 2, side // 2), bool))
     pixels = np.where(pixel[:, None], 180.0, 60.0) + rng.normal(0, 3, (count, 3, side, side))
-    if holes:
-        pixels[:, :, :8, :8] = np.nan
     labels = {
         "segmentation": pixel.astype(np.int64),
         "classification": bright.mean((1, 2)) > 0.5,
@@ -148,12 +146,6 @@ def test_rare_classes_weigh_more():
     assert weights[1] / weights[0] == pytest.approx(2) and weights[2] == 0
     assert 0.8 * weights[0] + 0.2 * weights[1] == pytest.approx(1)
     assert class_weights(np.array([80, 20]), 0.0).tolist() == [1, 1]
-
-
-def test_holes_are_left_out_of_training(clay):
-    data = planted("segmentation", holes=True)
-    tuned = finetune(clay, data, settings=replace(QUICK, epochs=3), bands=3, width=16, **CPU)
-    assert tuned.history["train/loss"].notna().all() and np.isfinite(tuned.predict(data)).all()
 
 
 @pytest.mark.parametrize("unfreeze", [0, 1])
