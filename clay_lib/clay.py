@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,9 +28,12 @@ if TYPE_CHECKING:
 
     from clay_lib.data.chips import Chips
 
-# Patches that pass through the encoder at once. On a CPU more are no faster (tiny, 64 px: 59 chips/s one by one, 172
-# by 8, 187 by 16, 194 by 64, 172 by 128; 256 px: the same by 1 and by 16); memory grows with them.
+# Patches that pass through the encoder at once. A fixed number, since measuring finds nothing much faster. One thread of
+# an AMD EPYC with AVX2, exact, processor time of a chip relative to this rule: tiny at 64 px (64 chips) 0.75 by 8, 1.05
+# by 32, 0.96 by 128, 0.88 by 256; at 128 px (16 chips) 0.91 by 4, 1.05 by 32; at 256 px (4 chips) 0.97 by 1, 1.01 by 8;
+# base at 64 px 1.07 by 8; noise 5 to 10 %. This takes 25 MB in tiny, 204 MB in large. The GPU's number is not measured.
 TOKENS = {"cpu": 4096, "cuda": 65536}
+CARD_SHARE = 0.125  # of a GPU's memory that they take at most, used or not: so results do not depend on what is free
 BATCH = 64  # chips of a loop over many
 
 
@@ -160,6 +162,12 @@ class Clay:
         """
         return inspect_image(pixels, sensor, **metadata)
 
+    def chips_at_once(self, height: int, width: int) -> int:
+        """How many chips of this size in pixels pass through the encoder together unless a number is given."""
+        device, side = self.model.encoder.cls_token.device, self.model.config.patch_size
+        memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+        return max(1, tokens_at_once(self.model.config, memory) // (-(-height // side) * -(-width // side)))
+
     @contextmanager
     def arithmetic(self, cube: Datacube) -> Iterator[str]:
         """Inside the `with` block, the encoder computes in the precision for this batch; yields its name."""
@@ -178,11 +186,10 @@ class Clay:
         final norm as those of `out` do, so that the last block gives `out` itself.
         min_valid: patches with a smaller measured share are left out of the sequence. In the others, a hole takes the
         mean of its band in its patch (encoder.fill_holes). Values under a hole never change the result.
-        Any number of chips: they pass through the encoder a few at a time.
+        Any number of chips: they pass through the encoder `chips_at_once`.
         """
         cube, encoder = self.cube(pixels, sensor, **metadata), self.model.encoder
-        L = math.prod(-(-side // encoder.patch_size) for side in cube.pixels.shape[-2:])
-        count = max(1, TOKENS["cuda" if cube.pixels.is_cuda else "cpu"] // L)  # chips at a time
+        count = self.chips_at_once(*cube.pixels.shape[-2:])
         options = dict(mask_ratio=0.0, shuffle=False, layers=layers, min_valid=min_valid)
         with self.arithmetic(cube) as precision:
             parts = [encoder(part, **options) for part in batches(cube, count)]
@@ -266,6 +273,14 @@ def _empty_chips(valid: Tensor) -> Tensor:
 
 
 # --- many chips ---
+
+
+def tokens_at_once(config: ClayConfig, card_memory: int | None = None) -> int:
+    """Patches that pass through the encoder together: TOKENS, or what fits into CARD_SHARE of a GPU's memory, in bytes."""
+    if card_memory is None:
+        return TOKENS["cpu"]
+    widest = max(2 * int(config.mlp_ratio * config.dim), 4 * config.heads * config.dim_head)  # feed-forward, attention
+    return min(TOKENS["cuda"], int(CARD_SHARE * card_memory / (4 * (4 * config.dim + widest))))  # float32
 
 
 def batches(chips: Chips | Datacube, size: int) -> Iterator:

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clay_lib import SENSORS, Clay, ClayConfig, ClayMAE, ContractError
-from clay_lib.clay import TOKENS, embed_chips, reconstruction_scores
+from clay_lib.clay import TOKENS, embed_chips, reconstruction_scores, tokens_at_once
 from clay_lib.data.images import open_image
 from clay_lib.data.rasters import write_raster
+from clay_lib.datamodule import noise_batch
 
 MICRO = ClayConfig(24, 3, 2, 8, 2, 16, 1, 2, 8, 2, patch_size=4, teacher_dim=12)
 CLAY = Clay.random(MICRO, seed=3)
@@ -319,6 +320,29 @@ def test_embeddings_do_not_depend_on_the_batch(monkeypatch):
         torch.testing.assert_close(a.patches, b.patches, atol=1e-5, rtol=0, equal_nan=True)
     alone = CLAY.embed(chips.pixels[3], S2, when="2021-05-04T10:30", lat=10, lon=20)
     np.testing.assert_allclose(together["class token"][3], alone.chip[0].numpy(), atol=1e-5)
+
+
+def test_chips_at_once_stay_within_memory():
+    large, GB = ClayConfig(), 1 << 30
+    assert [CLAY.chips_at_once(side, side) for side in (32, 30, 128, 1000)] == [64, 64, 4, 1]
+    assert [tokens_at_once(large, memory) for memory in (None, 80 * GB)] == [4096, 65536]
+    assert tokens_at_once(large, 8 * GB) * 49_900 <= 1.02 * GB  # bytes of a token, from torch's profiler on a CPU
+    assert tokens_at_once(ClayConfig.named("tiny"), 8 * GB) == 65536
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_chips_at_once_stay_within_a_card(monkeypatch):
+    clay = Clay.random(ClayConfig.named("base", depth=1))
+    clay.model.cuda()
+    monkeypatch.setattr("clay_lib.clay.CARD_SHARE", 2e9 / torch.cuda.get_device_properties("cuda").total_memory)
+    count = clay.chips_at_once(64, 64)
+    cube = noise_batch(S2, count, 64).cube.to("cuda")
+    with torch.inference_mode():
+        clay.model.encoder(cube[:1], 0.0, False)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        clay.model.encoder(cube, 0.0, False)
+    assert 1 < count < 1024 and torch.cuda.max_memory_allocated() - before < 2.2e9
 
 
 def test_reconstruction_scores_by_hand():

@@ -43,6 +43,7 @@ SEAMS = {
     "tiles": "checkerboard energy at the period of tiles {:.2f} times that of neighboring frequencies",
     "patches": "at the period of two patches {:.2f} times",
 }
+FORMER_BATCH = 8  # tiles, of areas that were begun when their batch size was not recorded
 SAMPLE_BLOCKS = 64  # blocks from which a forecast extrapolates the bytes to read
 
 
@@ -153,7 +154,7 @@ def embed_area(
     resolution: float = 0.0,
     bounds: Sequence[float] | str = "",
     normalize: bool = False,
-    batch_size: int = 8,
+    batch_size: int = 0,
     scheduler: str = "",
     workers: int = 0,
     processes: bool = False,
@@ -202,7 +203,8 @@ def embed_area(
         resolution: of this grid, in the units of the CRS; by default the side of a patch
         bounds: of this grid, left,bottom,right,top in the CRS; by default around all tiles
         normalize: vectors of length one in this grid
-        batch_size: tiles per forward pass
+        batch_size: tiles per forward pass; 0: as many as the model takes at once, from one block that is read, or as
+            many as the area was begun with
         scheduler: address of a Dask scheduler, or slurm; by default a local cluster
         workers: number of reading threads, processes, or SLURM jobs
         processes: read in processes rather than threads
@@ -245,6 +247,7 @@ def embed_area(
     if normalize and (components or not (own_grid and dense)):
         found, expected = f"components {components}, dense {dense!r}", "complete vectors in a grid of your own"
         raise ContractError("normalize", found, expected, "principal components have no length of one, or no --crs")
+    given, batch_size = batch_size, batch_size or min(clay.chips_at_once(size, size), max(1, work.BLOCK // size) ** 2)
     clay, metadata = _fix_precision(clay, sensor, acquisitions[0].archive, settings, out, min(batch_size, len(jobs)))
     metadata["model"] = name or f"clay-{config.dim}x{config.depth}"
     folder = rasters.dense_folder(out, metadata, overlap or 0)
@@ -270,7 +273,9 @@ def embed_area(
         description = out / f"configuration-{metadata['configuration']}.json"
         if not description.is_file():
             _refuse_mixed(out, metadata)
-            write_json(description, metadata)
+            write_json(description, metadata | {"batch_size": batch_size})
+        elif not given:
+            batch_size = read_json(description).get("batch_size", FORMER_BATCH)
         if others := sorted({*vectors.runs_of(out)} - {metadata["configuration"]}):
             print(f"{out} also holds vectors of other configurations, stored separately: {', '.join(others)}")
         if outdated := work.outdated(rows, jobs):

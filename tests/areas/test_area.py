@@ -21,6 +21,7 @@ from clay_lib.areas.archives import acquisition_from_file, find_acquisitions
 from clay_lib.areas.area import embed_area
 from clay_lib.areas.reading import read_acquisition
 from clay_lib.areas.tiles import grid_of, project, tiles_of
+from clay_lib.clay import TOKENS
 from clay_lib.data.check import ContractWarning
 from clay_lib.data.rasters import write_raster
 from clay_lib.errors import ContractError
@@ -191,6 +192,36 @@ def test_contract_errors_keep_their_cause(scene, tmp_path):
         run(tmp_path / "out", tmp_path / "share.tif")
     assert caught.value.field == "pixels" and "scaled to 0..1" in caught.value.cause
     assert "server" not in str(caught.value) and "again" not in str(caught.value)
+
+
+def test_batches_are_what_the_model_takes_at_once_and_stay_so_in_an_area(full_scene, tmp_path, monkeypatch):
+    sizes, embed_batch = [], jobs.embed_batch
+
+    def counted(clay, read, *args):
+        sizes.append(len(read))
+        return embed_batch(clay, read, *args)
+
+    def run_batches(out, **options):
+        sizes.clear()
+        run(tmp_path / out, full_scene, **options)
+        return list(sizes)
+
+    monkeypatch.setattr(jobs, "embed_batch", counted)
+    assert run_batches("all") == [16]  # 64 tiles at once would be 4,096 patches; the area has 16
+    assert run_batches("given", batch_size=5) == [5, 5, 5, 1]
+    monkeypatch.setattr(jobs, "BLOCK", 2 * SIZE)
+    assert run_batches("block") == [4] * 4  # no more than a read brings
+    monkeypatch.setitem(TOKENS, "cpu", 3 * (SIZE // 8) ** 2)
+    assert run_batches("three") == [3] * 5 + [1]
+    (description,) = (tmp_path / "given").glob("configuration-*.json")
+    (rows,) = (tmp_path / "given").glob("vectors/**/*.parquet")
+    rows.unlink()
+    assert run_batches("given") == [5, 5, 5, 1]  # as it was begun
+    begun = json.loads(description.read_text())
+    description.write_text(json.dumps({key: value for key, value in begun.items() if key != "batch_size"}))
+    (rows,) = (tmp_path / "given").glob("vectors/**/*.parquet")
+    rows.unlink()
+    assert run_batches("given") == [8, 8]  # begun by an earlier version
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
