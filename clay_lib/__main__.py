@@ -25,6 +25,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "embed": ("areas.area:embed", "embed an area: vectors of its tiles, a raster of its patches"),
     "check": ("data.check:check", "check a scene's numbers and metadata against its sensor"),
     "world": ("data.scenes:world", "write one chip of the mini-world as a GeoTIFF"),
+    "aerial": ("data.aerial:aerial", "write aerial views, drawn, as further images to train on"),
     "chips": ("runs.prepare:chips", "write a store of chips, of the mini-world or from scenes"),
     "bench": ("runs.bench:bench", "time the encoder, a training step and chip stores on this machine"),
     "train": ("runs.pretrain:train", "train a model from a configuration file; the same command resumes"),
