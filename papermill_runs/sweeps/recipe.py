@@ -41,7 +41,7 @@ first_test: int = 66  # number of the first test image, which is not read
 source: str = "all"  # or "land": the synthetic Earth alone, without crops of photographs and drawn views
 representation_weight: float = 0.8
 mask_ratio: float = 0.6
-steps: int = 600
+steps: int = 500
 lr: float = 6e-4  # the peak of the schedule
 
 # %%
