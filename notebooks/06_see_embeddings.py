@@ -1,11 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -245,10 +239,11 @@ display(chip_map(clickable, embed_chips(clay, clickable)[kind], background, **kw
 # A harder question: among all chips of another sensor, is the one at **the same place and date** the most similar, or
 # among the ten most similar? The model is given neither place nor date, which would give the answer away. Each pair of
 # sensors is a search of its own, and each sensor's mean vector is subtracted first. The brackets hold 95 % intervals
-# over places.
+# over places. The class token searches, whatever `kind` is: in training its teacher saw radar's places through an optical
+# sensor, while patch tokens learned each sensor by itself.
 
 # %%
-found = recalls({name: embed_chips(clay, without_place(c))[kind] for name, c in by_sensor.items()})
+found = recalls({name: embed_chips(clay, without_place(c))["class token"] for name, c in by_sensor.items()})
 cells = [as_text(*row, form="{:.0%}") for row in found[["recall", "low", "high"]].itertuples(index=False)]
 found_table = found.assign(cell=cells, k="recall at " + found["k"].astype(str))
 display(found_table.pivot(index=["query", "gallery"], columns="k", values="cell"))
