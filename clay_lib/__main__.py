@@ -45,6 +45,7 @@ COMMANDS = {  # name: (module:function in clay_lib, help)
     "kit": ("course.kit:kit", "write a folder with everything for a workshop without a network"),
     "pair": ("runs.gallery:pair", "give notebooks/*.ipynb the outputs of the last demo run"),
 }
+RENAMED = {"bench-chips": "bench chips", "bench-load": "bench chips", "plan": "bench train"}
 
 
 def command_of(name: str):
@@ -134,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     formatwarning = warnings.formatwarning
     warnings.formatwarning = lambda message, *_: f"clay: warning: {message}\n"  # without the source line
     try:
+        if argv[0] in RENAMED:
+            raise ContractError("command", argv[0], f"clay {RENAMED[argv[0]]}", "one command prints all timings now")
         if argv[0] not in COMMANDS:
             raise ContractError("command", argv[0], f"one of {list(COMMANDS)}", "a misspelled name")
         words = 2 if " ".join(argv[:2]) in COMMANDS else 1  # `sweep export`
