@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
+from clay_lib.cluster import progress_bar
 from clay_lib.data.drawing import (
     ASPHALT,
     CONCRETE,
@@ -261,11 +261,10 @@ def _beach(view: View) -> None:
     shore = winding(rng, 0.04)
     shore[:, 0] += rng.uniform(-0.2, 0.2) * SIZE
 
-    def beyond(offset: float) -> Callable[[ImageDraw.ImageDraw], None]:
-        edge = [tuple(p + [offset, 0]) for p in shore]
-        return lambda d: d.polygon([*edge, (3 * SIZE, SIZE + 40), (3 * SIZE, -40)], fill=255)
+    def beyond(offset: float) -> list[np.ndarray]:
+        return [np.concatenate([shore + [offset, 0], [(3 * SIZE, SIZE + 40), (3 * SIZE, -40)]])]
 
-    view.fill(beyond(-30), view.texture((96, 140, 140)), 20)
+    view.spots(beyond(-30), view.texture((96, 140, 140)), 20)
     for _ in range(rng.integers(2, 7)):
         wave = (
             shore
@@ -276,9 +275,9 @@ def _beach(view: View) -> None:
         view.fill(
             lambda d, foam=foam: d.line(foam, fill=170, width=int(rng.uniform(4, 14))), view.texture((235,) * 3, 0.3), 2
         )
-    view.fill(beyond(0), view.texture((178, 158, 124)), 3)
-    view.fill(beyond(rng.uniform(15, 40)), view.texture(SAND, 0.06), 6)
-    view.fill(beyond(rng.uniform(120, 400)), view.texture(GRASS, 0.2, SAND), 8)
+    view.spots(beyond(0), view.texture((178, 158, 124)), 3)
+    view.spots(beyond(rng.uniform(15, 40)), view.texture(SAND, 0.06), 6)
+    view.spots(beyond(rng.uniform(120, 400)), view.texture(GRASS, 0.2, SAND), 8)
     if rng.random() < 0.3:
         view.roof((SIZE - 220, 200, SIZE - 60, 600), 8 * METER)
 
@@ -305,7 +304,7 @@ def _orchard(view: View) -> None:
     rng = view.rng
     view.ground(SOIL, GRASS)
     step = rng.uniform(5, 9) * METER
-    places = grid(step, step * rng.choice([1, 1.0, 0.55, 1.4]))
+    places = grid(step, step * rng.choice([1, 1, 0.55, 1.4]))
     places = places[rng.random(len(places)) < rng.uniform(0.85, 1)]
     view.crowns(places + rng.normal(0, 1.5, places.shape), step * rng.uniform(0.26, 0.48), _greens(rng), 0.1)
 
@@ -330,7 +329,7 @@ def _crops(view: View) -> None:
             ImageDraw.Draw(view.image).line((at, 0, at, SIZE), fill=to_rgb(bare * 0.9), width=2)
     if rng.random() < 0.3:
         circle = ellipse(rng.uniform(0.3, 0.7, 2) * SIZE, *[rng.uniform(0.3, 0.6) * SIZE] * 2)
-        view.fill(lambda d: d.polygon([tuple(p) for p in circle], fill=255), view.texture(GRASS), 2)
+        view.spots([circle], view.texture(GRASS), 2)
     if len(edges) > 2 and rng.random() < 0.5:
         hedge = np.stack([np.full(80, edges[1]), rng.uniform(0, SIZE, 80)], 1)
         view.crowns(hedge + rng.normal(0, 5, hedge.shape), 2.5 * METER)
@@ -340,12 +339,9 @@ def _river(view: View) -> None:
     rng = view.rng
     view.ground(GRASS, DRY)
     line, width = winding(rng, 0.12), rng.uniform(20, 70) * METER
-    points = [tuple(p) for p in line]
-    view.fill(
-        lambda d: d.line(points, fill=255, width=int(width * 1.3), joint="curve"), view.texture(SAND, 0.1, SOIL), 6
-    )
+    view.strip(line, width * 1.3, view.texture(SAND, 0.1, SOIL), 6)
     color = to_rgb(np.array(WATER) * rng.uniform(0.7, 1.4) + rng.uniform(0, 50) * np.array([1, 0.9, 0.4]))
-    view.fill(lambda d: d.line(points, fill=255, width=int(width), joint="curve"), view.texture(color, 0.05), 3)
+    view.strip(line, width, view.texture(color, 0.05), 3)
     places = view.scattered(int(rng.uniform(100, 1600)))
     at = np.interp(places[:, 1], line[:, 1], line[:, 0])
     view.crowns(places[np.abs(places[:, 0] - at) > 0.6 * width], rng.uniform(2, 4) * METER, _greens(rng))
@@ -359,20 +355,13 @@ def _golf(view: View) -> None:
     rng = view.rng
     view.ground((98, 122, 66), DRY, 0.1)
     for _ in range(3):
-        fairway = [tuple(p) for p in winding(rng, 0.12)]
-        mown = view.texture((118, 156, 76), 0.05)
-        view.fill(
-            lambda d, line=fairway: d.line(line, fill=255, width=int(rng.uniform(100, 190)), joint="curve"), mown, 5
-        )
+        fairway, mown = winding(rng, 0.12), view.texture((118, 156, 76), 0.05)
+        view.strip(fairway, rng.uniform(100, 190), mown, 5)
     for _ in range(int(rng.integers(4, 12))):
         place, half = rng.uniform(0, SIZE, 2), rng.uniform(12, 50, 2)
         blobs = [ellipse(place + rng.normal(0, 0.5, 2) * half, *half) for _ in range(3)]
         color = ((150, 190, 100), (226, 214, 182), (226, 214, 182), WATER)[rng.integers(4)]
-        view.fill(
-            lambda d, blobs=blobs: [d.polygon([tuple(p) for p in blob], fill=255) for blob in blobs],
-            view.texture(color, 0.04),
-            2,
-        )
+        view.spots(blobs, view.texture(color, 0.04), 2)
     view.crowns(view.scattered(int(rng.uniform(80, 500)), clumped=True), rng.uniform(2, 4) * METER, _greens(rng))
 
 
@@ -410,9 +399,7 @@ def _water(view: View) -> None:
     view.ground(to_rgb(np.array(WATER) * rng.uniform(0.6, 1.6)), None, rng.uniform(0.03, 0.15))
     if rng.random() < 0.5:
         island = [ellipse(rng.uniform(0, SIZE, 2), *rng.uniform(80, 400, 2)) for _ in range(3)]
-        view.fill(
-            lambda d: [d.polygon([tuple(p) for p in i], fill=255) for i in island], view.texture(DRY, 0.2, GRASS), 10
-        )
+        view.spots(island, view.texture(DRY, 0.2, GRASS), 10)
 
 
 KINDS: dict[str, Callable[[View], None]] = {
@@ -461,9 +448,8 @@ def aerial(folder: str, count: int = 6, *, seed: int = 0) -> int:
         count: views of each of 20 kinds, such as suburb, harbor, orchard and freeway
         seed: number of the first view
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
     views = [(kind, number) for kind in KINDS for number in range(seed, seed + count)]
-    for kind, number in tqdm(views, desc="views", unit="view"):
+    for kind, number in progress_bar(iterable=views, desc="views", unit="view"):
         path = Path(folder) / f"{kind}-{number:03d}.png"
         if not path.exists():
             atomic_write(path, lambda partial, view=(kind, number): aerial_view(*view).save(partial, "PNG"))

@@ -49,6 +49,16 @@ class View:
         draw(ImageDraw.Draw(mask))
         self.image.paste(texture, mask=mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask)
 
+    def strip(self, points: np.ndarray, width: float, texture: Image.Image, blur: float = 0.0) -> None:
+        """A band along points [n, 2], `width` pixels wide."""
+        line = [tuple(p) for p in points]
+        self.fill(lambda d: d.line(line, fill=255, width=int(width), joint="curve"), texture, blur)
+
+    def spots(self, outlines: Iterable[np.ndarray], texture: Image.Image, blur: float = 0.0) -> None:
+        """Areas within outlines [n, 2]."""
+        polygons = [[tuple(p) for p in outline] for outline in outlines]
+        self.fill(lambda d: [d.polygon(polygon, fill=255) for polygon in polygons], texture, blur)
+
     def shade(self, outlines: Iterable[tuple[np.ndarray, float]]) -> None:
         """Shadows of things: their outlines [n, 2] and heights in pixels."""
         shifts = np.linspace(0, 1, 4)[:, None] * self.length * self.away  # [4, 2]
@@ -88,9 +98,9 @@ class View:
         leaves = ImageChops.multiply(crowns, Image.merge("RGB", [leaves] * 3)).point(lambda v: min(2 * v, 255))
         self.image.paste(leaves, mask=mask)
 
-    def scattered(self, count: int, box: Box = (0, 0, SIZE, SIZE), clumped: bool = False) -> np.ndarray:
-        """Places [n, 2] in a box, at random or where the coarse noise is high."""
-        places = self.rng.uniform(box[:2], box[2:], (count, 2))
+    def scattered(self, count: int, clumped: bool = False) -> np.ndarray:
+        """Places [n, 2], at random or where the coarse noise is high."""
+        places = self.rng.uniform(0, SIZE, (count, 2))
         if clumped:
             x, y = np.clip(places.astype(int), 0, SIZE - 1).T
             places = places[self.coarse[y, x] > self.rng.uniform(-0.8, 0.6)]
@@ -140,14 +150,11 @@ class View:
                 size = half * ([0.75, 0.12] if upright else [0.12, 0.75])
                 draw.rectangle((*(center - size), *(center + size)), fill=to_rgb(paint * 0.3))
 
-    def road(self, points: np.ndarray, lanes: int = 2, color: Color = ASPHALT, marked: bool = True) -> None:
+    def road(self, points: np.ndarray, lanes: int = 2, marked: bool = True) -> None:
         """A road along points [n, 2], with an edge, lane markings and some cars when it is straight."""
         width = lanes * 3.4 * METER
-        line = [tuple(p) for p in points]
-        self.fill(
-            lambda d: d.line(line, fill=255, width=int(width + 2.4 * METER), joint="curve"), self.texture(CONCRETE)
-        )
-        self.fill(lambda d: d.line(line, fill=255, width=int(width), joint="curve"), self.texture(color, 0.08))
+        self.strip(points, width + 2.4 * METER, self.texture(CONCRETE))
+        self.strip(points, width, self.texture(ASPHALT, 0.08))
         if not marked:
             return
         steps, tangent = _along(points, 1.0)
