@@ -2,6 +2,7 @@
 VENV    := .venv
 PY      := $(VENV)/bin/python
 READY   := $(VENV)/.ready
+PYTEST  := $(PY) -m pytest -n 2 --dist loadfile --durations=15
 PROFILE ?= demo
 SCENE   ?=
 SENSOR  ?=
@@ -20,10 +21,10 @@ demo: $(READY)  ## run all notebooks; PROFILE=smoke|demo|gpu; SCENE=path.tif SEN
 	$(PY) -m clay_lib run --profile "$(PROFILE)" --scene "$$scene" --sensor "$(SENSOR)"
 
 test: $(READY)  ## everything but the slow tests
-	$(PY) -m pytest -m "not slow" --durations=15
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)  ## the slow tests
-	$(PY) -m pytest -m slow --durations=15
+	$(PYTEST) -m slow
 
 lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with its token
 	OMP_WAIT_POLICY=PASSIVE JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH" \
