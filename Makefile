@@ -24,7 +24,8 @@ test: $(READY)  ## everything but the slow tests
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)  ## the slow tests
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not alone"
+	$(PY) -m pytest -m alone
 
 lab: $(READY)  ## JupyterLab at the first notebook, on this machine only, with its token
 	OMP_WAIT_POLICY=PASSIVE JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH" \

@@ -163,7 +163,9 @@ class PlannedBatches(Dataset):
     """Plan -> Batch: chips read, augmented and normalized as one array.
 
     augment: each chip flipped at random and, with turns, each batch rotated by a random quarter; place and time zeroed
-    in unknown_share of the samples (a fifth in the release); colors shifted in shifted_share of them.
+    in unknown_share of the samples (a fifth in the release); colors shifted in shifted_share of them; windows of half a
+    chip's side, at random, instead of the chips in local_share of the batches. Their targets stay those of the complete
+    chips: the class token of a part learns what the whole is (local to global, Caron et al. 2021, DINO).
     crop: side in pixels of a window of every chip, random with augmentation and central without; None: complete chips.
     targets: a teacher's output for complete chips and their flips, hence without crop and turns; it stays
     the output for the true colors where colors are shifted.
@@ -178,10 +180,11 @@ class PlannedBatches(Dataset):
         turns: bool | None = None,
         unknown_share: float = 0.2,
         shifted_share: float = 0.0,
+        local_share: float = 0.0,
         targets: Targets | None = None,
     ):
         self.chips, self.augment, self.crop = chips, augment, crop
-        self.unknown_share, self.shifted_share = unknown_share, shifted_share
+        self.unknown_share, self.shifted_share, self.local_share = unknown_share, shifted_share, local_share
         self.turns, self.targets = (targets is None) if turns is None else turns, targets
         if targets is not None and (crop is not None or self.turns):
             found = f"cached targets with crop={crop}, turns={self.turns}"
@@ -192,7 +195,9 @@ class PlannedBatches(Dataset):
     def __getitem__(self, plan: Plan) -> Batch:
         sensor, draws = plan.sensor, plan.draws
         chips, indices = self._read(plan)
-        pixels, flips = self._crop(chips.pixels, draws), np.zeros(len(indices), np.uint8)
+        local = self.augment and draws.batch("local", 1000) < 1000 * self.local_share
+        side = chips.pixels.shape[-1] // 2 if local else self.crop
+        pixels, flips = self._crop(chips.pixels, side, draws), np.zeros(len(indices), np.uint8)
         if self.augment:
             flips = (4 * draws("flips", 1)[:, 0]).astype(np.uint8)
             pixels = self._flip(pixels, flips, draws)
@@ -217,16 +222,16 @@ class PlannedBatches(Dataset):
         replacement = np.arange(len(kept)) % len(readable)
         return readable[replacement], plan.indices[kept][replacement]
 
-    def _crop(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
-        """[B, C, H, W] -> [B, C, crop, crop], with a window of its own for each chip."""
+    def _crop(self, pixels: np.ndarray, side: int | None, draws: Draws) -> np.ndarray:
+        """[B, C, H, W] -> [B, C, side, side], with a window of its own for each chip."""
         B, _, H, W = pixels.shape
-        if self.crop is None or self.crop == H == W:
+        if side is None or side == H == W:
             return pixels
-        margin = np.array([H - self.crop, W - self.crop])
+        margin = np.array([H - side, W - side])
         if margin.min() < 0:
-            raise ContractError("crop", self.crop, f"at most {min(H, W)}", "chips smaller than the window")
+            raise ContractError("crop", side, f"at most {min(H, W)}", "chips smaller than the window")
         corners = (draws("window", 2) * (margin + 1)).astype(int) if self.augment else np.tile(margin // 2, (B, 1))
-        windows = np.lib.stride_tricks.sliding_window_view(pixels, (self.crop, self.crop), axis=(2, 3))
+        windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(2, 3))
         return windows[np.arange(B), :, *corners.T]
 
     def _flip(self, pixels: np.ndarray, flips: np.ndarray, draws: Draws) -> np.ndarray:
@@ -254,6 +259,7 @@ class ClayDataModule(L.LightningDataModule):
         turns: bool | None = None,
         unknown_share: float = 0.2,
         shifted_share: float = 0.0,
+        local_share: float = 0.0,
         repeats: Mapping[str, int] | None = None,
         targets: Targets | None = None,
         val_targets: Targets | None = None,
@@ -266,7 +272,8 @@ class ClayDataModule(L.LightningDataModule):
         self.train_chips, self.val_chips = dict(train), dict(val or {})
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.augment, self.targets, self.val_targets = augment, targets, val_targets
-        self.options = {"crop": crop, "turns": turns, "unknown_share": unknown_share, "shifted_share": shifted_share}
+        shares = dict(unknown_share=unknown_share, shifted_share=shifted_share, local_share=local_share)
+        self.options = {"crop": crop, "turns": turns, **shares}
         self.repeats = dict(repeats or {})
         if wrong := {n: r for n, r in self.repeats.items() if n not in train or r < 1}:
             cause = "a sensor without training chips, or 0 to leave one out"

@@ -53,7 +53,7 @@ class TestBatches:
         chips.pixels[:] = rows[:, None] * 100 + rows  # every pixel holds its position
 
         def cut(crop, augment):
-            return PlannedBatches({"naip": chips}, augment=augment, crop=crop)._crop(chips.pixels, draws)
+            return PlannedBatches({"naip": chips}, augment=augment)._crop(chips.pixels, crop, draws)
 
         random = cut(16, augment=True)
         top, left = np.divmod(random[:, 0, 0, 0], 100)
@@ -179,6 +179,17 @@ class TestTargets:
             pixels = pixels[:, :, ::-1] if flip & LEFT_RIGHT else pixels
             assert torch.equal(batch.cube.pixels[k], make_datacube(pixels.copy(), "naip").pixels[0])
             assert batch.targets[k].tolist() == [int(chips.hashes[index], 16) % 997, flip]
+
+    def test_local_batches_are_windows_with_the_targets_of_complete_chips(self):
+        chips = fake_chips("naip", 64, size=16)
+        data = PlannedBatches({"naip": chips}, augment=True, local_share=0.5, targets=KeyTargets())
+        batches = [data[plan] for plan in SensorBatches({"naip": 64}, batch_size=2)]
+        sides = [batch.cube.pixels.shape[-1] for batch in batches]
+        assert set(sides) == {8, 16} and 8 < sides.count(8) < 24
+        for batch in batches:
+            assert batch.targets[:, 0].tolist() == [int(chips.hashes[i], 16) % 997 for i in batch.indices]
+        central = PlannedBatches({"naip": chips}, augment=False, local_share=1.0)
+        assert central[SensorBatches({"naip": 64}, batch_size=2).plan(0)].cube.pixels.shape[-1] == 16
 
     @pytest.mark.parametrize("options", [{"crop": 8}, {"turns": True}])
     def test_windows_and_turns_raise(self, options):

@@ -78,6 +78,7 @@ class DataChoice:
         turns: also random quarter turns; null: yes, unless targets are cached
         unknown_share: share of samples whose place and time are zeroed
         shifted_share: share of samples whose colors are shifted; see augment.shifted
+        local_share: share of batches of windows with half a chip's side; a cached target stays the complete chip's
         repeats: batches of a sensor in each round over all sensors, 1 by default, such as {naip: 3}
         targets: folder or URL of cached teacher targets; empty: none
     """
@@ -99,6 +100,7 @@ class DataChoice:
     turns: bool | None = None
     unknown_share: Share = 0.2
     shifted_share: Share = 0.0
+    local_share: Share = 0.0
     repeats: dict[str, Count] = field(default_factory=dict)
     targets: str = ""
 
@@ -126,8 +128,8 @@ class DataChoice:
         if self.targets:
             targets = TargetCache(self.targets) if teacher is None else TargetCache.open(self.targets, teacher)
             val_targets = targets if all(targets.has(name, part.hashes).all() for name, part in val.items()) else None
-        names = ("batch_size", "workers", "augment", "crop", "turns", "unknown_share", "shifted_share", "repeats")
-        options = {name: getattr(self, name) for name in names}
+        names = ("batch_size", "workers", "augment", "crop", "turns", "unknown_share", "shifted_share", "local_share")
+        options = {name: getattr(self, name) for name in (*names, "repeats")}
         return ClayDataModule(train, val, seed=seed, targets=targets, val_targets=val_targets, **options)
 
     def _from_world(self) -> tuple[dict[str, Chips], dict[str, Chips]]:

@@ -65,6 +65,7 @@ def test_memory_of_composites_does_not_grow_with_the_dates(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_reading_and_embedding_overlap_in_time(tmp_path, monkeypatch):
     """With a distant server and a model of the same speed, both together take as long as the slower one."""
     torch.set_num_threads(1)

@@ -69,6 +69,7 @@ def start(path: Path, runs: Path, workers: int = 2, scheduler: str = "", env=())
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_24_runs_start_without_failure_and_with_little_overhead(tmp_path):
     path = specify(tmp_path, grid={"rate": [0.1, 0.2, 0.3, 0.4]}, seeds=6, fixed={"wait": 2.0})  # three seconds a run
     timings = []
