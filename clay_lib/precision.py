@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.nn import functional as F
 
+from clay_lib.cluster import cores
 from clay_lib.datacube import Datacube
 from clay_lib.encoder import Encoder
 from clay_lib.errors import ContractError
@@ -108,6 +109,7 @@ def choose(
 
     training: time the backward pass too. batches: how many such batches are known to follow, this one included.
     """
+    limit_threads()
     precision = check_precision(precision)
     if precision not in ("auto", "fast"):
         return precision
@@ -129,6 +131,17 @@ def choose(
     _chosen[key] = found["choice"]
     print(f"precision: {_summary(found, device)}")
     return found["choice"]
+
+
+@cache  # once, so that a number set afterwards stays
+def limit_threads() -> None:
+    """Let torch use at most as many threads as this process has cores.
+
+    torch counts the machine's, also in a container or a job that may use few of them: with 64 threads on a share of
+    half a core, embedding took twice as long as with one.
+    """
+    if torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
 
 
 def candidates(device: torch.device, precision: str, training: bool) -> list[str]:

@@ -24,7 +24,14 @@ from clay_lib.errors import ContractError, Count, NonNegative, Range, Share, che
 from clay_lib.files import MetricsFile
 from clay_lib.loss import RunningMeans, reconstruction_loss, representation_loss
 from clay_lib.model import ClayConfig, ClayMAE, WeightAverage
-from clay_lib.precision import check_precision, choose, lightning_precision, matmul_precision, training_device
+from clay_lib.precision import (
+    check_precision,
+    choose,
+    lightning_precision,
+    limit_threads,
+    matmul_precision,
+    training_device,
+)
 from clay_lib.sensors import SENSORS
 from clay_lib.teacher import PatchHeads, teacher_target
 
@@ -321,6 +328,7 @@ def train(
             raise ContractError("start", start.config, config, "weights of another size")
         module.begin_from(start.state_dict())
     alone = trainer_options.get("num_nodes", 1) == 1 and (devices == 1 or not devices and torch.cuda.device_count() < 2)
+    limit_threads()
     name = _precision(precision, saved, module.model, data, s, training_device(accelerator), trial=alone)
     module.hparams["precision"] = name
     if s.compile:

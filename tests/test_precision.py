@@ -47,6 +47,18 @@ def fake_seconds(monkeypatch, **seconds):
     return trials
 
 
+def test_torch_takes_no_more_threads_than_the_process_has_cores(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        for cores, threads in {1: 1, 64: 3}.items():  # and never more than it had
+            torch.set_num_threads(3)
+            monkeypatch.setattr(precision, "cores", lambda n=cores: n)
+            precision.limit_threads.__wrapped__()
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("seconds", "mode", "choice"),
     [
