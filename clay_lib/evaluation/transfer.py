@@ -78,7 +78,9 @@ def transfer(
     kinds = {"images": images, "rasters": rasters, "points": points, "world": world}
     if sum(map(bool, kinds.values())) != 1 or bool(rasters or points) != bool(labels):
         expected = "images, or rasters with labels, or points with labels, or world"
-        raise ContractError("data", kinds | {"labels": labels}, expected, "more than one kind of data")
+        raise ContractError("data", kinds | {"labels": labels}, expected, "none, or more than one kind of data")
+    if seeds < 1:
+        raise ContractError("seeds", seeds, "at least 1", "a typing mistake")
     if audit and rasters:
         raise ContractError("audit", "rasters", "images, points or world", "patches of a raster have no list of labels")
     clay = Clay.load(weights)
