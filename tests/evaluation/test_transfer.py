@@ -322,3 +322,9 @@ def test_the_real_scene_has_its_place_and_date(realdata):
 def test_no_data_and_no_seeds_are_refused_before_weights_are_read(options, message):
     with pytest.raises(ContractError, match=message):
         transfer("nowhere.safetensors", **options)
+
+
+@pytest.mark.parametrize("first_test", [0, 3, 99])
+def test_too_few_images_on_a_side_of_the_split_are_refused(clay, folder, first_test):
+    with pytest.raises(ContractError, match="first_test outside of their numbers"):
+        probe_images(clay, {24: read_images(folder, 24)}, first_test=first_test)
