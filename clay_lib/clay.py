@@ -17,7 +17,7 @@ from clay_lib.data.check import Inspection, check_image, inspect_image
 from clay_lib.data.images import Image, open_image, with_metadata
 from clay_lib.datacube import Datacube, When, check_reading, make_datacube, per_chip
 from clay_lib.encoder import MIN_VALID, unpatchify, unpatchify_mask
-from clay_lib.errors import ContractError, warn
+from clay_lib.errors import ContractError, first_line, warn
 from clay_lib.model import ClayConfig, ClayMAE, cosine_initialize
 from clay_lib.onnx_encoder import load_onnx
 from clay_lib.precision import arithmetic, check_precision, choose
@@ -104,7 +104,14 @@ class Clay:
                 found, expected = "device, dtype, precision or configuration given", "none of them for an ONNX file"
                 raise ContractError("load", found, expected, "options of the weights it was exported from")
             return cls(load_onnx(path), reading=reading, precision="exact")
-        return cls(load_model(path, dtype=dtype, **changes).to(device), reading=reading, precision=precision)
+        model = load_model(path, dtype=dtype, **changes)
+        try:
+            model = model.to(device)
+        except (AssertionError, RuntimeError) as error:  # torch's, of a name or a GPU that is not there
+            cause = "a misspelled name, no GPU here, or torch without support for it: leave it out for the CPU"
+            found = f"{device!r}: {first_line(error)}"
+            raise ContractError("device", found, "a device of this machine, such as cpu", cause) from None
+        return cls(model, reading=reading, precision=precision)
 
     @classmethod
     def random(cls, config: ClayConfig, *, seed: int = 0) -> Clay:

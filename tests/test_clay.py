@@ -359,3 +359,10 @@ def test_reconstruction_scores_by_hand():
         assert table["native_error"][c] == pytest.approx(np.mean(errors), rel=1e-3)
         assert table["mean_error"][c] == pytest.approx(np.mean(mean_errors) / std[c], rel=1e-3)
         assert table["ratio"][c] == pytest.approx(np.mean(errors) / np.mean(mean_errors), rel=1e-3)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_named(tmp_path, device):
+    path = CLAY.save(tmp_path / "a.safetensors")
+    with pytest.raises(ContractError, match=f"device: found '{device}'.*leave it out for the CPU"):
+        Clay.load(path, device=device)

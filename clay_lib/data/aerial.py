@@ -448,6 +448,8 @@ def aerial(folder: str, count: int = 6, *, seed: int = 0) -> int:
         count: views of each of 20 kinds, such as suburb, harbor, orchard and freeway
         seed: number of the first view
     """
+    if count < 1 or seed < 0:
+        raise ContractError("count, seed", (count, seed), ">= 1, >= 0", "a typing mistake")
     views = [(kind, number) for kind in KINDS for number in range(seed, seed + count)]
     for kind, number in progress_bar(iterable=views, desc="views", unit="view"):
         path = Path(folder) / f"{kind}-{number:03d}.png"

@@ -309,12 +309,12 @@ def _inspect_numbers(s: ImageSample) -> list[Finding]:
     findings = []
     if not -900 < s.low <= s.high < 32767:  # where codes lie
         findings = [*rules.nodata_codes(s)]
-        s = s.without(np.isin(s.values, rules.CODES))
+        s = s.without(np.isin(s.values, rules.CODES) | (np.abs(s.values) > s.limit))
         if not s.count.any():
             return findings
     findings += rules.zeros(s)
     units = [*(rules.radar_units(s) if s.sensor.decibel else rules.optical_units(s))]
-    rest = [rules.alpha_band, rules.constant, rules.negative, rules.repeated]
+    rest = [rules.alpha_band, rules.constant, rules.one_number, rules.negative, rules.repeated]
     rest += [rules.offset_kept, rules.out_of_order, rules.far_from_mean]
     return findings + (units or [finding for rule in rest for finding in rule(s)])
 

@@ -85,6 +85,11 @@ class ImageSample:
         last = np.maximum(self.count - 1, 0)
         return {p: ordered[np.arange(len(last)), np.rint(last * p / 100).astype(int)] for p in PERCENTS}
 
+    @property
+    def limit(self) -> float:
+        """No number lies beyond: those of satellites and cameras are stored in 16 bits; power and custom units may not be."""
+        return 99_998 if self.facts.one or self.facts.bits else 1e9
+
     @cached_property
     def integers(self) -> bool:
         numbers = self.values[~np.isnan(self.values)]
@@ -126,6 +131,23 @@ def nodata_codes(s: ImageSample) -> Iterator[Finding]:
             expected = f"measurements of {s.sensor.name}, or NaN where there are none"
             cause = "a nodata code that was left in: set it to NaN, or pass valid=pixels[0] != code"
             yield Finding(level, "pixels", f"{code:g} in {share:.1%} of a sample", expected, cause)
+    for extreme in sorted({s.low, s.high} - {*CODES}):
+        if abs(extreme) > s.limit:
+            expected = f"measurements of {s.sensor.name}, none beyond {s.limit:g}, or NaN where there are none"
+            cause = "a nodata code that was left in, such as 1e20 or -99999: set it to NaN, or pass nodata="
+            yield error("pixels", f"{extreme:g}", expected, cause)
+
+
+def one_number(s: ImageSample) -> Iterator[Finding]:
+    """The same number in all bands of many pixels: a fill that is no usual code. White saturates cameras so."""
+    if len(s.names) < 2 or s.pixels < FEW or s.facts.bits or s.dtype == np.uint8:
+        return
+    numbers, counts = np.unique(s.values[0, (s.values == s.values[0]).all(0)], return_counts=True)
+    if 0.01 <= (share := counts.max(initial=0) / s.values.shape[1]) < 1:
+        code = numbers[counts.argmax()]
+        cause = f"a nodata code that was left in: pass nodata={code:g}"
+        found = f"{code:g} in every band of {share:.1%} of a sample"
+        yield warning("pixels", found, "a measurement of its own in each band", cause)
 
 
 def zeros(s: ImageSample) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, rowcol
 from rasterio.windows import Window
 
@@ -266,7 +267,10 @@ def _pair_files(images, labels) -> list[tuple[Path, Path]]:
         return [(path, label_paths[0]) for path in image_paths]
     by_name = {path.stem: path for path in label_paths}
     if missing := [path.name for path in image_paths if path.stem not in by_name]:
-        found, cause = f"no labels for {', '.join(missing[:3])}", "names differ by more than their ending"
+        found, cause = (
+            f"no labels for {', '.join(missing[:3])}",
+            "names differ by more than their ending, or a misspelled folder",
+        )
         raise ContractError("labels", found, "a file of the same name each", cause)
     return [(path, by_name[path.stem]) for path in image_paths]
 
@@ -296,6 +300,10 @@ def _check_same_grid(image: Header, label: Header) -> None:
 def read_codes(path: str | Path, window=None) -> tuple[np.ndarray, np.ndarray, float | None]:
     """(numbers of a label raster as stored, where they are NaN, header's nodata); the first two [H, W], north up."""
     with open_raster(path) as file:
+        bands = sum(meaning != ColorInterp.alpha for meaning in file.colorinterp)
+        if bands > 1:
+            cause = "colors instead of class numbers, or an image: write the numbers as one band"
+            raise ContractError("labels", f"{Path(path).name}: {bands} bands", "one band of class numbers", cause)
         values, fill = read_band(file, 1, window and Window(*window)), file.nodata
     blank = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
     return values, blank, None if fill is None or np.isnan(fill) else fill

@@ -263,6 +263,8 @@ def _raster_paths(path) -> tuple[list[str], bool]:
         if not paths:
             raise ContractError("path", repr(path), "at least one raster file", "a pattern that matched nothing")
         return paths, True
+    if not str(path).strip():  # Path("") is the working folder
+        raise ContractError("path", "an empty text", "a raster file, or a folder of them", "a variable that is not set")
     if not Path(path).is_dir():
         return [str(path)], False
     if Path(path).suffix == ".zarr" or any((Path(path) / name).is_file() for name in (".zgroup", "zarr.json")):
@@ -297,6 +299,11 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
             raise _dataset(path) from None
         expected = "a GeoTIFF, VRT, JPEG 2000, JPEG or PNG"
         cause = "not a raster, a broken download, or an archive that must be unpacked"
+        if "://" in path:
+            expected, cause = (
+                "a raster that can be read",
+                "no network, a wrong address, or an archive that needs a login",
+            )
         raise ContractError("path", f"{path}: {first_line(error)}", expected, cause) from None
     if file.count == 0:
         variables = [name.rsplit(":", 1)[-1].strip("/") for name in file.subdatasets]
@@ -324,6 +331,10 @@ def open_layers(path, sensor: Sensor, bands: Bands, when) -> Iterator[tuple[list
         if ColorInterp.palette in files[0].colorinterp:
             cause = "an image for display, or labels; colors: gdal_translate -expand rgb in.tif out.tif"
             raise ContractError("path", f"{paths[0]}: numbers of a palette", "measurements", cause)
+        for file in files:
+            if any("complex" in dtype for dtype in file.dtypes):  # a cast would keep the real part alone
+                cause = "single-look complex radar: make calibrated gamma0 of it"
+                raise ContractError("pixels", f"{file.name}: {file.dtypes[0]}", "real numbers", cause)
         grid, fix = north_up(files[0]), f"gdalwarp {files[0].name} out.tif"
         if files[0].crs is not None and grid.determinant > 0:
             expected, cause = "columns from west to east", f"a flipped export, which this makes north-up: {fix}"

@@ -78,7 +78,9 @@ def transfer(
     kinds = {"images": images, "rasters": rasters, "points": points, "world": world}
     if sum(map(bool, kinds.values())) != 1 or bool(rasters or points) != bool(labels):
         expected = "images, or rasters with labels, or points with labels, or world"
-        raise ContractError("data", kinds | {"labels": labels}, expected, "more than one kind of data")
+        raise ContractError("data", kinds | {"labels": labels}, expected, "none, or more than one kind of data")
+    if seeds < 1:
+        raise ContractError("seeds", seeds, "at least 1", "a typing mistake")
     if audit and rasters:
         raise ContractError("audit", "rasters", "images, points or world", "patches of a raster have no list of labels")
     clay = Clay.load(weights)
@@ -185,6 +187,10 @@ def probe_images(
     labels, numbers, bands = first.labels, first.numbers, list(bands)
     distinct = np.unique(numbers)
     train = numbers < (distinct[2 * len(distinct) // 3] if first_test is None else first_test)
+    if (low := len(np.unique(numbers[train]))) < 4 or train.all() or len(np.unique(labels[train])) < 2:
+        found = f"{low} numbers in {len(np.unique(labels[train]))} class(es) for training, {(~train).sum()} image(s) to test"
+        expected = "4 numbers and 2 classes or more for training, 1 image or more to test"
+        raise ContractError("images", found, expected, "too few images, or first_test outside of their numbers")
     folds = np.digitize(numbers, np.quantile(numbers[train], [0.25, 0.5, 0.75]))  # quarters of neighbors
     folds[~train] = 4
 

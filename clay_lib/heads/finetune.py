@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 
 import lightning as L
@@ -177,6 +178,11 @@ def finetune(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if val is not None and val.task != train.task:
         raise ContractError("val", val.task, train.task, "another set")
+    kind = "dense" if train.dense else "chip"
+    known = sorted({*signature(HEADS[kind]).parameters} - {"dim", "outputs", "layers", "patch_size"})
+    if unknown := sorted(head.keys() - {*known}):  # before the encoder runs over the set
+        cause = "a misspelling, or a setting of the training: settings=FinetuneSettings(...)"
+        raise ContractError("finetune", f"options {unknown}", f"some of {known} of the {kind} head", cause)
     val = val and val.with_classes(train.classes)
     L.seed_everything(s.seed, verbose=False)
     precision = check_precision(precision or clay.precision)
@@ -192,7 +198,7 @@ def finetune(
     config, encoder = clay.model.config, clay.model.encoder
     unfreeze_last(encoder, unfreeze)
     layers = list((spread_layers(config.depth) if train.dense else (-1,)) if layers is None else layers)
-    head_config = dict(kind="dense" if train.dense else "chip", dim=config.dim, outputs=len(train.classes) or 1, **head)
+    head_config = dict(kind=kind, dim=config.dim, outputs=len(train.classes) or 1, **head)
     if train.dense:
         head_config |= dict(layers=len(layers), patch_size=config.patch_size)
     metadata = dict(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clay_lib.data.labels import IGNORE
 from clay_lib.datacube import Datacube
 from clay_lib.encoder import Encoder
-from clay_lib.errors import ContractError
+from clay_lib.errors import ContractError, Count, NonNegative, Share, check_ranges
 from clay_lib.evaluation.segmentation import class_scores, confusions
 from clay_lib.heads.heads import Features, extract_features
 
@@ -23,19 +23,22 @@ PIXEL_STEP = 4  # a dense head trains on every fourth row and column of pixels
 class FinetuneSettings:
     """Schedule, optimizer and losses of fine-tuning."""
 
-    epochs: int = 20
-    batch_size: int = 16  # chips
-    lr: float = 2e-3  # of the head, at the top of a one-cycle schedule
-    encoder_lr: float = 2e-4  # of the last block, where it is not frozen
-    layer_decay: float = 0.75  # each block's rate over that of the block after it (Clark et al. 2020, ELECTRA)
-    weight_decay: float = 0.05  # not of biases, norms and the class token
-    warmup: float = 0.1  # share of the steps
-    balance: float = 0.5  # class weights are (share of the labels)^-balance; 0: equal weights
+    epochs: Count = 20
+    batch_size: Count = 16  # chips
+    lr: NonNegative = 2e-3  # of the head, at the top of a one-cycle schedule
+    encoder_lr: NonNegative = 2e-4  # of the last block, where it is not frozen
+    layer_decay: Share = 0.75  # each block's rate over that of the block after it (Clark et al. 2020, ELECTRA)
+    weight_decay: NonNegative = 0.05  # not of biases, norms and the class token
+    warmup: Share = 0.1  # share of the steps
+    balance: NonNegative = 0.5  # class weights are (share of the labels)^-balance; 0: equal weights
     allow_missing: bool = False  # accept classes without training labels, which are never predicted
     flip: bool = True  # mirror chips at random, unless their features are kept
-    clip_gradient: float = 1.0  # norm
-    keep_gb: float = 4.0  # of a frozen encoder's features to keep; larger ones are computed again in every epoch
+    clip_gradient: NonNegative = 1.0  # norm
+    keep_gb: NonNegative = 4.0  # of a frozen encoder's features to keep; larger ones are computed again in every epoch
     seed: int = 0
+
+    def __post_init__(self):
+        check_ranges(vars(self), type(self))
 
 
 def layer_factor(name: str, depth: int, decay: float) -> float:

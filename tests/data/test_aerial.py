@@ -51,3 +51,9 @@ def test_the_command_writes_images_for_photograph_makers_and_keeps_those_that_ex
     assert len(list(tmp_path.glob("*.png"))) == 4 and first.stat().st_mtime_ns == written
     chips = PhotographMaker("naip", 3, folder=str(tmp_path)).part(range(3))().chips
     assert chips.pixels.shape == (3, 4, 64, 64)
+
+
+@pytest.mark.parametrize("options", [dict(count=0), dict(count=-1), dict(seed=-1)])
+def test_no_views_and_negative_seeds_are_refused(tmp_path, options):
+    with pytest.raises(ContractError, match="count, seed"):
+        aerial(str(tmp_path), **options)

@@ -95,6 +95,11 @@ WRONG = [  # name, sensor, change of a right chip, change of its metadata, level
     ("a band all NaN", S2, with_value(np.nan, 3), {}, E, "pixels", "measured pixel of band rededge1"),
     ("nothing valid", S2, lambda x: x, dict(valid=np.zeros((64, 64), bool)), E, "pixels", "not one valid pixel"),
     ("-9999", S2, with_value(-9999, rows(0.02)), {}, E, "pixels", "-9999 in .*nodata code"),
+    ("one pixel of 1e20", S2, with_value(1e20, np.s_[:, 0, 0]), {}, E, "pixels", r"1e\+20; .*nodata code"),
+    ("netCDF's fill", S1, with_value(9.96921e36, rows(0.1)), {}, E, "pixels", r"9.9.*e\+36; .*nodata code"),
+    ("-99999", S2, with_value(-99999, rows(0.02)), {}, E, "pixels", "-99999; .*nodata code"),
+    ("9999", S2, with_value(9999, rows(0.1)), {}, W, "pixels", "9999 in every band of .*nodata=9999"),
+    ("-1", S2, with_value(-1, rows(0.6)), {}, W, "pixels", "-1 in every band of .*nodata=-1"),
     ("32767", S2, with_value(32767, rows(0.1)), {}, E, "pixels", "32767 in .*nodata code"),
     ("infinite", S2, with_value(np.inf, rows(0.02)), {}, W, "reading", "infinite numbers count as missing"),
     ("scale of an array", S2, lambda x: x, dict(scale=2), E, "scale, offset", "convert them to native numbers"),
@@ -236,7 +241,7 @@ def test_odd_but_right_scenes_pass(right):
         (db(right[S1]), S1, {}),
         (with_value(np.nan, rows(0.4))(right[S2]), S2, {}),
         (np.where(edge, right[S2], -9999), S2, dict(valid=edge)),
-        (np.where(edge, right[S2], -9999), S2, dict(nodata=-9999)),
+        (np.where(edge, right[S2].astype(np.int32), -9999), S2, dict(nodata=-9999)),
         (np.where(edge, right[S1], 0), S1, {}),  # no power outside the swath
         (torch.tensor(right[S2].astype(np.float32)).bfloat16()[None], S2, dict(gsd=torch.tensor([20.0]))),
     ]

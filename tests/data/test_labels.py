@@ -115,6 +115,7 @@ def test_rasters_with_label_rasters(pair):
         (dict(values=np.ones((12, 12), np.uint8)), "12 x 12 pixels"),
         (dict(values=np.full((40, 24), 7, np.uint8)), "class 7"),
         (dict(values=np.full((40, 24), 9, np.uint8)), "every pixel ignored"),
+        (dict(values=np.ones((3, 40, 24), np.uint8)), "3 bands.*colors instead of class numbers"),
     ],
 )
 def test_labels_of_another_grid_or_class_are_refused(pair, change, message):

@@ -159,6 +159,7 @@ def test_bands_of_one_file_may_have_different_dtypes(tmp_path):
         ("text.tif", "linz", {}, "path"),
         ("cut.tif", "linz", {}, "path"),
         ("empty", "linz", {}, "path"),
+        ("complex.tif", "sentinel-1-rtc", {}, "pixels"),
     ],
 )
 def test_unreadable_files_are_refused(tmp_path, name, sensor, kwargs, field):
@@ -167,9 +168,22 @@ def test_unreadable_files_are_refused(tmp_path, name, sensor, kwargs, field):
     complete = write_raster(tmp_path / "a.tif", np.random.default_rng(0).random((3, 300, 300)), **UTM).read_bytes()
     (tmp_path / "cut.tif").write_bytes(complete[: len(complete) // 2])
     (tmp_path / "empty").mkdir()
+    write_raster(tmp_path / "complex.tif", numbered(2).astype(np.complex64), **UTM)
     with pytest.raises(ContractError) as caught:
         read_scene(tmp_path / name, sensor, **kwargs)
     assert caught.value.field == field and caught.value.__cause__ is None
+
+
+def test_an_empty_path_is_not_the_working_folder(tmp_path, monkeypatch):
+    write_raster(tmp_path / "a.tif", numbered(3), **UTM)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ContractError, match="an empty text"):
+        read_scene("", "linz")
+
+
+def test_an_address_that_refuses_is_no_broken_raster():
+    with pytest.raises(ContractError, match="Likely cause: no network"):
+        read_scene("http://127.0.0.1:9/a.tif", "linz")
 
 
 # ---- missing pixels and units ----

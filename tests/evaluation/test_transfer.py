@@ -314,3 +314,17 @@ def test_the_real_scene_has_its_place_and_date(realdata):
     assert abs(metadata["lat"] - 15.72) < 0.01 and metadata["bands"] == bands[:6]
     chips, y, groups = cut_points(pixels, classes)
     assert len(y) == 710 and len(set(groups)) == 27 and (classes > 0).sum() == 718 and 7273 < chips.mean() < 20000
+
+
+@pytest.mark.parametrize(
+    "options, message", [({}, "none, or more than one"), (dict(world=True, seeds=0), "seeds: found 0")]
+)
+def test_no_data_and_no_seeds_are_refused_before_weights_are_read(options, message):
+    with pytest.raises(ContractError, match=message):
+        transfer("nowhere.safetensors", **options)
+
+
+@pytest.mark.parametrize("first_test", [0, 3, 99])
+def test_too_few_images_on_a_side_of_the_split_are_refused(clay, folder, first_test):
+    with pytest.raises(ContractError, match="first_test outside of their numbers"):
+        probe_images(clay, {24: read_images(folder, 24)}, first_test=first_test)

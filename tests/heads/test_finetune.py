@@ -223,6 +223,19 @@ def test_unusable_sets_raise(clay, change, message):
             run()
 
 
+@pytest.mark.parametrize("wrong", [dict(epochs=0), dict(batch_size=-1), dict(lr=-1), dict(lr=np.nan), dict(warmup=10)])
+def test_settings_that_would_train_nothing_are_refused(wrong):
+    with pytest.raises(ContractError, match=f"configuration: {[*wrong][0]}"):
+        FinetuneSettings(**wrong)
+
+
+@pytest.mark.parametrize("option", ["epochs", "lr", "outputs"])
+def test_options_that_no_head_has_are_refused_before_the_encoder_runs(clay, option):
+    data = replace(planted("segmentation"), read=lambda n: pytest.fail("a chip was read"))
+    with pytest.raises(ContractError, match=rf"options \['{option}'\].*FinetuneSettings"):
+        finetune(clay, data, settings=QUICK, **{option: 1}, **CPU)
+
+
 def _swap(read, n):
     sample = read(n)
     return replace(sample, label=np.where(sample.label == IGNORE, IGNORE, 1 - sample.label))
