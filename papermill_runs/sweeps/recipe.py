@@ -35,7 +35,7 @@ from clay_lib.training import TrainSettings, train
 # %% tags=["parameters"]
 seed: int = 0  # of the order of chips and the masks
 out: str = ""  # folder for results; empty: papermill_runs/lab/recipe
-store: str = "papermill_runs/mini-store"  # chips and their targets, see data/weights/clay-mini.yaml
+store: str = "papermill_runs/mini-128-store"  # chips and their targets, see data/weights/clay-mini.yaml
 images: str = "../shared/realdata/ucmerced"  # CLASS/NAME + NUMBER.jpg
 first_test: int = 66  # number of the first test image, which is not read
 source: str = "all"  # or "land": the synthetic Earth alone, without crops of photographs and drawn views
