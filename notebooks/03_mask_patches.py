@@ -77,7 +77,7 @@ print(f"{chip_size} x {chip_size} pixels in patches of {P} x {P}: L = {L} patche
 # Each patch gets a random number. Sorted by these numbers, the first 75 % are hidden and the rest stay visible.
 #
 # > **On a laptop.** The release hides 75 %, as this notebook does. The small weights were trained with 60 %, on
-# > tiles of 64 pixels.
+# > chips of 64 and 128 pixels.
 
 # %%
 ratio = 0.75
@@ -279,7 +279,7 @@ print(f"visible {tuple(projected.shape)} -> decoder input {tuple(inputs[0].shape
 
 # %% [markdown]
 # **Try it.** Hide more or fewer patches, drop bands, or give the model another place or date, and watch the
-# reconstruction. The chip is a window of 64 x 64 pixels, the size on which the small weights were trained.
+# reconstruction. The chip is a window of 64 x 64 pixels, a size on which the small weights were trained.
 
 # %%
 chip = data.crop(optical, 64)

@@ -50,7 +50,7 @@ sensor: str = "sentinel-2-l2a"  # the sensor of the scene
 scene_when: str = ""  # date of your scene, such as 2023-06-10T10:30; empty: unknown
 scene_pixels: int = 192  # pixels a side of the synthetic Earth's scene
 land_cover: int = 40  # WorldCover code of its place: 40 is cropland
-tile: int = 64  # pixels a side of a tile: the size that the small weights were trained on
+tile: int = 64  # pixels a side of a tile: the small weights were trained on 64 and 128
 mask_ratio: float = 0.6  # share of hidden patches
 
 # %% [markdown]
@@ -59,7 +59,7 @@ mask_ratio: float = 0.6  # share of hidden patches
 # Place, date and pixel size go to the model with the pixels; place and date may be unknown.
 #
 # > **On a laptop.** The released weights were trained with 75 % of the patches hidden, the small ones with 60 %, on
-# > tiles of 64 pixels. That is why `mask_ratio` and `tile` differ from the release here.
+# > chips of 64 and 128 pixels. That is why `mask_ratio` and `tile` differ from the release here.
 
 # %%
 out_dir = runs.output_folder(out, "05_map_reconstructions")
@@ -108,7 +108,7 @@ print(f"{rows} x {columns} patches of {P} x {P} pixels -> {tuple(by_hand.shape)}
 # %% [markdown]
 # ## A scene, tile by tile
 #
-# The small weights were trained on squares of one size. A larger scene is cut into such tiles, which pass through the
+# The small weights were trained on small squares. A larger scene is cut into such tiles, which pass through the
 # model as a batch. Cutting into tiles is like cutting into patches, only coarser, so the same two functions do it.
 # Padding at the edges is NaN: nothing was measured there, and patches without measurements never reach the encoder.
 

@@ -198,7 +198,8 @@ STUDIES = {
     ),
     "ucmerced": Study(
         "Real aerial images",
-        "500 RGB images of 0.3 m, ten classes (UC Merced, a part), as sensor naip with bands red, green, blue. Files "
+        "500 RGB images of 0.3 m and 256 px, ten classes (UC Merced, a part), as sensor naip with bands red, green, blue; "
+        "class token and patch mean are those of the images as they are. Files "
         "numbered below 66 train, 170 from 66 on test: neighbors in number are neighbors on the ground. Accuracy; "
         "intervals over images and seeds. The read-out was chosen on folds of the images below 66. Two thirds of the "
         "test images of the random split are among these, so that its scores there, and its gap, are too optimistic.",
