@@ -68,7 +68,7 @@ def transfer(
         sensor: gives the pixels' statistics and wavelengths; naip for images, sentinel-2-l2a for rasters
         bands: of the sensor, in the file's order, null for one to leave out (points); red, green and blue for images
         gsd: meters per pixel of the images as they are
-        sizes: sides in pixels to which images are resized; 128 and 256
+        sizes: sides in pixels to which images are resized; 64, 128 and 256
         first_test: images from this number on are for testing; null: the last third of all numbers
         seeds: of random baselines, random weights and the patches that are drawn
         out: a CSV file for the table
@@ -85,7 +85,7 @@ def transfer(
         raise ContractError("audit", "rasters", "images, points or world", "patches of a raster have no list of labels")
     clay = Clay.load(weights)
     if images:
-        by_size = {size: read_images(images, size) for size in sizes or [128, 256]}
+        by_size = {size: read_images(images, size) for size in sizes or [64, 128, 256]}
         if test:
             by_size, first_test = _join_test({size: (part, read_images(test, size)) for size, part in by_size.items()})
         options = dict(sensor=sensor or "naip", bands=bands or RGB, gsd=gsd or 0.3, first_test=first_test)
