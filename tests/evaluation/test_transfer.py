@@ -276,7 +276,7 @@ def test_the_mini_world_is_probed(clay):
 
 
 def test_shipped_weights_beat_the_baselines_on_real_images(mini, realdata):
-    """One small size and the baselines measured here; the margins are in data/weights/README.md."""
+    """One small size and the baselines measured here; the margins are in data/weights/RESULTS.md."""
     images = read_images(realdata / "ucmerced", 64)
     features = embed_features(mini, images.pixels, gsd=1.2, **RGB, check=False)
     train, y = images.numbers < 66, images.labels
@@ -292,7 +292,7 @@ def test_shipped_weights_beat_the_baselines_on_real_images(mini, realdata):
 
 
 def test_shipped_patch_tokens_know_other_land_far_better_than_random_weights(mini, realdata):
-    """They gained 7 points on it when single patches fell behind their pixels: data/weights/README.md."""
+    """They gained 7 points on it when single patches fell behind their pixels: data/weights/HISTORY.md."""
     pairs = read_rasters(realdata / "sentinel-2-l2a", realdata / "landcover")
     patches, S2 = cut_patches(pairs, 8), "sentinel-2-l2a"
     features = {}
