@@ -2,7 +2,8 @@
 VENV    := .venv
 PY      := $(VENV)/bin/python
 READY   := $(VENV)/.ready
-PYTEST  := $(PY) -m pytest -n 2 --dist loadfile --durations=15
+# Two processes of one thread each, also of the kernels and commands that tests start.
+PYTEST  := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=15
 PROFILE ?= demo
 SCENE   ?=
 SENSOR  ?=

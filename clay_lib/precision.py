@@ -140,8 +140,8 @@ def limit_threads() -> None:
     torch counts the machine's, also in a container or a job that may use few of them: with 64 threads on a share of
     half a core, embedding took twice as long as with one.
     """
-    if torch.get_num_threads() > cores():
-        torch.set_num_threads(cores())
+    if torch.get_num_threads() > (most := cores()):
+        torch.set_num_threads(most)
 
 
 def candidates(device: torch.device, precision: str, training: bool) -> list[str]:

@@ -4,11 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch is imported; also of kernels and commands
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
-
-import torch  # noqa: E402
+import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 os.environ["CLAY_PRECISION"] = "exact"  # the same numbers on every machine; test_precision.py asks for others

@@ -267,10 +267,8 @@ def _pair_files(images, labels) -> list[tuple[Path, Path]]:
         return [(path, label_paths[0]) for path in image_paths]
     by_name = {path.stem: path for path in label_paths}
     if missing := [path.name for path in image_paths if path.stem not in by_name]:
-        found, cause = (
-            f"no labels for {', '.join(missing[:3])}",
-            "names differ by more than their ending, or a misspelled folder",
-        )
+        found = f"no labels for {', '.join(missing[:3])}"
+        cause = "names differ by more than their ending, or a misspelled folder"
         raise ContractError("labels", found, "a file of the same name each", cause)
     return [(path, by_name[path.stem]) for path in image_paths]
 

@@ -300,10 +300,8 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
         expected = "a GeoTIFF, VRT, JPEG 2000, JPEG or PNG"
         cause = "not a raster, a broken download, or an archive that must be unpacked"
         if "://" in path:
-            expected, cause = (
-                "a raster that can be read",
-                "no network, a wrong address, or an archive that needs a login",
-            )
+            expected = "a raster that can be read"
+            cause = "no network, a wrong address, or an archive that needs a login"
         raise ContractError("path", f"{path}: {first_line(error)}", expected, cause) from None
     if file.count == 0:
         variables = [name.rsplit(":", 1)[-1].strip("/") for name in file.subdatasets]

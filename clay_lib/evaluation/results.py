@@ -145,7 +145,7 @@ def rows_of(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def _ucmerced(clay: Clay, real: Path, seeds: int) -> pd.DataFrame:
-    images = {size: transfer.read_images(real / "ucmerced", size) for size in (64, 128, 256)}
+    images = {size: transfer.read_images(real / "ucmerced", size) for size in transfer.SIZES}
     evaluation, chosen = transfer.probe_images(clay, images, first_test=66, seeds=seeds)
     print(f"  read-out chosen on training folds: {chosen}")
     return rows_of(evaluation)

@@ -26,6 +26,7 @@ from clay_lib.sensors import SENSORS
 
 RGB = ("red", "green", "blue")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+SIZES = (64, 128, 256)  # sides in pixels
 
 
 def transfer(
@@ -85,7 +86,7 @@ def transfer(
         raise ContractError("audit", "rasters", "images, points or world", "patches of a raster have no list of labels")
     clay = Clay.load(weights)
     if images:
-        by_size = {size: read_images(images, size) for size in sizes or [64, 128, 256]}
+        by_size = {size: read_images(images, size) for size in sizes or SIZES}
         if test:
             by_size, first_test = _join_test({size: (part, read_images(test, size)) for size, part in by_size.items()})
         options = dict(sensor=sensor or "naip", bands=bands or RGB, gsd=gsd or 0.3, first_test=first_test)
@@ -187,8 +188,9 @@ def probe_images(
     labels, numbers, bands = first.labels, first.numbers, list(bands)
     distinct = np.unique(numbers)
     train = numbers < (distinct[2 * len(distinct) // 3] if first_test is None else first_test)
-    if (low := len(np.unique(numbers[train]))) < 4 or train.all() or len(np.unique(labels[train])) < 2:
-        found = f"{low} numbers in {len(np.unique(labels[train]))} class(es) for training, {(~train).sum()} image(s) to test"
+    known, classes = len(np.unique(numbers[train])), len(np.unique(labels[train]))
+    if known < 4 or train.all() or classes < 2:
+        found = f"{known} numbers in {classes} class(es) for training, {(~train).sum()} image(s) to test"
         expected = "4 numbers and 2 classes or more for training, 1 image or more to test"
         raise ContractError("images", found, expected, "too few images, or first_test outside of their numbers")
     folds = np.digitize(numbers, np.quantile(numbers[train], [0.25, 0.5, 0.75]))  # quarters of neighbors

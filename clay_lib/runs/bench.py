@@ -101,8 +101,8 @@ def bench(
     results = []
     for name in names:
         run, workload = BENCHES[name]
-        gpu = dict(batch=32, repeats=10, size="tiny,base,large") if name in ("embed", "train") else {}
-        gpu = gpu if device == "cuda" else {}
+        on_gpu = device == "cuda" and name in ("embed", "train")
+        gpu = dict(batch=32, repeats=10, size="tiny,base,large") if on_gpu else {}
         workload = replace(workload, **gpu | {key: value for key, value in options.items() if value})
         for row in run(workload):
             print(f"{row.name:<36}{1000 * row.seconds:9.1f} ms   {row.note}", flush=True)
@@ -116,12 +116,7 @@ def bench(
 def median_seconds(work: Callable[[], object], *, repeats: int) -> float:
     """Median wall time of one call, after one call to warm up."""
     work()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return median(seconds)
+    return median(_seconds(work, torch.device("cpu")) for _ in range(repeats))
 
 
 def paired_seconds(
@@ -316,10 +311,12 @@ def _bench_teacher(w: Workload) -> Iterator[Row]:
 def matrix_rate(device: torch.device | str = "cpu", precision: str = "exact") -> float:
     """FLOP/s of a product as wide as the large model's, with fewer rows where a CPU computes this precision slowly."""
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
-    a, b = (torch.randn(shape, device=device).to(half) for shape in ((8192, 1024), (1024, 4096)))
+    device = torch.device(device)
+    counts = [8192] if device.type == "cuda" else [32, 256, 1024]
+    a, b = (torch.randn(shape, device=device).to(half) for shape in ((counts[-1], 1024), (1024, 4096)))
     with matmul_precision(precision):
-        for rows in [8192] if torch.device(device).type == "cuda" else [32, 256, 1024]:
-            best = min(_seconds(lambda: a[:rows] @ b, torch.device(device)) for _ in range(8))  # noqa: B023
+        for rows in counts:
+            best = min(_seconds(lambda: a[:rows] @ b, device) for _ in range(8))  # noqa: B023
             if best > 0.05:
                 break
     return 2 * rows * 1024 * 4096 / best
